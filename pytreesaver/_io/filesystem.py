@@ -1,0 +1,134 @@
+"""Every call that opens, writes, syncs, renames or deletes, and nothing else.
+
+The rest of pytreesaver reaches the disk through these functions only, so that a test can put a simulated file system
+in their place and stop it at every state that a crash could leave.
+"""
+
+import fcntl
+import mmap
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+Buffer = np.ndarray | bytes | memoryview
+
+MOST_BUFFERS = 1024  # IOV_MAX: what one gathering write takes
+MOST_BYTES = 0x7FFFF000  # what one system call moves at most on Linux
+
+
+def open_new(path: Path) -> int:
+    """A file descriptor to write a file that does not exist yet."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def open_existing(path: Path) -> int:
+    """A file descriptor to read a file."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def close(descriptor: int) -> None:
+    """Give a file descriptor back."""
+    os.close(descriptor)
+
+
+def reserve(descriptor: int, nbytes: int) -> None:
+    """Have the file system set `nbytes` aside, so that a full disk shows before anything is written."""
+    if nbytes and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, nbytes)
+
+
+def write(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
+    """Write up to `MOST_BUFFERS` buffers one after the other at `offset`; gives how many bytes were written."""
+    return os.pwritev(descriptor, buffers, offset)  # type: ignore[arg-type]
+
+
+def read_into(descriptor: int, buffer: np.ndarray, offset: int) -> int:
+    """Fill `buffer` from `offset`; gives how many bytes were read, 0 at the end of the file."""
+    return os.preadv(descriptor, [buffer], offset)  # type: ignore[list-item]
+
+
+def file_size(descriptor: int) -> int:
+    """The size of an open file in bytes."""
+    return os.fstat(descriptor).st_size
+
+
+def sync_file(descriptor: int) -> None:
+    """Return only when the contents and the size of the file would survive a power cut."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Return only when the names in the directory would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock on an open file, which is let go when it is closed or its holder dies; False if another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def lock(descriptor: int) -> None:
+    """Wait for that lock; where the file system knows no locks, do without."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def is_linked(descriptor: int) -> bool:
+    """Whether an open file still has a name."""
+    return os.fstat(descriptor).st_nlink > 0
+
+
+def make_directory(path: Path) -> None:
+    """Create one directory, which must not exist."""
+    os.mkdir(path)
+
+
+def remove_directory(path: Path) -> None:
+    """Delete one empty directory."""
+    os.rmdir(path)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a file or a directory another name, in one step; a file or an empty directory of that name is replaced."""
+    os.rename(source, target)
+
+
+def remove_file(path: Path) -> None:
+    """Delete one file."""
+    os.unlink(path)
+
+
+def list_directory(path: Path) -> list[str]:
+    """The names in a directory, sorted."""
+    return sorted(os.listdir(path))
+
+
+def new_memory(nbytes: int) -> np.ndarray:
+    """Fresh memory as uint8[nbytes], on a page boundary and in huge pages where the system has them.
+
+    Page faults are most of the cost of reading into new memory, and JAX takes over only aligned memory uncopied.
+    """
+    if nbytes == 0:
+        return np.empty(0, np.uint8)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= 1 << 21:
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel built without huge pages
+    return np.frombuffer(memory, np.uint8)

@@ -1,0 +1,24 @@
+"""Run a list of independent pieces of input or output on a few threads."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+_FEW_BYTES = 4 << 20  # below this, starting threads costs more than it saves
+
+
+def run_all(tasks: Sequence[Callable[[], None]], nbytes: int) -> None:
+    """Run every task; if one fails, start no more, wait for those under way, and raise the first error."""
+    if len(tasks) < 2 or nbytes < _FEW_BYTES:
+        for task in tasks:
+            task()
+        return
+    workers = min(len(tasks), 4, (os.cpu_count() or 1) + 1)
+    with ThreadPoolExecutor(workers, thread_name_prefix="pytreesaver-io") as executor:
+        futures = [executor.submit(task) for task in tasks]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            executor.shutdown(wait=True, cancel_futures=True)
+            raise

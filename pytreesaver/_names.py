@@ -1,0 +1,69 @@
+"""Variable names: the path of a leaf in its tree, its entries joined with ``/``. Pure functions on strings."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+
+SINGLE_LEAF_NAME = "."
+"""The name of the one variable of a tree that is itself a leaf."""
+
+
+def name_component(entry: Any) -> str:
+    """One entry of a JAX key path as it stands in a variable name.
+
+    Example:
+        >>> name_component(jax.tree_util.DictKey("kernel")), name_component(jax.tree_util.SequenceKey(0))
+        ('kernel', '0')
+    """
+    match entry:
+        case jax.tree_util.DictKey() | jax.tree_util.FlattenedIndexKey():
+            return str(entry.key)
+        case jax.tree_util.SequenceKey():
+            return str(entry.idx)
+        case jax.tree_util.GetAttrKey():
+            return str(entry.name)
+    return jax.tree_util.keystr((entry,), simple=True)
+
+
+def near_names(name: str, candidates: Sequence[str], most: int = 3) -> list[str]:
+    """Up to `most` of `candidates` that look like `name`, the likeliest first.
+
+    Example:
+        >>> near_names("params/dens/kernel", ["params/dense/kernel", "step"])
+        ['params/dense/kernel']
+    """
+    return difflib.get_close_matches(name, candidates, n=most, cutoff=0.7)
+
+
+def did_you_mean(name: str, candidates: Sequence[str]) -> str:
+    """A half sentence that offers names like `name`, or nothing: ``; did you mean 'b'?``."""
+    near = near_names(name, candidates)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def shown(name: str) -> str:
+    """A name as it stands in a message: as it is, or quoted if it could be misread.
+
+    Example:
+        >>> shown("params/kernel"), shown("line\\nbreak"), shown("")
+        ('params/kernel', "'line\\\\nbreak'", "''")
+    """
+    return name if name.isprintable() and name and name == name.strip() else repr(name)
+
+
+def duplicates(names: Iterable[str]) -> list[str]:
+    """The names that stand more than once in `names`, each once, in order.
+
+    Example:
+        >>> duplicates(["a", "b", "a"])
+        ['a']
+    """
+    seen: set[str] = set()
+    again: dict[str, None] = {}
+    for name in names:
+        if name in seen:
+            again[name] = None
+        seen.add(name)
+    return list(again)

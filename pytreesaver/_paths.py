@@ -1,0 +1,44 @@
+"""Paths as users give them, and the operating system's refusals as errors that say what was being done and where."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pytreesaver._errors import CheckpointError, CheckpointIOError, CheckpointPermissionError
+
+PathLike = str | os.PathLike[str]
+
+
+def local_path(path: PathLike) -> Path:
+    """A path on this machine, ``~`` resolved.
+
+    Raises:
+        TypeError: it is neither a str nor an `os.PathLike` of one.
+        ValueError: it is empty, or the address of something elsewhere.
+    """
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"path: expected a str or a pathlib.Path, found {path!r}")
+    if not text or "\0" in text:
+        raise ValueError(f"path: expected the path of a checkpoint, found {text!r}")
+    if "://" in text:
+        raise ValueError(f"path: expected a path on this machine, found the address {text!r}")
+    return Path(text).expanduser()
+
+
+@contextmanager
+def named_os_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into an error that says what was being done, and where."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        denied = isinstance(error, PermissionError) or error.errno == errno.EROFS
+        kind = CheckpointPermissionError if denied else CheckpointIOError
+        where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        named = kind(f"cannot {action} {path}: {error.strerror or error}{where}")
+        named.errno = error.errno
+        raise named from error

@@ -1,0 +1,133 @@
+"""What a template asks of each leaf, and the leaf made from stored bytes that answers it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+
+from pytreesaver._leaves import (
+    PYTHON_KINDS,
+    LeafType,
+    jax_array_type,
+    key_type,
+    leaf_type_of,
+    logical_shape,
+    numpy_value,
+    python_value,
+    storage_dtype,
+)
+
+X64_DTYPES = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
+"""The dtypes that a JAX array can have only while ``jax_enable_x64`` is on, and what JAX would cut them down to."""
+
+
+class Template(msgspec.Struct, frozen=True):
+    """What a template asks of a leaf: type, shape, and where it shall lie (None: JAX's default device, uncommitted)."""
+
+    type: LeafType
+    shape: tuple[int, ...]
+    sharding: Any = None
+
+
+def template_of(leaf: Any) -> Template:
+    """What a leaf of a template asks for: its own type and shape, or those of a `jax.ShapeDtypeStruct`.
+
+    Raises:
+        LeafError: nothing of this type can be restored.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        sharding = leaf.sharding if isinstance(getattr(leaf.sharding, "mesh", None), jax.sharding.Mesh) else None
+        if isinstance(leaf.sharding, jax.sharding.SingleDeviceSharding):
+            sharding = leaf.sharding
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            impls: list[Any] = []
+            jax.eval_shape(lambda keys: impls.append(jax.random.key_impl(keys)), leaf)
+            return Template(key_type(impls[0]), leaf.shape, sharding)
+        return Template(jax_array_type(leaf.dtype, bool(leaf.weak_type)), leaf.shape, sharding)
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        sharding = leaf.sharding if leaf.committed else None
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return Template(key_type(jax.random.key_impl(leaf)), leaf.shape, sharding)
+        return Template(jax_array_type(leaf.dtype, bool(leaf.weak_type)), leaf.shape, sharding)
+    leaf_type, stored_shape = leaf_type_of(leaf)
+    return Template(leaf_type, logical_shape(leaf_type, stored_shape))
+
+
+def value_fits(value: Any, target: LeafType) -> bool:
+    """Whether a Python number becomes a 0-d array of the target's dtype, of the same category, with nothing lost.
+
+    Example:
+        >>> value_fits(300, LeafType("jax", "int32")), value_fits(300, LeafType("jax", "int8"))
+        (True, False)
+    """
+    if target.kind not in ("jax", "numpy", "numpy_scalar"):
+        return False
+    dtype = storage_dtype(target)
+    if isinstance(value, bool):
+        return dtype == np.bool_
+    if isinstance(value, int):
+        if not jnp.issubdtype(dtype, jnp.integer):
+            return False
+        info = jnp.iinfo(dtype)  # type: ignore[no-untyped-call]
+        return int(info.min) <= value <= int(info.max)
+    category = jnp.complexfloating if isinstance(value, complex) else jnp.floating
+    if not jnp.issubdtype(dtype, category):
+        return False
+    exact = np.array(value)
+    with np.errstate(all="ignore"):
+        back = exact.astype(dtype).astype(exact.dtype)
+    return back.tobytes() == exact.tobytes()
+
+
+def python_kind_of(dtype: np.dtype[Any]) -> str | None:
+    """The kind of Python number that holds every value of a dtype exactly, or None."""
+    if dtype == np.bool_:
+        return "bool"
+    for category, kind in ((jnp.integer, "int"), (jnp.floating, "float"), (jnp.complexfloating, "complex")):
+        if jnp.issubdtype(dtype, category):
+            return kind
+    return None
+
+
+def build_leaf(array: np.ndarray, stored: LeafType, target: LeafType, sharding: Any = None) -> Any:
+    """The leaf of type `target` that a stored array gives. The two types must fit: see `pytreesaver._match`."""
+    if target.kind in PYTHON_KINDS:
+        value = python_value(array, stored) if stored.kind in PYTHON_KINDS else array.item()
+        return _PYTHON_BUILTINS[target.kind](value)
+    if stored.kind in PYTHON_KINDS:
+        array = np.array(python_value(array, stored)).astype(storage_dtype(target))
+    if target.kind == "key":
+        keys = jax.random.wrap_key_data(jnp.asarray(array), impl=target.key_impl)
+        return keys if sharding is None else jax.device_put(keys, sharding)
+    if target.kind == "jax":
+        return _jax_array(array, target, sharding)
+    array = numpy_value(array, target)
+    return array[()] if target.kind == "numpy_scalar" else array
+
+
+_PYTHON_BUILTINS: dict[str, Callable[[Any], Any]] = {
+    cls.__name__: cls for cls in (bool, int, float, complex, str, bytes)
+}
+
+
+def _jax_array(array: np.ndarray, target: LeafType, sharding: Any) -> Any:
+    if target.weak_type:
+        weak = _weakly_typed(array)
+        return weak if sharding is None else jax.device_put(weak, sharding)
+    if sharding is None:
+        return jax.device_put(array)  # uncommitted, as a fresh array is: it may be used with arrays on any device
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _weakly_typed(array: np.ndarray) -> Any:
+    # Weak types come from Python scalars only, so one is spread out and overwritten.
+    kind = python_kind_of(array.dtype)
+    if kind in ("int", "float", "complex"):
+        with jax.enable_x64(array.dtype.name in X64_DTYPES):
+            scalar = jnp.asarray(_PYTHON_BUILTINS[kind](0))
+            if scalar.dtype == array.dtype:
+                return jnp.broadcast_to(scalar, array.shape).at[...].set(jnp.asarray(array))
+    return jax.device_put(array)

@@ -1,0 +1,268 @@
+"""Looking into a checkpoint: its variables, one at a time or in part, and whether they are whole."""
+
+import math
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._errors import CorruptCheckpointError, VariableNotFoundError
+from pytreesaver._leaves import PYTHON_KINDS, describe, logical_shape, numpy_value, storage_dtype
+from pytreesaver._names import did_you_mean, shown
+from pytreesaver._paths import PathLike, local_path, named_os_errors
+from pytreesaver._values import NotPlainError, decode_value, dtype_from_name
+from pytreesaver.formats import CheckpointReader, native
+
+
+def open_reader(path: PathLike) -> CheckpointReader:
+    """The reader of the format that the checkpoint at `path` has."""
+    source = local_path(path)
+    with named_os_errors("read", source):
+        return native.open(source)
+
+
+class Variable:
+    """One variable of an open checkpoint: what it is, at once; its values, when they are asked for.
+
+    Attributes:
+        name: the variable name.
+        shape: its shape.
+        dtype: its NumPy dtype; ``object`` for a str, bytes, or an int of more than 64 bits; ``uint32`` for PRNG keys,
+            whose values are their key data.
+        nbytes: how many bytes it takes in the checkpoint.
+        kind: what it was saved from: ``"jax"``, ``"key"``, ``"numpy"``, ``"numpy_scalar"``, ``"int"``, ``"str"``, ...
+    """
+
+    __slots__ = ("_leaf_type", "_position", "_reader", "dtype", "kind", "name", "nbytes", "shape")
+
+    def __init__(self, reader: CheckpointReader, position: int) -> None:
+        self._reader = reader
+        self._position = position
+        self._leaf_type = leaf_type = reader.types[position]
+        stored_shape = reader.shapes[position]
+        self.name: str = reader.names[position]
+        self.kind: str = leaf_type.kind
+        self.nbytes: int = math.prod(stored_shape) * storage_dtype(leaf_type).itemsize
+        as_object = leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8"
+        self.dtype: np.dtype[Any] = np.dtype(object) if as_object else dtype_from_name(leaf_type.dtype)
+        self.shape: tuple[int, ...] = () if as_object else stored_shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError(f"{shown(self.name)} is a scalar and has no length")
+        return self.shape[0]
+
+    def read(self) -> np.ndarray:
+        """All values, checked against their checksums, in a new NumPy array.
+
+        Raises:
+            CorruptCheckpointError: the bytes are damaged.
+        """
+        with named_os_errors("read", self._reader.path):
+            (array,) = self._reader.read([self._position], verify=True)
+        return numpy_value(array, self._leaf_type)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Some values, as NumPy's indexing with integers, slices and ``...`` gives them, in a new array.
+
+        Only those bytes are read, rounded up to the blocks that have a checksum.
+
+        Example:
+            >>> path = pytreesaver.save({"embed": np.arange(12).reshape(6, 2)}, "embedding")
+            >>> load_checkpoint(path)["embed"][1:3]
+            array([[2, 3],
+                   [4, 5]])
+        """
+        if self.dtype == object:
+            return np.asarray(self.read()[index])
+        box, inner = _bounding_box(index, self.shape, self.name)
+        with named_os_errors("read", self._reader.path):
+            part = self._reader.read_part(self._position, [a for a, _ in box], [b for _, b in box], verify=True)
+        return np.asarray(numpy_value(part, self._leaf_type)[inner])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError(f"{shown(self.name)} lies in a file: it cannot become an array without a copy")
+        array = self.read()
+        return array if dtype is None else array.astype(dtype)
+
+    def __repr__(self) -> str:
+        logical = logical_shape(self._leaf_type, self._reader.shapes[self._position])
+        return f"<Variable {shown(self.name)}: {describe(self._leaf_type, logical)}, {self.nbytes} bytes>"
+
+
+def _bounding_box(
+    index: Any, shape: tuple[int, ...], name: str
+) -> tuple[list[tuple[int, int]], tuple[slice | int, ...]]:
+    """The box of an array that a basic index touches, and the index to take from that box."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if sum(part is ... for part in parts) > 1:
+        raise IndexError(f"{shown(name)}: an index can have a single ...")
+    parts = [part if isinstance(part, slice) or part is ... else _as_int(part, name) for part in parts]
+    given = sum(part is not ... for part in parts)
+    if given > len(shape):
+        raise IndexError(f"{shown(name)}: expected at most {len(shape)} indices for shape {shape}, found {given}")
+    fill: list[Any] = [slice(None)] * (len(shape) - given)
+    at = next((i for i, part in enumerate(parts) if part is ...), None)
+    parts = parts + fill if at is None else parts[:at] + fill + parts[at + 1 :]
+    box: list[tuple[int, int]] = []
+    inner: list[slice | int] = []
+    for axis, (part, length) in enumerate(zip(parts, shape, strict=True)):
+        if isinstance(part, slice):
+            wanted = range(*part.indices(length))
+            low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+            inner.append(slice(None, None, wanted.step) if wanted else slice(None))
+        else:
+            if not -length <= part < length:
+                raise IndexError(f"{shown(name)}: index {part} is out of bounds for axis {axis} of length {length}")
+            low, high = part % length, part % length + 1
+            inner.append(0)
+        box.append((low, high))
+    return box, tuple(inner)
+
+
+def _as_int(part: Any, name: str) -> int:
+    if isinstance(part, bool | np.bool_) or not hasattr(part, "__index__"):
+        raise IndexError(
+            f"{shown(name)}: expected an index of integers, slices and ..., found {part!r}; read() gives an array "
+            "that takes any index"
+        )
+    return int(part.__index__())
+
+
+class Checkpoint(Mapping[str, Variable]):
+    """An open checkpoint: a read-only mapping from variable names to `Variable`, in the order of the tree's leaves.
+
+    Attributes:
+        path: where it is.
+        metadata: what was given to `save`, as it was given.
+
+    Use it in a ``with`` statement, or call `close` when done.
+    """
+
+    def __init__(self, reader: CheckpointReader) -> None:
+        self._reader = reader
+        self._positions = {name: i for i, name in enumerate(reader.names)}
+        self.path = reader.path
+        try:
+            self.metadata: dict[str, Any] = decode_value(reader.metadata)
+        except NotPlainError as error:
+            raise CorruptCheckpointError(f"{reader.path}: metadata: {error}") from error
+
+    def __getitem__(self, name: str) -> Variable:
+        if name not in self._positions:
+            raise VariableNotFoundError(
+                f"{self.path} has no variable {name!r}{did_you_mean(str(name), list(self._positions))}"
+            )
+        return Variable(self._reader, self._positions[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def verify(self) -> None:
+        """Read every byte of the checkpoint, in bounded memory.
+
+        Raises:
+            CorruptCheckpointError: naming every damaged variable.
+        """
+        with named_os_errors("read", self.path):
+            self._reader.verify()
+
+    def close(self) -> None:
+        """Close the files. Arrays that were read stay as they are."""
+        self._reader.close()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.path}: {len(self)} variables>"
+
+
+def load_checkpoint(path: PathLike) -> Checkpoint:
+    """Open a checkpoint to look into it. No array is read until it is asked for.
+
+    Raises:
+        CheckpointNotFoundError: there is no complete checkpoint at `path`.
+        CorruptCheckpointError: its index is damaged.
+        UnsupportedVersionError: a newer pytreesaver wrote it.
+
+    Example:
+        >>> path = pytreesaver.save({"dense": {"kernel": np.zeros((784, 10), np.float32)}}, "classifier")
+        >>> with load_checkpoint(path) as checkpoint:
+        ...     checkpoint["dense/kernel"].shape, checkpoint["dense/kernel"].read().sum()
+        ((784, 10), np.float32(0.0))
+    """
+    reader = open_reader(path)
+    try:
+        return Checkpoint(reader)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def list_variables(path: PathLike) -> list[tuple[str, tuple[int, ...]]]:
+    """The (name, shape) of every variable, sorted by name. After `tf.train.list_variables`.
+
+    Raises:
+        What `load_checkpoint` raises.
+
+    Example:
+        >>> list_variables(pytreesaver.save({"w": np.zeros((2, 3)), "b": np.zeros(3)}, "layer"))
+        [('b', (3,)), ('w', (2, 3))]
+    """
+    with load_checkpoint(path) as checkpoint:
+        return sorted((name, variable.shape) for name, variable in checkpoint.items())
+
+
+def load_variable(path: PathLike, name: str) -> np.ndarray:
+    """The values of one variable as a NumPy array. After `tf.train.load_variable`.
+
+    A str, bytes, or an int of more than 64 bits comes in a 0-d array of dtype object.
+
+    Raises:
+        VariableNotFoundError: there is none of that name; the message has similar ones.
+        What `load_checkpoint` raises.
+
+    Example:
+        >>> load_variable(pytreesaver.save({"w": np.arange(3)}, "vector"), "w")
+        array([0, 1, 2])
+    """
+    with load_checkpoint(path) as checkpoint:
+        return checkpoint[name].read()
+
+
+def verify(path: PathLike) -> None:
+    """Read every byte of a checkpoint and compare it with its checksums, in bounded memory.
+
+    Raises:
+        CorruptCheckpointError: its attribute `damaged` and its message name every damaged variable.
+        What `load_checkpoint` raises.
+
+    Example:
+        >>> verify(pytreesaver.save({"w": np.arange(3)}, "verified"))
+    """
+    with load_checkpoint(path) as checkpoint:
+        checkpoint.verify()

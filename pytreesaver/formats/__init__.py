@@ -1,0 +1,82 @@
+"""The formats in which a checkpoint can lie on disk: one module for each, all behind the same small protocol."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from pytreesaver._leaves import Cells, LeafType
+
+
+class TreeContents(NamedTuple):
+    """A tree ready to be written, in columns of one entry for each variable.
+
+    `shapes` are those of the stored arrays (`pytreesaver._leaves.leaf_type_of`); `cells` hold the values; `structure`
+    and `metadata` are plain JSON data.
+    """
+
+    names: Sequence[str]
+    types: Sequence[LeafType]
+    shapes: Sequence[tuple[int, ...]]
+    cells: Sequence[Cells]
+    structure: Any
+    metadata: Any
+
+
+class CheckpointReader(Protocol):
+    """An open checkpoint: what it holds is known, its arrays are read when asked for. A position is an index into the
+    columns `names`, `types` and `shapes`."""
+
+    path: Path
+    names: Sequence[str]
+    types: Sequence[LeafType]
+    shapes: Sequence[tuple[int, ...]]
+    structure: Any
+    """As in `TreeContents`; None if the format keeps none, and then the tree is nested dicts of the names."""
+    metadata: Any
+
+    def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
+        """The stored arrays at these positions, in memory that nobody else writes to.
+
+        Raises:
+            CorruptCheckpointError: naming every variable whose bytes are damaged (only if `verify`) or not there.
+        """
+
+    def read_part(self, position: int, starts: Sequence[int], stops: Sequence[int], *, verify: bool) -> np.ndarray:
+        """One box of a stored array, from `starts` up to `stops` on each axis; little more than its bytes is read."""
+
+    def verify(self) -> None:
+        """Read every byte of every file.
+
+        Raises:
+            CorruptCheckpointError: naming every variable whose bytes are damaged.
+        """
+
+    def close(self) -> None:
+        """Let go of the files."""
+
+
+class Format(Protocol):
+    """One way for a checkpoint to lie on disk."""
+
+    name: str
+
+    def write(self, path: Path, contents: TreeContents, *, overwrite: bool, durable: bool) -> None:
+        """Write a checkpoint so that at every moment either the old one or the new one is complete at `path`.
+
+        Raises:
+            CheckpointExistsError: something is at `path` that may not be replaced.
+        """
+
+    def recognizes(self, path: Path) -> bool:
+        """Whether what is at `path` is of this format, complete or damaged. Reads little."""
+
+    def open(self, path: Path) -> CheckpointReader:
+        """Open a checkpoint.
+
+        Raises:
+            CheckpointNotFoundError: there is none.
+            CorruptCheckpointError: it contradicts itself.
+            UnsupportedVersionError: it is of a newer version.
+        """

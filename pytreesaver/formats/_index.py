@@ -1,0 +1,252 @@
+"""The index of a native checkpoint: everything but the bytes, as JSON in columns, with a checksum of itself.
+
+docs/format.md is its specification. What comes out of `decode_index` is consistent in itself: every length, bound and
+size has been checked, before anything is allocated for it.
+"""
+
+import binascii
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from pytreesaver._errors import CorruptCheckpointError, UnsupportedVersionError
+from pytreesaver._io.checksums import block_count, checksum
+from pytreesaver._leaves import PYTHON_KINDS, LeafType, storage_dtype
+from pytreesaver._names import duplicates
+from pytreesaver._values import NotPlainError
+
+FORMAT_NAME = "pytreesaver"
+VERSION = 1
+
+_FILE_NAME = re.compile(r"data-[0-9a-z-]+\.safetensors")
+_MOST_NBYTES = 2**63
+
+
+class DataFile(msgspec.Struct, frozen=True):
+    """A data file: its name, its size, and the size and the checksum of its safetensors header (length included)."""
+
+    name: str
+    nbytes: int
+    header_nbytes: int
+    header_checksum: str
+
+
+class Index(msgspec.Struct):
+    """The columns of an index. `chunk_files`, `chunk_offsets` and `checksums` have their entries in the order of the
+    variables, and within a variable in the row-major order of its grid; only those of several chunks are in `grids`.
+    """
+
+    names: list[str]
+    types: list[LeafType]
+    type_of: list[int]
+    shapes: list[list[int]]
+    grids: dict[str, list[list[int]]]
+    files: list[DataFile]
+    chunk_files: list[int]
+    chunk_offsets: list[int]
+    checksum_block_nbytes: int
+    checksums: str
+    structure: Any
+    metadata: Any
+
+
+class Chunk(NamedTuple):
+    """A box of an array: where it starts in the array and its shape, where its bytes lie, and its first checksum."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: int
+    offset: int
+    nbytes: int
+    first_block: int
+
+
+# The order in which the parts stand in the file: what a person looks for comes first.
+_PARTS = ("metadata", "structure", "names", "types", "type_of", "shapes", "grids", "files")
+_CHUNK_PARTS = ("chunk_files", "chunk_offsets", "checksum_block_nbytes", "checksums")
+
+
+def encode_index(index: Index) -> bytes:
+    """The index as JSON, a line for each part, the last of which is the checksum of all that comes before it."""
+    parts: dict[str, Any] = {"format": FORMAT_NAME, "version": VERSION}
+    parts |= {name: getattr(index, name) for name in (*_PARTS, *_CHUNK_PARTS)}
+    lines = [b'"%s":%s' % (name.encode(), msgspec.json.encode(value)) for name, value in parts.items()]
+    body = b"{" + b",\n".join(lines) + b",\n"
+    return body + b'"checksum":"%016x"}\n' % checksum(body)
+
+
+_TAIL = re.compile(rb'"checksum":"([0-9a-f]{16})"\}\n')
+_TAIL_NBYTES = len(b'"checksum":"0123456789abcdef"}\n')
+
+
+class _Heading(msgspec.Struct):
+    format: str
+    version: int
+
+
+def is_index(data: bytes) -> bool:
+    """Whether some bytes begin as `encode_index` begins them."""
+    return data.startswith(b'{"format":"%s"' % FORMAT_NAME.encode())
+
+
+def decode_index(data: bytes, where: str) -> Index:
+    """The index that these bytes hold; `where` says in messages which file they are from.
+
+    Raises:
+        UnsupportedVersionError: it is intact, but of a newer version of the format.
+        CorruptCheckpointError: it is anything else than a complete, consistent index.
+    """
+    if not data:
+        raise CorruptCheckpointError(f"{where}: expected an index, found an empty file")
+    body, tail = data[:-_TAIL_NBYTES], _TAIL.fullmatch(data[-_TAIL_NBYTES:])
+    intact = tail is not None and int(tail[1], 16) == checksum(body)
+    try:
+        heading = msgspec.json.decode(data, type=_Heading)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptCheckpointError(
+            f"{where}: expected an index in JSON, found a truncated or damaged one ({error})"
+        ) from None
+    if heading.format != FORMAT_NAME:
+        raise CorruptCheckpointError(f'{where}: expected "format": "{FORMAT_NAME}", found "{heading.format}"')
+    of_version = f"version {heading.version} of the format, and this pytreesaver reads up to version {VERSION}"
+    if not intact:
+        note = f" (it claims to be of {of_version})" if heading.version > VERSION else ""
+        raise CorruptCheckpointError(
+            f"{where}: the index does not fit its own checksum: it is damaged or was edited{note}"
+        )
+    if heading.version > VERSION:
+        raise UnsupportedVersionError(f"{where}: it is of {of_version}; a newer pytreesaver reads it")
+    try:
+        index = msgspec.json.decode(data, type=Index)
+        _check(index, where)
+    except (msgspec.MsgspecError, NotPlainError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{where}: {error}") from None
+    return index
+
+
+def _check(index: Index, where: str) -> None:
+    count = len(index.names)
+
+    def require(condition: bool, expected: str) -> None:
+        if not condition:
+            raise CorruptCheckpointError(f"{where}: expected {expected}")
+
+    require(not (again := duplicates(index.names)), f"different names, found {again} more than once")
+    require(len(index.type_of) == len(index.shapes) == count, f"{count} types and shapes, as many as names")
+    require(all(0 <= i < len(index.types) for i in index.type_of), f"positions among {len(index.types)} types")
+    for leaf_type in index.types:
+        require(leaf_type.kind != "key" or bool(leaf_type.key_impl), "the implementation of each key")
+        storage_dtype(leaf_type)
+    for file in index.files:
+        require(_FILE_NAME.fullmatch(file.name) is not None, f"a data file of the checkpoint, found {file.name!r}")
+        require(0 <= file.header_nbytes <= file.nbytes < _MOST_NBYTES, f"a header within {file.name}")
+    require(index.checksum_block_nbytes > 0, "a positive checksum_block_nbytes")
+    for i, (name, shape) in enumerate(zip(index.names, index.shapes, strict=True)):
+        require(all(length >= 0 for length in shape), f"{name}: a shape without negative lengths, found {shape}")
+        leaf_type = index.types[index.type_of[i]]
+        require(
+            _fits_kind(leaf_type, shape), f"{name}: a shape for {leaf_type.kind} of {leaf_type.dtype}, found {shape}"
+        )
+        nbytes = math.prod(shape) * storage_dtype(leaf_type).itemsize
+        require(nbytes < _MOST_NBYTES, f"{name}: fewer than 2**63 bytes, found {nbytes}")
+    for key, boundaries in index.grids.items():
+        require(key.isdecimal() and int(key) < count, f"the position of a variable in grids, found {key!r}")
+        shape = index.shapes[int(key)]
+        ascending = all(a < b for axis in boundaries for a, b in itertools.pairwise(axis))
+        ends = [axis[-1] for axis in boundaries if len(axis) > 1 and axis[0] == 0]
+        require(ascending and ends == shape, f"{index.names[int(key)]}: a grid over {shape}, found {boundaries}")
+    _check_chunks(index, require)
+
+
+_PYTHON_DTYPES = {"bool": ["bool"], "int": ["int64", "uint8"], "float": ["float64"], "complex": ["complex128"]}
+
+
+def _fits_kind(leaf_type: LeafType, shape: Sequence[int]) -> bool:
+    if leaf_type.kind == "key":
+        return leaf_type.dtype == "uint32" and len(shape) > 0
+    if leaf_type.kind in PYTHON_KINDS:
+        of_bytes = leaf_type.dtype == "uint8"
+        return leaf_type.dtype in _PYTHON_DTYPES.get(leaf_type.kind, ["uint8"]) and len(shape) == int(of_bytes)
+    return leaf_type.kind != "numpy_scalar" or len(shape) == 0
+
+
+def _check_chunks(index: Index, require: Any) -> None:
+    counts = chunk_counts(index)
+    total = sum(counts)
+    require(
+        len(index.chunk_files) == len(index.chunk_offsets) == total, f"{total} chunks, found {len(index.chunk_offsets)}"
+    )
+    require(
+        all(0 <= file < len(index.files) for file in index.chunk_files), f"positions among {len(index.files)} files"
+    )
+    nbytes = chunk_nbytes(index)
+    blocks = sum(block_count(n, index.checksum_block_nbytes) for n in nbytes)
+    require(len(index.checksums) == 16 * blocks, f"{blocks} checksums of 16 digits")
+    require(re.fullmatch("[0-9a-f]*", index.checksums) is not None, "checksums in lower-case hexadecimal digits")
+    names = list(itertools.chain.from_iterable([name] * n for name, n in zip(index.names, counts, strict=True)))
+    used = sorted(zip(index.chunk_files, index.chunk_offsets, nbytes, names, strict=True))
+    previous_file, end, before = -1, 0, ""
+    for file, offset, size, name in used:
+        if file != previous_file:
+            previous_file, end, before = file, index.files[file].header_nbytes, "the header"
+        require(size == 0 or offset >= end, f"{name}: bytes of its own, found at {offset}, before the end of {before}")
+        require(
+            0 <= offset <= offset + size <= index.files[file].nbytes, f"{name}: bytes within {index.files[file].name}"
+        )
+        if size:
+            end, before = offset + size, name
+
+
+def chunk_counts(index: Index) -> list[int]:
+    """How many chunks each variable has."""
+    counts = [1] * len(index.names)
+    for key, boundaries in index.grids.items():
+        counts[int(key)] = math.prod(len(axis) - 1 for axis in boundaries)
+    return counts
+
+
+def chunk_nbytes(index: Index) -> list[int]:
+    """The size of every chunk in bytes."""
+    itemsizes = [storage_dtype(leaf_type).itemsize for leaf_type in index.types]
+    sizes: list[int] = []
+    for i, (type_of, shape) in enumerate(zip(index.type_of, index.shapes, strict=True)):
+        boundaries = index.grids.get(str(i)) if index.grids else None
+        if boundaries is None:
+            sizes.append(math.prod(shape) * itemsizes[type_of])
+        else:
+            lengths = [[b - a for a, b in itertools.pairwise(axis)] for axis in boundaries]
+            sizes += [
+                math.prod(lengths_of_cell) * itemsizes[type_of] for lengths_of_cell in itertools.product(*lengths)
+            ]
+    return sizes
+
+
+def encode_checksums(checksums: np.ndarray) -> str:
+    """uint64[n] as 16 hexadecimal digits each."""
+    return checksums.astype(">u8").tobytes().hex()
+
+
+def decode_checksums(text: str) -> list[int]:
+    """The numbers that `encode_checksums` wrote."""
+    numbers: list[int] = np.frombuffer(binascii.unhexlify(text), ">u8").tolist()
+    return numbers
+
+
+def header_checksum(header: bytes) -> str:
+    """The checksum of the header of a data file as it stands in the index."""
+    return f"{checksum(header):016x}"
+
+
+def first_positions(counts: Sequence[int]) -> list[int]:
+    """Where the part of each variable begins in a column that has `counts[i]` entries for variable i.
+
+    Example:
+        >>> first_positions([1, 4, 2])
+        [0, 1, 5]
+    """
+    return list(itertools.accumulate(counts, initial=0))[:-1]

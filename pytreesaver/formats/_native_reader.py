@@ -1,0 +1,275 @@
+"""Read a native checkpoint: whole variables in parallel, or the parts of them that are asked for."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
+from pytreesaver._io import filesystem
+from pytreesaver._io.checksums import block_count
+from pytreesaver._io.reading import EndOfFileError, Range, read_file, read_fully, read_ranges
+from pytreesaver._leaves import LeafType, grid_cells, storage_dtype, stored_array
+from pytreesaver._names import shown
+from pytreesaver.formats._index import (
+    Chunk,
+    Index,
+    chunk_counts,
+    chunk_nbytes,
+    decode_checksums,
+    decode_index,
+    first_positions,
+    header_checksum,
+)
+
+INDEX_NAME = "index.json"
+_MOST_WASTE_NBYTES = 4 << 20  # how many bytes that nobody asked for may be read with a part of an array
+
+
+def read_index(path: Path) -> Index:
+    """The index of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
+    try:
+        descriptor = filesystem.open_existing(path / INDEX_NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointNotFoundError(_why_not_found(path)) from None
+    try:
+        return decode_index(read_file(descriptor), str(path / INDEX_NAME))
+    finally:
+        filesystem.close(descriptor)
+
+
+def _why_not_found(path: Path) -> str:
+    if not path.exists():
+        return f"{path}: expected a checkpoint, found nothing there"
+    if not path.is_dir():
+        return f"{path}: expected a checkpoint, which is a directory, found a file"
+    inside = sorted(entry.parent.name for entry in path.glob(f"*/{INDEX_NAME}"))
+    hint = f"; there are checkpoints in it: {', '.join(inside[-3:])}" if inside else ""
+    return (
+        f"{path}: expected a checkpoint, found a directory without {INDEX_NAME}: "
+        f"it is none, or its save did not finish{hint}"
+    )
+
+
+class NativeReader:
+    """An open native checkpoint. See `pytreesaver.formats.CheckpointReader`."""
+
+    def __init__(self, path: Path) -> None:
+        index = read_index(path)
+        self.path = path
+        self.names: Sequence[str] = index.names
+        self.types: Sequence[LeafType] = [index.types[i] for i in index.type_of]
+        self.shapes: Sequence[tuple[int, ...]] = list(map(tuple, index.shapes))
+        self.structure = index.structure
+        self.metadata = index.metadata
+        self._index = index
+        self._descriptors: dict[int, int] = {}
+        self._chunk_nbytes = chunk_nbytes(index)
+        self._first_chunk = first_positions(chunk_counts(index))
+        self._first_block = first_positions([block_count(n, index.checksum_block_nbytes) for n in self._chunk_nbytes])
+        self._checksums = decode_checksums(index.checksums)
+
+    def close(self) -> None:
+        """Close the data files."""
+        while self._descriptors:
+            filesystem.close(self._descriptors.popitem()[1])
+
+    def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
+        """See `pytreesaver.formats.CheckpointReader.read`."""
+        chunks = {position: list(self._chunks(position)) for position in positions}
+        data = self._read_chunks([(p, chunk) for p, listed in chunks.items() for chunk in listed], verify)
+        return [self._assemble(position, chunks[position], data) for position in positions]
+
+    def read_part(self, position: int, starts: Sequence[int], stops: Sequence[int], *, verify: bool) -> np.ndarray:
+        """See `pytreesaver.formats.CheckpointReader.read_part`."""
+        dtype = storage_dtype(self.types[position])
+        result = np.empty([b - a for a, b in zip(starts, stops, strict=True)], dtype)
+        if result.nbytes == 0:
+            return result
+        for chunk in self._chunks(position):
+            low = [max(a, s) for a, s in zip(starts, chunk.start, strict=True)]
+            high = [min(b, s + n) for b, s, n in zip(stops, chunk.start, chunk.shape, strict=True)]
+            if any(a >= b for a, b in zip(low, high, strict=True)):
+                continue
+            inside = [(a - s, b - s) for a, b, s in zip(low, high, chunk.start, strict=True)]
+            into = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, starts, strict=True))
+            self._read_box(position, chunk, inside, result[into], verify)
+        return result
+
+    def verify(self) -> None:
+        """See `pytreesaver.formats.CheckpointReader.verify`. Holds a bounded part of the bytes in memory."""
+        damaged: dict[str, None] = {}
+        reasons = []
+        for file in range(len(self._index.files)):
+            try:
+                self._descriptors[file] = self._descriptors.get(file) or self._open_file(file)
+                self._check_file(file, self._descriptors[file])
+            except CorruptCheckpointError as error:
+                reasons.append(str(error).partition("\n")[0])
+                damaged |= dict.fromkeys(error.damaged)
+        for group in self._bounded_groups():
+            try:
+                self._read_chunks(group, verify=True)
+            except CorruptCheckpointError as error:
+                damaged |= dict.fromkeys(error.damaged)
+        if damaged or reasons:
+            self.close()  # the next read shall look at the headers again
+            in_order = [name for name in self.names if name in damaged]
+            raise CorruptCheckpointError("\n".join([*reasons, *self._damage(in_order)]), damaged=in_order)
+
+    def _chunks(self, position: int) -> Iterator[Chunk]:
+        boundaries = self._index.grids.get(str(position))
+        shape = self.shapes[position]
+        cells = [((0,) * len(shape), shape)] if boundaries is None else grid_cells(boundaries)
+        for i, (start, cell_shape) in enumerate(cells, self._first_chunk[position]):
+            yield Chunk(
+                start,
+                cell_shape,
+                self._index.chunk_files[i],
+                self._index.chunk_offsets[i],
+                self._chunk_nbytes[i],
+                self._first_block[i],
+            )
+
+    def _expected(self, chunk: Chunk, first: int = 0, stop: int | None = None) -> list[int]:
+        blocks = -(-chunk.nbytes // self._index.checksum_block_nbytes)
+        return self._checksums[chunk.first_block + first : chunk.first_block + (blocks if stop is None else stop)]
+
+    def _read_chunks(self, wanted: Sequence[tuple[int, Chunk]], verify: bool) -> dict[int, list[np.ndarray]]:
+        """uint8[n] of every chunk, by the position of its variable, in the order of `wanted`."""
+        by_file: dict[int, list[int]] = defaultdict(list)
+        for i, (_, chunk) in enumerate(wanted):
+            by_file[chunk.file].append(i)
+        data: list[Any] = [None] * len(wanted)
+        damaged: dict[str, None] = {}
+        for file, members in by_file.items():
+            descriptor = self._descriptor(file)
+            ranges = [
+                Range(chunk.offset, chunk.nbytes, self._expected(chunk) if verify else None)
+                for _, chunk in (wanted[i] for i in members)
+            ]
+            try:
+                arrays, bad = read_ranges(descriptor, ranges, self._index.checksum_block_nbytes)
+            except EndOfFileError:
+                raise self._truncated(file, filesystem.file_size(descriptor)) from None
+            for i, array in zip(members, arrays, strict=True):
+                data[i] = array
+            damaged |= dict.fromkeys(self.names[wanted[members[i]][0]] for i in bad)
+        if damaged:
+            raise CorruptCheckpointError("\n".join(self._damage(list(damaged))), damaged=list(damaged))
+        result: dict[int, list[np.ndarray]] = defaultdict(list)
+        for (position, _), array in zip(wanted, data, strict=True):
+            result[position].append(array)
+        return result
+
+    def _assemble(self, position: int, chunks: list[Chunk], data: dict[int, list[np.ndarray]]) -> np.ndarray:
+        leaf_type, shape = self.types[position], self.shapes[position]
+        if len(chunks) == 1:
+            return stored_array(data[position][0], leaf_type, shape)
+        whole = stored_array(filesystem.new_memory(sum(c.nbytes for c in chunks)), leaf_type, shape)
+        for chunk, array in zip(chunks, data[position], strict=True):
+            box = tuple(slice(a, a + n) for a, n in zip(chunk.start, chunk.shape, strict=True))
+            whole[box] = stored_array(array, leaf_type, chunk.shape)
+        return whole
+
+    def _read_box(
+        self, position: int, chunk: Chunk, box: list[tuple[int, int]], result: np.ndarray, verify: bool
+    ) -> None:
+        """Read a box of one chunk: in one run of bytes where that holds little else, otherwise in halves."""
+        itemsize = result.dtype.itemsize
+        strides = [math.prod(chunk.shape[axis + 1 :]) * itemsize for axis in range(len(chunk.shape))]
+        first = sum(a * stride for (a, _), stride in zip(box, strides, strict=True))
+        last = sum((b - 1) * stride for (_, b), stride in zip(box, strides, strict=True)) + itemsize
+        if last - first > _MOST_WASTE_NBYTES + 2 * result.nbytes:
+            axis = next(i for i, (a, b) in enumerate(box) if b - a > 1)
+            a, b = box[axis]
+            middle = (a + b) // 2
+            before = (slice(None),) * axis
+            for low, high in ((a, middle), (middle, b)):
+                half = [*box[:axis], (low, high), *box[axis + 1 :]]
+                self._read_box(position, chunk, half, result[(*before, slice(low - a, high - a))], verify)
+            return
+        block = self._index.checksum_block_nbytes
+        begin, end = (first // block * block, min(-(-last // block) * block, chunk.nbytes)) if verify else (first, last)
+        expected = self._expected(chunk, begin // block, -(-end // block)) if verify else None
+        descriptor = self._descriptor(chunk.file)
+        try:
+            (data,), bad = read_ranges(descriptor, [Range(chunk.offset + begin, end - begin, expected)], block)
+        except EndOfFileError:
+            raise self._truncated(chunk.file, filesystem.file_size(descriptor)) from None
+        if bad:
+            damaged = [self.names[position]]
+            raise CorruptCheckpointError("\n".join(self._damage(damaged)), damaged=damaged)
+        run = data[first - begin : last - begin].copy()  # aligned, whatever the offset in the file is
+        items = run[:itemsize].view(result.dtype)
+        result[...] = np.lib.stride_tricks.as_strided(items, result.shape, strides, writeable=False)
+
+    def _bounded_groups(self) -> Iterator[list[tuple[int, Chunk]]]:
+        group: list[tuple[int, Chunk]] = []
+        nbytes = 0
+        for position in range(len(self.names)):
+            for chunk in self._chunks(position):
+                group.append((position, chunk))
+                nbytes += chunk.nbytes
+                if nbytes >= 64 << 20:
+                    yield group
+                    group, nbytes = [], 0
+        if group:
+            yield group
+
+    def _descriptor(self, file: int) -> int:
+        if file not in self._descriptors:
+            descriptor = self._open_file(file)
+            try:
+                self._check_file(file, descriptor)
+            except BaseException:
+                filesystem.close(descriptor)
+                raise
+            self._descriptors[file] = descriptor
+        return self._descriptors[file]
+
+    def _open_file(self, file: int) -> int:
+        where = self.path / self._index.files[file].name
+        try:
+            return filesystem.open_existing(where)
+        except FileNotFoundError:
+            damaged = self._in_file(file, 0)
+            message = "\n".join([f"{where}: expected a data file, found none", *self._damage(damaged)])
+            raise CorruptCheckpointError(message, damaged=damaged) from None
+
+    def _check_file(self, file: int, descriptor: int) -> None:
+        """Make sure that a data file is whole and the one that the index was written for."""
+        expected = self._index.files[file]
+        size = filesystem.file_size(descriptor)
+        if size != expected.nbytes:
+            raise self._truncated(file, size)
+        header = np.empty(expected.header_nbytes, np.uint8)
+        read_fully(descriptor, header, 0)
+        if header_checksum(header.tobytes()) != expected.header_checksum:
+            where = self.path / expected.name
+            raise CorruptCheckpointError(f"{where}: its header is damaged, or it is the data of another checkpoint")
+
+    def _truncated(self, file: int, size: int) -> CorruptCheckpointError:
+        expected = self._index.files[file]
+        damaged = self._in_file(file, size)
+        message = f"{self.path / expected.name}: expected {expected.nbytes} bytes, found {size}"
+        return CorruptCheckpointError("\n".join([message, *self._damage(damaged)]), damaged=damaged)
+
+    def _in_file(self, file: int, size: int) -> list[str]:
+        """The names of the variables with bytes of a file at `size` or beyond."""
+        return [
+            name
+            for position, name in enumerate(self.names)
+            if any(c.file == file and c.nbytes and c.offset + c.nbytes > size for c in self._chunks(position))
+        ]
+
+    def _damage(self, damaged: Sequence[str]) -> list[str]:
+        if not damaged:
+            return []
+        return [
+            f"{self.path}: {len(damaged)} of {len(self.names)} variables damaged:",
+            *(f"  {shown(name)}" for name in damaged),
+        ]

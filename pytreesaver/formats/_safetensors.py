@@ -1,0 +1,68 @@
+"""The safetensors header, after https://github.com/huggingface/safetensors#format: a length, JSON, then the bytes."""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+# Those dtypes of the specification that safetensors' own NumPy and flax readers can load: a single tensor of another
+# one makes them refuse the whole file. The others are stored as bytes, with their true dtype in our index.
+_TAGS = {
+    "bool": "BOOL",
+    "int8": "I8",
+    "uint8": "U8",
+    "int16": "I16",
+    "uint16": "U16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int32": "I32",
+    "uint32": "U32",
+    "float32": "F32",
+    "int64": "I64",
+    "uint64": "U64",
+    "float64": "F64",
+    "complex64": "C64",
+}
+
+
+class Tensor(NamedTuple):
+    """One tensor of a header; `offset` counts from the start of the bytes, not of the file."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: Sequence[int]
+    offset: int
+    nbytes: int
+
+
+def encode_header(tensors: Sequence[Tensor], metadata: Mapping[str, str], alignment: int) -> bytes:
+    """The length and the JSON header, padded with spaces so that the bytes after it start at `alignment`."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    tag_and_suffix = {dtype: _tag_and_suffix(dtype) for dtype in {tensor.dtype for tensor in tensors}}
+    for name, dtype, shape, offset, nbytes in tensors:
+        tag, suffix = tag_and_suffix[dtype]
+        entries[_unique_name(name, entries)] = {
+            "dtype": tag,
+            "shape": [*shape, *suffix],
+            "data_offsets": [offset, offset + nbytes],
+        }
+    header = msgspec.json.encode(entries)
+    header += b" " * (-(8 + len(header)) % alignment)
+    return struct.pack("<Q", len(header)) + header
+
+
+def _tag_and_suffix(dtype: np.dtype[Any]) -> tuple[str, list[int]]:
+    """The dtype of a tensor that holds arrays of `dtype`, and the axis that it has more if it holds their bytes."""
+    tag = _TAGS.get(dtype.name)
+    if tag is not None or dtype.itemsize == 1:
+        return tag or "U8", []
+    return "U8", [dtype.itemsize]
+
+
+def _unique_name(name: str, taken: Mapping[str, object]) -> str:
+    # "__metadata__" is a reserved word of safetensors, and the name of a chunk may be that of another variable.
+    while name in taken:
+        name += "'"
+    return name

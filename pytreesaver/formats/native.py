@@ -1,0 +1,262 @@
+"""pytreesaver's own format: a directory of safetensors files and an index. docs/format.md specifies it."""
+
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._errors import CheckpointError, CheckpointExistsError
+from pytreesaver._io import filesystem
+from pytreesaver._io.checksums import BLOCK_NBYTES
+from pytreesaver._io.reading import EndOfFileError, read_fully
+from pytreesaver._io.writing import Stretch, write_fully, write_stretches
+from pytreesaver._leaves import cell_bytes, grid_cells, storage_dtype
+from pytreesaver.formats import TreeContents
+from pytreesaver.formats._index import (
+    DataFile,
+    Index,
+    chunk_nbytes,
+    encode_checksums,
+    encode_index,
+    header_checksum,
+    is_index,
+)
+from pytreesaver.formats._native_reader import INDEX_NAME, NativeReader, read_index
+from pytreesaver.formats._safetensors import Tensor, encode_header
+
+name = "native"
+
+_DATA_NAME = "data-00000-of-00001"
+_OWN_NAMES = re.compile(r"index\.json|data-[0-9a-z-]+\.safetensors|\.index-[0-9a-f]+\.tmp")
+_ALIGNMENT = 4096
+
+
+# Writing.
+
+
+def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool) -> None:
+    """Write a checkpoint directory. See `pytreesaver.formats.Format.write`."""
+    if os.path.lexists(path):
+        if not overwrite:
+            raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
+        _refuse_foreign(path)
+        _replace(path, contents, durable)
+    else:
+        _create(path, contents, durable)
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.is_dir():
+        raise CheckpointExistsError(f"{path}: expected a checkpoint to overwrite, found a file; remove it first")
+    strange = [entry for entry in filesystem.list_directory(path) if not _OWN_NAMES.fullmatch(entry)]
+    if strange and not recognizes(path):
+        raise CheckpointExistsError(
+            f"{path}: expected a checkpoint to overwrite, found a directory with {', '.join(strange[:3])} in it; "
+            "remove it first, or save elsewhere"
+        )
+
+
+def _create(path: Path, contents: TreeContents, durable: bool) -> None:
+    created = _make_parents(path.parent, durable)
+    temporary = path.parent / f".pytreesaver-{secrets.token_hex(8)}.tmp"
+    try:
+        filesystem.make_directory(temporary)
+        _write_files(temporary, f"{_DATA_NAME}.safetensors", contents, durable)
+        try:
+            filesystem.rename(temporary, path)
+        except (FileExistsError, NotADirectoryError, OSError) as error:
+            if os.path.lexists(path):
+                raise CheckpointExistsError(f"{path} was created by someone else during the save") from error
+            raise
+    except BaseException:
+        with suppress(OSError):
+            for entry in filesystem.list_directory(temporary):
+                filesystem.remove_file(temporary / entry)
+            filesystem.remove_directory(temporary)
+        with suppress(OSError):
+            for directory in reversed(created):
+                filesystem.remove_directory(directory)
+        raise
+    if durable:
+        filesystem.sync_directory(path.parent)
+
+
+def _make_parents(directory: Path, durable: bool) -> list[Path]:
+    missing = []
+    while not directory.exists():
+        missing.append(directory)
+        directory = directory.parent
+    missing.reverse()
+    for made in missing:
+        with suppress(FileExistsError):  # another process may create it at the same time
+            filesystem.make_directory(made)
+        if durable:
+            filesystem.sync_directory(made.parent)
+    return missing
+
+
+def _replace(path: Path, contents: TreeContents, durable: bool) -> None:
+    # The new index takes the place of the old one in a single rename. The new data file has a name of its own, so that
+    # a reader with the old index never meets new data.
+    _write_files(path, f"{_DATA_NAME}-{secrets.token_hex(8)}.safetensors", contents, durable)
+    with suppress(OSError, CheckpointError):  # what cannot be removed now is removed by the next save
+        _remove_unlisted(path)
+
+
+def _remove_unlisted(path: Path) -> None:
+    """Delete files of ours that are not in the index and that no living writer holds a lock on."""
+    for entry in filesystem.list_directory(path):
+        if not _OWN_NAMES.fullmatch(entry) or entry == INDEX_NAME:
+            continue
+        with suppress(FileNotFoundError):
+            descriptor = filesystem.open_existing(path / entry)
+            try:
+                # The lock comes first: whoever had it has put the file in the index by now, or never will.
+                if filesystem.try_lock(descriptor) and entry not in [file.name for file in read_index(path).files]:
+                    filesystem.remove_file(path / entry)
+            finally:
+                filesystem.close(descriptor)
+
+
+def _write_files(directory: Path, data_name: str, contents: TreeContents, durable: bool) -> None:
+    """Write the data file, then the index under a temporary name, then rename that: from then on they exist."""
+    temporary_index = directory / f".index-{secrets.token_hex(8)}.tmp"
+    descriptors = []
+    try:
+        descriptors.append(_open_locked(directory / data_name))
+        index = _write_data(descriptors[0], data_name, contents)
+        if durable:
+            filesystem.sync_file(descriptors[0])
+        descriptors.append(_open_locked(temporary_index))
+        write_fully(descriptors[1], [encode_index(index)], 0)
+        if durable:
+            filesystem.sync_file(descriptors[1])
+        filesystem.rename(temporary_index, directory / INDEX_NAME)
+    except BaseException:
+        for leftover in (temporary_index, directory / data_name):
+            with suppress(OSError):
+                filesystem.remove_file(leftover)
+        raise
+    finally:
+        for descriptor in descriptors:
+            filesystem.close(descriptor)
+    if durable:
+        filesystem.sync_directory(directory)
+
+
+def _open_locked(path: Path) -> int:
+    descriptor = filesystem.open_new(path)
+    filesystem.lock(descriptor)
+    if not filesystem.is_linked(descriptor):
+        # Someone who tidied up had the lock in the moment between the two calls.
+        filesystem.close(descriptor)
+        return _open_locked(path)
+    return descriptor
+
+
+def _write_data(descriptor: int, data_name: str, contents: TreeContents) -> Index:
+    types = list(dict.fromkeys(contents.types))
+    type_positions = {leaf_type: i for i, leaf_type in enumerate(types)}
+    index = Index(
+        names=list(contents.names),
+        types=types,
+        type_of=[type_positions[leaf_type] for leaf_type in contents.types],
+        shapes=[list(shape) for shape in contents.shapes],
+        grids={str(i): c.boundaries for i, c in enumerate(contents.cells) if c.boundaries is not None},
+        files=[],
+        chunk_files=[],
+        chunk_offsets=[],
+        checksum_block_nbytes=BLOCK_NBYTES,
+        checksums="",
+        structure=contents.structure,
+        metadata=contents.metadata,
+    )
+    sizes = chunk_nbytes(index)
+    offsets, order = plan_layout(sizes)
+    header = _header(index, sizes, offsets, order)
+    nbytes = len(header) + sum(sizes)
+    filesystem.reserve(descriptor, nbytes)
+
+    stretches: list[Stretch] = []
+    for leaf_type, cells in zip(contents.types, contents.cells, strict=True):
+        for array in cells.arrays:
+            chunk = len(stretches)
+            load = partial(cell_bytes, array, leaf_type)
+            stretches.append(Stretch(len(header) + offsets[chunk], sizes[chunk], load))
+    index.checksums = encode_checksums(write_stretches(descriptor, stretches))
+
+    # The header names its contents by their checksums, so that an index never passes for that of other data.
+    content_id = header_checksum(index.checksums.encode())
+    header = header.replace(_NO_CONTENT_ID.encode(), content_id.encode(), 1)
+    write_fully(descriptor, [header], 0)
+    index.files = [DataFile(data_name, nbytes, len(header), header_checksum(header))]
+    index.chunk_files = [0] * len(sizes)
+    index.chunk_offsets = [len(header) + offset for offset in offsets]
+    return index
+
+
+def plan_layout(sizes: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Offsets for chunks of these sizes without holes, and the order in which they lie.
+
+    safetensors allows no holes, so alignment comes from order: what is a multiple of 4096 bytes comes first, then
+    multiples of 2048, and so on, each group beginning where its own alignment still holds.
+
+    Example:
+        >>> plan_layout([10, 4096, 64])
+        ([4160, 0, 4096], [1, 2, 0])
+    """
+    size = np.array(sizes, np.int64)
+    alignment = np.minimum(size & -size, _ALIGNMENT)
+    alignment[size == 0] = _ALIGNMENT
+    order = np.argsort(-alignment, kind="stable")
+    offsets = np.zeros(len(size), np.int64)
+    offsets[order] = np.cumsum(size[order]) - size[order]
+    return offsets.tolist(), order.tolist()
+
+
+_NO_CONTENT_ID = "content_id to be"  # as long as a checksum in hexadecimal digits
+
+
+def _header(index: Index, sizes: Sequence[int], offsets: Sequence[int], order: Sequence[int]) -> bytes:
+    tensors: list[tuple[str, np.dtype[Any], Sequence[int]]] = []
+    for i, name in enumerate(index.names):
+        dtype = storage_dtype(index.types[index.type_of[i]])
+        boundaries = index.grids.get(str(i))
+        if boundaries is None:
+            tensors.append((name, dtype, index.shapes[i]))
+            continue
+        for start, shape in grid_cells(boundaries):
+            box = ", ".join(f"{a}:{a + n}" for a, n in zip(start, shape, strict=True))
+            tensors.append((f"{name}[{box}]", dtype, shape))
+    metadata = {"format": "pytreesaver", "content_id": _NO_CONTENT_ID}
+    return encode_header([Tensor(*tensors[i], offsets[i], sizes[i]) for i in order], metadata, _ALIGNMENT)
+
+
+# Reading.
+
+
+def recognizes(path: Path) -> bool:
+    """Whether there is a directory with an index of ours, complete or damaged."""
+    try:
+        descriptor = filesystem.open_existing(path / INDEX_NAME)
+    except OSError:
+        return False
+    try:
+        head = np.zeros(min(64, filesystem.file_size(descriptor)), np.uint8)
+        read_fully(descriptor, head, 0)
+    except (OSError, EndOfFileError):
+        return False
+    finally:
+        filesystem.close(descriptor)
+    return is_index(head.tobytes()) or any(_OWN_NAMES.fullmatch(e) and e != INDEX_NAME for e in os.listdir(path))
+
+
+def open(path: Path) -> NativeReader:
+    """Open a checkpoint directory. See `pytreesaver.formats.Format.open`."""
+    return NativeReader(path)

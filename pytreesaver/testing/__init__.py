@@ -1,0 +1,50 @@
+"""For tests of code that saves trees, and of formats: Hypothesis strategies, exact equality, a conformance suite.
+
+Needs Hypothesis and pytest: ``pip install pytreesaver[testing]``.
+
+Example:
+    >>> from hypothesis import given
+    >>> from pytreesaver.testing import assert_trees_equal, pytrees
+    >>> @given(pytrees())
+    ... def test_comes_back(tree):
+    ...     path = pytreesaver.save(tree, "checkpoint", overwrite=True)
+    ...     assert_trees_equal(pytreesaver.restore(path), tree)
+    >>> test_comes_back()
+"""
+
+from pytreesaver.testing._conformance import FormatConformance
+from pytreesaver.testing._equality import assert_trees_equal, tree_differences
+from pytreesaver.testing._strategies import (
+    Box,
+    Layer,
+    Pair,
+    dict_keys,
+    dtypes,
+    jax_arrays,
+    leaves,
+    numpy_arrays,
+    numpy_scalars,
+    prng_keys,
+    python_values,
+    pytrees,
+    sharded_arrays,
+)
+
+__all__ = [
+    "Box",
+    "FormatConformance",
+    "Layer",
+    "Pair",
+    "assert_trees_equal",
+    "dict_keys",
+    "dtypes",
+    "jax_arrays",
+    "leaves",
+    "numpy_arrays",
+    "numpy_scalars",
+    "prng_keys",
+    "python_values",
+    "pytrees",
+    "sharded_arrays",
+    "tree_differences",
+]

@@ -1,0 +1,226 @@
+"""What every format on disk has to do, as a class of tests."""
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from pytreesaver._contents import contents_of
+from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
+from pytreesaver._leaves import Cells, cell_bytes, stored_array
+from pytreesaver.formats import Format, TreeContents
+from pytreesaver.testing._strategies import pytrees, sharded_arrays
+
+_SETTINGS = hypothesis.settings(
+    deadline=None,
+    suppress_health_check=[
+        hypothesis.HealthCheck.function_scoped_fixture,
+        hypothesis.HealthCheck.differing_executors,
+        hypothesis.HealthCheck.too_slow,
+    ],
+)
+
+_TREE = {
+    "dense": {"kernel": np.arange(2 * 300_000, dtype=np.float32).reshape(2, 300_000), "bias": np.ones(3, np.float16)},
+    "step": 7,
+    "big": 2**100,
+    "name": "é",
+    "empty": np.zeros((0, 3)),
+}
+
+
+class FormatConformance:
+    """Tests that a format passes if it keeps its promises. Derive a class whose name starts with ``Test`` from it.
+
+    Example:
+        >>> from pytreesaver.formats import native
+        >>> class TestNative(FormatConformance):
+        ...     format = native
+    """
+
+    format: Format
+
+    @_SETTINGS
+    @hypothesis.given(tree=pytrees())
+    def test_gives_back_what_was_written(self, tmp_path: Path, tree: Any) -> None:
+        """Names, types, shapes, structure, metadata and every bit."""
+        contents = contents_of(tree, {"step": 3, "note": ("é", float("inf"))})
+        self.format.write(tmp_path / "checkpoint", contents, overwrite=True, durable=False)
+        assert_holds(self.format, tmp_path / "checkpoint", contents)
+
+    @_SETTINGS
+    @hypothesis.given(array=sharded_arrays(), data=st.data())
+    def test_reads_parts(self, tmp_path: Path, array: jax.Array, data: st.DataObject) -> None:
+        """A box of a variable is what indexing the whole gives, over the borders of shards."""
+        contents = contents_of({"sharded": array, "other": np.arange(5)}, None)
+        self.format.write(tmp_path / "checkpoint", contents, overwrite=True, durable=False)
+        assert_holds(self.format, tmp_path / "checkpoint", contents)
+        reader = self.format.open(tmp_path / "checkpoint")
+        position = list(reader.names).index("sharded")
+        bounds = [sorted(data.draw(st.tuples(*[st.integers(0, length)] * 2))) for length in array.shape]
+        part = reader.read_part(position, [a for a, _ in bounds], [b for _, b in bounds], verify=True)
+        reader.close()
+        expected = np.asarray(array)[tuple(slice(a, b) for a, b in bounds)]
+        assert part.shape == expected.shape
+        assert part.tobytes() == expected.tobytes()
+
+    def test_creates_parent_directories(self, tmp_path: Path) -> None:
+        """A path below directories that do not exist is written all the same."""
+        path = tmp_path / "a" / "b" / "checkpoint"
+        self.format.write(path, contents_of(_TREE, None), overwrite=False, durable=True)
+        assert_holds(self.format, path, contents_of(_TREE, None))
+
+    def test_refuses_to_overwrite_unless_told_to(self, tmp_path: Path) -> None:
+        """An existing checkpoint is kept, or replaced whole, with nothing left of it or of the attempt."""
+        path = tmp_path / "checkpoint"
+        old, new = contents_of(_TREE, {"age": "old"}), contents_of({"w": np.arange(4)}, {"age": "new"})
+        self.format.write(path, old, overwrite=False, durable=True)
+        entries = len(_files(tmp_path))
+        with pytest.raises(CheckpointExistsError, match="checkpoint"):
+            self.format.write(path, new, overwrite=False, durable=True)
+        assert_holds(self.format, path, old)
+        self.format.write(path, new, overwrite=True, durable=True)
+        assert_holds(self.format, path, new)
+        assert len(_files(tmp_path)) == entries
+
+    def test_never_replaces_what_is_not_a_checkpoint(self, tmp_path: Path) -> None:
+        """Neither a directory with a user's files in it nor a file of another kind is ever overwritten."""
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "cat.png").write_bytes(b"meow")
+        (tmp_path / "notes").write_text("do not lose me")
+        for path in (tmp_path / "photos", tmp_path / "notes"):
+            with pytest.raises(CheckpointExistsError, match=path.name):
+                self.format.write(path, contents_of(_TREE, None), overwrite=True, durable=True)
+        assert (tmp_path / "photos" / "cat.png").read_bytes() == b"meow"
+        assert (tmp_path / "notes").read_text() == "do not lose me"
+        assert len(_files(tmp_path)) == 2
+
+    def test_failing_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        """A write that fails half-way leaves neither files nor directories, and an older checkpoint whole."""
+        bad = contents_of(_TREE, None)
+        bad = bad._replace(cells=[*bad.cells[:-1], Cells([_Unreadable()])])
+        with pytest.raises(ZeroDivisionError):
+            self.format.write(tmp_path / "new" / "checkpoint", bad, overwrite=False, durable=True)
+        assert list(tmp_path.iterdir()) == []
+        old = contents_of(_TREE, None)
+        self.format.write(tmp_path / "checkpoint", old, overwrite=False, durable=True)
+        before = _files(tmp_path)
+        with pytest.raises(ZeroDivisionError):
+            self.format.write(tmp_path / "checkpoint", bad, overwrite=True, durable=True)
+        assert _files(tmp_path) == before
+        assert_holds(self.format, tmp_path / "checkpoint", old)
+
+    def test_says_that_there_is_no_checkpoint(self, tmp_path: Path) -> None:
+        """Nothing, an empty directory, a file: each is named, and none is recognized."""
+        (tmp_path / "directory").mkdir()
+        (tmp_path / "file").write_bytes(b"something else")
+        for name in ("nothing", "directory", "file"):
+            assert not self.format.recognizes(tmp_path / name)
+            with pytest.raises(CheckpointNotFoundError, match=name):
+                self.format.open(tmp_path / name)
+
+    def test_recognizes_its_own(self, tmp_path: Path) -> None:
+        """What this format has written it recognizes."""
+        self.format.write(tmp_path / "checkpoint", contents_of(_TREE, None), overwrite=False, durable=False)
+        assert self.format.recognizes(tmp_path / "checkpoint")
+
+    @_SETTINGS
+    @hypothesis.given(data=st.data())
+    def test_a_flipped_bit_never_gives_a_wrong_value(self, tmp_path: Path, data: st.DataObject) -> None:
+        """Wherever a bit is flipped, reading gives the right values or an error, and verifying gives an error."""
+        path = tmp_path / "checkpoint"
+        contents = contents_of(_TREE, {"note": "x"})
+        self.format.write(path, contents, overwrite=True, durable=False)
+        file = data.draw(st.sampled_from(_files(path)))
+        content = bytearray(file.read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError):
+            _verify(self.format, path)
+        with contextlib.suppress(CheckpointError):
+            assert_holds(self.format, path, contents)
+        _remove(path)
+
+    @_SETTINGS
+    @hypothesis.given(data=st.data())
+    def test_a_cut_off_file_is_an_error(self, tmp_path: Path, data: st.DataObject) -> None:
+        """A file of any other length than its own is noticed, an empty and a missing one too."""
+        path = tmp_path / "checkpoint"
+        contents = contents_of(_TREE, None)
+        self.format.write(path, contents, overwrite=True, durable=False)
+        file = data.draw(st.sampled_from(_files(path)))
+        content = file.read_bytes()
+        length = data.draw(st.none() | st.integers(0, len(content) - 1) | st.just(len(content) + 1))
+        if length is None:
+            file.unlink()
+        else:
+            file.write_bytes((content + b"\0")[:length])
+        try:
+            with pytest.raises(CheckpointError, match="checkpoint"):
+                _verify(self.format, path)
+            with pytest.raises(CheckpointError, match="checkpoint"):
+                assert_holds(self.format, path, contents)
+        finally:
+            _remove(path)
+
+
+class _Unreadable:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise ZeroDivisionError("these values cannot be had")
+
+
+def assert_holds(format: Format, path: Path, contents: TreeContents) -> None:
+    """Raise an AssertionError unless the checkpoint at `path` has exactly these contents."""
+    reader = format.open(path)
+    try:
+        assert list(reader.names) == list(contents.names)
+        assert list(reader.types) == list(contents.types)
+        assert list(map(tuple, reader.shapes)) == list(map(tuple, contents.shapes))
+        assert reader.structure == contents.structure
+        assert reader.metadata == contents.metadata
+        arrays = reader.read(range(len(contents.names)), verify=True)
+    finally:
+        reader.close()
+    for name, leaf_type, shape, cells, array in zip(
+        contents.names, contents.types, contents.shapes, contents.cells, arrays, strict=True
+    ):
+        whole = _whole(cells, leaf_type, shape)
+        assert array.shape == tuple(shape), name
+        assert array.dtype == whole.dtype, name
+        assert array.tobytes() == whole.tobytes(), name
+
+
+def _whole(cells: Cells, leaf_type: Any, shape: Any) -> np.ndarray:
+    if cells.boundaries is None:
+        return stored_array(cell_bytes(cells.arrays[0], leaf_type), leaf_type, shape)
+    blocks = np.empty([len(axis) - 1 for axis in cells.boundaries], object)
+    for position, array in zip(np.ndindex(*blocks.shape), cells.arrays, strict=True):
+        blocks[position] = np.asarray(array)
+    whole: np.ndarray = np.block(blocks.tolist())
+    assert whole.size == math.prod(shape)
+    return whole
+
+
+def _verify(format: Format, path: Path) -> None:
+    reader = format.open(path)
+    try:
+        reader.verify()
+    finally:
+        reader.close()
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in [path, *path.rglob("*")] if file.is_file())
+
+
+def _remove(path: Path) -> None:
+    for file in _files(path):
+        file.unlink()
+    if path.is_dir():
+        path.rmdir()

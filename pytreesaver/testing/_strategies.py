@@ -1,0 +1,227 @@
+"""Hypothesis strategies for everything that a tree may hold, the awkward things included."""
+
+import collections
+import dataclasses
+import math
+from typing import Any
+
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+
+_NUMPY_NAMES = (
+    "bool",
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+)
+_NARROW_BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4_e2m1fn": 4}
+_JAX_NAMES = (
+    *_NUMPY_NAMES,
+    *_NARROW_BITS,
+    *("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz"),
+    *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "bfloat16"),
+)
+_X64_NAMES = ("int64", "uint64", "float64", "complex128")
+
+
+class Pair(collections.namedtuple("Pair", ["first", "second"])):
+    """A namedtuple, to stand for those of optimizers' states."""
+
+    __slots__ = ()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Layer:
+    """A dataclass registered with JAX, with static fields."""
+
+    kernel: Any
+    bias: Any
+    activation: str = dataclasses.field(default="relu", metadata={"static": True})
+    axes: tuple[int, ...] = dataclasses.field(default=(0, 1), metadata={"static": True})
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Box:
+    """A class registered with JAX by hand, with auxiliary data."""
+
+    def __init__(self, content: Any, label: str) -> None:
+        self.content = content
+        self.label = label
+
+    def tree_flatten_with_keys(self) -> Any:
+        """The content under its key, and the label as auxiliary data."""
+        return ((jax.tree_util.GetAttrKey("content"), self.content),), self.label
+
+    @classmethod
+    def tree_unflatten(cls, label: str, children: Any) -> "Box":
+        """A box of what `tree_flatten_with_keys` gave."""
+        return cls(children[0], label)
+
+    def __repr__(self) -> str:
+        return f"Box({self.content!r}, {self.label!r})"
+
+
+@st.composite
+def dtypes(draw: st.DrawFn, *, x64: bool | None = None) -> np.dtype[Any]:
+    """The dtypes of JAX arrays. 64-bit ones if `x64`, or, where that is None, if ``jax_enable_x64`` is on now."""
+    wide = jax.config.jax_enable_x64 if x64 is None else x64  # type: ignore[attr-defined]
+    return draw(st.sampled_from([_dtype(name) for name in _JAX_NAMES if wide or name not in _X64_NAMES]))
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def shapes() -> st.SearchStrategy[tuple[int, ...]]:
+    """Small shapes, 0-d and zero-size ones among them."""
+    return hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
+
+
+@st.composite
+def _bits(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """An array of any bits that the dtype has: NaN payloads, subnormals, -0.0."""
+    count = math.prod(shape)
+    data: np.ndarray = np.frombuffer(
+        draw(st.binary(min_size=count * dtype.itemsize, max_size=count * dtype.itemsize)), np.uint8
+    )
+    if dtype == np.bool_:
+        data = data & 1
+    if dtype.name in _NARROW_BITS:
+        data = data & (2 ** _NARROW_BITS[dtype.name] - 1)
+    return data.copy().view(dtype).reshape(shape)
+
+
+@st.composite
+def jax_arrays(draw: st.DrawFn, dtype: Any = None, shape: Any = None) -> jax.Array:
+    """JAX arrays of any dtype, shape and bits on the default device; some 0-d ones weakly typed."""
+    if dtype is None and shape is None and draw(st.integers(0, 9)) == 0:
+        return jnp.asarray(draw(st.sampled_from([0, 7, 0.5, -0.0, 1.5 + 2j])))
+    chosen = draw(dtypes()) if dtype is None else np.dtype(dtype)
+    array: jax.Array = jax.device_put(draw(_bits(chosen, draw(shapes()) if shape is None else shape)))
+    return array
+
+
+@st.composite
+def sharded_arrays(draw: st.DrawFn) -> jax.Array:
+    """JAX arrays over all local devices, sharded on no, one or two axes of a mesh, replicated over the rest."""
+    count = len(jax.devices())
+    rows = draw(st.sampled_from([n for n in range(1, count + 1) if count % n == 0]))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(rows, count // rows), ("x", "y"))
+    sizes = {"x": rows, "y": count // rows}
+    spec = draw(st.sampled_from([(), ("x",), ("y",), (None, "x"), ("x", "y"), ("y", "x"), (("x", "y"),)]))
+    shape = [
+        draw(st.integers(0, 2))
+        * int(np.prod([sizes[name] for name in ([part] if isinstance(part, str) else part or [])]))
+        for part in (*spec, *([None] * (2 - len(spec))))
+    ]
+    values = draw(_bits(draw(dtypes()), tuple(shape)))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))  # type: ignore[no-untyped-call]
+    array: jax.Array = jax.device_put(values, sharding)
+    return array
+
+
+@st.composite
+def prng_keys(draw: st.DrawFn) -> jax.Array:
+    """Typed PRNG keys and arrays of them, of every implementation that JAX registers."""
+    impl = draw(st.sampled_from(["threefry2x32", "rbg", "unsafe_rbg"]))
+    words = 2 if impl == "threefry2x32" else 4
+    data = draw(_bits(np.dtype(np.uint32), (*draw(st.sampled_from([(), (2,), (0,)])), words)))
+    keys: jax.Array = jax.random.wrap_key_data(jax.device_put(data), impl=impl)
+    return keys
+
+
+@st.composite
+def numpy_arrays(draw: st.DrawFn) -> np.ndarray:
+    """NumPy arrays of any dtype that can be stored, big-endian ones, dates and strings too, in any memory order."""
+    dtype = draw(
+        st.sampled_from([_dtype(name) for name in (*_JAX_NAMES, *_X64_NAMES)])
+        | st.sampled_from([_dtype(name).newbyteorder(">") for name in _NUMPY_NAMES])
+        | st.sampled_from(["M8[ns]", "m8[D]", "U3", ">U2", "S4"]).map(np.dtype)
+    )
+    shape = draw(shapes())
+    array = draw(hnp.arrays(dtype, shape)) if dtype.kind == "U" else draw(_bits(dtype, shape))
+    if draw(st.booleans()):
+        array = np.asfortranarray(array)
+    return array[::2] if array.ndim and draw(st.booleans()) else array
+
+
+def numpy_scalars() -> st.SearchStrategy[Any]:
+    """NumPy scalars of every numeric dtype, ml_dtypes' among them, and of dates."""
+    numbers = st.sampled_from([_dtype(name) for name in _JAX_NAMES] + [np.dtype("M8[s]"), np.dtype("m8[us]")])
+    return numbers.flatmap(lambda dtype: _bits(dtype, ())).map(lambda array: array[()])
+
+
+def python_values() -> st.SearchStrategy[Any]:
+    """Python bools, ints of any size, floats, complex numbers, str and bytes."""
+    return st.one_of(
+        st.booleans(),
+        st.integers(),
+        st.integers(-(2**200), 2**200),
+        st.floats(),
+        st.complex_numbers(),
+        st.text(st.characters(), max_size=8),
+        st.binary(max_size=8),
+    )
+
+
+def leaves() -> st.SearchStrategy[Any]:
+    """Every kind of leaf on one device."""
+    return st.one_of(jax_arrays(), numpy_arrays(), numpy_scalars(), prng_keys(), python_values())
+
+
+_AWKWARD = [
+    *("", "/", ".", "..", "a/b", "/a", "a/", "~", "\n", " ", "\0", "é", "🙂"),
+    *("$tuple", "$", "__metadata__", "[0:4]"),
+]
+
+
+def dict_keys() -> st.SearchStrategy[Any]:
+    """Keys of dicts of one type: str with the awkward ones, int, bool or float."""
+    return st.one_of(_string_keys(), st.integers(-3, 1000), st.booleans(), st.floats(allow_nan=False))
+
+
+def _string_keys() -> st.SearchStrategy[str]:
+    return st.sampled_from(["a", "b", "kernel", "0", "1"]) | st.sampled_from(_AWKWARD) | st.text(max_size=4)
+
+
+def pytrees(leaf: st.SearchStrategy[Any] | None = None, *, max_leaves: int = 12) -> st.SearchStrategy[Any]:
+    """Trees of every kind of container, with leaves from `leaf` (by default `leaves`), a name of its own for each.
+
+    Example:
+        >>> from hypothesis import given
+        >>> @given(pytrees(python_values()))
+        ... def test_flattening(tree):
+        ...     assert jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(tree)) is not None or tree is None
+        >>> test_flattening()
+    """
+    return st.recursive(leaves() if leaf is None else leaf, _containers, max_leaves=max_leaves).filter(_names_differ)
+
+
+def _containers(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    one_type_of_key = st.sampled_from(
+        [_string_keys(), st.integers(-3, 1000), st.booleans(), st.floats(allow_nan=False), st.none()]
+    )
+    dicts = one_type_of_key.flatmap(lambda keys: st.dictionaries(keys, children, max_size=4))
+    factories = st.sampled_from([None, int, list, dict])
+    return st.one_of(
+        dicts,
+        st.dictionaries(dict_keys() | st.none(), children, max_size=4).map(collections.OrderedDict),
+        st.builds(collections.defaultdict, factories, dicts),
+        st.lists(children, max_size=4),
+        st.lists(children, max_size=4).map(tuple),
+        st.none(),
+        st.builds(Pair, children, children),
+        st.builds(Layer, children, children, st.sampled_from(["relu", "é"]), st.sampled_from([(), (0, 1)])),
+        st.builds(Box, children, st.text(max_size=3)),
+    )
+
+
+def _names_differ(tree: Any) -> bool:
+    from pytreesaver._structure import flatten_tree
+
+    names = flatten_tree(tree).names
+    return len(set(names)) == len(names)

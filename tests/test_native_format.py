@@ -1,0 +1,6 @@
+from pytreesaver.formats import native
+from pytreesaver.testing import FormatConformance
+
+
+class TestNativeFormat(FormatConformance):
+    format = native

@@ -1,0 +1,80 @@
+"""Every tree comes back as it was."""
+
+import jax
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pytreesaver as pts
+from pytreesaver.testing import (
+    assert_trees_equal,
+    jax_arrays,
+    prng_keys,
+    pytrees,
+    sharded_arrays,
+)
+
+
+@given(pytrees())
+@settings(max_examples=300)
+def test_any_tree_comes_back_without_a_template(tree):
+    pts.save(tree, "checkpoint", overwrite=True, durable=False)
+    assert_trees_equal(pts.restore("checkpoint"), tree)
+
+
+@given(pytrees())
+@settings(max_examples=200)
+def test_any_tree_comes_back_with_itself_as_template(tree):
+    pts.save(tree, "checkpoint", overwrite=True, durable=False)
+    assert_trees_equal(pts.restore("checkpoint", like=tree), tree)
+
+
+@given(pytrees())
+@settings(max_examples=100)
+def test_any_tree_comes_back_with_64_bits(tree_strategy_is_drawn_outside):
+    # The strategies look at jax_enable_x64 when they draw: this runs with it off, and restores with it on.
+    tree = tree_strategy_is_drawn_outside
+    pts.save(tree, "checkpoint", overwrite=True, durable=False)
+    with jax.enable_x64(True):
+        assert_trees_equal(pts.restore("checkpoint"), tree)
+
+
+@given(st.data())
+@settings(max_examples=100)
+def test_64_bit_trees_come_back(data):
+    with jax.enable_x64(True):
+        tree = data.draw(pytrees())
+        pts.save(tree, "checkpoint", overwrite=True, durable=False)
+        assert_trees_equal(pts.restore("checkpoint"), tree)
+        assert_trees_equal(pts.restore("checkpoint", like=tree), tree)
+
+
+@given(pytrees(st.one_of(jax_arrays(), prng_keys())))
+def test_any_tree_of_arrays_comes_back_with_its_shapes_as_template(tree):
+    template = jax.eval_shape(lambda: tree)
+    pts.save(tree, "checkpoint", overwrite=True, durable=False)
+    assert_trees_equal(pts.restore("checkpoint", like=template), tree)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), sharded_arrays(), max_size=3))
+@settings(max_examples=50)
+def test_sharded_arrays_come_back(tree):
+    pts.save(tree, "checkpoint", overwrite=True, durable=False)
+    assert_trees_equal(pts.restore("checkpoint", like=tree), tree)
+    on_one_device = pts.restore("checkpoint")
+    assert_trees_equal(on_one_device, tree, shardings=False)
+    for array in on_one_device.values():
+        assert len(array.sharding.device_set) == 1
+
+
+@given(pytrees())
+@settings(max_examples=50)
+def test_as_numpy_gives_the_same_values_without_jax_arrays(tree):
+    pts.save(tree, "checkpoint", overwrite=True, durable=False)
+    for restored in (pts.restore("checkpoint", as_numpy=True), pts.restore("checkpoint", like=tree, as_numpy=True)):
+        for leaf, original in zip(jax.tree.leaves(restored), jax.tree.leaves(tree), strict=True):
+            assert not isinstance(leaf, jax.Array)
+            if isinstance(original, jax.Array):
+                is_key = jax.numpy.issubdtype(original.dtype, jax.dtypes.prng_key)
+                values = np.asarray(jax.random.key_data(original) if is_key else original)
+                assert (leaf.dtype, leaf.shape, leaf.tobytes()) == (values.dtype, values.shape, values.tobytes())
