@@ -321,12 +321,13 @@ class _Builder:
     def _build_dataclass(self, reference: str, children: dict[str, Any], encoded_static: dict[str, Any]) -> Any:
         cls = self.find_class(reference)
         static = {}
-        reason = ""
+        reasons = []
         for name, encoded in encoded_static.items():
             try:
                 static[name] = decode_value(encoded, self.find_class)
             except NotPlainError as error:
-                reason = f"its field {name!r} could not be stored ({error})"
+                reasons.append(f"its static field {name!r} has no stored value ({error})")
+        reason = " and ".join(reasons)
         if not reason and cls is not None and _registry.is_node(cls) and dataclasses.is_dataclass(cls):
             try:
                 return _instance_of_dataclass(cls, children | static)

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,24 @@ class NativeReader:
         self.metadata = index.metadata
         self._index = index
         self._descriptors: dict[int, int] = {}
+        self._checked: set[int] = set()
+        self._closed = False
         self._chunk_nbytes = chunk_nbytes(index)
         self._first_chunk = first_positions(chunk_counts(index))
         self._first_block = first_positions([block_count(n, index.checksum_block_nbytes) for n in self._chunk_nbytes])
         self._checksums = decode_checksums(index.checksums)
+        self._open_files()
 
     def close(self) -> None:
         """Close the data files."""
         while self._descriptors:
             filesystem.close(self._descriptors.popitem()[1])
+        self._checked.clear()
+        self._closed = True
+
+    def was_replaced(self) -> bool:
+        """Whether a save has replaced the checkpoint between the reading of its index and the opening of its data."""
+        return len(self._descriptors) < len(self._index.files) and read_index(self.path).files != self._index.files
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """See `pytreesaver.formats.CheckpointReader.read`."""
@@ -105,18 +115,18 @@ class NativeReader:
         reasons = []
         for file in range(len(self._index.files)):
             try:
-                self._descriptors[file] = self._descriptors.get(file) or self._open_file(file)
-                self._check_file(file, self._descriptors[file])
+                self._check_file(file)
             except CorruptCheckpointError as error:
                 reasons.append(str(error).partition("\n")[0])
                 damaged |= dict.fromkeys(error.damaged)
+        self._checked |= self._descriptors.keys()  # whatever their headers are like, look at the rest of the files
         for group in self._bounded_groups():
             try:
                 self._read_chunks(group, verify=True)
             except CorruptCheckpointError as error:
                 damaged |= dict.fromkeys(error.damaged)
+        self._checked.clear()
         if damaged or reasons:
-            self.close()  # the next read shall look at the headers again
             in_order = [name for name in self.names if name in damaged]
             raise CorruptCheckpointError("\n".join([*reasons, *self._damage(in_order)]), damaged=in_order)
 
@@ -220,36 +230,38 @@ class NativeReader:
         if group:
             yield group
 
+    def _open_files(self) -> None:
+        try:
+            for file, expected in enumerate(self._index.files):
+                with suppress(FileNotFoundError):
+                    self._descriptors[file] = filesystem.open_existing(self.path / expected.name)
+        except BaseException:
+            self.close()
+            raise
+
     def _descriptor(self, file: int) -> int:
-        if file not in self._descriptors:
-            descriptor = self._open_file(file)
-            try:
-                self._check_file(file, descriptor)
-            except BaseException:
-                filesystem.close(descriptor)
-                raise
-            self._descriptors[file] = descriptor
+        if file not in self._checked:
+            self._check_file(file)
+            self._checked.add(file)
         return self._descriptors[file]
 
-    def _open_file(self, file: int) -> int:
-        where = self.path / self._index.files[file].name
-        try:
-            return filesystem.open_existing(where)
-        except FileNotFoundError:
-            damaged = self._in_file(file, 0)
-            message = "\n".join([f"{where}: expected a data file, found none", *self._damage(damaged)])
-            raise CorruptCheckpointError(message, damaged=damaged) from None
-
-    def _check_file(self, file: int, descriptor: int) -> None:
+    def _check_file(self, file: int) -> None:
         """Make sure that a data file is whole and the one that the index was written for."""
         expected = self._index.files[file]
+        where = self.path / expected.name
+        if self._closed:
+            raise ValueError(f"{self.path}: the checkpoint was closed; open it again to read more")
+        if file not in self._descriptors:
+            damaged = self._in_file(file, 0)
+            message = "\n".join([f"{where}: expected a data file, found none", *self._damage(damaged)])
+            raise CorruptCheckpointError(message, damaged=damaged)
+        descriptor = self._descriptors[file]
         size = filesystem.file_size(descriptor)
         if size != expected.nbytes:
             raise self._truncated(file, size)
         header = np.empty(expected.header_nbytes, np.uint8)
         read_fully(descriptor, header, 0)
         if header_checksum(header.tobytes()) != expected.header_checksum:
-            where = self.path / expected.name
             raise CorruptCheckpointError(f"{where}: its header is damaged, or it is the data of another checkpoint")
 
     def _truncated(self, file: int, size: int) -> CorruptCheckpointError:

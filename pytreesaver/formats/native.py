@@ -4,7 +4,7 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,14 +63,16 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _create(path: Path, contents: TreeContents, durable: bool) -> None:
-    created = _make_parents(path.parent, durable)
+    made: list[Path] = []
     temporary = path.parent / f".pytreesaver-{secrets.token_hex(8)}.tmp"
     try:
+        _make_parents(path.parent, durable, made)
         filesystem.make_directory(temporary)
-        _write_files(temporary, f"{_DATA_NAME}.safetensors", contents, durable)
+        with ExitStack() as open_files:
+            _write_files(temporary, f"{_DATA_NAME}.safetensors", INDEX_NAME, contents, durable, open_files)
         try:
             filesystem.rename(temporary, path)
-        except (FileExistsError, NotADirectoryError, OSError) as error:
+        except OSError as error:
             if os.path.lexists(path):
                 raise CheckpointExistsError(f"{path} was created by someone else during the save") from error
             raise
@@ -80,31 +82,41 @@ def _create(path: Path, contents: TreeContents, durable: bool) -> None:
                 filesystem.remove_file(temporary / entry)
             filesystem.remove_directory(temporary)
         with suppress(OSError):
-            for directory in reversed(created):
+            for directory in reversed(made):
                 filesystem.remove_directory(directory)
         raise
     if durable:
         filesystem.sync_directory(path.parent)
 
 
-def _make_parents(directory: Path, durable: bool) -> list[Path]:
-    missing = []
-    while not directory.exists():
-        missing.append(directory)
-        directory = directory.parent
-    missing.reverse()
-    for made in missing:
-        with suppress(FileExistsError):  # another process may create it at the same time
-            filesystem.make_directory(made)
-        if durable:
-            filesystem.sync_directory(made.parent)
-    return missing
+def _make_parents(directory: Path, durable: bool, made: list[Path]) -> None:
+    """Create a directory and those above it; `made` gets each one as it is created."""
+    if directory.exists():
+        return
+    _make_parents(directory.parent, durable, made)
+    with suppress(FileExistsError):  # another process may create it at the same time
+        filesystem.make_directory(directory)
+        made.append(directory)
+    if durable:
+        filesystem.sync_directory(directory.parent)
 
 
 def _replace(path: Path, contents: TreeContents, durable: bool) -> None:
     # The new index takes the place of the old one in a single rename. The new data file has a name of its own, so that
     # a reader with the old index never meets new data.
-    _write_files(path, f"{_DATA_NAME}-{secrets.token_hex(8)}.safetensors", contents, durable)
+    token = secrets.token_hex(8)
+    data_name, index_name = f"{_DATA_NAME}-{token}.safetensors", f".index-{token}.tmp"
+    with ExitStack() as open_files:
+        try:
+            _write_files(path, data_name, index_name, contents, durable, open_files)
+            filesystem.rename(path / index_name, path / INDEX_NAME)
+        except BaseException:
+            for leftover in (index_name, data_name):
+                with suppress(OSError):
+                    filesystem.remove_file(path / leftover)
+            raise
+    if durable:
+        filesystem.sync_directory(path)
     with suppress(OSError, CheckpointError):  # what cannot be removed now is removed by the next save
         _remove_unlisted(path)
 
@@ -124,40 +136,27 @@ def _remove_unlisted(path: Path) -> None:
                 filesystem.close(descriptor)
 
 
-def _write_files(directory: Path, data_name: str, contents: TreeContents, durable: bool) -> None:
-    """Write the data file, then the index under a temporary name, then rename that: from then on they exist."""
-    temporary_index = directory / f".index-{secrets.token_hex(8)}.tmp"
-    descriptors = []
-    try:
-        descriptors.append(_open_locked(directory / data_name))
-        index = _write_data(descriptors[0], data_name, contents)
-        if durable:
-            filesystem.sync_file(descriptors[0])
-        descriptors.append(_open_locked(temporary_index))
-        write_fully(descriptors[1], [encode_index(index)], 0)
-        if durable:
-            filesystem.sync_file(descriptors[1])
-        filesystem.rename(temporary_index, directory / INDEX_NAME)
-    except BaseException:
-        for leftover in (temporary_index, directory / data_name):
-            with suppress(OSError):
-                filesystem.remove_file(leftover)
-        raise
-    finally:
-        for descriptor in descriptors:
-            filesystem.close(descriptor)
+def _write_files(
+    directory: Path, data_name: str, index_name: str, contents: TreeContents, durable: bool, open_files: ExitStack
+) -> None:
+    """Write the data and the index that belongs to it. The files stay locked until `open_files` is closed."""
+    data = _open_locked(directory / data_name, open_files)
+    index = _write_data(data, data_name, contents)
     if durable:
+        filesystem.sync_file(data)
+    index_file = _open_locked(directory / index_name, open_files)
+    write_fully(index_file, [encode_index(index)], 0)
+    if durable:
+        filesystem.sync_file(index_file)
         filesystem.sync_directory(directory)
 
 
-def _open_locked(path: Path) -> int:
+def _open_locked(path: Path, open_files: ExitStack) -> int:
     descriptor = filesystem.open_new(path)
+    open_files.callback(filesystem.close, descriptor)
     filesystem.lock(descriptor)
-    if not filesystem.is_linked(descriptor):
-        # Someone who tidied up had the lock in the moment between the two calls.
-        filesystem.close(descriptor)
-        return _open_locked(path)
-    return descriptor
+    # Someone who tidied up may have had the lock in the moment between the two calls.
+    return descriptor if filesystem.is_linked(descriptor) else _open_locked(path, open_files)
 
 
 def _write_data(descriptor: int, data_name: str, contents: TreeContents) -> Index:
@@ -259,4 +258,8 @@ def recognizes(path: Path) -> bool:
 
 def open(path: Path) -> NativeReader:
     """Open a checkpoint directory. See `pytreesaver.formats.Format.open`."""
-    return NativeReader(path)
+    reader = NativeReader(path)
+    while reader.was_replaced():
+        reader.close()
+        reader = NativeReader(path)
+    return reader

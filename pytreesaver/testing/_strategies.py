@@ -84,10 +84,8 @@ def shapes() -> st.SearchStrategy[tuple[int, ...]]:
 @st.composite
 def _bits(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
     """An array of any bits that the dtype has: NaN payloads, subnormals, -0.0."""
-    count = math.prod(shape)
-    data: np.ndarray = np.frombuffer(
-        draw(st.binary(min_size=count * dtype.itemsize, max_size=count * dtype.itemsize)), np.uint8
-    )
+    nbytes = math.prod(shape) * dtype.itemsize
+    data: np.ndarray = np.frombuffer(draw(st.binary(min_size=nbytes, max_size=nbytes)), np.uint8)
     if dtype == np.bool_:
         data = data & 1
     if dtype.name in _NARROW_BITS:
