@@ -89,7 +89,7 @@ class Variable:
         box, inner = _bounding_box(index, self.shape, self.name)
         with named_os_errors("read", self._reader.path):
             part = self._reader.read_part(self._position, [a for a, _ in box], [b for _, b in box], verify=True)
-        return np.asarray(numpy_value(part, self._leaf_type)[inner])
+        return numpy_value(part, self._leaf_type)[(*inner, ...)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:

@@ -1,0 +1,243 @@
+"""One hostile or broken file for every rule of docs/format.md: each is refused by name, before it is believed."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import xxhash
+
+import pytreesaver as pts
+
+TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32), "step": 3, "name": "run"}
+
+
+def rewrite(path, edit):
+    """Edit the index as JSON and give it a checksum that fits, as an attacker would."""
+    file = path / "index.json"
+    index = json.loads(file.read_text())
+    del index["checksum"]
+    edit(index)
+    body = json.dumps(index)[:-1] + ","
+    file.write_text(f'{body}"checksum":"{xxhash.xxh3_64_hexdigest(body.encode())}"}}\n')
+
+
+@pytest.fixture
+def path(tmp_path):
+    return pts.save(TREE, tmp_path / "model")
+
+
+def test_the_helper_makes_valid_indexes(path):
+    rewrite(path, lambda index: index.update(metadata={"edited": True}))
+    assert pts.restore(path)["step"] == 3
+    with pts.load_checkpoint(path) as checkpoint:
+        assert checkpoint.metadata == {"edited": True}
+
+
+def put(*keys_and_value):
+    *keys, last, value = keys_and_value
+
+    def edit(index):
+        for key in keys:
+            index = index[key]
+        index[last] = value
+
+    return edit
+
+
+HOSTILE = {
+    "no format": (lambda index: index.pop("format"), "format"),
+    "another format": (put("format", "zip"), 'expected "format": "pytreesaver", found "zip"'),
+    "version that is no number": (put("version", "1"), "version"),
+    "no names": (lambda index: index.pop("names"), "names"),
+    "names of another type": (put("names", 0, 5), "Expected `str`"),
+    "one name twice": (put("names", ["b", "b", "step", "w"]), "more than once"),
+    "fewer names than shapes": (put("names", ["b"]), "as many as names"),
+    "type that is not there": (put("type_of", 0, 99), "positions among"),
+    "negative type": (put("type_of", 0, -1), "positions among"),
+    "unknown kind": (put("types", 0, "kind", "pickle"), "pickle"),
+    "unknown dtype": (put("types", 0, "dtype", "float31"), "float31"),
+    "dtype of objects": (put("types", 0, "dtype", "object"), "object"),
+    "dtype with fields": (put("types", 0, "dtype", "f4,f4"), "f4,f4"),
+    "key without implementation": (put("types", 0, {"kind": "key", "dtype": "uint32"}), "implementation"),
+    "int of another dtype": (put("types", 0, {"kind": "int", "dtype": "float32"}), "a shape for int"),
+    "float with a shape": (put("types", 0, {"kind": "float", "dtype": "float64"}), "a shape for float"),
+    "negative length": (put("shapes", 0, [-4]), "without negative lengths"),
+    "shape of the size of the universe": (put("shapes", 0, [2**62, 2**62]), "fewer than 2\\*\\*63 bytes"),
+    "larger shape": (put("shapes", 0, [5]), "expected"),
+    "file in another directory": (put("files", 0, "name", "../../etc/passwd"), "passwd"),
+    "absolute file": (put("files", 0, "name", "/etc/passwd"), "passwd"),
+    "file of another kind": (put("files", 0, "name", "index.json"), "index.json"),
+    "negative size of a file": (put("files", 0, "nbytes", -1), "header within"),
+    "header beyond the file": (put("files", 0, "header_nbytes", 10**9), "header within"),
+    "chunk in no file": (put("chunk_files", 0, 7), "positions among 1 files"),
+    "missing chunk": (lambda index: index["chunk_offsets"].pop(), "4 chunks"),
+    "chunk in the header": (put("chunk_offsets", 0, 8), "of its own"),
+    "chunk beyond the file": (put("chunk_offsets", 0, 10**12), "within data-"),
+    "overlapping chunks": (
+        lambda index: index["chunk_offsets"].__setitem__(0, index["chunk_offsets"][3]),
+        "of its own",
+    ),
+    "grid of no variable": (put("grids", {"99": [[0, 2], [0, 3]]}), "position of a variable"),
+    "grid of another shape": (put("grids", {"3": [[0, 2], [0, 4]]}), "a grid over"),
+    "grid with a gap": (put("grids", {"3": [[1, 2], [0, 3]]}), "a grid over"),
+    "grid that goes back": (put("grids", {"3": [[0, 2, 1, 2], [0, 3]]}), "a grid over"),
+    "more chunks than atoms": (put("grids", {"3": [list(range(3)), list(range(4))]}), "chunks, found"),
+    "block of no bytes": (put("checksum_block_nbytes", 0), "positive checksum_block_nbytes"),
+    "too few checksums": (put("checksums", ""), "checksums of 16 digits"),
+    "checksums in other digits": (lambda index: put("checksums", "G" * len(index["checksums"]))(index), "hexadecimal"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_an_index_that_breaks_a_rule_is_refused(path, case):
+    edit, message = HOSTILE[case]
+    rewrite(path, edit)
+    for read in (pts.restore, pts.load_checkpoint, pts.verify, pts.list_variables):
+        with pytest.raises(pts.CorruptCheckpointError, match=message) as caught:
+            read(path)
+        assert str(path / "index.json") in str(caught.value)
+
+
+STRUCTURES = {
+    "leaf that is not there": {"b": 0, "name": 1, "step": 2, "w": 99},
+    "leaf used twice": {"b": 0, "name": 1, "step": 2, "w": 2},
+    "leaf left out": {"b": 0, "name": 1, "step": 2},
+    "float for a leaf": {"b": 0.5},
+    "unknown kind of node": {"$exec": "rm -rf /"},
+    "tuple of a number": {"$tuple": 5},
+    "namedtuple without fields": {"$namedtuple": ["collections:OrderedDict"]},
+    "keys that cannot be keys": {"$dict": [[{"$tuple": []}, 0]]},
+    "deeper than anybody can follow": None,
+}
+
+
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_a_structure_that_breaks_a_rule_is_refused(path, case):
+    structure = STRUCTURES[case]
+    if structure is None:
+        for _ in range(900):
+            structure = [structure]
+    rewrite(path, put("structure", structure))
+    with pytest.raises(pts.CorruptCheckpointError, match=str(path)):
+        pts.restore(path)
+    template = {"w": TREE["w"], "b": TREE["b"], "step": 0, "name": ""}
+    if case != "deeper than anybody can follow":
+        assert pts.restore(path, like=template)["step"] == 3  # a template needs no stored structure
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        {"$namedtuple": ["subprocess:Popen", {"args": 0, "b": 1, "c": 2, "d": 3}]},
+        {"$dataclass": ["subprocess:Popen", {"args": 0, "b": 1, "c": 2, "d": 3}, {}]},
+        {"$node": ["subprocess:Popen", [0, 1, 2, 3], "touch owned"]},
+        {"$node": ["os:system", [0, 1, 2, 3], "touch owned"]},
+        {"$node": ["this:Anything", [0, 1, 2, 3], None]},
+        {"$dataclass": ["antigravity:Anything", {"a": 0, "b": 1, "c": 2, "d": 3}, {}]},
+    ],
+)
+def test_nothing_is_imported_or_run_because_a_file_says_so(path, structure):
+    import subprocess
+
+    assert subprocess.Popen
+    rewrite(path, put("structure", structure))
+    before = set(sys.modules)
+    with pytest.warns(pts.StructureWarning, match="comes back as"):
+        pts.restore(path)
+    assert not {"this", "antigravity"} & (set(sys.modules) - before)
+    assert not os.path.exists("owned")
+
+
+def test_static_fields_build_no_instances_of_unregistered_classes(path):
+    structure = {
+        "$dataclass": [
+            "pytreesaver.testing._strategies:Layer",
+            {"kernel": {"$tuple": [0, 1]}, "bias": {"$tuple": [2, 3]}},
+            {"activation": {"$dataclass": ["subprocess:Popen", {}]}, "axes": None},
+        ]
+    }
+    rewrite(path, put("structure", structure))
+    with pytest.warns(pts.StructureWarning, match="dict of its fields"):
+        assert pts.restore(path)["axes"] is None
+
+
+def test_stored_bytes_that_are_no_text_are_named(path):
+    data = path / "data-00000-of-00001.safetensors"
+    content = data.read_bytes()
+    assert content.count(b"run") == 1
+    data.write_bytes(content.replace(b"run", b"\xff\xff\xff"))
+    with pytest.raises(pts.CorruptCheckpointError, match="name") as caught:
+        pts.restore(path)
+    assert caught.value.damaged == ["name"]
+    with pytest.raises(pts.CorruptCheckpointError, match="name: the stored bytes are no str") as caught:
+        pts.restore(path, verify=False)
+    assert caught.value.damaged == ["name"]
+
+
+def test_an_index_of_a_newer_version_is_refused_by_name(path):
+    rewrite(path, put("version", 2))
+    with pytest.raises(pts.UnsupportedVersionError, match=r"version 2 .* reads up to version 1") as caught:
+        pts.restore(path)
+    assert isinstance(caught.value, ValueError)
+    # Edited by hand, its checksum no longer fits: that is said first.
+    file = path / "index.json"
+    file.write_text(file.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(pts.CorruptCheckpointError, match=r"checksum.*version 3"):
+        pts.restore(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"null", b"[]", b"\xff\xfe", b'{"format":"pytreesaver"', b"[" * 100_000]
+)
+def test_an_index_that_is_no_index_is_refused(path, content):
+    (path / "index.json").write_bytes(content)
+    with pytest.raises(pts.CorruptCheckpointError, match=r"index\.json: expected"):
+        pts.restore(path)
+
+
+def test_damage_names_every_damaged_variable(path):
+    data = path / "data-00000-of-00001.safetensors"
+    index = json.loads((path / "index.json").read_text())
+    content = bytearray(data.read_bytes())
+    for name in ("w", "step"):
+        content[index["chunk_offsets"][index["names"].index(name)]] ^= 4
+    data.write_bytes(content)
+    for read in (pts.restore, pts.verify):
+        with pytest.raises(pts.CorruptCheckpointError, match="2 of 4 variables damaged:\n  step\n  w") as caught:
+            read(path)
+        assert caught.value.damaged == ["step", "w"]
+    with pts.load_checkpoint(path) as checkpoint:
+        assert checkpoint["b"].read().tolist() == [1, 1, 1, 1]
+        with pytest.raises(pts.CorruptCheckpointError, match="w"):
+            checkpoint["w"][0]
+    assert pts.restore(path, verify=False)["b"].tolist() == [1, 1, 1, 1]
+
+
+def test_truncated_data_names_what_is_lost(path):
+    data = path / "data-00000-of-00001.safetensors"
+    size = data.stat().st_size
+    os.truncate(data, size - 1)
+    with pytest.raises(pts.CorruptCheckpointError, match=f"expected {size} bytes, found {size - 1}") as caught:
+        pts.restore(path)
+    assert len(caught.value.damaged) == 1
+    os.truncate(data, 0)
+    with pytest.raises(pts.CorruptCheckpointError) as caught:
+        pts.verify(path)
+    assert caught.value.damaged == ["b", "name", "step", "w"]
+    data.unlink()
+    with pytest.raises(pts.CorruptCheckpointError, match="expected a data file, found none"):
+        pts.restore(path)
+    assert len(pts.list_variables(path)) == 4
+
+
+def test_a_damaged_header_does_not_hide_damaged_variables(path):
+    data = path / "data-00000-of-00001.safetensors"
+    content = bytearray(data.read_bytes())
+    content[20] ^= 1
+    content[-1] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(pts.CorruptCheckpointError, match="its header is damaged") as caught:
+        pts.verify(path)
+    assert caught.value.damaged == ["name"]

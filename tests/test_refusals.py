@@ -1,0 +1,232 @@
+"""What cannot be saved, or not there, is refused by name before a byte is written."""
+
+import dataclasses
+import enum
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pytreesaver as pts
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Text(str):
+    pass
+
+
+@dataclasses.dataclass
+class NotRegistered:
+    x: int = 1
+
+
+def refusal(tree, error=pts.UnsupportedLeafError, **options):
+    with pytest.raises(error) as caught:
+        pts.save(tree, "model", **options)
+    assert list(pathlib.Path().iterdir()) == []
+    return str(caught.value)
+
+
+def test_two_leaves_with_one_name_are_refused_with_both_paths():
+    message = refusal({"a/b": 1, "a": {"b": 2}, "c": 3}, pts.DuplicateNameError)
+    assert message.endswith("\n  a/b: ['a']['b'] and ['a/b']")
+    assert "['c']" not in message
+    refusal({"1": {"x": 1}, "1/x": 2}, pts.DuplicateNameError)
+
+
+UNSUPPORTED = {
+    "function": (print, "builtins.builtin_function_or_method; take functions out of the tree first"),
+    "enum": (Colour.RED, "Colour; convert it to a plain int"),
+    "subclass of str": (Text("x"), "Text; convert it to a plain str"),
+    "instance": (NotRegistered(), "NotRegistered; convert it to an array, register its class"),
+    "set": ({1}, "builtins.set"),
+    "array of objects": (np.array([object()]), "of dtype object"),
+    "array with fields": (np.zeros(2, "f4,i4"), "of dtype [('f0'"),
+    "long double": (np.longdouble(1), "of dtype float128"),
+    "masked array": (np.ma.masked_array([1, 2]), "numpy.ma.MaskedArray; convert it to a plain np.ndarray"),
+    "shape without values": (jax.ShapeDtypeStruct((2,), jnp.float32), "it has a shape but no values"),
+    "string that NumPy would cut": (np.str_("a\0"), "ends in NUL"),
+}
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_a_leaf_that_cannot_come_back_is_refused(case):
+    leaf, words = UNSUPPORTED[case]
+    message = refusal({"params": {"w": np.ones(2), "odd": leaf}})
+    assert message.startswith(
+        "1 thing cannot be saved:\n  params/odd: expected an array, a number, str or bytes, found"
+    )
+    assert words in message
+
+
+def test_everything_unsupported_is_in_one_error():
+    message = (
+        refusal({"a": print, "b": [len, 1], ("t",): 2}, metadata={"f": print})
+        if False
+        else refusal({"a": print, "b": [len, 1]}, metadata={"f": print})
+    )
+    assert message.startswith("3 things cannot be saved:\n  a: ")
+    assert "\n  b/0: " in message
+    assert "\n  metadata: ['f']: expected None, bool, int" in message
+
+
+def test_a_tracer_says_that_save_was_called_inside_jit():
+    def step(x):
+        pts.save({"x": x}, "model")
+        return x
+
+    with pytest.raises(pts.UnsupportedLeafError, match=r"x: .* tracer: save was called inside jit"):
+        jax.jit(step)(jnp.ones(2))
+
+
+def test_a_donated_array_says_that_it_was_deleted():
+    x = jnp.ones(2)
+    jax.jit(lambda x: x + 1, donate_argnums=0)(x)
+    assert "x: " in (message := refusal({"x": x}))
+    assert "deleted jax.Array: it was donated" in message
+    assert "tracer" not in message
+
+
+def test_dict_keys_of_other_types_are_refused():
+    message = refusal({(1, 2): 1, (3, 4): 2})
+    assert (
+        "(1, 2): expected a dict key of type str, int, bool, float or None, found (1, 2) of type builtins.tuple"
+        in message
+    )
+    assert "(3, 4)" in message
+    assert "found <Colour.RED: 1>" in refusal({Colour.RED: 1})
+    assert "keys of types int, str" in refusal({"x": {1: 2, "a": 3}})
+
+
+def test_names_that_are_no_unicode_are_refused():
+    assert r"'\ud800': expected a name that can be written as UTF-8" in refusal({"\ud800": 1})
+
+
+def test_a_tree_deeper_than_python_can_follow_is_refused():
+    tree = []
+    for _ in range(5000):
+        tree = [tree]
+    assert "nested deeper" in refusal(tree)
+
+
+def test_metadata_comes_back_as_it_was():
+    metadata = {
+        "loss": float("nan"),
+        "shape": (1, [2, {"x": None}]),
+        "big": 2**100,
+        "$odd": {1: b"\xff", None: 1 + 2j},
+        "": -0.0,
+        "set": {3, 1},
+        "text": "é\n\ud800",
+    }
+    pts.save({}, "model", metadata=metadata)
+    with pts.load_checkpoint("model") as checkpoint:
+        assert repr(checkpoint.metadata) == repr(metadata)
+        assert checkpoint.metadata["shape"] == (1, [2, {"x": None}])
+    assert "array" in refusal_of_metadata({"x": {"y": np.ones(2)}})
+    assert "['x']['y']" in refusal_of_metadata({"x": {"y": np.float32(2)}})
+
+
+def refusal_of_metadata(metadata):
+    with pytest.raises(pts.UnsupportedLeafError) as caught:
+        pts.save({}, "other", metadata=metadata)
+    assert not pathlib.Path("other").exists()
+    return str(caught.value)
+
+
+def test_paths_of_every_kind(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert pts.save({"x": 1}, "relative/dir/model") == pathlib.Path("relative/dir/model")
+    assert pts.restore(pathlib.Path("relative/dir/model")) == {"x": 1}
+    assert pts.save({"x": 2}, "~/model") == tmp_path / "home" / "model"
+    assert pts.restore("~/model") == {"x": 2}
+    assert not (tmp_path / "~").exists()
+    odd = "we[i]rd *?'\" ü\nname.ckpt-1"
+    pts.save({"x": 3}, odd)
+    assert pts.restore(odd) == {"x": 3}
+    pts.save({"x": 4}, "n" * 255)
+    assert pts.restore("n" * 255) == {"x": 4}
+    pathlib.Path("link").symlink_to("relative/dir/model")
+    pts.save({"x": 5}, "link", overwrite=True)
+    assert pts.restore("relative/dir/model") == {"x": 5}
+    assert pathlib.Path("link").is_symlink()
+
+
+@pytest.mark.parametrize("path", ["", "gs://bucket/model", "a\0b"])
+def test_paths_that_are_none_are_refused(path):
+    for call in (lambda: pts.save({}, path), lambda: pts.restore(path)):
+        with pytest.raises(ValueError, match="path: expected"):
+            call()
+    with pytest.raises(TypeError, match="path: expected a str"):
+        pts.restore(b"model")
+    with pytest.raises(TypeError):
+        pts.save({}, 5)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(
+        pts.CheckpointNotFoundError, match="nothing: expected a checkpoint, found nothing there"
+    ) as caught:
+        pts.restore("nothing")
+    assert isinstance(caught.value, FileNotFoundError)
+    pathlib.Path("file").write_text("x")
+    with pytest.raises(pts.CheckpointNotFoundError, match=r"file: expected a checkpoint, .* found a file"):
+        pts.restore("file")
+    pts.save({}, "run/model-1")
+    pts.save({}, "run/model-2")
+    with pytest.raises(pts.CheckpointNotFoundError, match=r"run: .* there are checkpoints in it: model-1, model-2"):
+        pts.restore("run")
+    with pytest.raises(pts.CheckpointIOError, match="cannot save to file/model"):
+        pts.save({}, "file/model")
+    assert pathlib.Path("file").read_text() == "x"
+
+
+def test_what_exists_is_not_overwritten_unasked():
+    pts.save({"x": 1}, "model")
+    with pytest.raises(pts.CheckpointExistsError, match="model exists already; pass overwrite=True") as caught:
+        pts.save({"x": 2}, "model")
+    assert isinstance(caught.value, FileExistsError)
+    assert pts.restore("model") == {"x": 1}
+    pathlib.Path("empty").mkdir()
+    with pytest.raises(pts.CheckpointExistsError):
+        pts.save({"x": 1}, "empty")
+    pts.save({"x": 1}, "empty", overwrite=True)
+    assert pts.restore("empty") == {"x": 1}
+    # A damaged checkpoint can be replaced too.
+    (pathlib.Path("model") / "index.json").write_bytes(b"")
+    pts.save({"x": 3}, "model", overwrite=True)
+    assert pts.restore("model") == {"x": 3}
+
+
+def test_errors_survive_pickling():
+    import copy
+    import pickle
+
+    error = pts.MismatchError("text", missing=["a"], shape={"b": ((1,), (2,))})
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert (str(twin), twin.missing, twin.shape) == ("text", ["a"], {"b": ((1,), (2,))})
+    error = pts.CorruptCheckpointError("text", damaged=["a"])
+    assert pickle.loads(pickle.dumps(error)).damaged == ["a"]
+
+
+def test_every_error_is_a_checkpoint_error_and_a_builtin():
+    builtins = {
+        "CheckpointNotFoundError": FileNotFoundError,
+        "CheckpointExistsError": FileExistsError,
+        "CorruptCheckpointError": ValueError,
+        "MismatchError": ValueError,
+        "VariableNotFoundError": KeyError,
+        "DuplicateNameError": ValueError,
+        "UnsupportedLeafError": TypeError,
+        "UnsupportedVersionError": ValueError,
+        "CheckpointIOError": OSError,
+        "CheckpointPermissionError": PermissionError,
+    }
+    for name, builtin in builtins.items():
+        assert issubclass(getattr(pts, name), pts.CheckpointError)
+        assert issubclass(getattr(pts, name), builtin)
