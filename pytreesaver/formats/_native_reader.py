@@ -106,7 +106,7 @@ class NativeReader:
                 continue
             inside = [(a - s, b - s) for a, b, s in zip(low, high, chunk.start, strict=True)]
             into = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, starts, strict=True))
-            self._read_box(position, chunk, inside, result[(*into, ...)], verify)
+            self._read_box(position, chunk, inside, result[into] if into else result, verify)
         return result
 
     def verify(self) -> None:

@@ -1,0 +1,54 @@
+"""The program with which `tf.train.Saver` is taught, in JAX: fit a line, save it, restore it in another process.
+
+Run ``python examples/linear_regression.py``: it trains and saves, then starts itself again as ``restore``, a process
+that knows nothing but the path, and prints the same numbers.
+"""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+
+import pytreesaver as pts
+
+PATH = "checkpoint/saver1.ckpt"
+X = jnp.array([1.0, 2.0, 3.0, 4.0])
+Y = jnp.array([2.0, 3.0, 4.0, 5.0])
+
+Params = dict[str, jax.Array]
+
+
+def loss(params: Params) -> jax.Array:
+    return jnp.sum((params["W"] * X + params["b"] - Y) ** 2)
+
+
+@jax.jit
+def step(params: Params) -> Params:
+    return jax.tree.map(lambda value, gradient: value - 0.01 * gradient, params, jax.grad(loss)(params))
+
+
+def show(params: Params) -> None:
+    print(f"loss {float(loss(params))!r}   W {params['W'].tolist()}   b {params['b'].tolist()}")
+
+
+def train() -> None:
+    params = {"W": jnp.array([0.3]), "b": jnp.array([-0.3])}
+    for _ in range(5000):
+        params = step(params)
+    print("trained: ", end="")
+    show(params)
+    print("saved to", pts.save(params, PATH, overwrite=True), flush=True)
+
+
+def restore() -> None:
+    print("restored: ", end="")
+    show(pts.restore(PATH))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["restore"]:
+        restore()
+    else:
+        train()
+        subprocess.run([sys.executable, __file__, "restore"], check=True)

@@ -1,0 +1,28 @@
+"""What importing pytreesaver costs and brings along."""
+
+import subprocess
+import sys
+
+
+def run(code):
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+def test_heavy_packages_are_not_imported():
+    heavy = ["orbax", "tensorstore", "rich", "flax", "hypothesis", "pytest", "safetensors"]
+    imported = run("import sys, pytreesaver; print(*sys.modules)").split()
+    assert not {name.partition(".")[0] for name in imported} & set(heavy)
+
+
+def test_import_touches_no_device():
+    assert run("import jax, pytreesaver; print(jax._src.xla_bridge.backends_are_initialized())") == "False"
+
+
+def test_everything_public_has_a_docstring_and_is_listed():
+    import pytreesaver as pts
+
+    assert sorted(pts.__all__) == pts.__all__
+    for name in pts.__all__:
+        assert getattr(pts, name).__doc__, name
