@@ -214,8 +214,7 @@ class NativeReader:
             damaged = [self.names[position]]
             raise CorruptCheckpointError("\n".join(self._damage(damaged)), damaged=damaged)
         run = data[first - begin : last - begin].copy()  # aligned, whatever the offset in the file is
-        items = run[:itemsize].view(result.dtype)
-        result[...] = np.lib.stride_tricks.as_strided(items, result.shape, strides, writeable=False)
+        result[...] = np.ndarray(result.shape, result.dtype, buffer=run, strides=strides)
 
     def _bounded_groups(self) -> Iterator[list[tuple[int, Chunk]]]:
         group: list[tuple[int, Chunk]] = []
