@@ -16,6 +16,13 @@ def test_heavy_packages_are_not_imported():
     assert not {name.partition(".")[0] for name in imported} & set(heavy)
 
 
+def test_import_alone_imports_little_of_pytreesaver():
+    imported = run("import sys, jax; before = set(sys.modules); import pytreesaver; print(*set(sys.modules) - before)")
+    assert imported.split() == ["pytreesaver"]
+    assert run("import pytreesaver as pts; print(pts.save.__name__, 'restore' in dir(pts))") == "save True"
+    assert "no attribute 'sav'" in run("import pytreesaver as pts\ntry: pts.sav\nexcept AttributeError as e: print(e)")
+
+
 def test_import_touches_no_device():
     assert run("import jax, pytreesaver; print(jax._src.xla_bridge.backends_are_initialized())") == "False"
 
