@@ -137,6 +137,52 @@ def test_a_refusal_of_the_system_is_named_and_loses_nothing(monkeypatch, tmp_pat
     assert found_at(path, ".") == "new"
 
 
+@pytest.mark.parametrize("name", ["open_new", "reserve", "write", "sync_file", "sync_directory", "rename", "close"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_interrupt_just_after_any_step_loses_nothing(monkeypatch, tmp_path, name, overwrite):
+    from pytreesaver._io import filesystem
+
+    path = tmp_path / "model"
+    real = getattr(filesystem, name)
+    for call in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        if overwrite:
+            pts.save(OLD, path)
+        calls = iter(range(100))
+
+        def interrupted(*args, calls=calls, call=call):
+            result = real(*args)
+            if next(calls) == call:
+                raise KeyboardInterrupt
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(filesystem, name, interrupted)
+            try:
+                pts.save(NEW, path, overwrite=overwrite)
+                break
+            except KeyboardInterrupt:
+                pass
+        assert found_at(tmp_path, "model") in (("old", "new") if overwrite else (None, "new"))
+    else:
+        pytest.fail("never got through")
+
+
+def test_threads_that_save_to_one_path_leave_one_of_theirs(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    path = tmp_path / "model"
+    for _ in range(10):
+        shutil.rmtree(path, ignore_errors=True)
+        with ThreadPoolExecutor(4) as executor:
+            trees = [{"w": np.full(1000, i)} for i in range(8)]
+            for future in [executor.submit(pts.save, tree, path, overwrite=True) for tree in trees]:
+                future.result()
+        assert len(set(pts.restore(path)["w"].tolist())) == 1
+    pts.save(NEW, path, overwrite=True)
+    assert len(list(path.iterdir())) == 2
+
+
 needs_mounts = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="mounting a file system needs root on Linux"
 )

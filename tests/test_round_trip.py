@@ -31,9 +31,7 @@ def test_any_tree_comes_back_with_itself_as_template(tree):
 
 @given(pytrees())
 @settings(max_examples=100)
-def test_any_tree_comes_back_with_64_bits(tree_strategy_is_drawn_outside):
-    # The strategies look at jax_enable_x64 when they draw: this runs with it off, and restores with it on.
-    tree = tree_strategy_is_drawn_outside
+def test_a_tree_of_32_bits_comes_back_where_64_are_allowed(tree):
     pts.save(tree, "checkpoint", overwrite=True, durable=False)
     with jax.enable_x64(True):
         assert_trees_equal(pts.restore("checkpoint"), tree)
@@ -54,6 +52,26 @@ def test_any_tree_of_arrays_comes_back_with_its_shapes_as_template(tree):
     template = jax.eval_shape(lambda: tree)
     pts.save(tree, "checkpoint", overwrite=True, durable=False)
     assert_trees_equal(pts.restore("checkpoint", like=template), tree)
+
+
+def jax_values():
+    """Every leaf that JAX takes for a value: what `jax.eval_shape` accepts."""
+    numbers = st.one_of(st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.complex_numbers())
+    return st.one_of(jax_arrays(), prng_keys(), jax_arrays().map(np.array), numbers)
+
+
+@given(st.data())
+@settings(max_examples=100)
+def test_any_tree_of_values_comes_back_as_its_abstract_shapes_say(data):
+    with jax.enable_x64(True):  # with 32 bits, a Python float fits an abstract one only if it is that exact
+        tree = data.draw(pytrees(jax_values()))
+        expected = jax.tree.map(as_jax_holds_it, tree)
+        pts.save(tree, "checkpoint", overwrite=True, durable=False)
+        assert_trees_equal(pts.restore("checkpoint", like=jax.eval_shape(lambda: tree)), expected)
+
+
+def as_jax_holds_it(leaf):
+    return leaf if isinstance(leaf, jax.Array) else jax.numpy.asarray(leaf)
 
 
 @given(st.dictionaries(st.sampled_from("abc"), sharded_arrays(), max_size=3))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pytreesaver._errors import CheckpointError, CheckpointExistsError
+from pytreesaver._errors import CheckpointError, CheckpointExistsError, UnsupportedVersionError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import BLOCK_NBYTES
 from pytreesaver._io.reading import EndOfFileError, read_fully
@@ -42,13 +42,16 @@ _ALIGNMENT = 4096
 
 def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool) -> None:
     """Write a checkpoint directory. See `pytreesaver.formats.Format.write`."""
-    if os.path.lexists(path):
-        if not overwrite:
-            raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
-        _refuse_foreign(path)
-        _replace(path, contents, durable)
-    else:
-        _create(path, contents, durable)
+    if not os.path.lexists(path):
+        try:
+            return _create(path, contents, durable)
+        except CheckpointExistsError:  # someone else was faster
+            if not overwrite:
+                raise
+    if not overwrite:
+        raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
+    _refuse_foreign(path)
+    return _replace(path, contents, durable)
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -111,7 +114,9 @@ def _replace(path: Path, contents: TreeContents, durable: bool) -> None:
             _write_files(path, data_name, index_name, contents, durable, open_files)
             filesystem.rename(path / index_name, path / INDEX_NAME)
         except BaseException:
-            for leftover in (index_name, data_name):
+            # An interrupt can come when the new index is in place already: then the data belongs to it.
+            leftovers = [index_name] if _lists(path, data_name) else [index_name, data_name]
+            for leftover in leftovers:
                 with suppress(OSError):
                     filesystem.remove_file(path / leftover)
             raise
@@ -119,6 +124,16 @@ def _replace(path: Path, contents: TreeContents, durable: bool) -> None:
         filesystem.sync_directory(path)
     with suppress(OSError, CheckpointError):  # what cannot be removed now is removed by the next save
         _remove_unlisted(path)
+
+
+def _lists(path: Path, data_name: str) -> bool:
+    """Whether the index at `path` lists a data file."""
+    try:
+        return data_name in [file.name for file in read_index(path).files]
+    except UnsupportedVersionError:
+        return True  # not for this version to judge
+    except CheckpointError:
+        return False
 
 
 def _remove_unlisted(path: Path) -> None:
@@ -130,7 +145,7 @@ def _remove_unlisted(path: Path) -> None:
             descriptor = filesystem.open_existing(path / entry)
             try:
                 # The lock comes first: whoever had it has put the file in the index by now, or never will.
-                if filesystem.try_lock(descriptor) and entry not in [file.name for file in read_index(path).files]:
+                if filesystem.try_lock(descriptor) and not _lists(path, entry):
                     filesystem.remove_file(path / entry)
             finally:
                 filesystem.close(descriptor)
