@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from pytreesaver._contents import contents_of, refuse_duplicates
-from pytreesaver._errors import CorruptCheckpointError, StructureWarning, UnsupportedLeafError
-from pytreesaver._leaves import LeafError, LeafType, describe, python_value
+from pytreesaver._errors import CorruptCheckpointError, MismatchError, StructureWarning, UnsupportedLeafError
+from pytreesaver._leaves import PYTHON_KINDS, LeafError, LeafType, describe, logical_shape, python_value
 from pytreesaver._match import Missing, StoredVariables, Unexpected, check_x64, match_template
 from pytreesaver._names import shown
 from pytreesaver._paths import PathLike, local_path, named_os_errors
@@ -40,7 +40,10 @@ def save(
             `load_checkpoint(path).metadata` exactly.
         overwrite: replace the checkpoint at `path`, if there is one. Anything else there is never replaced.
         durable: return only when the checkpoint would survive a power cut. Without it the operating system writes it
-            out in its own time, some seconds later.
+            out in its own time, some seconds later. Replacing a checkpoint is always durable: otherwise a power cut
+            could cost the old one too.
+
+    NumPy arrays must not be changed by another thread before `save` returns.
 
     Returns:
         The path of the checkpoint.
@@ -49,7 +52,8 @@ def save(
         UnsupportedLeafError: naming everything in the tree, or in `metadata`, that cannot be stored.
         DuplicateNameError: two leaves have one name, as in ``{"a/b": x, "a": {"b": y}}``.
         CheckpointExistsError: there is something at `path`, and `overwrite` is false or it is no checkpoint.
-        CheckpointIOError: the operating system could not write (disk full, permission denied, ...).
+        CheckpointIOError: the operating system could not write (disk full, permission denied, ...). If it is only the
+            last step that fails, making the new name durable, the checkpoint is there.
 
     Example:
         >>> path = save({"w": np.ones(3), "step": 100}, "model-100", metadata={"loss": 0.5})
@@ -142,13 +146,21 @@ def _restore_like(
     flat = flatten_tree(like)
     refuse_duplicates(flat, like)
     templates = _templates_of(flat)
+    # Whether a Python number fits an array depends on its value: those are read first, all at once.
+    numbers = [
+        i
+        for i, (name, leaf_type) in enumerate(zip(reader.names, reader.types, strict=True))
+        if leaf_type.kind in PYTHON_KINDS and name in templates and templates[name].type.kind not in PYTHON_KINDS
+    ]
+    arrays = reader.read(numbers, verify=verify) if numbers else []
+    values = {i: python_value(array, reader.types[i]) for i, array in zip(numbers, arrays, strict=True)}
     plan = match_template(
         templates,
         StoredVariables(reader.names, reader.types, reader.shapes),
         where=str(reader.path),
         missing=missing,
         unexpected=unexpected,
-        value_of=lambda i: python_value(reader.read([i], verify=verify)[0], reader.types[i]),
+        value_of=values.__getitem__,
         x64_enabled=_x64_enabled() or as_numpy,
     )
     wanted = [(position, template) for position, template in zip(plan, templates.values(), strict=True)]
@@ -185,11 +197,16 @@ def _read_leaves(
             wanted = LeafType("numpy", wanted.dtype)
         try:
             leaves.append(build_leaf(array, stored, wanted, target.sharding))
-        except (ValueError, TypeError) as error:
+        except UnicodeDecodeError as error:
             name = reader.names[position]
             raise CorruptCheckpointError(
-                f"{reader.path}: {shown(name)}: the stored bytes are no {describe(stored, array.shape)}: {error}",
-                damaged=[name],
+                f"{reader.path}: {shown(name)}: the stored bytes are no str: {error}", damaged=[name]
+            ) from error
+        except (ValueError, TypeError, RuntimeError) as error:
+            name, shape = reader.names[position], logical_shape(stored, array.shape)
+            where = "" if target.sharding is None else f" with {target.sharding}"
+            raise MismatchError(
+                f"{shown(name)} of {reader.path}: {describe(stored, shape)} cannot be made{where}: {error}"
             ) from error
     return leaves
 

@@ -87,6 +87,13 @@ class UnsupportedLeafError(CheckpointError, TypeError):
 class CheckpointIOError(CheckpointError, OSError):
     """The operating system refused to read or write a file: `errno` and the message say why."""
 
+    def __init__(self, message: str = "", errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[type["CheckpointIOError"], tuple[str, int | None]]:
+        return type(self), (str(self), self.errno)
+
 
 class CheckpointPermissionError(CheckpointIOError, PermissionError):
     """The operating system refused because of permissions, or because the file system is read-only."""

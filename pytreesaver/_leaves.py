@@ -272,7 +272,7 @@ def stored_array(data: np.ndarray, leaf_type: LeafType, stored_shape: Sequence[i
     """uint8[n] as the array of a variable, without a copy."""
     dtype = storage_dtype(leaf_type)
     if dtype.itemsize == 0:
-        return np.zeros(tuple(stored_shape), dtype)
+        return np.ndarray(tuple(stored_shape), dtype)  # np.zeros would make U1 of U0
     return data.view(dtype).reshape(tuple(stored_shape))
 
 

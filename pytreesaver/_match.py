@@ -128,8 +128,14 @@ def _compare(
         if value_fits(stored_value, target):
             return None
         same_category = python_kind_of(storage_dtype(target)) == found.kind
-        return f"{stored_value!r} is no {target.dtype} value" if same_category else ""
+        return f"{_shown_number(stored_value)} is no {target.dtype} value" if same_category else ""
     return None if storage_dtype(found) == storage_dtype(target) else ""
+
+
+def _shown_number(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)
 
 
 def _message(

@@ -1,6 +1,5 @@
 """Variable names: the path of a leaf in its tree, its entries joined with ``/``. Pure functions on strings."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,7 +33,9 @@ def near_names(name: str, candidates: Sequence[str], most: int = 3) -> list[str]
         >>> near_names("params/dens/kernel", ["params/dense/kernel", "step"])
         ['params/dense/kernel']
     """
-    return difflib.get_close_matches(name, candidates, n=most, cutoff=0.7)
+    from rapidfuzz import fuzz, process
+
+    return [near for near, _, _ in process.extract(name, candidates, scorer=fuzz.ratio, limit=most, score_cutoff=70)]
 
 
 def did_you_mean(name: str, candidates: Sequence[str]) -> str:

@@ -25,7 +25,10 @@ def local_path(path: PathLike) -> Path:
         raise ValueError(f"path: expected the path of a checkpoint, found {text!r}")
     if "://" in text:
         raise ValueError(f"path: expected a path on this machine, found the address {text!r}")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"path: expected the home directory of a user of this machine, found {text!r}") from error
 
 
 @contextmanager
@@ -39,6 +42,4 @@ def named_os_errors(action: str, path: Path) -> Iterator[None]:
         denied = isinstance(error, PermissionError) or error.errno == errno.EROFS
         kind = CheckpointPermissionError if denied else CheckpointIOError
         where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
-        named = kind(f"cannot {action} {path}: {error.strerror or error}{where}")
-        named.errno = error.errno
-        raise named from error
+        raise kind(f"cannot {action} {path}: {error.strerror or error}{where}", error.errno) from error

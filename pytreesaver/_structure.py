@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import functools
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from pytreesaver._names import SINGLE_LEAF_NAME, name_component
 from pytreesaver._values import FindClass, NotPlainError, class_reference, decode_value, encode_value
 
 _registry = jax.tree_util.default_registry
+
+MOST_LEVELS = 200
+"""How deep a tree may be nested: near enough for every reader's stack."""
 
 _KEY_TYPES = (str, int, bool, float, type(None))
 
@@ -40,8 +44,8 @@ def flatten_tree(tree: Any) -> FlatTree:
     """Take a tree apart into variable names, leaves and structure, in one walk.
 
     Raises:
-        UnsupportedLeafError: the tree is nested deeper than the interpreter can follow, or a dict mixes keys that
-            cannot be sorted, which JAX refuses too.
+        UnsupportedLeafError: the tree is nested deeper than `MOST_LEVELS`, or a dict mixes keys that cannot be
+            sorted, which JAX refuses too.
 
     Example:
         >>> flat = flatten_tree({"w": (1.0, None), "b": 2})
@@ -49,13 +53,7 @@ def flatten_tree(tree: Any) -> FlatTree:
         (['b', 'w/0'], [2, 1.0], {'w': {'$tuple': [1, None]}, 'b': 0})
     """
     flattener = _Flattener()
-    try:
-        structure = flattener.visit(tree, None)
-    except RecursionError:
-        raise UnsupportedLeafError(
-            "expected a tree of moderate depth, found one nested deeper than Python's recursion limit "
-            f"({sys.getrecursionlimit()}); raise it with sys.setrecursionlimit, or make the tree flatter"
-        ) from None
+    structure = flattener.visit(tree, None)
     return FlatTree(flattener.names, flattener.leaves, structure, flattener.problems)
 
 
@@ -66,6 +64,7 @@ class _Flattener:
         self.names: list[str] = []
         self.leaves: list[Any] = []
         self.problems: dict[str, str] = {}
+        self._level = 0
         # None for the types that are leaves. Not kept beyond one tree: a class may be registered with JAX later.
         self._visitors: dict[type, Callable[[Any, str | None], Any] | None] = {
             dict: self._visit_dict,
@@ -83,18 +82,28 @@ class _Flattener:
         except KeyError:
             visitor = self._visitors[kind] = self._visitor_of(node)
         if visitor is not None:
-            return visitor(node, name)
+            self._level += 1
+            if self._level > MOST_LEVELS:
+                raise UnsupportedLeafError(
+                    f"{(name or '')[:60]}...: expected a tree of at most {MOST_LEVELS} levels, found more"
+                )
+            visited = visitor(node, name)
+            self._level -= 1
+            return visited
         self.names.append(SINGLE_LEAF_NAME if name is None else name)
         self.leaves.append(node)
         return len(self.leaves) - 1
 
     def _visitor_of(self, node: Any) -> Callable[[Any, str | None], Any] | None:
-        flattened = _registry.flatten_one_level(node) if _registry.is_node(type(node)) else None
-        if flattened is None:
+        if not _registry.is_node(type(node)):
             return None
         # JAX's registry flattens a namedtuple by itself, with the class as auxiliary data; but it gives each of the
         # fields the key of the first one.
-        return self._visit_namedtuple if flattened[1] is type(node) else self._visit_registered
+        if isinstance(node, tuple) and hasattr(node, "_fields"):
+            _, auxiliary = _registry.flatten_one_level(node)
+            if auxiliary is type(node):
+                return self._visit_namedtuple
+        return self._visit_registered
 
     def _visit_list(self, node: Sequence[Any], name: str | None) -> list[Any]:
         prefix = _prefix(name)
@@ -182,14 +191,15 @@ def _encode_or_opaque(value: Any) -> Any:
 
 def _named_children(entries: Sequence[Any], children: Sequence[Any]) -> Any:
     """The children of a registered node as the container that stands in for it where its class is unknown."""
-    if all(isinstance(e, jax.tree_util.SequenceKey | jax.tree_util.FlattenedIndexKey) for e in entries):
-        return list(children)
+    positional = (jax.tree_util.SequenceKey, jax.tree_util.FlattenedIndexKey)
     keys = [
         entry.key
         if isinstance(entry, jax.tree_util.DictKey) and type(entry.key) in _KEY_TYPES
         else name_component(entry)
         for entry in entries
     ]
+    if len(set(keys)) < len(keys) or all(isinstance(entry, positional) for entry in entries):
+        return list(children)
     return {"$dict": [[_encode_or_opaque(key), child] for key, child in zip(keys, children, strict=True)]}
 
 
@@ -205,11 +215,15 @@ def find_imported_class(reference: str) -> type | None:
         (<class 'collections.OrderedDict'>, None)
     """
     module_name, _, qualified_name = reference.partition(":")
-    # Only __dict__ is looked into: attribute access could run a module's or a class's own __getattr__.
     found: Any = sys.modules.get(module_name)
     for part in qualified_name.split("."):
-        found = getattr(found, "__dict__", {}).get(part)
-    return found if isinstance(found, type) and class_reference(found) == reference else None
+        # Only through object and type: other attribute access could run code of a lazy module or of a metaclass.
+        is_class = issubclass(type(found), type)
+        if not is_class and not issubclass(type(found), types.ModuleType):
+            return None
+        namespace = type.__getattribute__(found, "__dict__") if is_class else object.__getattribute__(found, "__dict__")
+        found = namespace.get(part)
+    return found if issubclass(type(found), type) and class_reference(found) == reference else None
 
 
 def rebuild_tree(
@@ -292,7 +306,10 @@ class _Builder:
         raise MalformedStructureError(f"unknown kind of node {tag!r}")
 
     def _build_items(self, items: Any) -> dict[Any, Any]:
-        return {self._key(key): self.build(child) for key, child in items}
+        built = {self._key(key): self.build(child) for key, child in items}
+        if len(built) < len(items):
+            raise MalformedStructureError("a dict has one key twice")
+        return built
 
     def _key(self, encoded: Any) -> Any:
         key = decode_value(encoded)

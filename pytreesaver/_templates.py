@@ -66,6 +66,8 @@ def value_fits(value: Any, target: LeafType) -> bool:
     if target.kind not in ("jax", "numpy", "numpy_scalar"):
         return False
     dtype = storage_dtype(target)
+    if dtype.kind in "mM":
+        return False
     if isinstance(value, bool):
         return dtype == np.bool_
     if isinstance(value, int):
@@ -86,6 +88,8 @@ def python_kind_of(dtype: np.dtype[Any]) -> str | None:
     """The kind of Python number that holds every value of a dtype exactly, or None."""
     if dtype == np.bool_:
         return "bool"
+    if dtype.kind in "mM":
+        return None
     for category, kind in ((jnp.integer, "int"), (jnp.floating, "float"), (jnp.complexfloating, "complex")):
         if jnp.issubdtype(dtype, category):
             return kind

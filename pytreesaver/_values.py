@@ -8,6 +8,7 @@ import base64
 import dataclasses
 import enum
 import math
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -33,21 +34,28 @@ def class_reference(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
+MOST_LEVELS = 100
+"""How deep plain values may be nested: far enough for data, near enough for every reader's stack."""
+
+
 def encode_value(value: Any, *, classes: bool = True) -> Any:
     """The JSON form of a plain value. With `classes` also enums, dataclasses, namedtuples, dtypes and such.
 
     Raises:
-        NotPlainError: for anything else (a function, an array, an arbitrary object); the message says where in
-            `value` it is.
+        NotPlainError: for anything else (a function, an array, an arbitrary object), and for what is nested deeper
+            than `MOST_LEVELS`; the message says where in `value` it is.
 
     Example:
         >>> encode_value({"shape": (2, 3), "loss": float("inf")})
         {'shape': {'$tuple': [2, 3]}, 'loss': {'$float': 'inf'}}
     """
-    return _encode(value, "", classes)
+    return _encode(value, "", classes, 0)
 
 
-def _encode(value: Any, where: str, classes: bool) -> Any:
+def _encode(value: Any, where: str, classes: bool, level: int) -> Any:
+    if level > MOST_LEVELS:
+        raise NotPlainError(f"{where[:60]}...: expected at most {MOST_LEVELS} levels, found more")
+    level += 1
     kind = type(value)
     if value is None or kind is bool:
         return value
@@ -58,33 +66,35 @@ def _encode(value: Any, where: str, classes: bool) -> Any:
     if kind is str:
         return value if _is_utf8(value) else {"$str": _base64(value.encode("utf-8", "surrogatepass"))}
     if kind is complex:
-        return {"$complex": [_encode(value.real, where, classes), _encode(value.imag, where, classes)]}
+        return {"$complex": [_encode(part, where, classes, level) for part in (value.real, value.imag)]}
     if kind is bytes:
         return {"$bytes": _base64(value)}
     if kind is list:
-        return [_encode(item, f"{where}[{i}]", classes) for i, item in enumerate(value)]
+        return [_encode(item, f"{where}[{i}]", classes, level) for i, item in enumerate(value)]
     if kind is tuple:
-        return {"$tuple": [_encode(item, f"{where}[{i}]", classes) for i, item in enumerate(value)]}
+        return {"$tuple": [_encode(item, f"{where}[{i}]", classes, level) for i, item in enumerate(value)]}
     if kind is set or kind is frozenset:
-        return {f"${kind.__name__}": [_encode(item, f"{where}{{}}", classes) for item in sorted(value, key=repr)]}
+        # No instances of classes: putting them into a set again would run their code.
+        items = [_encode(item, f"{where}{{}}", False, level) for item in sorted(value, key=repr)]
+        return {f"${kind.__name__}": items}
     if kind is dict:
         if all(type(key) is str and _is_utf8(key) and not key.startswith("$") for key in value):
-            return {key: _encode(item, f"{where}[{key!r}]", classes) for key, item in value.items()}
+            return {key: _encode(item, f"{where}[{key!r}]", classes, level) for key, item in value.items()}
         return {
             "$dict": [
-                [_encode(key, where, classes), _encode(item, f"{where}[{key!r}]", classes)]
+                [_encode(key, where, False, level), _encode(item, f"{where}[{key!r}]", classes, level)]
                 for key, item in value.items()
             ]
         }
     if classes:
-        return _encode_of_class(value, where)
+        return _encode_of_class(value, where, level)
     raise NotPlainError(
         f"{where or 'value'}: expected None, bool, int, float, complex, str, bytes, list, tuple, set or dict, "
         f"found {kind.__name__}"
     )
 
 
-def _encode_of_class(value: Any, where: str) -> Any:
+def _encode_of_class(value: Any, where: str, level: int) -> Any:
     kind = type(value)
     if value is ...:
         return {"$ellipsis": True}
@@ -95,17 +105,19 @@ def _encode_of_class(value: Any, where: str) -> Any:
     if isinstance(value, type(jnp.float32)):
         return {"$jax_type": value.dtype.name}
     if isinstance(value, jax.sharding.PartitionSpec):
-        return {"$partition_spec": [_encode(item, where, True) for item in value]}
+        return {"$partition_spec": [_encode(item, where, True, level) for item in value]}
     if isinstance(value, slice):
-        return {"$slice": [_encode(item, where, True) for item in (value.start, value.stop, value.step)]}
+        return {"$slice": [_encode(item, where, True, level) for item in (value.start, value.stop, value.step)]}
     if isinstance(value, enum.Enum):
         return {"$enum": [class_reference(kind), value.name]}
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
-        items = {name: _encode(item, f"{where}.{name}", True) for name, item in zip(kind._fields, value, strict=True)}
+        items = {
+            name: _encode(item, f"{where}.{name}", True, level) for name, item in zip(kind._fields, value, strict=True)
+        }
         return {"$namedtuple": [class_reference(kind), items]}
     if dataclasses.is_dataclass(kind):
         items = {
-            field.name: _encode(getattr(value, field.name), f"{where}.{field.name}", True)
+            field.name: _encode(getattr(value, field.name), f"{where}.{field.name}", True, level)
             for field in dataclasses.fields(kind)
         }
         return {"$dataclass": [class_reference(kind), items]}
@@ -144,6 +156,9 @@ def _decode_tagged(tag: str, body: Any, find_class: FindClass) -> Any:
     def items() -> list[Any]:
         return [decode_value(item, find_class) for item in body]
 
+    def hashable_items() -> list[Any]:
+        return [decode_value(item) for item in body]
+
     match tag:
         case "$opaque":
             raise NotPlainError(str(body))
@@ -161,11 +176,11 @@ def _decode_tagged(tag: str, body: Any, find_class: FindClass) -> Any:
         case "$tuple":
             return tuple(items())
         case "$set":
-            return set(items())
+            return set(hashable_items())
         case "$frozenset":
-            return frozenset(items())
+            return frozenset(hashable_items())
         case "$dict":
-            return {decode_value(key, find_class): decode_value(item, find_class) for key, item in body}
+            return {decode_value(key): decode_value(item, find_class) for key, item in body}
         case "$ellipsis":
             return ...
         case "$dtype":
@@ -227,6 +242,9 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     return ">" + name if dtype.byteorder == ">" and dtype.kind != "S" else name
 
 
+_DTYPE_NAME = re.compile(r">?([a-z][a-z0-9_]*(\[[0-9]*[a-zA-Z]+\])?|[US][0-9]{1,9})")
+
+
 def dtype_from_name(name: str) -> np.dtype[Any]:
     """The dtype that `dtype_name` named.
 
@@ -240,6 +258,8 @@ def dtype_from_name(name: str) -> np.dtype[Any]:
     if name == "float0":
         return np.dtype(jax.dtypes.float0)
     try:
+        if not _DTYPE_NAME.fullmatch(name):
+            raise NotPlainError(f"no dtype is named {name!r}")
         plain = name.removeprefix(">")
         scalar = getattr(ml_dtypes, plain, None)
         dtype: np.dtype[Any] = np.dtype(plain if scalar is None else scalar)

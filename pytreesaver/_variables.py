@@ -76,7 +76,8 @@ class Variable:
     def __getitem__(self, index: Any) -> np.ndarray:
         """Some values, as NumPy's indexing with integers, slices and ``...`` gives them, in a new array.
 
-        Only those bytes are read, rounded up to the blocks that have a checksum.
+        Only the bytes between the first and the last of them on each axis are read, rounded up to the blocks of 1 MiB
+        that have a checksum.
 
         Example:
             >>> path = pytreesaver.save({"embed": np.arange(12).reshape(6, 2)}, "embedding")
@@ -89,7 +90,8 @@ class Variable:
         box, inner = _bounding_box(index, self.shape, self.name)
         with named_os_errors("read", self._reader.path):
             part = self._reader.read_part(self._position, [a for a, _ in box], [b for _, b in box], verify=True)
-        return numpy_value(part, self._leaf_type)[(*inner, ...)]
+        values = numpy_value(part, self._leaf_type)[(*inner, ...)]
+        return values if values.nbytes * 2 > part.nbytes else values.copy()  # the box is not kept for a few values
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -121,7 +123,7 @@ def _bounding_box(
     for axis, (part, length) in enumerate(zip(parts, shape, strict=True)):
         if isinstance(part, slice):
             wanted = range(*part.indices(length))
-            low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+            low, high = (min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1]) + 1) if wanted else (0, 0)
             inner.append(slice(None, None, wanted.step) if wanted else slice(None))
         else:
             if not -length <= part < length:
@@ -157,7 +159,7 @@ class Checkpoint(Mapping[str, Variable]):
         self.path = reader.path
         try:
             self.metadata: dict[str, Any] = decode_value(reader.metadata)
-        except NotPlainError as error:
+        except (NotPlainError, RecursionError) as error:
             raise CorruptCheckpointError(f"{reader.path}: metadata: {error}") from error
 
     def __getitem__(self, name: str) -> Variable:
@@ -166,6 +168,13 @@ class Checkpoint(Mapping[str, Variable]):
                 f"{self.path} has no variable {name!r}{did_you_mean(str(name), list(self._positions))}"
             )
         return Variable(self._reader, self._positions[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._positions
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The variable of that name, or `default`."""
+        return self[name] if name in self._positions else default
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._positions)

@@ -94,6 +94,8 @@ class SimulatedDisk:
             file.synced = bytes(file.content)
 
     def _sync_directory(self, path, result):
+        if not path.absolute().is_relative_to(self.root):
+            return
         if self.forget_syncs_of != "directory":
             directory = self.directory
             for part in path.absolute().relative_to(self.root).parts:

@@ -1,6 +1,7 @@
 """Whatever stops a save, and whenever, a good checkpoint is not lost and a half one does not exist."""
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -33,14 +34,16 @@ def found_at(root, path):
     raise AssertionError(f"neither tree: {tree}")
 
 
-def outcomes_of_a_save(monkeypatch, tmp_path, *, overwrite, forget_syncs_of=""):
+def outcomes_of_a_save(
+    monkeypatch, tmp_path, *, overwrite, forget_syncs_of="", path="model", durable=True, old_durable=True
+):
     """What a reader finds after a power cut at every moment of a save: (during it, after it has returned)."""
     root, scratch = tmp_path / "disk", tmp_path / "scratch"
     root.mkdir()
     disk = SimulatedDisk(monkeypatch, root, forget_syncs_of=forget_syncs_of)
     if overwrite:
         disk.forget_syncs_of = ""
-        pts.save(OLD, root / "model")
+        pts.save(OLD, root / path, durable=old_durable)
         disk.forget_syncs_of = forget_syncs_of
     tried, during = set(), set()
 
@@ -54,13 +57,13 @@ def outcomes_of_a_save(monkeypatch, tmp_path, *, overwrite, forget_syncs_of=""):
                 scratch.mkdir()
                 put_on_disk(state, scratch)
                 try:
-                    found.add(found_at(scratch, "model"))
+                    found.add(found_at(scratch, path))
                 except pts.CorruptCheckpointError:
                     found.add("corrupt")
         return found
 
     disk.on_change = lambda: during.update(look([*disk.states(), disk.state_after_a_kill()]))
-    pts.save(NEW, root / "model", overwrite=overwrite)
+    pts.save(NEW, root / path, overwrite=overwrite, durable=durable)
     disk.on_change = lambda: None
     tried.clear()
     return during, look(disk.states())
@@ -74,6 +77,23 @@ def test_power_cuts_during_a_first_save_leave_nothing_or_all_of_it(monkeypatch, 
 
 def test_power_cuts_during_an_overwrite_leave_the_old_or_the_new(monkeypatch, tmp_path):
     during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=True)
+    assert during == {"old", "new"}
+    assert after == {"new"}
+
+
+def test_power_cuts_lose_no_directory_that_was_made_for_the_checkpoint(monkeypatch, tmp_path):
+    during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=False, path="a/b/model")
+    assert during == {None, "new"}
+    assert after == {"new"}
+
+
+def test_a_durable_overwrite_of_what_was_not_durable_is_durable(monkeypatch, tmp_path):
+    _, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=True, path="a/model", old_durable=False)
+    assert after == {"new"}
+
+
+def test_an_overwrite_never_costs_the_old_one_durable_or_not(monkeypatch, tmp_path):
+    during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=True, durable=False)
     assert during == {"old", "new"}
     assert after == {"new"}
 
@@ -197,7 +217,7 @@ def small_disk(tmp_path):
     if mounted.returncode:
         pytest.skip(f"mount is not allowed here: {mounted.stderr.decode().strip()}")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @needs_mounts
@@ -304,15 +324,75 @@ def test_a_checkpoint_replaced_while_it_is_opened_is_read_anew(monkeypatch, tmp_
 
 def test_leftovers_of_a_crash_are_removed_but_never_a_living_writers(tmp_path):
     path = Path(pts.save(OLD, tmp_path / "model"))
-    dead = path / "data-00000-of-00001-0123.safetensors"
+    dead = path / "data-00000-of-00001-0123456789abcdef.safetensors"
     dead.write_bytes(b"half")
-    alive = path / "data-00000-of-00001-4567.safetensors"
+    alive = path / "data-00000-of-00001-fedcba9876543210.safetensors"
+    users = path / "data-mine.safetensors"
+    users.write_bytes(b"mine")
     with alive.open("wb") as file:
-        import fcntl
-
         fcntl.flock(file, fcntl.LOCK_EX)
         pts.save(NEW, path, overwrite=True)
         assert not dead.exists()
         assert alive.exists()
     pts.save(OLD, path, overwrite=True)
     assert not alive.exists()
+    assert users.read_bytes() == b"mine"
+
+
+def test_leftovers_of_a_killed_first_save_are_removed_by_the_next(tmp_path):
+    dead, alive = (tmp_path / f".pytreesaver-{digit * 16}.tmp" for digit in "01")
+    users = tmp_path / ".pytreesaver-mine.tmp"
+    for directory in (dead, alive, users):
+        directory.mkdir()
+        (directory / "data-00000-of-00001.safetensors").write_bytes(b"half")
+    descriptor = os.open(alive, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    pts.save(OLD, tmp_path / "model")
+    assert (dead.exists(), alive.exists(), users.exists()) == (False, True, True)
+    os.close(descriptor)
+    pts.save(OLD, tmp_path / "other")
+    assert not alive.exists()
+
+
+def test_without_locks_nothing_is_lost_and_nothing_piles_up(monkeypatch, tmp_path):
+    def no_locks(*args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    for _ in range(4):
+        path = pts.save(NEW, tmp_path / "model", overwrite=True)
+        assert found_at(path, ".") == "new"
+        assert len(list(path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["data-train.safetensors"],
+        ["data-00000-of-00001.safetensors"],
+        ["index.json"],
+        ["index.json", "data-train.safetensors", "README.md", "model.safetensors"],
+    ],
+)
+def test_files_that_only_look_like_ours_are_never_replaced(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(pts.CheckpointExistsError, match=names[0]):
+        pts.save(NEW, tmp_path, overwrite=True)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(names, "{}")
+
+
+SAVE_AT_EXIT = """
+import atexit, sys
+import numpy as np
+import pytreesaver as pts
+tree = {"w": np.arange(3 << 20)}
+pts.save(tree, sys.argv[1] + "/before")
+atexit.register(pts.save, tree, sys.argv[1] + "/at-exit")
+"""
+
+
+def test_a_save_when_the_interpreter_exits_is_a_save(tmp_path):
+    finished = subprocess.run([sys.executable, "-c", SAVE_AT_EXIT, tmp_path], capture_output=True, check=False)
+    assert finished.stderr == b""
+    np.testing.assert_array_equal(pts.load_variable(tmp_path / "at-exit", "w"), np.arange(3 << 20))

@@ -63,8 +63,21 @@ HOSTILE = {
     "key without implementation": (put("types", 0, {"kind": "key", "dtype": "uint32"}), "implementation"),
     "int of another dtype": (put("types", 0, {"kind": "int", "dtype": "float32"}), "a shape for int"),
     "float with a shape": (put("types", 0, {"kind": "float", "dtype": "float64"}), "a shape for float"),
-    "negative length": (put("shapes", 0, [-4]), "without negative lengths"),
+    "negative length": (put("shapes", 0, [-4]), "no negative length"),
     "shape of the size of the universe": (put("shapes", 0, [2**62, 2**62]), "fewer than 2\\*\\*63 bytes"),
+    "shape with more digits than atoms": (put("shapes", 0, [2**62] * 60_000), "at most 64 axes"),
+    "65 axes": (put("shapes", 0, [1] * 65), "at most 64 axes"),
+    "empty array of endless length": (put("shapes", 0, [0, 2**62]), "fewer than"),
+    "length that no machine has": (put("shapes", 0, [0, 2**63]), "fewer than"),
+    "dtype that is an expression": (put("types", 0, "dtype", "(,)f4"), "no dtype is named"),
+    "big-endian jax array": (put("types", 0, {"kind": "jax", "dtype": ">float32"}), "a dtype for jax"),
+    "jax array of strings": (put("types", 0, {"kind": "jax", "dtype": "U4"}), "a dtype for jax"),
+    "version before the first": (put("version", 0), "version from 1 on"),
+    "metadata that is a list": (put("metadata", [1]), "object of metadata"),
+    "one file twice": (lambda index: index["files"].append(index["files"][0]), "different data files"),
+    "grid of a number like no other": (put("grids", {"03": [[0, 2], [0, 3]]}), "position of a variable"),
+    "grid of a number of 5000 digits": (put("grids", {"1" * 5000: [[0, 2], [0, 3]]}), "position of a variable"),
+    "grid of no chunks": (put("grids", {"3": [[0, 2], [5], [0, 3]]}), "a grid over"),
     "larger shape": (put("shapes", 0, [5]), "expected"),
     "file in another directory": (put("files", 0, "name", "../../etc/passwd"), "passwd"),
     "absolute file": (put("files", 0, "name", "/etc/passwd"), "passwd"),
@@ -83,7 +96,7 @@ HOSTILE = {
     "grid of another shape": (put("grids", {"3": [[0, 2], [0, 4]]}), "a grid over"),
     "grid with a gap": (put("grids", {"3": [[1, 2], [0, 3]]}), "a grid over"),
     "grid that goes back": (put("grids", {"3": [[0, 2, 1, 2], [0, 3]]}), "a grid over"),
-    "more chunks than atoms": (put("grids", {"3": [list(range(3)), list(range(4))]}), "chunks, found"),
+    "more chunks than offsets": (put("grids", {"3": [[0, 1, 2], [0, 1, 2, 3]]}), "9 chunks, found"),
     "block of no bytes": (put("checksum_block_nbytes", 0), "positive checksum_block_nbytes"),
     "too few checksums": (put("checksums", ""), "checksums of 16 digits"),
     "checksums in other digits": (lambda index: put("checksums", "G" * len(index["checksums"]))(index), "hexadecimal"),
@@ -176,6 +189,43 @@ def test_stored_bytes_that_are_no_text_are_named(path):
     assert caught.value.damaged == ["name"]
 
 
+def test_an_index_with_invalid_utf8_is_refused(path):
+    file = path / "index.json"
+    body = file.read_bytes().rpartition(b'"checksum"')[0].replace(b'"step"', b'"st\xffp"')
+    file.write_bytes(body + f'"checksum":"{xxhash.xxh3_64_hexdigest(body)}"}}\n'.encode())
+    for read in (pts.restore, pts.list_variables, pts.verify):
+        with pytest.raises(pts.CorruptCheckpointError, match="a damaged one"):
+            read(path)
+
+
+def test_what_is_no_file_is_not_waited_for(path):
+    (path / "index.json").unlink()
+    os.mkfifo(path / "index.json")
+    with pytest.raises(pts.CheckpointIOError, match="Not a regular file"):
+        pts.restore(path)
+
+
+def test_an_index_larger_than_any_is_not_read(path):
+    os.truncate(path / "index.json", 8 << 40)
+    with pytest.raises(pts.CorruptCheckpointError, match="found a file of 8796093022208 bytes"):
+        pts.restore(path)
+
+
+def test_a_module_that_waits_to_be_imported_is_not_imported(tmp_path, path, monkeypatch):
+    import importlib.util
+
+    (tmp_path / "lazy_module.py").write_text("open('owned', 'w').close()\nclass Thing: pass\n")
+    spec = importlib.util.spec_from_file_location("lazy_module", tmp_path / "lazy_module.py")
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "lazy_module", module)
+    spec.loader.exec_module(module)
+    rewrite(path, put("structure", {"$node": ["lazy_module:Thing", [0, 1, 2, 3], None]}))
+    with pytest.warns(pts.StructureWarning, match="not imported"):
+        pts.restore(path)
+    assert not os.path.exists("owned")
+
+
 def test_an_index_of_a_newer_version_is_refused_by_name(path):
     rewrite(path, put("version", 2))
     with pytest.raises(pts.UnsupportedVersionError, match=r"version 2 .* reads up to version 1") as caught:
@@ -189,7 +239,8 @@ def test_an_index_of_a_newer_version_is_refused_by_name(path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"null", b"[]", b"\xff\xfe", b'{"format":"pytreesaver"', b"[" * 100_000]
+    "content",
+    [b"", b"{", b"null", b"[]", b"\xff\xfe", b'{"format":"\xff"}', b'{"format":"pytreesaver"', b"[" * 100_000],
 )
 def test_an_index_that_is_no_index_is_refused(path, content):
     (path / "index.json").write_bytes(content)

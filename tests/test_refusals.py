@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pytreesaver as pts
+from pytreesaver.testing import Pair
 
 
 class Colour(enum.IntEnum):
@@ -107,11 +108,41 @@ def test_names_that_are_no_unicode_are_refused():
     assert r"'\ud800': expected a name that can be written as UTF-8" in refusal({"\ud800": 1})
 
 
-def test_a_tree_deeper_than_python_can_follow_is_refused():
+def test_a_tree_deeper_than_any_reader_can_follow_is_refused():
     tree = []
     for _ in range(5000):
         tree = [tree]
-    assert "nested deeper" in refusal(tree)
+    assert "expected a tree of at most 200 levels" in refusal(tree)
+
+
+def test_the_deepest_trees_and_metadata_come_back():
+    tree, metadata = 1, 1
+    for level in range(199):
+        tree = (tree,) if level % 2 else Pair(None, tree)
+    for _ in range(99):
+        metadata = (metadata,)
+    path = pts.save(tree, "deep", metadata={"deep": metadata})
+    assert pts.restore(path) == tree
+    with pts.load_checkpoint(path) as checkpoint:
+        assert checkpoint.metadata == {"deep": metadata}
+    cycle = []
+    cycle.append(cycle)
+    assert "at most 100 levels" in refusal_of_metadata({"cycle": cycle})
+
+
+def test_a_stack_too_full_to_read_is_no_damage():
+    path = pts.save({"x": 1}, "model", metadata={"deep": [[[[[[[[[[1]]]]]]]]]]})
+
+    def restore_below(levels):
+        return pts.restore(path) if levels == 0 else restore_below(levels - 1)
+
+    outcomes = set()
+    for levels in range(700, 1000, 3):
+        try:
+            outcomes.add(str(restore_below(levels)))
+        except RecursionError:
+            outcomes.add("RecursionError")
+    assert outcomes == {"{'x': 1}", "RecursionError"}
 
 
 def test_metadata_comes_back_as_it_was():
@@ -179,7 +210,9 @@ def test_what_is_not_there_is_named(tmp_path):
         pts.restore("file")
     pts.save({}, "run/model-1")
     pts.save({}, "run/model-2")
-    with pytest.raises(pts.CheckpointNotFoundError, match=r"run: .* there are checkpoints in it: model-1, model-2"):
+    with pytest.raises(
+        pts.CheckpointNotFoundError, match=r"run: .* there are checkpoints in it, the newest last: model-1, model-2"
+    ):
         pts.restore("run")
     with pytest.raises(pts.CheckpointIOError, match="cannot save to file/model"):
         pts.save({}, "file/model")

@@ -155,6 +155,9 @@ LOSSY = [
     (jnp.zeros(2, jnp.uint32), jax.random.key(0), "expected key<threefry2x32>[], found uint32[2]"),
     (jax.random.key(0, impl="rbg"), jax.random.key(0), "expected key<threefry2x32>[], found key<rbg>[]"),
     (jax.random.key(0), np.zeros((), "U3"), "expected U3[], found key<threefry2x32>[]"),
+    (np.timedelta64(5, "D"), 0, "expected int, found timedelta64[D][]"),
+    (5, np.timedelta64(0, "ns"), "expected timedelta64[ns][], found int"),
+    (10**5000, jnp.int32(0), "expected int32[], found int (a number of 16610 bits is no int32 value)"),
 ]
 
 
@@ -253,3 +256,11 @@ def test_a_template_with_two_leaves_of_one_name_is_refused():
 def test_a_flat_dict_and_a_nested_one_are_interchangeable():
     pts.save({"encoder/w": 1, "encoder/b": 2}, "flat")
     assert pts.restore("flat", like={"encoder": {"w": 0, "b": 0}}) == {"encoder": {"w": 1, "b": 2}}
+
+
+def test_a_sharding_that_does_not_fit_is_no_damage():
+    pts.save({"w": jnp.zeros(7)}, "model")
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    template = {"w": jax.ShapeDtypeStruct((7,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("x")))}
+    with pytest.raises(pts.MismatchError, match=r"w of model: float32\[7\] cannot be made with NamedSharding"):
+        pts.restore("model", like=template)

@@ -4,9 +4,11 @@ The rest of pytreesaver reaches the disk through these functions only, so that a
 in their place and stop it at every state that a crash could leave.
 """
 
+import errno
 import fcntl
 import mmap
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,8 +28,20 @@ def open_new(path: Path) -> int:
 
 
 def open_existing(path: Path) -> int:
-    """A file descriptor to read a file."""
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """A file descriptor to read a file; anything else than a file is refused, a pipe without waiting for its writer."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return descriptor
+
+
+def open_to_lock(path: Path) -> int:
+    """A file descriptor with which a file or a directory can be locked."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except IsADirectoryError:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def close(descriptor: int) -> None:
@@ -89,7 +103,7 @@ def lock(descriptor: int) -> None:
 
 
 def is_linked(descriptor: int) -> bool:
-    """Whether an open file still has a name."""
+    """Whether an open file or directory still has a name."""
     return os.fstat(descriptor).st_nlink > 0
 
 

@@ -15,8 +15,13 @@ def run_all(tasks: Sequence[Callable[[], None]], nbytes: int) -> None:
         return
     workers = min(len(tasks), 4, (os.cpu_count() or 1) + 1)
     with ThreadPoolExecutor(workers, thread_name_prefix="pytreesaver-io") as executor:
-        futures = [executor.submit(task) for task in tasks]
+        futures = []
         try:
+            for task in tasks:
+                try:
+                    futures.append(executor.submit(task))
+                except RuntimeError:  # the interpreter is shutting down, and starts no more threads
+                    task()
             for future in futures:
                 future.result()
         except BaseException:

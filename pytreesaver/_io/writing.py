@@ -1,5 +1,6 @@
 """Write many stretches of bytes to one file, a few gathering system calls for small ones, slices for large ones."""
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -43,11 +44,10 @@ def write_stretches(descriptor: int, stretches: Sequence[Stretch]) -> np.ndarray
             continue
         if nbytes > _SLICE_NBYTES:
             end_group()
-            data = load()
+            shared = _SharedBytes(load, block_count(nbytes, _SLICE_NBYTES))
             for start in range(0, nbytes, _SLICE_NBYTES):
-                piece = data[start : start + _SLICE_NBYTES]
                 block = int(first_block[i]) + start // BLOCK_NBYTES
-                tasks.append(partial(_write_slice, descriptor, piece, offset + start, checksums, block))
+                tasks.append(partial(_write_slice, descriptor, shared, start, offset, checksums, block))
             continue
         follows = bool(group) and sum(stretches[group[-1]][:2]) == offset
         if not follows or group_nbytes + nbytes > _SLICE_NBYTES or len(group) == filesystem.MOST_BUFFERS:
@@ -67,10 +67,31 @@ def _write_group(descriptor: int, group: Sequence[Stretch], checksums: np.ndarra
     write_fully(descriptor, buffers, group[0].offset)
 
 
-def _write_slice(descriptor: int, data: np.ndarray, offset: int, checksums: np.ndarray, block: int) -> None:
+class _SharedBytes:
+    """The bytes of a large stretch, loaded when the first of its slices is written and dropped after the last."""
+
+    def __init__(self, load: Callable[[], np.ndarray], slices: int) -> None:
+        self._load = load
+        self._data: np.ndarray | None = None
+        self._slices = slices
+        self._lock = threading.Lock()
+
+    def take(self, start: int) -> np.ndarray:
+        """The slice that begins at `start`; each is taken once."""
+        with self._lock:
+            data = self._load() if self._data is None else self._data
+            self._slices -= 1
+            self._data = data if self._slices else None
+        return data[start : start + _SLICE_NBYTES]
+
+
+def _write_slice(
+    descriptor: int, shared: _SharedBytes, start: int, offset: int, checksums: np.ndarray, block: int
+) -> None:
+    data = shared.take(start)
     for i, value in enumerate(block_checksums(data), block):
         checksums[i] = value
-    write_fully(descriptor, [data], offset)
+    write_fully(descriptor, [data], offset + start)
 
 
 def write_fully(descriptor: int, buffers: Sequence[filesystem.Buffer], offset: int) -> None:

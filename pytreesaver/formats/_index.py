@@ -100,6 +100,7 @@ def decode_index(data: bytes, where: str) -> Index:
     Raises:
         UnsupportedVersionError: it is intact, but of a newer version of the format.
         CorruptCheckpointError: it is anything else than a complete, consistent index.
+        RecursionError: it is intact, and the stack too full to read it from here.
     """
     if not data:
         raise CorruptCheckpointError(f"{where}: expected an index, found an empty file")
@@ -107,60 +108,94 @@ def decode_index(data: bytes, where: str) -> Index:
     intact = tail is not None and int(tail[1], 16) == checksum(body)
     try:
         heading = msgspec.json.decode(data, type=_Heading)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptCheckpointError(
-            f"{where}: expected an index in JSON, found a truncated or damaged one ({error})"
-        ) from None
-    if heading.format != FORMAT_NAME:
-        raise CorruptCheckpointError(f'{where}: expected "format": "{FORMAT_NAME}", found "{heading.format}"')
-    of_version = f"version {heading.version} of the format, and this pytreesaver reads up to version {VERSION}"
-    if not intact:
-        note = f" (it claims to be of {of_version})" if heading.version > VERSION else ""
-        raise CorruptCheckpointError(
-            f"{where}: the index does not fit its own checksum: it is damaged or was edited{note}"
-        )
-    if heading.version > VERSION:
-        raise UnsupportedVersionError(f"{where}: it is of {of_version}; a newer pytreesaver reads it")
-    try:
+        of_version = f"version {heading.version} of the format, and this pytreesaver reads up to version {VERSION}"
+        if heading.format != FORMAT_NAME:
+            raise _BrokenRuleError(f'expected "format": "{FORMAT_NAME}", found "{heading.format}"')
+        if not intact:
+            note = f" (it claims to be of {of_version})" if heading.version > VERSION else ""
+            raise _BrokenRuleError(f"the index does not fit its own checksum: it is damaged or was edited{note}")
+        if heading.version > VERSION:
+            raise UnsupportedVersionError(f"{where}: it is of {of_version}; a newer pytreesaver reads it")
+        if heading.version < 1:
+            raise _BrokenRuleError(f"expected a version from 1 on, found {heading.version}")
         index = msgspec.json.decode(data, type=Index)
-        _check(index, where)
-    except (msgspec.MsgspecError, NotPlainError, RecursionError) as error:
+        _check(index)
+    except _BrokenRuleError as error:
         raise CorruptCheckpointError(f"{where}: {error}") from None
+    except UnsupportedVersionError:
+        raise
+    except (msgspec.MsgspecError, NotPlainError, ValueError) as error:
+        raise CorruptCheckpointError(f"{where}: expected an index, found a damaged one ({error})") from None
+    except RecursionError:
+        if intact:
+            raise
+        raise CorruptCheckpointError(f"{where}: expected an index, found brackets without end") from None
     return index
 
 
-def _check(index: Index, where: str) -> None:
+class _BrokenRuleError(Exception):
+    """A rule of the format that an index breaks."""
+
+
+def _check(index: Index) -> None:
     count = len(index.names)
-
-    def require(condition: bool, expected: str) -> None:
-        if not condition:
-            raise CorruptCheckpointError(f"{where}: expected {expected}")
-
-    require(not (again := duplicates(index.names)), f"different names, found {again} more than once")
-    require(len(index.type_of) == len(index.shapes) == count, f"{count} types and shapes, as many as names")
-    require(all(0 <= i < len(index.types) for i in index.type_of), f"positions among {len(index.types)} types")
-    for leaf_type in index.types:
-        require(leaf_type.kind != "key" or bool(leaf_type.key_impl), "the implementation of each key")
-        storage_dtype(leaf_type)
+    again = duplicates(index.names)
+    _require(not again, f"different names, found {again} more than once")
+    _require(len(index.type_of) == len(index.shapes) == count, f"{count} types and shapes, as many as names")
+    _require(all(0 <= i < len(index.types) for i in index.type_of), f"positions among {len(index.types)} types")
+    _require(isinstance(index.metadata, dict), "an object of metadata")
+    _require(index.checksum_block_nbytes > 0, "a positive checksum_block_nbytes")
+    _require(len({file.name for file in index.files}) == len(index.files), "different data files")
     for file in index.files:
-        require(_FILE_NAME.fullmatch(file.name) is not None, f"a data file of the checkpoint, found {file.name!r}")
-        require(0 <= file.header_nbytes <= file.nbytes < _MOST_NBYTES, f"a header within {file.name}")
-    require(index.checksum_block_nbytes > 0, "a positive checksum_block_nbytes")
-    for i, (name, shape) in enumerate(zip(index.names, index.shapes, strict=True)):
-        require(all(length >= 0 for length in shape), f"{name}: a shape without negative lengths, found {shape}")
-        leaf_type = index.types[index.type_of[i]]
-        require(
-            _fits_kind(leaf_type, shape), f"{name}: a shape for {leaf_type.kind} of {leaf_type.dtype}, found {shape}"
-        )
-        nbytes = math.prod(shape) * storage_dtype(leaf_type).itemsize
-        require(nbytes < _MOST_NBYTES, f"{name}: fewer than 2**63 bytes, found {nbytes}")
+        _require(_FILE_NAME.fullmatch(file.name) is not None, f"a data file of the checkpoint, found {file.name!r}")
+        _require(0 <= file.header_nbytes <= file.nbytes < _MOST_NBYTES, f"a header within {file.name}")
+    for leaf_type in index.types:
+        _check_type(leaf_type)
+    for name, type_of, shape in zip(index.names, index.type_of, index.shapes, strict=True):
+        leaf_type = index.types[type_of]
+        if not _fits_kind(leaf_type, shape):
+            raise _BrokenRuleError(
+                f"{name}: expected a shape for {leaf_type.kind} of {leaf_type.dtype}, found {shape[:9]}"
+            )
+        if not _is_shape(shape, storage_dtype(leaf_type).itemsize):
+            raise _BrokenRuleError(f"{name}: expected at most 64 axes, no negative length, and fewer than 2**63 bytes")
     for key, boundaries in index.grids.items():
-        require(key.isdecimal() and int(key) < count, f"the position of a variable in grids, found {key!r}")
+        known = _POSITION.fullmatch(key) is not None and int(key) < count
+        _require(known, f"the position of a variable in grids, found {key[:20]!r}")
         shape = index.shapes[int(key)]
         ascending = all(a < b for axis in boundaries for a, b in itertools.pairwise(axis))
-        ends = [axis[-1] for axis in boundaries if len(axis) > 1 and axis[0] == 0]
-        require(ascending and ends == shape, f"{index.names[int(key)]}: a grid over {shape}, found {boundaries}")
-    _check_chunks(index, require)
+        whole = [len(axis) > 1 and axis[0] == 0 and axis[-1] for axis in boundaries] == shape
+        _require(ascending and whole, f"{index.names[int(key)]}: a grid over {shape}, found {boundaries}")
+    _check_chunks(index)
+
+
+def _require(condition: bool, expected: str) -> None:
+    if not condition:
+        raise _BrokenRuleError(f"expected {expected}")
+
+
+_POSITION = re.compile("0|[1-9][0-9]{0,17}")
+_MOST_AXES = 64  # NumPy's limit
+
+
+def _check_type(leaf_type: LeafType) -> None:
+    dtype = storage_dtype(leaf_type)
+    if leaf_type.kind == "key":
+        _require(bool(leaf_type.key_impl), "the implementation of each key")
+    if not leaf_type.kind.startswith("numpy"):
+        numbers = dtype.kind in "biufcV" and leaf_type.dtype != "float0"
+        _require(numbers and leaf_type.dtype[0] != ">", f"a dtype for {leaf_type.kind}, found {leaf_type.dtype!r}")
+
+
+def _is_shape(shape: Sequence[int], itemsize: int) -> bool:
+    nbytes = max(itemsize, 1)
+    if len(shape) > _MOST_AXES or (shape and min(shape) < 0):
+        return False
+    for length in shape:
+        nbytes *= max(length, 1)  # NumPy sets this limit to empty arrays too
+        if nbytes >= _MOST_NBYTES:
+            return False
+    return True
 
 
 _PYTHON_DTYPES = {"bool": ["bool"], "int": ["int64", "uint8"], "float": ["float64"], "complex": ["complex128"]}
@@ -175,29 +210,30 @@ def _fits_kind(leaf_type: LeafType, shape: Sequence[int]) -> bool:
     return leaf_type.kind != "numpy_scalar" or len(shape) == 0
 
 
-def _check_chunks(index: Index, require: Any) -> None:
+def _check_chunks(index: Index) -> None:
     counts = chunk_counts(index)
     total = sum(counts)
-    require(
-        len(index.chunk_files) == len(index.chunk_offsets) == total, f"{total} chunks, found {len(index.chunk_offsets)}"
-    )
-    require(
+    found = (len(index.chunk_files), len(index.chunk_offsets))
+    _require(found == (total, total), f"{total} chunks, found {found[1]}")
+    _require(
         all(0 <= file < len(index.files) for file in index.chunk_files), f"positions among {len(index.files)} files"
     )
     nbytes = chunk_nbytes(index)
     blocks = sum(block_count(n, index.checksum_block_nbytes) for n in nbytes)
-    require(len(index.checksums) == 16 * blocks, f"{blocks} checksums of 16 digits")
-    require(re.fullmatch("[0-9a-f]*", index.checksums) is not None, "checksums in lower-case hexadecimal digits")
-    names = list(itertools.chain.from_iterable([name] * n for name, n in zip(index.names, counts, strict=True)))
+    _require(len(index.checksums) == 16 * blocks, f"{blocks} checksums of 16 digits")
+    _require(re.fullmatch("[0-9a-f]*", index.checksums) is not None, "checksums in lower-case hexadecimal digits")
+    names = itertools.chain.from_iterable([name] * n for name, n in zip(index.names, counts, strict=True))
     used = sorted(zip(index.chunk_files, index.chunk_offsets, nbytes, names, strict=True))
     previous_file, end, before = -1, 0, ""
     for file, offset, size, name in used:
         if file != previous_file:
             previous_file, end, before = file, index.files[file].header_nbytes, "the header"
-        require(size == 0 or offset >= end, f"{name}: bytes of its own, found at {offset}, before the end of {before}")
-        require(
-            0 <= offset <= offset + size <= index.files[file].nbytes, f"{name}: bytes within {index.files[file].name}"
-        )
+        if size and offset < end:
+            raise _BrokenRuleError(
+                f"{name}: expected bytes of its own, found them at {offset}, before the end of {before}"
+            )
+        if not 0 <= offset <= offset + size <= index.files[file].nbytes:
+            raise _BrokenRuleError(f"{name}: expected bytes within {index.files[file].name}, found them at {offset}")
         if size:
             end, before = offset + size, name
 

@@ -1,8 +1,8 @@
 """Read a native checkpoint: whole variables in parallel, or the parts of them that are asked for."""
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from pytreesaver.formats._index import (
 )
 
 INDEX_NAME = "index.json"
+_MOST_INDEX_NBYTES = 4 << 30
+_WINDOW_NBYTES = 64 << 20  # how many bytes are held beside the result at a time
 _MOST_WASTE_NBYTES = 4 << 20  # how many bytes that nobody asked for may be read with a part of an array
 
 
@@ -37,6 +39,9 @@ def read_index(path: Path) -> Index:
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointNotFoundError(_why_not_found(path)) from None
     try:
+        size = filesystem.file_size(descriptor)
+        if size > _MOST_INDEX_NBYTES:
+            raise CorruptCheckpointError(f"{path / INDEX_NAME}: expected an index, found a file of {size} bytes")
         return decode_index(read_file(descriptor), str(path / INDEX_NAME))
     finally:
         filesystem.close(descriptor)
@@ -47,8 +52,9 @@ def _why_not_found(path: Path) -> str:
         return f"{path}: expected a checkpoint, found nothing there"
     if not path.is_dir():
         return f"{path}: expected a checkpoint, which is a directory, found a file"
-    inside = sorted(entry.parent.name for entry in path.glob(f"*/{INDEX_NAME}"))
-    hint = f"; there are checkpoints in it: {', '.join(inside[-3:])}" if inside else ""
+    inside = sorted(path.glob(f"*/{INDEX_NAME}"), key=lambda index: index.stat().st_mtime)
+    names = ", ".join(index.parent.name for index in inside[-3:])
+    hint = f"; there are checkpoints in it, the newest last: {names}" if inside else ""
     return (
         f"{path}: expected a checkpoint, found a directory without {INDEX_NAME}: "
         f"it is none, or its save did not finish{hint}"
@@ -69,7 +75,8 @@ class NativeReader:
         self._index = index
         self._descriptors: dict[int, int] = {}
         self._checked: set[int] = set()
-        self._closed = False
+        # Closes the files of a checkpoint that nobody closed.
+        self._finalizer = weakref.finalize(self, _close_all, self._descriptors)
         self._chunk_nbytes = chunk_nbytes(index)
         self._first_chunk = first_positions(chunk_counts(index))
         self._first_block = first_positions([block_count(n, index.checksum_block_nbytes) for n in self._chunk_nbytes])
@@ -78,10 +85,7 @@ class NativeReader:
 
     def close(self) -> None:
         """Close the data files."""
-        while self._descriptors:
-            filesystem.close(self._descriptors.popitem()[1])
-        self._checked.clear()
-        self._closed = True
+        self._finalizer()
 
     def was_replaced(self) -> bool:
         """Whether a save has replaced the checkpoint between the reading of its index and the opening of its data."""
@@ -89,9 +93,32 @@ class NativeReader:
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """See `pytreesaver.formats.CheckpointReader.read`."""
-        chunks = {position: list(self._chunks(position)) for position in positions}
-        data = self._read_chunks([(p, chunk) for p, listed in chunks.items() for chunk in listed], verify)
-        return [self._assemble(position, chunks[position], data) for position in positions]
+        results: dict[int, np.ndarray] = {}
+        damaged: dict[str, None] = {}
+        whole = [position for position in positions if str(position) not in self._index.grids]
+        chunks = [next(self._chunks(position)) for position in whole]
+        data = self._read_chunks(whole, chunks, verify, damaged)
+        for position, array in zip(whole, data, strict=True):
+            results[position] = stored_array(array, self.types[position], self.shapes[position])
+        for position in positions:
+            if position not in results:
+                results[position] = self._read_grid(position, verify, damaged)
+        if damaged:
+            raise self._corrupt([], damaged)
+        return [results[position] for position in positions]
+
+    def _read_grid(self, position: int, verify: bool, damaged: dict[str, None]) -> np.ndarray:
+        """A variable of several chunks, put together from a bounded number of them at a time."""
+        leaf_type, shape = self.types[position], self.shapes[position]
+        nbytes = math.prod(shape) * storage_dtype(leaf_type).itemsize
+        whole = stored_array(filesystem.new_memory(nbytes), leaf_type, shape)
+        for group in _bounded((position, chunk) for chunk in self._chunks(position)):
+            chunks = [chunk for _, chunk in group]
+            arrays = self._read_chunks([position] * len(chunks), chunks, verify, damaged)
+            for chunk, array in zip(chunks, arrays, strict=True):
+                box = tuple(slice(a, a + n) for a, n in zip(chunk.start, chunk.shape, strict=True))
+                whole[box] = stored_array(array, leaf_type, chunk.shape)
+        return whole
 
     def read_part(self, position: int, starts: Sequence[int], stops: Sequence[int], *, verify: bool) -> np.ndarray:
         """See `pytreesaver.formats.CheckpointReader.read_part`."""
@@ -119,16 +146,36 @@ class NativeReader:
             except CorruptCheckpointError as error:
                 reasons.append(str(error).partition("\n")[0])
                 damaged |= dict.fromkeys(error.damaged)
-        self._checked |= self._descriptors.keys()  # whatever their headers are like, look at the rest of the files
-        for group in self._bounded_groups():
-            try:
-                self._read_chunks(group, verify=True)
-            except CorruptCheckpointError as error:
-                damaged |= dict.fromkeys(error.damaged)
-        self._checked.clear()
+        for group in _bounded(self._slices()):
+            # What a file lacks is counted as damaged already; the rest of it is looked at all the same.
+            there = [(i, c) for i, c in group if self._end(c.file) >= c.offset + c.nbytes]
+            chunks = [chunk for _, chunk in there]
+            for file in {chunk.file for chunk in chunks}:
+                mine = [i for i, chunk in enumerate(chunks) if chunk.file == file]
+                ranges = [Range(chunks[i].offset, chunks[i].nbytes, self._expected(chunks[i])) for i in mine]
+                _, bad = read_ranges(self._descriptors[file], ranges, self._index.checksum_block_nbytes)
+                damaged |= dict.fromkeys(self.names[there[mine[i]][0]] for i in bad)
         if damaged or reasons:
-            in_order = [name for name in self.names if name in damaged]
-            raise CorruptCheckpointError("\n".join([*reasons, *self._damage(in_order)]), damaged=in_order)
+            raise self._corrupt(reasons, damaged)
+
+    def _slices(self) -> Iterator[tuple[int, Chunk]]:
+        """Every chunk with its variable, large ones in slices of whole blocks."""
+        block = self._index.checksum_block_nbytes
+        most = max(_WINDOW_NBYTES // block, 1) * block
+        for position in range(len(self.names)):
+            for chunk in self._chunks(position):
+                for begin in range(0, chunk.nbytes, most):
+                    yield (
+                        position,
+                        chunk._replace(
+                            offset=chunk.offset + begin,
+                            nbytes=min(most, chunk.nbytes - begin),
+                            first_block=chunk.first_block + begin // block,
+                        ),
+                    )
+
+    def _end(self, file: int) -> int:
+        return filesystem.file_size(self._descriptors[file]) if file in self._descriptors else -1
 
     def _chunks(self, position: int) -> Iterator[Chunk]:
         boundaries = self._index.grids.get(str(position))
@@ -148,42 +195,28 @@ class NativeReader:
         blocks = -(-chunk.nbytes // self._index.checksum_block_nbytes)
         return self._checksums[chunk.first_block + first : chunk.first_block + (blocks if stop is None else stop)]
 
-    def _read_chunks(self, wanted: Sequence[tuple[int, Chunk]], verify: bool) -> dict[int, list[np.ndarray]]:
-        """uint8[n] of every chunk, by the position of its variable, in the order of `wanted`."""
-        by_file: dict[int, list[int]] = defaultdict(list)
-        for i, (_, chunk) in enumerate(wanted):
-            by_file[chunk.file].append(i)
-        data: list[Any] = [None] * len(wanted)
-        damaged: dict[str, None] = {}
-        for file, members in by_file.items():
-            descriptor = self._descriptor(file)
+    def _read_chunks(
+        self, positions: Sequence[int], chunks: Sequence[Chunk], verify: bool, damaged: dict[str, None]
+    ) -> list[np.ndarray]:
+        """uint8[n] of every chunk; the names of variables with damaged ones go into `damaged`."""
+        data: list[Any] = [None] * len(chunks)
+        for file in dict.fromkeys(chunk.file for chunk in chunks):
+            mine = [i for i, chunk in enumerate(chunks) if chunk.file == file]
             ranges = [
-                Range(chunk.offset, chunk.nbytes, self._expected(chunk) if verify else None)
-                for _, chunk in (wanted[i] for i in members)
+                Range(chunks[i].offset, chunks[i].nbytes, self._expected(chunks[i]) if verify else None) for i in mine
             ]
-            try:
-                arrays, bad = read_ranges(descriptor, ranges, self._index.checksum_block_nbytes)
-            except EndOfFileError:
-                raise self._truncated(file, filesystem.file_size(descriptor)) from None
-            for i, array in zip(members, arrays, strict=True):
+            arrays, bad = self._read_ranges(file, ranges)
+            for i, array in zip(mine, arrays, strict=True):
                 data[i] = array
-            damaged |= dict.fromkeys(self.names[wanted[members[i]][0]] for i in bad)
-        if damaged:
-            raise CorruptCheckpointError("\n".join(self._damage(list(damaged))), damaged=list(damaged))
-        result: dict[int, list[np.ndarray]] = defaultdict(list)
-        for (position, _), array in zip(wanted, data, strict=True):
-            result[position].append(array)
-        return result
+            damaged |= dict.fromkeys(self.names[positions[mine[i]]] for i in bad)
+        return data
 
-    def _assemble(self, position: int, chunks: list[Chunk], data: dict[int, list[np.ndarray]]) -> np.ndarray:
-        leaf_type, shape = self.types[position], self.shapes[position]
-        if len(chunks) == 1:
-            return stored_array(data[position][0], leaf_type, shape)
-        whole = stored_array(filesystem.new_memory(sum(c.nbytes for c in chunks)), leaf_type, shape)
-        for chunk, array in zip(chunks, data[position], strict=True):
-            box = tuple(slice(a, a + n) for a, n in zip(chunk.start, chunk.shape, strict=True))
-            whole[box] = stored_array(array, leaf_type, chunk.shape)
-        return whole
+    def _read_ranges(self, file: int, ranges: Sequence[Range]) -> tuple[list[np.ndarray], list[int]]:
+        descriptor = self._descriptor(file)
+        try:
+            return read_ranges(descriptor, ranges, self._index.checksum_block_nbytes)
+        except EndOfFileError:
+            raise self._truncated(file, filesystem.file_size(descriptor)) from None
 
     def _read_box(
         self, position: int, chunk: Chunk, box: list[tuple[int, int]], result: np.ndarray, verify: bool
@@ -205,29 +238,11 @@ class NativeReader:
         block = self._index.checksum_block_nbytes
         begin, end = (first // block * block, min(-(-last // block) * block, chunk.nbytes)) if verify else (first, last)
         expected = self._expected(chunk, begin // block, -(-end // block)) if verify else None
-        descriptor = self._descriptor(chunk.file)
-        try:
-            (data,), bad = read_ranges(descriptor, [Range(chunk.offset + begin, end - begin, expected)], block)
-        except EndOfFileError:
-            raise self._truncated(chunk.file, filesystem.file_size(descriptor)) from None
+        (data,), bad = self._read_ranges(chunk.file, [Range(chunk.offset + begin, end - begin, expected)])
         if bad:
-            damaged = [self.names[position]]
-            raise CorruptCheckpointError("\n".join(self._damage(damaged)), damaged=damaged)
+            raise self._corrupt([], [self.names[position]])
         run = data[first - begin : last - begin].copy()  # aligned, whatever the offset in the file is
         result[...] = np.ndarray(result.shape, result.dtype, buffer=run, strides=strides)
-
-    def _bounded_groups(self) -> Iterator[list[tuple[int, Chunk]]]:
-        group: list[tuple[int, Chunk]] = []
-        nbytes = 0
-        for position in range(len(self.names)):
-            for chunk in self._chunks(position):
-                group.append((position, chunk))
-                nbytes += chunk.nbytes
-                if nbytes >= 64 << 20:
-                    yield group
-                    group, nbytes = [], 0
-        if group:
-            yield group
 
     def _open_files(self) -> None:
         try:
@@ -248,12 +263,10 @@ class NativeReader:
         """Make sure that a data file is whole and the one that the index was written for."""
         expected = self._index.files[file]
         where = self.path / expected.name
-        if self._closed:
+        if not self._finalizer.alive:
             raise ValueError(f"{self.path}: the checkpoint was closed; open it again to read more")
         if file not in self._descriptors:
-            damaged = self._in_file(file, 0)
-            message = "\n".join([f"{where}: expected a data file, found none", *self._damage(damaged)])
-            raise CorruptCheckpointError(message, damaged=damaged)
+            raise self._corrupt([f"{where}: expected a data file, found none"], self._in_file(file, 0))
         descriptor = self._descriptors[file]
         size = filesystem.file_size(descriptor)
         if size != expected.nbytes:
@@ -265,9 +278,8 @@ class NativeReader:
 
     def _truncated(self, file: int, size: int) -> CorruptCheckpointError:
         expected = self._index.files[file]
-        damaged = self._in_file(file, size)
-        message = f"{self.path / expected.name}: expected {expected.nbytes} bytes, found {size}"
-        return CorruptCheckpointError("\n".join([message, *self._damage(damaged)]), damaged=damaged)
+        reason = f"{self.path / expected.name}: expected {expected.nbytes} bytes, found {size}"
+        return self._corrupt([reason], self._in_file(file, size))
 
     def _in_file(self, file: int, size: int) -> list[str]:
         """The names of the variables with bytes of a file at `size` or beyond."""
@@ -277,10 +289,29 @@ class NativeReader:
             if any(c.file == file and c.nbytes and c.offset + c.nbytes > size for c in self._chunks(position))
         ]
 
-    def _damage(self, damaged: Sequence[str]) -> list[str]:
-        if not damaged:
-            return []
-        return [
-            f"{self.path}: {len(damaged)} of {len(self.names)} variables damaged:",
-            *(f"  {shown(name)}" for name in damaged),
-        ]
+    def _corrupt(self, reasons: Sequence[str], damaged: Iterable[str]) -> CorruptCheckpointError:
+        wanted = set(damaged)
+        names = [name for name in self.names if name in wanted]
+        lines = list(reasons)
+        if names:
+            lines.append(f"{self.path}: {len(names)} of {len(self.names)} variables damaged:")
+        return CorruptCheckpointError("\n".join([*lines, *(f"  {shown(name)}" for name in names)]), damaged=names)
+
+
+def _bounded(chunks: Iterable[tuple[int, Chunk]]) -> Iterator[list[tuple[int, Chunk]]]:
+    """Chunks and their variables in groups of up to `_WINDOW_NBYTES`, or of a single larger chunk."""
+    group: list[tuple[int, Chunk]] = []
+    nbytes = 0
+    for position, chunk in chunks:
+        if group and nbytes + chunk.nbytes > _WINDOW_NBYTES:
+            yield group
+            group, nbytes = [], 0
+        group.append((position, chunk))
+        nbytes += chunk.nbytes
+    if group:
+        yield group
+
+
+def _close_all(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        filesystem.close(descriptors.popitem()[1])

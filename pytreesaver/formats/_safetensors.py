@@ -53,6 +53,11 @@ def encode_header(tensors: Sequence[Tensor], metadata: Mapping[str, str], alignm
     return struct.pack("<Q", len(header)) + header
 
 
+def is_header(data: bytes) -> bool:
+    """Whether some bytes begin as a file does whose header `encode_header` made for us."""
+    return data[8:].startswith(b'{"__metadata__":{"format":"pytreesaver"')
+
+
 def _tag_and_suffix(dtype: np.dtype[Any]) -> tuple[str, list[int]]:
     """The dtype of a tensor that holds arrays of `dtype`, and the axis that it has more if it holds their bytes."""
     tag = _TAGS.get(dtype.name)

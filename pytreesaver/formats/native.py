@@ -1,5 +1,6 @@
 """pytreesaver's own format: a directory of safetensors files and an index. docs/format.md specifies it."""
 
+import errno
 import os
 import re
 import secrets
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pytreesaver._errors import CheckpointError, CheckpointExistsError, UnsupportedVersionError
+from pytreesaver._errors import CheckpointError, CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import BLOCK_NBYTES
 from pytreesaver._io.reading import EndOfFileError, read_fully
@@ -19,6 +20,7 @@ from pytreesaver._io.writing import Stretch, write_fully, write_stretches
 from pytreesaver._leaves import cell_bytes, grid_cells, storage_dtype
 from pytreesaver.formats import TreeContents
 from pytreesaver.formats._index import (
+    FORMAT_NAME,
     DataFile,
     Index,
     chunk_nbytes,
@@ -28,12 +30,13 @@ from pytreesaver.formats._index import (
     is_index,
 )
 from pytreesaver.formats._native_reader import INDEX_NAME, NativeReader, read_index
-from pytreesaver.formats._safetensors import Tensor, encode_header
+from pytreesaver.formats._safetensors import Tensor, encode_header, is_header
 
 name = "native"
 
 _DATA_NAME = "data-00000-of-00001"
-_OWN_NAMES = re.compile(r"index\.json|data-[0-9a-z-]+\.safetensors|\.index-[0-9a-f]+\.tmp")
+_REPLACEABLE = re.compile(r"data-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.safetensors|\.index-[0-9a-f]{16}\.tmp")
+_TEMPORARY = re.compile(r"\.pytreesaver-[0-9a-f]{16}\.tmp")
 _ALIGNMENT = 4096
 
 
@@ -51,16 +54,16 @@ def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool)
     if not overwrite:
         raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
     _refuse_foreign(path)
-    return _replace(path, contents, durable)
+    return _replace(path, contents)
 
 
 def _refuse_foreign(path: Path) -> None:
     if not path.is_dir():
         raise CheckpointExistsError(f"{path}: expected a checkpoint to overwrite, found a file; remove it first")
-    strange = [entry for entry in filesystem.list_directory(path) if not _OWN_NAMES.fullmatch(entry)]
-    if strange and not recognizes(path):
+    entries = filesystem.list_directory(path)
+    if entries and not recognizes(path):
         raise CheckpointExistsError(
-            f"{path}: expected a checkpoint to overwrite, found a directory with {', '.join(strange[:3])} in it; "
+            f"{path}: expected a checkpoint to overwrite, found a directory with {', '.join(entries[:3])} in it; "
             "remove it first, or save elsewhere"
         )
 
@@ -69,83 +72,132 @@ def _create(path: Path, contents: TreeContents, durable: bool) -> None:
     made: list[Path] = []
     temporary = path.parent / f".pytreesaver-{secrets.token_hex(8)}.tmp"
     try:
-        _make_parents(path.parent, durable, made)
-        filesystem.make_directory(temporary)
+        _make_parents(path.parent, made)
         with ExitStack() as open_files:
+            # The lock tells those who remove leftovers that this is none. It is held until the directory has its name.
+            _make_locked_directory(temporary, open_files)
+            _remove_leftovers(path.parent)
             _write_files(temporary, f"{_DATA_NAME}.safetensors", INDEX_NAME, contents, durable, open_files)
-        try:
-            filesystem.rename(temporary, path)
-        except OSError as error:
-            if os.path.lexists(path):
-                raise CheckpointExistsError(f"{path} was created by someone else during the save") from error
-            raise
+            try:
+                filesystem.rename(temporary, path)
+            except OSError as error:
+                if os.path.lexists(path):
+                    raise CheckpointExistsError(f"{path} was created by someone else during the save") from error
+                raise
     except BaseException:
-        with suppress(OSError):
-            for entry in filesystem.list_directory(temporary):
-                filesystem.remove_file(temporary / entry)
-            filesystem.remove_directory(temporary)
+        _remove_tree(temporary)
         with suppress(OSError):
             for directory in reversed(made):
                 filesystem.remove_directory(directory)
         raise
     if durable:
-        filesystem.sync_directory(path.parent)
+        _sync_names(path, made)
 
 
-def _make_parents(directory: Path, durable: bool, made: list[Path]) -> None:
+def _make_parents(directory: Path, made: list[Path]) -> None:
     """Create a directory and those above it; `made` gets each one as it is created."""
     if directory.exists():
         return
-    _make_parents(directory.parent, durable, made)
+    _make_parents(directory.parent, made)
     with suppress(FileExistsError):  # another process may create it at the same time
         filesystem.make_directory(directory)
         made.append(directory)
-    if durable:
-        filesystem.sync_directory(directory.parent)
 
 
-def _replace(path: Path, contents: TreeContents, durable: bool) -> None:
+def _sync_names(path: Path, made: Sequence[Path] = ()) -> None:
+    """Make the name of a checkpoint durable, and those of the directories that were just made for it.
+
+    The directory that it is in may have been made a moment ago too, by the program that saves into it.
+    """
+    parent = path.absolute().parent
+    for directory in dict.fromkeys([parent, *(d.absolute().parent for d in reversed(made)), parent.parent]):
+        with suppress(PermissionError):  # a directory that may not be listed is none that this program made
+            filesystem.sync_directory(directory)
+
+
+def _make_locked_directory(path: Path, open_files: ExitStack) -> None:
+    while True:
+        filesystem.make_directory(path)
+        with suppress(FileNotFoundError):
+            descriptor = filesystem.open_to_lock(path)
+            open_files.callback(filesystem.close, descriptor)
+            filesystem.lock(descriptor)
+            if filesystem.is_linked(descriptor):
+                return
+        # Someone who tidied up had the lock in the moment between the calls.
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Delete what saves that were killed have left in a directory, and nothing that a living one is writing."""
+    for entry in filesystem.list_directory(directory):
+        if _TEMPORARY.fullmatch(entry):
+            with suppress(OSError):
+                descriptor = filesystem.open_to_lock(directory / entry)
+                try:
+                    if filesystem.try_lock(descriptor):
+                        _remove_tree(directory / entry)
+                finally:
+                    filesystem.close(descriptor)
+
+
+def _remove_tree(directory: Path) -> None:
+    with suppress(OSError):
+        for entry in filesystem.list_directory(directory):
+            filesystem.remove_file(directory / entry)
+        filesystem.remove_directory(directory)
+
+
+def _replace(path: Path, contents: TreeContents) -> None:
     # The new index takes the place of the old one in a single rename. The new data file has a name of its own, so that
-    # a reader with the old index never meets new data.
+    # a reader with the old index never meets new data. Whatever the caller wants, every step is made durable before
+    # the next: otherwise a power cut could cost the old checkpoint as well as the new one.
+    replaced = _listed_files(path)
     token = secrets.token_hex(8)
     data_name, index_name = f"{_DATA_NAME}-{token}.safetensors", f".index-{token}.tmp"
     with ExitStack() as open_files:
+        renaming = False
         try:
-            _write_files(path, data_name, index_name, contents, durable, open_files)
+            descriptors = _write_files(path, data_name, index_name, contents, True, open_files)
+            if not all(map(filesystem.is_linked, descriptors)):
+                raise OSError(errno.ENOENT, "Someone removed the new files during the save", str(path))
+            renaming = True
             filesystem.rename(path / index_name, path / INDEX_NAME)
         except BaseException:
             # An interrupt can come when the new index is in place already: then the data belongs to it.
-            leftovers = [index_name] if _lists(path, data_name) else [index_name, data_name]
-            for leftover in leftovers:
-                with suppress(OSError):
-                    filesystem.remove_file(path / leftover)
+            if not renaming or os.path.lexists(path / index_name):
+                for leftover in (index_name, data_name):
+                    with suppress(OSError):
+                        filesystem.remove_file(path / leftover)
             raise
-    if durable:
-        filesystem.sync_directory(path)
+    filesystem.sync_directory(path)
+    _sync_names(path)
     with suppress(OSError, CheckpointError):  # what cannot be removed now is removed by the next save
-        _remove_unlisted(path)
+        _remove_unlisted(path, replaced)
 
 
-def _lists(path: Path, data_name: str) -> bool:
-    """Whether the index at `path` lists a data file."""
+def _listed_files(path: Path) -> list[str]:
+    """The data files that the index at `path` lists, none if it is damaged or not there."""
     try:
-        return data_name in [file.name for file in read_index(path).files]
-    except UnsupportedVersionError:
-        return True  # not for this version to judge
+        return [file.name for file in read_index(path).files]
     except CheckpointError:
-        return False
+        return []
 
 
-def _remove_unlisted(path: Path) -> None:
-    """Delete files of ours that are not in the index and that no living writer holds a lock on."""
+def _remove_unlisted(path: Path, replaced: Sequence[str]) -> None:
+    """Delete the files of the replaced checkpoint, and those that savers which died have left.
+
+    Raises:
+        CheckpointError: the index cannot be read any more; then nothing else is deleted.
+    """
     for entry in filesystem.list_directory(path):
-        if not _OWN_NAMES.fullmatch(entry) or entry == INDEX_NAME:
+        if not _REPLACEABLE.fullmatch(entry):
             continue
         with suppress(FileNotFoundError):
-            descriptor = filesystem.open_existing(path / entry)
+            descriptor = filesystem.open_to_lock(path / entry)
             try:
                 # The lock comes first: whoever had it has put the file in the index by now, or never will.
-                if filesystem.try_lock(descriptor) and not _lists(path, entry):
+                unused = filesystem.try_lock(descriptor) or entry in replaced
+                if unused and entry not in [file.name for file in read_index(path).files]:
                     filesystem.remove_file(path / entry)
             finally:
                 filesystem.close(descriptor)
@@ -153,7 +205,7 @@ def _remove_unlisted(path: Path) -> None:
 
 def _write_files(
     directory: Path, data_name: str, index_name: str, contents: TreeContents, durable: bool, open_files: ExitStack
-) -> None:
+) -> tuple[int, int]:
     """Write the data and the index that belongs to it. The files stay locked until `open_files` is closed."""
     data = _open_locked(directory / data_name, open_files)
     index = _write_data(data, data_name, contents)
@@ -164,6 +216,7 @@ def _write_files(
     if durable:
         filesystem.sync_file(index_file)
         filesystem.sync_directory(directory)
+    return data, index_file
 
 
 def _open_locked(path: Path, open_files: ExitStack) -> int:
@@ -248,7 +301,7 @@ def _header(index: Index, sizes: Sequence[int], offsets: Sequence[int], order: S
         for start, shape in grid_cells(boundaries):
             box = ", ".join(f"{a}:{a + n}" for a, n in zip(start, shape, strict=True))
             tensors.append((f"{name}[{box}]", dtype, shape))
-    metadata = {"format": "pytreesaver", "content_id": _NO_CONTENT_ID}
+    metadata = {"format": FORMAT_NAME, "content_id": _NO_CONTENT_ID}
     return encode_header([Tensor(*tensors[i], offsets[i], sizes[i]) for i in order], metadata, _ALIGNMENT)
 
 
@@ -256,25 +309,39 @@ def _header(index: Index, sizes: Sequence[int], offsets: Sequence[int], order: S
 
 
 def recognizes(path: Path) -> bool:
-    """Whether there is a directory with an index of ours, complete or damaged."""
+    """Whether there is a directory with an index or a data file of ours, complete or damaged."""
+    if is_index(_head(path / INDEX_NAME)):
+        return True
     try:
-        descriptor = filesystem.open_existing(path / INDEX_NAME)
+        entries = filesystem.list_directory(path)
     except OSError:
         return False
+    return any(is_header(_head(path / entry)) for entry in entries if _REPLACEABLE.fullmatch(entry))
+
+
+def _head(file: Path) -> bytes:
     try:
-        head = np.zeros(min(64, filesystem.file_size(descriptor)), np.uint8)
+        descriptor = filesystem.open_existing(file)
+    except OSError:
+        return b""
+    try:
+        head = np.zeros(min(128, filesystem.file_size(descriptor)), np.uint8)
         read_fully(descriptor, head, 0)
     except (OSError, EndOfFileError):
-        return False
+        return b""
     finally:
         filesystem.close(descriptor)
-    return is_index(head.tobytes()) or any(_OWN_NAMES.fullmatch(e) and e != INDEX_NAME for e in os.listdir(path))
+    return head.tobytes()
 
 
 def open(path: Path) -> NativeReader:
     """Open a checkpoint directory. See `pytreesaver.formats.Format.open`."""
-    reader = NativeReader(path)
-    while reader.was_replaced():
-        reader.close()
+    while True:
         reader = NativeReader(path)
-    return reader
+        try:
+            if not reader.was_replaced():
+                return reader
+        except BaseException:
+            reader.close()
+            raise
+        reader.close()

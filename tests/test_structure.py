@@ -1,0 +1,61 @@
+"""Containers that flatten in unusual ways."""
+
+import jax
+import numpy as np
+import pytest
+
+import pytreesaver as pts
+from pytreesaver.testing import assert_trees_equal
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class SameKeyTwice:
+    def __init__(self, one, other):
+        self.children = (one, other)
+
+    def tree_flatten_with_keys(self):
+        return tuple((jax.tree_util.DictKey("k"), child) for child in self.children), None
+
+    @classmethod
+    def tree_unflatten(cls, auxiliary, children):
+        return cls(*children)
+
+
+@jax.tree_util.register_pytree_node_class
+class KnowsItsClass:
+    def __init__(self, x):
+        self.x = x
+
+    def tree_flatten(self):
+        return (self.x,), type(self)
+
+    @classmethod
+    def tree_unflatten(cls, auxiliary, children):
+        return cls(*children)
+
+
+class Stranger:
+    pass
+
+
+def test_a_node_whose_children_share_a_key_loses_none():
+    pts.save(SameKeyTwice({"x": 1}, {"y": 2}), "model")
+    restored = pts.restore("model")
+    assert type(restored) is SameKeyTwice
+    assert restored.children == ({"x": 1}, {"y": 2})
+
+
+def test_its_substitute_loses_none_either(monkeypatch):
+    pts.save(SameKeyTwice({"x": 1}, {"y": 2}), "model")
+    monkeypatch.setattr(SameKeyTwice, "tree_unflatten", None)
+    monkeypatch.delitem(globals(), "SameKeyTwice")
+    with pytest.warns(pts.StructureWarning, match="comes back as a list of its children"):
+        assert pts.restore("model") == [{"x": 1}, {"y": 2}]
+
+
+def test_a_node_with_its_class_as_auxiliary_data_can_be_saved():
+    tree = KnowsItsClass(np.ones(2))
+    pts.save(tree, "model")
+    assert_trees_equal(pts.restore("model", like=tree), tree)
+    with pytest.warns(pts.StructureWarning, match="KnowsItsClass comes back as a list of its children"):
+        assert_trees_equal(pts.restore("model"), [tree.x])
