@@ -89,7 +89,8 @@ def restore(
     Args:
         path: the checkpoint.
         like: a tree of arrays, `jax.ShapeDtypeStruct`, and Python values. The result of `jax.eval_shape` is one.
-        missing: ``"keep"`` keeps the template's own leaf where the checkpoint has no such variable.
+        missing: ``"keep"`` keeps the template's own leaf where the checkpoint has no such variable. A
+            `jax.ShapeDtypeStruct` has no value to keep, and is an error all the same.
         unexpected: ``"ignore"`` leaves out variables that the template does not have.
         as_numpy: give NumPy arrays in place of JAX arrays, and the data of PRNG keys; no device is touched.
         verify: check every byte against its checksum.
@@ -112,6 +113,8 @@ def restore(
         raise ValueError(f'missing: expected "error" or "keep", found {missing!r}')
     if unexpected not in ("error", "ignore"):
         raise ValueError(f'unexpected: expected "error" or "ignore", found {unexpected!r}')
+    if like is None and (missing, unexpected) != ("error", "error"):
+        raise ValueError("missing and unexpected compare with a template: pass one as like=")
     with _opened(path) as reader:
         if like is None:
             return _restore_all(reader, as_numpy, verify)

@@ -20,6 +20,8 @@ def contents_of(tree: Any, metadata: Mapping[str, Any] | None) -> TreeContents:
         UnsupportedLeafError: naming everything in the tree, or in `metadata`, that cannot be stored.
         DuplicateNameError: naming every name that two leaves share.
     """
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata: expected a dict, found {metadata!r}")
     flat = flatten_tree(tree)
     refuse_duplicates(flat, tree)
     problems = dict(flat.problems)

@@ -59,6 +59,11 @@ def match_template(
         if position is None:
             continue
         found, found_shape = stored.types[position], logical_shape(stored.types[position], stored.shapes[position])
+        misfit = _layout_problem(wanted)
+        if misfit:
+            whole = describe(wanted.type, wanted.shape)
+            differences[name] = _Difference(f"{whole} with {wanted.sharding}", describe(found, found_shape), misfit)
+            continue
         if found == wanted.type and found_shape == wanted.shape and not _needs_x64(found, x64_enabled):
             continue
         difference = _compare(wanted, found, found_shape, partial(value_of, position), x64_enabled)
@@ -71,7 +76,7 @@ def match_template(
                 describe(wanted.type, wanted.shape), describe(found, found_shape), difference or ""
             )
 
-    refused_absent = absent if missing == "error" else []
+    refused_absent = absent if missing == "error" else [name for name in absent if not template[name].has_value]
     refused_surplus = surplus if unexpected == "error" else []
     if refused_absent or refused_surplus or differences:
         raise MismatchError(
@@ -82,6 +87,17 @@ def match_template(
             dtype=dtypes,
         )
     return plan
+
+
+def _layout_problem(wanted: Template) -> str:
+    """Why an array of the wanted shape cannot have the wanted sharding, or nothing."""
+    if wanted.sharding is None:
+        return ""
+    try:
+        wanted.sharding.shard_shape(wanted.shape)
+    except ValueError as error:
+        return str(error).partition("\n")[0]
+    return ""
 
 
 def check_x64(stored: StoredVariables, *, where: str, x64_enabled: bool) -> None:

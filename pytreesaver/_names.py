@@ -35,7 +35,7 @@ def near_names(name: str, candidates: Sequence[str], most: int = 3) -> list[str]
     """
     from rapidfuzz import fuzz, process
 
-    return [near for near, _, _ in process.extract(name, candidates, scorer=fuzz.ratio, limit=most, score_cutoff=70)]
+    return [near for near, _, _ in process.extract(name, candidates, scorer=fuzz.WRatio, limit=most, score_cutoff=80)]
 
 
 def did_you_mean(name: str, candidates: Sequence[str]) -> str:

@@ -18,17 +18,28 @@ def local_path(path: PathLike) -> Path:
         TypeError: it is neither a str nor an `os.PathLike` of one.
         ValueError: it is empty, or the address of something elsewhere.
     """
-    text = os.fspath(path)
+    given: object = path  # whatever its annotation says
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
     if not isinstance(text, str):
         raise TypeError(f"path: expected a str or a pathlib.Path, found {path!r}")
-    if not text or "\0" in text:
+    if not text or "\0" in text or not _is_encodable(text):
         raise ValueError(f"path: expected the path of a checkpoint, found {text!r}")
     if "://" in text:
         raise ValueError(f"path: expected a path on this machine, found the address {text!r}")
+    if not text.startswith("~"):
+        return Path(text)
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ValueError(f"path: expected the home directory of a user of this machine, found {text!r}") from error
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -38,6 +49,10 @@ def named_os_errors(action: str, path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
+    except RecursionError:
+        raise CheckpointError(
+            f"cannot {action} {path}: the call stack is too full; call from fewer frames, or use sys.setrecursionlimit"
+        ) from None
     except OSError as error:
         denied = isinstance(error, PermissionError) or error.errno == errno.EROFS
         kind = CheckpointPermissionError if denied else CheckpointIOError

@@ -21,7 +21,7 @@ from pytreesaver._values import FindClass, NotPlainError, class_reference, decod
 
 _registry = jax.tree_util.default_registry
 
-MOST_LEVELS = 200
+MOST_LEVELS = 100
 """How deep a tree may be nested: near enough for every reader's stack."""
 
 _KEY_TYPES = (str, int, bool, float, type(None))
@@ -141,10 +141,9 @@ class _Flattener:
         try:
             return sorted(node)
         except TypeError:
-            kinds = sorted({type(key).__name__ for key in node})
             raise UnsupportedLeafError(
                 f"{SINGLE_LEAF_NAME if name is None else name}: expected dict keys that can be sorted, which JAX needs "
-                f"too, found keys of types {', '.join(kinds)}; use keys of one type, or an OrderedDict"
+                f"too, found {', '.join(map(repr, list(node)[:5]))}; use keys of one type, all str or all int"
             ) from None
 
     def _visit_namedtuple(self, node: Any, name: str | None) -> Any:
@@ -242,10 +241,7 @@ def rebuild_tree(
         ({'w': (1.0, None), 'b': 2}, [])
     """
     builder = _Builder(leaves, find_class)
-    try:
-        tree = builder.build(structure)
-    except RecursionError:
-        raise MalformedStructureError("the structure is nested deeper than Python's recursion limit") from None
+    tree = builder.build(structure)
     if builder.unused:
         raise MalformedStructureError(f"expected every leaf in the structure, {len(builder.unused)} are not there")
     return tree, list(builder.problems)
@@ -257,26 +253,30 @@ class _Builder:
         self.unused = set(range(len(leaves)))
         self.problems: dict[str, None] = {}
         self.find_class = find_class
+        self._level = 0
 
     def build(self, node: Any) -> Any:
-        kind = type(node)
-        if kind is int:
+        if node is None:
+            return None
+        if type(node) is int:
             try:
                 self.unused.remove(node)
             except KeyError:
                 raise MalformedStructureError(f"leaf {node} stands twice in the structure, or does not exist") from None
             return self.leaves[node]
-        if node is None:
-            return None
-        if kind is list:
-            return [self.build(child) for child in node]
-        if kind is not dict:
+        self._level += 1
+        if self._level > 2 * MOST_LEVELS:  # a registered node takes two: itself, and the container of its children
+            raise MalformedStructureError("the structure is nested deeper than any that was saved")
+        if type(node) is list:
+            built: Any = [self.build(child) for child in node]
+        elif type(node) is not dict:
             raise MalformedStructureError(f"expected a node of a structure, found {node!r}")
-        if len(node) == 1:
-            ((tag, body),) = node.items()
-            if tag.startswith("$"):
-                return self._build_tagged(tag, body)
-        return {key: self.build(child) for key, child in node.items()}
+        elif len(node) == 1 and next(iter(node)).startswith("$"):
+            built = self._build_tagged(*next(iter(node.items())))
+        else:
+            built = {key: self.build(child) for key, child in node.items()}
+        self._level -= 1
+        return built
 
     def _build_tagged(self, tag: str, body: Any) -> Any:
         try:

@@ -10,6 +10,7 @@ import numpy as np
 
 from pytreesaver._leaves import (
     PYTHON_KINDS,
+    LeafError,
     LeafType,
     jax_array_type,
     key_type,
@@ -25,11 +26,15 @@ X64_DTYPES = {"int64": "int32", "uint64": "uint32", "float64": "float32", "compl
 
 
 class Template(msgspec.Struct, frozen=True):
-    """What a template asks of a leaf: type, shape, and where it shall lie (None: JAX's default device, uncommitted)."""
+    """What a template asks of a leaf: type, shape, and where it shall lie (None: JAX's default device, uncommitted).
+
+    `has_value` is false for a `jax.ShapeDtypeStruct`, which has nothing to keep.
+    """
 
     type: LeafType
     shape: tuple[int, ...]
     sharding: Any = None
+    has_value: bool = True
 
 
 def template_of(leaf: Any) -> Template:
@@ -45,9 +50,11 @@ def template_of(leaf: Any) -> Template:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             impls: list[Any] = []
             jax.eval_shape(lambda keys: impls.append(jax.random.key_impl(keys)), leaf)
-            return Template(key_type(impls[0]), leaf.shape, sharding)
-        return Template(jax_array_type(leaf.dtype, bool(leaf.weak_type)), leaf.shape, sharding)
-    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+            return Template(key_type(impls[0]), leaf.shape, sharding, False)
+        return Template(jax_array_type(leaf.dtype, bool(leaf.weak_type)), leaf.shape, sharding, False)
+    if isinstance(leaf, jax.core.Tracer):
+        raise LeafError("that is a JAX tracer: restore was called inside jit or another transformation")
+    if isinstance(leaf, jax.Array):
         sharding = leaf.sharding if leaf.committed else None
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return Template(key_type(jax.random.key_impl(leaf)), leaf.shape, sharding)

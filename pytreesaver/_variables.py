@@ -3,7 +3,7 @@
 import math
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -76,8 +76,8 @@ class Variable:
     def __getitem__(self, index: Any) -> np.ndarray:
         """Some values, as NumPy's indexing with integers, slices and ``...`` gives them, in a new array.
 
-        Only the bytes between the first and the last of them on each axis are read, rounded up to the blocks of 1 MiB
-        that have a checksum.
+        Little more than their bytes is read: it is rounded up to the blocks of 1 MiB that have a checksum, and only
+        steps of 1 MiB and more are stepped over.
 
         Example:
             >>> path = pytreesaver.save({"embed": np.arange(12).reshape(6, 2)}, "embedding")
@@ -85,19 +85,37 @@ class Variable:
             array([[2, 3],
                    [4, 5]])
         """
-        if self.dtype == object:
-            return np.asarray(self.read()[index])
         box, inner = _bounding_box(index, self.shape, self.name)
+        if self.dtype == object:
+            return self.read()
         with named_os_errors("read", self._reader.path):
-            part = self._reader.read_part(self._position, [a for a, _ in box], [b for _, b in box], verify=True)
+            part = self._read_box(box, [part.step if isinstance(part, slice) else None for part in inner])
         values = numpy_value(part, self._leaf_type)[(*inner, ...)]
         return values if values.nbytes * 2 > part.nbytes else values.copy()  # the box is not kept for a few values
+
+    def _read_box(self, box: list[tuple[int, int]], steps: list[int | None]) -> np.ndarray:
+        """A box of the stored array. What long steps pass over is not read: it is whatever was in memory."""
+        itemsize = self.dtype.itemsize
+        for axis, ((low, high), step) in enumerate(zip(box, steps, strict=True)):
+            stride = math.prod(self.shape[axis + 1 :]) * itemsize
+            if step is None or abs(step) * stride < _LONG_STEP_NBYTES or high - low < 2:
+                continue
+            whole = np.empty([b - a for a, b in box], storage_dtype(self._leaf_type))
+            for i in range(low, high)[:: abs(step)]:
+                single = [*box[:axis], (i, i + 1), *box[axis + 1 :]]
+                into = (*[slice(None)] * axis, slice(i - low, i - low + 1))
+                whole[into] = self._read_box(single, steps)
+            return whole
+        return self._reader.read_part(self._position, [a for a, _ in box], [b for _, b in box], verify=True)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError(f"{shown(self.name)} lies in a file: it cannot become an array without a copy")
         array = self.read()
         return array if dtype is None else array.astype(dtype)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("cannot pickle or copy a Variable of an open Checkpoint; read() it, or pass the path on")
 
     def __repr__(self) -> str:
         logical = logical_shape(self._leaf_type, self._reader.shapes[self._position])
@@ -136,11 +154,15 @@ def _bounding_box(
 
 def _as_int(part: Any, name: str) -> int:
     if isinstance(part, bool | np.bool_) or not hasattr(part, "__index__"):
-        raise IndexError(
-            f"{shown(name)}: expected an index of integers, slices and ..., found {part!r}; read() gives an array "
-            "that takes any index"
-        )
-    return int(part.__index__())
+        raise IndexError(f"{shown(name)}: expected an index of integers, slices and ..., found {part!r}; {_ANY_INDEX}")
+    try:
+        return int(part.__index__())
+    except TypeError:
+        raise IndexError(f"{shown(name)}: expected integers, slices and ..., found {part!r}; {_ANY_INDEX}") from None
+
+
+_ANY_INDEX = "read() gives an array that takes any index"
+_LONG_STEP_NBYTES = 1 << 20  # a step over fewer bytes costs more than reading them
 
 
 class Checkpoint(Mapping[str, Variable]):
@@ -205,6 +227,9 @@ class Checkpoint(Mapping[str, Variable]):
         traceback: types.TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("cannot pickle or copy an open Checkpoint; pass its path on and open it there")
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.path}: {len(self)} variables>"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pytreesaver as pts
-from pytreesaver.testing import Pair
+from pytreesaver.testing import Box, assert_trees_equal
 
 
 class Colour(enum.IntEnum):
@@ -83,6 +83,9 @@ def test_a_tracer_says_that_save_was_called_inside_jit():
 
     with pytest.raises(pts.UnsupportedLeafError, match=r"x: .* tracer: save was called inside jit"):
         jax.jit(step)(jnp.ones(2))
+    pts.save({"x": jnp.ones(2)}, "saved")
+    with pytest.raises(pts.UnsupportedLeafError, match=r"x: .* tracer: restore was called inside jit"):
+        jax.jit(lambda x: pts.restore("saved", like={"x": x}))(jnp.ones(2))
 
 
 def test_a_donated_array_says_that_it_was_deleted():
@@ -101,7 +104,9 @@ def test_dict_keys_of_other_types_are_refused():
     )
     assert "(3, 4)" in message
     assert "found <Colour.RED: 1>" in refusal({Colour.RED: 1})
-    assert "keys of types int, str" in refusal({"x": {1: 2, "a": 3}})
+    assert "x: expected dict keys that can be sorted, which JAX needs too, found 1, 'a'" in refusal(
+        {"x": {1: 2, "a": 3}}
+    )
 
 
 def test_names_that_are_no_unicode_are_refused():
@@ -112,17 +117,17 @@ def test_a_tree_deeper_than_any_reader_can_follow_is_refused():
     tree = []
     for _ in range(5000):
         tree = [tree]
-    assert "expected a tree of at most 200 levels" in refusal(tree)
+    assert "expected a tree of at most 100 levels" in refusal(tree)
 
 
 def test_the_deepest_trees_and_metadata_come_back():
     tree, metadata = 1, 1
-    for level in range(199):
-        tree = (tree,) if level % 2 else Pair(None, tree)
+    for level in range(99):
+        tree = (tree,) if level == 50 else Box(tree, "")
     for _ in range(99):
         metadata = (metadata,)
     path = pts.save(tree, "deep", metadata={"deep": metadata})
-    assert pts.restore(path) == tree
+    assert_trees_equal(pts.restore(path), tree)
     with pts.load_checkpoint(path) as checkpoint:
         assert checkpoint.metadata == {"deep": metadata}
     cycle = []
@@ -137,12 +142,16 @@ def test_a_stack_too_full_to_read_is_no_damage():
         return pts.restore(path) if levels == 0 else restore_below(levels - 1)
 
     outcomes = set()
-    for levels in range(700, 1000, 3):
+    for levels in range(600, 1000, 5):
         try:
             outcomes.add(str(restore_below(levels)))
-        except RecursionError:
-            outcomes.add("RecursionError")
-    assert outcomes == {"{'x': 1}", "RecursionError"}
+        except pts.CorruptCheckpointError:
+            pytest.fail("called a good checkpoint damaged")
+        except (pts.CheckpointError, RecursionError) as error:
+            outcomes.add(type(error))
+    assert "{'x': 1}" in outcomes
+    assert pts.CheckpointError in outcomes
+    assert outcomes <= {"{'x': 1}", pts.CheckpointError, RecursionError}  # some frames before ours may be too many
 
 
 def test_metadata_comes_back_as_it_was():
@@ -188,15 +197,17 @@ def test_paths_of_every_kind(tmp_path, monkeypatch):
     assert pathlib.Path("link").is_symlink()
 
 
-@pytest.mark.parametrize("path", ["", "gs://bucket/model", "a\0b"])
+@pytest.mark.parametrize("path", ["", "gs://bucket/model", "a\0b", "~no-such-user/model", "\ud800"])
 def test_paths_that_are_none_are_refused(path):
     for call in (lambda: pts.save({}, path), lambda: pts.restore(path)):
         with pytest.raises(ValueError, match="path: expected"):
             call()
     with pytest.raises(TypeError, match="path: expected a str"):
         pts.restore(b"model")
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"expected a str or a pathlib\.Path, found 5"):
         pts.save({}, 5)
+    with pytest.raises(TypeError, match="metadata: expected a dict, found"):
+        pts.save({}, "model", metadata=[("a", 1)])
 
 
 def test_what_is_not_there_is_named(tmp_path):
@@ -210,9 +221,7 @@ def test_what_is_not_there_is_named(tmp_path):
         pts.restore("file")
     pts.save({}, "run/model-1")
     pts.save({}, "run/model-2")
-    with pytest.raises(
-        pts.CheckpointNotFoundError, match=r"run: .* there are checkpoints in it, the newest last: model-1, model-2"
-    ):
+    with pytest.raises(pts.CheckpointNotFoundError, match=r"run: .* checkpoints in it, .*: model-1, model-2"):
         pts.restore("run")
     with pytest.raises(pts.CheckpointIOError, match="cannot save to file/model"):
         pts.save({}, "file/model")
@@ -243,6 +252,8 @@ def test_errors_survive_pickling():
     error = pts.MismatchError("text", missing=["a"], shape={"b": ((1,), (2,))})
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert (str(twin), twin.missing, twin.shape) == ("text", ["a"], {"b": ((1,), (2,))})
+    error = pts.CheckpointPermissionError("text", 13)
+    assert (str(error), pickle.loads(pickle.dumps(error)).errno) == ("text", 13)
     error = pts.CorruptCheckpointError("text", damaged=["a"])
     assert pickle.loads(pickle.dumps(error)).damaged == ["a"]
 

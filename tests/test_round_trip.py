@@ -1,5 +1,7 @@
 """Every tree comes back as it was."""
 
+import shutil
+
 import jax
 import numpy as np
 from hypothesis import given, settings
@@ -15,24 +17,29 @@ from pytreesaver.testing import (
 )
 
 
+def save_anew(tree):
+    shutil.rmtree("checkpoint", ignore_errors=True)
+    pts.save(tree, "checkpoint", durable=False)  # replacing one would wait for the disk
+
+
 @given(pytrees())
 @settings(max_examples=300)
 def test_any_tree_comes_back_without_a_template(tree):
-    pts.save(tree, "checkpoint", overwrite=True, durable=False)
+    save_anew(tree)
     assert_trees_equal(pts.restore("checkpoint"), tree)
 
 
 @given(pytrees())
 @settings(max_examples=200)
 def test_any_tree_comes_back_with_itself_as_template(tree):
-    pts.save(tree, "checkpoint", overwrite=True, durable=False)
+    save_anew(tree)
     assert_trees_equal(pts.restore("checkpoint", like=tree), tree)
 
 
 @given(pytrees())
 @settings(max_examples=100)
 def test_a_tree_of_32_bits_comes_back_where_64_are_allowed(tree):
-    pts.save(tree, "checkpoint", overwrite=True, durable=False)
+    save_anew(tree)
     with jax.enable_x64(True):
         assert_trees_equal(pts.restore("checkpoint"), tree)
 
@@ -42,7 +49,7 @@ def test_a_tree_of_32_bits_comes_back_where_64_are_allowed(tree):
 def test_64_bit_trees_come_back(data):
     with jax.enable_x64(True):
         tree = data.draw(pytrees())
-        pts.save(tree, "checkpoint", overwrite=True, durable=False)
+        save_anew(tree)
         assert_trees_equal(pts.restore("checkpoint"), tree)
         assert_trees_equal(pts.restore("checkpoint", like=tree), tree)
 
@@ -50,7 +57,7 @@ def test_64_bit_trees_come_back(data):
 @given(pytrees(st.one_of(jax_arrays(), prng_keys())))
 def test_any_tree_of_arrays_comes_back_with_its_shapes_as_template(tree):
     template = jax.eval_shape(lambda: tree)
-    pts.save(tree, "checkpoint", overwrite=True, durable=False)
+    save_anew(tree)
     assert_trees_equal(pts.restore("checkpoint", like=template), tree)
 
 
@@ -66,7 +73,7 @@ def test_any_tree_of_values_comes_back_as_its_abstract_shapes_say(data):
     with jax.enable_x64(True):  # with 32 bits, a Python float fits an abstract one only if it is that exact
         tree = data.draw(pytrees(jax_values()))
         expected = jax.tree.map(as_jax_holds_it, tree)
-        pts.save(tree, "checkpoint", overwrite=True, durable=False)
+        save_anew(tree)
         assert_trees_equal(pts.restore("checkpoint", like=jax.eval_shape(lambda: tree)), expected)
 
 
@@ -77,7 +84,7 @@ def as_jax_holds_it(leaf):
 @given(st.dictionaries(st.sampled_from("abc"), sharded_arrays(), max_size=3))
 @settings(max_examples=50)
 def test_sharded_arrays_come_back(tree):
-    pts.save(tree, "checkpoint", overwrite=True, durable=False)
+    save_anew(tree)
     assert_trees_equal(pts.restore("checkpoint", like=tree), tree)
     on_one_device = pts.restore("checkpoint")
     assert_trees_equal(on_one_device, tree, shardings=False)
@@ -88,7 +95,7 @@ def test_sharded_arrays_come_back(tree):
 @given(pytrees())
 @settings(max_examples=50)
 def test_as_numpy_gives_the_same_values_without_jax_arrays(tree):
-    pts.save(tree, "checkpoint", overwrite=True, durable=False)
+    save_anew(tree)
     for restored in (pts.restore("checkpoint", as_numpy=True), pts.restore("checkpoint", like=tree, as_numpy=True)):
         for leaf, original in zip(jax.tree.leaves(restored), jax.tree.leaves(tree), strict=True):
             assert not isinstance(leaf, jax.Array)

@@ -82,6 +82,12 @@ def test_keep_and_ignore_are_as_said():
     restored = pts.restore("model", like={"a": 0, "c": own}, missing="keep", unexpected="ignore")
     assert restored == {"a": 1, "c": own}
     assert restored["c"] is own
+    abstract = {"a": jax.ShapeDtypeStruct((), jnp.int32), "c": jax.ShapeDtypeStruct((), jnp.int32)}
+    with pytest.raises(pts.MismatchError, match="missing from the checkpoint") as caught:
+        pts.restore("model", like=abstract, missing="keep", unexpected="ignore")
+    assert caught.value.missing == ["c"]  # it has no value to keep
+    with pytest.raises(ValueError, match="pass one as like="):
+        pts.restore("model", missing="keep")
     with pytest.raises(ValueError, match='expected "error" or "keep", found \'ignore\''):
         pts.restore("model", like={}, missing="ignore")
     with pytest.raises(ValueError, match=r"expected .* found 'drop'"):
@@ -261,6 +267,8 @@ def test_a_flat_dict_and_a_nested_one_are_interchangeable():
 def test_a_sharding_that_does_not_fit_is_no_damage():
     pts.save({"w": jnp.zeros(7)}, "model")
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    template = {"w": jax.ShapeDtypeStruct((7,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("x")))}
-    with pytest.raises(pts.MismatchError, match=r"w of model: float32\[7\] cannot be made with NamedSharding"):
+    sharding = NamedSharding(mesh, PartitionSpec("x"))
+    template = {"w": jax.ShapeDtypeStruct((7,), jnp.float32, sharding=sharding), "v": 1}
+    with pytest.raises(pts.MismatchError, match=r"\n  w: expected float32\[7\] with NamedSharding") as caught:
         pts.restore("model", like=template)
+    assert caught.value.missing == ["v"]

@@ -1,5 +1,7 @@
 """Looking into a checkpoint."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +56,8 @@ def test_values_come_as_numpy_arrays(checkpoint):
         array = checkpoint[name].read()
         assert array.shape == ()
         assert array[()] == value
-        assert checkpoint[name][()] == value
+        for part in (checkpoint[name][()], checkpoint[name][...]):
+            assert (part.dtype, part.shape, part[()]) == (np.dtype(int if name == "step" else object), (), value)
     assert checkpoint["half"].read().dtype == jnp.bfloat16
     assert checkpoint["half"].dtype == jnp.bfloat16
     assert checkpoint["swapped"].read().dtype == np.dtype(">i2")
@@ -66,7 +69,8 @@ def test_values_come_as_numpy_arrays(checkpoint):
 
 @given(st.data(), numpy_arrays())
 def test_indexing_is_numpys(data, array):
-    pts.save({"x": array}, "model", overwrite=True, durable=False)
+    shutil.rmtree("model", ignore_errors=True)
+    pts.save({"x": array}, "model", durable=False)
     with pts.load_checkpoint("model") as checkpoint:
         index = data.draw(hnp.basic_indices(array.shape, allow_newaxis=False))
         expected = np.asarray(array[index]).astype(array.dtype)
@@ -85,6 +89,8 @@ def test_indexing_is_numpys(data, array):
         ([0, 1], "read\\(\\) gives an array"),
         (None, "integers, slices"),
         ("a", "integers, slices"),
+        (np.array([0, 1]), "integers, slices"),
+        (np.array([True]), "integers, slices"),
     ],
 )
 def test_other_indices_are_refused(checkpoint, index, message):
@@ -131,6 +137,31 @@ def test_a_closed_checkpoint_says_so():
         variable = checkpoint["embed"]
     with pytest.raises(ValueError, match="was closed"):
         variable.read()
+
+
+def test_long_steps_are_stepped_over(monkeypatch):
+    from pytreesaver._io import filesystem
+
+    table = np.arange(32 << 20, dtype=np.uint8).reshape(64, 1 << 10, 512)
+    pts.save({"table": table}, "model", durable=False)
+    real, count = filesystem.read_into, []
+    with pts.load_checkpoint("model") as checkpoint:
+        checkpoint["table"][0, 0, 0]
+        monkeypatch.setattr(filesystem, "read_into", lambda d, b, o: count.append(b.nbytes) or real(d, b, o))
+        for index in (np.s_[::63], np.s_[::-32, 5], np.s_[3::20, ::7, 1:3], np.s_[63:0:-62]):
+            count.clear()
+            np.testing.assert_array_equal(checkpoint["table"][index], table[index])
+            assert sum(count) <= 5 << 20
+
+
+def test_an_open_checkpoint_cannot_be_copied(checkpoint):
+    import copy
+    import pickle
+
+    for thing in (checkpoint, checkpoint["embed"]):
+        for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="cannot pickle or copy"):
+                attempt(thing)
 
 
 def test_lists_are_sorted_by_name():

@@ -226,7 +226,8 @@ class NativeReader:
         strides = [math.prod(chunk.shape[axis + 1 :]) * itemsize for axis in range(len(chunk.shape))]
         first = sum(a * stride for (a, _), stride in zip(box, strides, strict=True))
         last = sum((b - 1) * stride for (_, b), stride in zip(box, strides, strict=True)) + itemsize
-        if last - first > _MOST_WASTE_NBYTES + 2 * result.nbytes:
+        wasteful = last - first > _MOST_WASTE_NBYTES + 2 * result.nbytes
+        if wasteful or (last - first > _WINDOW_NBYTES and result.size > 1):
             axis = next(i for i, (a, b) in enumerate(box) if b - a > 1)
             a, b = box[axis]
             middle = (a + b) // 2
@@ -241,7 +242,9 @@ class NativeReader:
         (data,), bad = self._read_ranges(chunk.file, [Range(chunk.offset + begin, end - begin, expected)])
         if bad:
             raise self._corrupt([], [self.names[position]])
-        run = data[first - begin : last - begin].copy()  # aligned, whatever the offset in the file is
+        run = data[first - begin : last - begin]
+        if run.ctypes.data % result.dtype.alignment:
+            run = run.copy()
         result[...] = np.ndarray(result.shape, result.dtype, buffer=run, strides=strides)
 
     def _open_files(self) -> None:
@@ -257,14 +260,17 @@ class NativeReader:
         if file not in self._checked:
             self._check_file(file)
             self._checked.add(file)
-        return self._descriptors[file]
+        try:
+            return self._descriptors[file]
+        except KeyError:
+            raise self._closed_error() from None
 
     def _check_file(self, file: int) -> None:
         """Make sure that a data file is whole and the one that the index was written for."""
         expected = self._index.files[file]
         where = self.path / expected.name
         if not self._finalizer.alive:
-            raise ValueError(f"{self.path}: the checkpoint was closed; open it again to read more")
+            raise self._closed_error()
         if file not in self._descriptors:
             raise self._corrupt([f"{where}: expected a data file, found none"], self._in_file(file, 0))
         descriptor = self._descriptors[file]
@@ -275,6 +281,9 @@ class NativeReader:
         read_fully(descriptor, header, 0)
         if header_checksum(header.tobytes()) != expected.header_checksum:
             raise CorruptCheckpointError(f"{where}: its header is damaged, or it is the data of another checkpoint")
+
+    def _closed_error(self) -> ValueError:
+        return ValueError(f"{self.path}: the checkpoint was closed; open it again to read more")
 
     def _truncated(self, file: int, size: int) -> CorruptCheckpointError:
         expected = self._index.files[file]

@@ -59,7 +59,8 @@ def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool)
 
 def _refuse_foreign(path: Path) -> None:
     if not path.is_dir():
-        raise CheckpointExistsError(f"{path}: expected a checkpoint to overwrite, found a file; remove it first")
+        found = "a file" if path.exists() else "a broken link"
+        raise CheckpointExistsError(f"{path}: expected a checkpoint to overwrite, found {found}; remove it first")
     entries = filesystem.list_directory(path)
     if entries and not recognizes(path):
         raise CheckpointExistsError(

@@ -3,9 +3,10 @@
 Needs Hypothesis and pytest: ``pip install pytreesaver[testing]``.
 
 Example:
-    >>> from hypothesis import given
+    >>> from hypothesis import given, settings
     >>> from pytreesaver.testing import assert_trees_equal, pytrees
-    >>> @given(pytrees())
+    >>> @settings(deadline=None)
+    ... @given(pytrees())
     ... def test_comes_back(tree):
     ...     path = pytreesaver.save(tree, "checkpoint", overwrite=True)
     ...     assert_trees_equal(pytreesaver.restore(path), tree)

@@ -51,7 +51,8 @@ class FormatConformance:
     def test_gives_back_what_was_written(self, tmp_path: Path, tree: Any) -> None:
         """Names, types, shapes, structure, metadata and every bit."""
         contents = contents_of(tree, {"step": 3, "note": ("é", float("inf"))})
-        self.format.write(tmp_path / "checkpoint", contents, overwrite=True, durable=False)
+        _remove(tmp_path / "checkpoint")
+        self.format.write(tmp_path / "checkpoint", contents, overwrite=False, durable=False)
         assert_holds(self.format, tmp_path / "checkpoint", contents)
 
     @_SETTINGS
@@ -59,7 +60,8 @@ class FormatConformance:
     def test_reads_parts(self, tmp_path: Path, array: jax.Array, data: st.DataObject) -> None:
         """A box of a variable is what indexing the whole gives, over the borders of shards."""
         contents = contents_of({"sharded": array, "other": np.arange(5)}, None)
-        self.format.write(tmp_path / "checkpoint", contents, overwrite=True, durable=False)
+        _remove(tmp_path / "checkpoint")
+        self.format.write(tmp_path / "checkpoint", contents, overwrite=False, durable=False)
         assert_holds(self.format, tmp_path / "checkpoint", contents)
         reader = self.format.open(tmp_path / "checkpoint")
         position = list(reader.names).index("sharded")
@@ -136,7 +138,7 @@ class FormatConformance:
         """Wherever a bit is flipped, reading gives the right values or an error, and verifying gives an error."""
         path = tmp_path / "checkpoint"
         contents = contents_of(_TREE, {"note": "x"})
-        self.format.write(path, contents, overwrite=True, durable=False)
+        self.format.write(path, contents, overwrite=False, durable=False)
         file = data.draw(st.sampled_from(_files(path)))
         content = bytearray(file.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
@@ -153,7 +155,7 @@ class FormatConformance:
         """A file of any other length than its own is noticed, an empty and a missing one too."""
         path = tmp_path / "checkpoint"
         contents = contents_of(_TREE, None)
-        self.format.write(path, contents, overwrite=True, durable=False)
+        self.format.write(path, contents, overwrite=False, durable=False)
         file = data.draw(st.sampled_from(_files(path)))
         content = file.read_bytes()
         length = data.draw(st.none() | st.integers(0, len(content) - 1) | st.just(len(content) + 1))
