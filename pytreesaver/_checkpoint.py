@@ -205,7 +205,7 @@ def _read_leaves(
             raise CorruptCheckpointError(
                 f"{reader.path}: {shown(name)}: the stored bytes are no str: {error}", damaged=[name]
             ) from error
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError) as error:
             name, shape = reader.names[position], logical_shape(stored, array.shape)
             where = "" if target.sharding is None else f" with {target.sharding}"
             raise MismatchError(

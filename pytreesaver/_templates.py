@@ -44,9 +44,9 @@ def template_of(leaf: Any) -> Template:
         LeafError: nothing of this type can be restored.
     """
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        sharding = leaf.sharding if isinstance(getattr(leaf.sharding, "mesh", None), jax.sharding.Mesh) else None
-        if isinstance(leaf.sharding, jax.sharding.SingleDeviceSharding):
-            sharding = leaf.sharding
+        # What jax.eval_shape gives may be sharded over an abstract mesh, which has no devices to put an array on.
+        abstract = isinstance(getattr(leaf.sharding, "mesh", None), jax.sharding.AbstractMesh)
+        sharding = None if abstract else leaf.sharding
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             impls: list[Any] = []
             jax.eval_shape(lambda keys: impls.append(jax.random.key_impl(keys)), leaf)

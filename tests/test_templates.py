@@ -203,7 +203,8 @@ def test_a_template_decides_the_sharding():
     values = jnp.arange(16 * 8.0).reshape(16, 8)
     keys = jax.random.split(jax.random.key(1), 8)
     pts.save({"w": jax.device_put(values, rows), "keys": keys, "weak": jnp.asarray(1.0)}, "model")
-    for sharding in (rows, columns, SingleDeviceSharding(jax.devices()[3])):
+    compiled = jax.jit(lambda x: x, out_shardings=columns)(values).sharding
+    for sharding in (rows, columns, compiled, SingleDeviceSharding(jax.devices()[3])):
         template = {
             "w": jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=sharding),
             "keys": jax.device_put(keys, SingleDeviceSharding(jax.devices()[2])),
@@ -216,6 +217,15 @@ def test_a_template_decides_the_sharding():
         np.testing.assert_array_equal(jax.random.key_data(restored["keys"]), jax.random.key_data(keys))
         assert restored["weak"].devices() == {jax.devices()[5]}
         assert restored["weak"].weak_type
+
+
+def test_the_abstract_shapes_of_sharded_state_are_a_template():
+    mesh = jax.make_mesh((8,), ("x",))
+    state = {"w": jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("x")))}
+    pts.save(state, "model")
+    restored = pts.restore("model", like=jax.eval_shape(lambda: state))
+    assert restored["w"].tolist() == list(range(16))
+    assert restored["w"].devices() == {jax.devices()[0]}
 
 
 def test_a_restored_array_works_with_arrays_on_any_device():

@@ -130,7 +130,10 @@ def _make_locked_directory(path: Path, open_files: ExitStack) -> None:
 
 def _remove_leftovers(directory: Path) -> None:
     """Delete what saves that were killed have left in a directory, and nothing that a living one is writing."""
-    for entry in filesystem.list_directory(directory):
+    entries: list[str] = []
+    with suppress(OSError):  # one may write into a directory that one may not list
+        entries = filesystem.list_directory(directory)
+    for entry in entries:
         if _TEMPORARY.fullmatch(entry):
             with suppress(OSError):
                 descriptor = filesystem.open_to_lock(directory / entry)
