@@ -204,7 +204,7 @@ def most_memory(monkeypatch):
 def test_verify_reads_in_bounded_memory(most_memory):
     pts.save({"huge": np.zeros(300 << 20, np.uint8), "more": np.zeros(80 << 20, np.uint8)}, "model", durable=False)
     pts.verify("model")
-    assert 32 << 20 <= most_memory() <= 160 << 20
+    assert 32 << 20 <= most_memory() <= 80 << 20
 
 
 def test_restoring_shards_takes_little_more_than_the_result(most_memory):

@@ -153,7 +153,8 @@ class NativeReader:
             for file in {chunk.file for chunk in chunks}:
                 mine = [i for i, chunk in enumerate(chunks) if chunk.file == file]
                 ranges = [Range(chunks[i].offset, chunks[i].nbytes, self._expected(chunks[i])) for i in mine]
-                _, bad = read_ranges(self._descriptors[file], ranges, self._index.checksum_block_nbytes)
+                # The arrays are dropped at once, before the next group is read.
+                bad = read_ranges(self._descriptors[file], ranges, self._index.checksum_block_nbytes)[1]
                 damaged |= dict.fromkeys(self.names[there[mine[i]][0]] for i in bad)
         if damaged or reasons:
             raise self._corrupt(reasons, damaged)
