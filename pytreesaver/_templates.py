@@ -66,6 +66,8 @@ def template_of(leaf: Any) -> Template:
 def value_fits(value: Any, target: LeafType) -> bool:
     """Whether a Python number becomes a 0-d array of the target's dtype, of the same category, with nothing lost.
 
+    A weakly typed array of floats is how JAX itself holds a Python float, rounded: there, only overflow is a loss.
+
     Example:
         >>> value_fits(300, LeafType("jax", "int32")), value_fits(300, LeafType("jax", "int8"))
         (True, False)
@@ -87,8 +89,10 @@ def value_fits(value: Any, target: LeafType) -> bool:
         return False
     exact = np.array(value)
     with np.errstate(all="ignore"):
-        back = exact.astype(dtype).astype(exact.dtype)
-    return back.tobytes() == exact.tobytes()
+        rounded = exact.astype(dtype)
+    if target.weak_type:
+        return bool(np.isfinite(rounded) == np.isfinite(exact))
+    return rounded.astype(exact.dtype).tobytes() == exact.tobytes()
 
 
 def python_kind_of(dtype: np.dtype[Any]) -> str | None:
