@@ -52,6 +52,7 @@ def save(
         UnsupportedLeafError: naming everything in the tree, or in `metadata`, that cannot be stored.
         DuplicateNameError: two leaves have one name, as in ``{"a/b": x, "a": {"b": y}}``.
         CheckpointExistsError: there is something at `path`, and `overwrite` is false or it is no checkpoint.
+        TypeError, ValueError: `path` is no path on this machine, or `metadata` no dict.
         CheckpointIOError: the operating system could not write (disk full, permission denied, ...). If it is only the
             last step that fails, making the new name durable, the checkpoint is there.
 

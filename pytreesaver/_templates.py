@@ -91,7 +91,10 @@ def value_fits(value: Any, target: LeafType) -> bool:
     with np.errstate(all="ignore"):
         rounded = exact.astype(dtype)
     if target.weak_type:
-        return bool(np.isfinite(rounded) == np.isfinite(exact))
+        return all(
+            np.isfinite(after) == np.isfinite(before)
+            for after, before in ((rounded.real, exact.real), (rounded.imag, exact.imag))
+        )
     return rounded.astype(exact.dtype).tobytes() == exact.tobytes()
 
 

@@ -181,7 +181,7 @@ class Checkpoint(Mapping[str, Variable]):
         self.path = reader.path
         try:
             self.metadata: dict[str, Any] = decode_value(reader.metadata)
-        except (NotPlainError, RecursionError) as error:
+        except NotPlainError as error:
             raise CorruptCheckpointError(f"{reader.path}: metadata: {error}") from error
 
     def __getitem__(self, name: str) -> Variable:
@@ -251,7 +251,8 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
     """
     reader = open_reader(path)
     try:
-        return Checkpoint(reader)
+        with named_os_errors("read", reader.path):
+            return Checkpoint(reader)
     except BaseException:
         reader.close()
         raise

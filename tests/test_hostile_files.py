@@ -77,6 +77,10 @@ HOSTILE = {
     "one file twice": (lambda index: index["files"].append(index["files"][0]), "different data files"),
     "grid of a number like no other": (put("grids", {"03": [[0, 2], [0, 3]]}), "position of a variable"),
     "grid of a number of 5000 digits": (put("grids", {"1" * 5000: [[0, 2], [0, 3]]}), "position of a variable"),
+    "grid of no chunks over an empty array": (
+        lambda index: (put("shapes", 0, [0])(index), put("grids", {"0": [[5]]})(index)),
+        "a grid over",
+    ),
     "grid of no chunks": (put("grids", {"3": [[0, 2], [5], [0, 3]]}), "a grid over"),
     "larger shape": (put("shapes", 0, [5]), "expected"),
     "file in another directory": (put("files", 0, "name", "../../etc/passwd"), "passwd"),

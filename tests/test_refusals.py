@@ -132,10 +132,18 @@ def test_the_deepest_trees_and_metadata_come_back():
 
 
 def test_a_stack_too_full_to_read_is_no_damage():
-    path = pts.save({"x": 1}, "model", metadata={"deep": [[[[[[[[[[1]]]]]]]]]]})
+    metadata = {"deep": 1}
+    for _ in range(90):
+        metadata = {"deep": metadata}
+    path = pts.save({"x": 1}, "model", metadata=metadata)
+
+    def look():
+        with pts.load_checkpoint(path) as checkpoint:
+            assert checkpoint.metadata
+        return pts.restore(path)
 
     def restore_below(levels):
-        return pts.restore(path) if levels == 0 else restore_below(levels - 1)
+        return look() if levels == 0 else restore_below(levels - 1)
 
     outcomes = set()
     for levels in range(600, 1000, 5):

@@ -148,6 +148,11 @@ LOSSY = [
     (2**70, jnp.int32(0), f"expected int32[], found int ({2**70} is no int32 value)"),
     (0.1, jnp.float32(0), "expected float32[], found float (0.1 is no float32 value)"),
     (1e300, jnp.asarray(0.0), "expected float32[], found float (1e+300 is no float32 value)"),
+    (
+        complex("inf+1e300j"),
+        jnp.asarray(0j),
+        "expected complex64[], found complex ((inf+1e+300j) is no complex64 value)",
+    ),
     (2**40, jnp.asarray(0), "expected int32[], found int (1099511627776 is no int32 value)"),
     (1, 1.0, "expected float, found int"),
     (True, 1, "expected int, found bool"),

@@ -164,7 +164,8 @@ def _check(index: Index) -> None:
         _require(known, f"the position of a variable in grids, found {key[:20]!r}")
         shape = index.shapes[int(key)]
         ascending = all(a < b for axis in boundaries for a, b in itertools.pairwise(axis))
-        whole = [len(axis) > 1 and axis[0] == 0 and axis[-1] for axis in boundaries] == shape
+        whole = all(len(axis) > 1 and axis[0] == 0 for axis in boundaries)
+        whole = whole and [axis[-1] for axis in boundaries] == shape
         _require(ascending and whole, f"{index.names[int(key)]}: a grid over {shape}, found {boundaries}")
     _check_chunks(index)
 
