@@ -11,14 +11,26 @@ if TYPE_CHECKING:
         CheckpointIOError,
         CheckpointNotFoundError,
         CheckpointPermissionError,
+        ConcurrentWriterError,
         CorruptCheckpointError,
         DuplicateNameError,
         MismatchError,
+        RetentionWarning,
+        SaveTimeoutError,
         StructureWarning,
         UnsupportedLeafError,
         UnsupportedVersionError,
         VariableNotFoundError,
     )
+    from pytreesaver._run_directory import (
+        checkpoint_exists,
+        get_checkpoint_mtimes,
+        get_checkpoint_state,
+        latest_checkpoint,
+        remove_checkpoint,
+        update_checkpoint_state,
+    )
+    from pytreesaver._state_file import CheckpointState
     from pytreesaver._variables import Checkpoint, Variable, list_variables, load_checkpoint, load_variable, verify
 
 __version__ = "0.1.0"
@@ -30,24 +42,43 @@ __all__ = [
     "CheckpointIOError",
     "CheckpointNotFoundError",
     "CheckpointPermissionError",
+    "CheckpointState",
+    "ConcurrentWriterError",
     "CorruptCheckpointError",
     "DuplicateNameError",
     "MismatchError",
+    "RetentionWarning",
+    "SaveTimeoutError",
     "StructureWarning",
     "UnsupportedLeafError",
     "UnsupportedVersionError",
     "Variable",
     "VariableNotFoundError",
+    "checkpoint_exists",
+    "get_checkpoint_mtimes",
+    "get_checkpoint_state",
+    "latest_checkpoint",
     "list_variables",
     "load_checkpoint",
     "load_variable",
+    "remove_checkpoint",
     "restore",
     "save",
+    "update_checkpoint_state",
     "verify",
 ]
 
 _MODULES = {
     "_checkpoint": ("restore", "save"),
+    "_run_directory": (
+        "checkpoint_exists",
+        "get_checkpoint_mtimes",
+        "get_checkpoint_state",
+        "latest_checkpoint",
+        "remove_checkpoint",
+        "update_checkpoint_state",
+    ),
+    "_state_file": ("CheckpointState",),
     "_variables": ("Checkpoint", "Variable", "list_variables", "load_checkpoint", "load_variable", "verify"),
 }
 

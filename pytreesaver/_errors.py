@@ -99,5 +99,17 @@ class CheckpointPermissionError(CheckpointIOError, PermissionError):
     """The operating system refused because of permissions, or because the file system is read-only."""
 
 
+class ConcurrentWriterError(CheckpointError, RuntimeError):
+    """Another live process is saving into the same run directory."""
+
+
+class SaveTimeoutError(CheckpointError, TimeoutError):
+    """A save in the background has not finished in time; the message says which. It goes on all the same."""
+
+
+class RetentionWarning(UserWarning):
+    """A checkpoint could not be used or could not be deleted, and the run goes on without that."""
+
+
 class StructureWarning(UserWarning):
     """A tree restored without a template could not be given its original container classes."""

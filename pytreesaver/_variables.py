@@ -11,6 +11,7 @@ from pytreesaver._errors import CorruptCheckpointError, VariableNotFoundError
 from pytreesaver._leaves import PYTHON_KINDS, describe, logical_shape, numpy_value, storage_dtype
 from pytreesaver._names import did_you_mean, shown
 from pytreesaver._paths import PathLike, local_path, named_os_errors
+from pytreesaver._records import decode_record
 from pytreesaver._values import NotPlainError, decode_value, dtype_from_name
 from pytreesaver.formats import CheckpointReader, native
 
@@ -171,6 +172,9 @@ class Checkpoint(Mapping[str, Variable]):
     Attributes:
         path: where it is.
         metadata: what was given to `save`, as it was given.
+        step: the step that a `Saver` or `CheckpointManager` saved it for, or None.
+        time: when they saved it, in seconds since the epoch, or None.
+        metrics: the metrics that were given to the manager.
 
     Use it in a ``with`` statement, or call `close` when done.
     """
@@ -183,6 +187,10 @@ class Checkpoint(Mapping[str, Variable]):
             self.metadata: dict[str, Any] = decode_value(reader.metadata)
         except NotPlainError as error:
             raise CorruptCheckpointError(f"{reader.path}: metadata: {error}") from error
+        record = decode_record(reader.record, reader.path)
+        self.step = record.step
+        self.time = record.time
+        self.metrics = dict(record.metrics)
 
     def __getitem__(self, name: str) -> Variable:
         if name not in self._positions:

@@ -102,6 +102,46 @@ def lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
+def open_to_claim(path: Path) -> int:
+    """A file descriptor of a file that is created if it is not there, to be claimed with `try_claim`."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def try_claim(descriptor: int) -> bool:
+    """Take an open file for this process, until it closes the file or dies; False if another process has it.
+
+    Unlike the lock of `try_lock` a claim does not pass to child processes, so that it dies with this one; and it ends
+    when this process closes any descriptor of the file. Where the file system knows no locks, do without.
+    """
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What tells a file or directory from every other, whatever its name: device and inode number."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def fingerprint(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """What changes when anybody writes to a file, or to one in a directory: names, inodes, sizes and times in ns."""
+    paths = [path / entry for entry in list_directory(path)] if path.is_dir() else [path]
+    return tuple((p.name, s.st_ino, s.st_size, s.st_mtime_ns) for p in paths for s in [os.stat(p)])
+
+
+def modified_ns(path: Path) -> int:
+    """When a file was last written to, in nanoseconds since the epoch."""
+    return os.stat(path).st_mtime_ns
+
+
+def truncate(descriptor: int) -> None:
+    """Leave nothing in an open file."""
+    os.ftruncate(descriptor, 0)
+
+
 def is_linked(descriptor: int) -> bool:
     """Whether an open file or directory still has a name."""
     return os.fstat(descriptor).st_nlink > 0

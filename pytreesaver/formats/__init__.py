@@ -8,12 +8,16 @@ import numpy as np
 
 from pytreesaver._leaves import Cells, LeafType
 
+PINNED_NAME = "pinned"
+"""A file of this name in the directory of a checkpoint tells retention to leave that checkpoint alone."""
+
 
 class TreeContents(NamedTuple):
     """A tree ready to be written, in columns of one entry for each variable.
 
-    `shapes` are those of the stored arrays (`pytreesaver._leaves.leaf_type_of`); `cells` hold the values; `structure`
-    and `metadata` are plain JSON data.
+    `shapes` are those of the stored arrays (`pytreesaver._leaves.leaf_type_of`); `cells` hold the values; `structure`,
+    `metadata` and `record` are plain JSON data. The record is what a run directory needs to know of a checkpoint:
+    its step, time and metrics; None for a checkpoint outside of any run.
     """
 
     names: Sequence[str]
@@ -22,6 +26,7 @@ class TreeContents(NamedTuple):
     cells: Sequence[Cells]
     structure: Any
     metadata: Any
+    record: Any = None
 
 
 class CheckpointReader(Protocol):
@@ -35,6 +40,14 @@ class CheckpointReader(Protocol):
     structure: Any
     """As in `TreeContents`; None if the format keeps none, and then the tree is nested dicts of the names."""
     metadata: Any
+    record: Any
+
+    def check(self) -> None:
+        """Make sure that every file is there and has its size and heading, without reading the arrays.
+
+        Raises:
+            CorruptCheckpointError: naming every file that is not whole.
+        """
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """The stored arrays at these positions, in memory that nobody else writes to.
@@ -69,8 +82,22 @@ class Format(Protocol):
             CheckpointExistsError: something is at `path` that may not be replaced.
         """
 
+    def remove(self, path: Path) -> None:
+        """Delete the checkpoint at `path` so that at every moment it is there whole or not at all.
+
+        Raises:
+            CheckpointExistsError: there is something else in it; nothing was deleted.
+            OSError: it could not be removed, and is still there.
+        """
+
     def recognizes(self, path: Path) -> bool:
         """Whether what is at `path` is of this format, complete or damaged. Reads little."""
+
+    def heading_file(self, path: Path) -> Path:
+        """The file that is written last, and whose time is that of the checkpoint at `path`."""
+
+    def read_record(self, path: Path) -> Any:
+        """The `TreeContents.record` of a checkpoint. Raises what `open` raises, and reads less."""
 
     def open(self, path: Path) -> CheckpointReader:
         """Open a checkpoint.

@@ -53,6 +53,7 @@ class Index(msgspec.Struct):
     checksums: str
     structure: Any
     metadata: Any
+    record: Any = None
 
 
 class Chunk(NamedTuple):
@@ -67,7 +68,7 @@ class Chunk(NamedTuple):
 
 
 # The order in which the parts stand in the file: what a person looks for comes first.
-_PARTS = ("metadata", "structure", "names", "types", "type_of", "shapes", "grids", "files")
+_PARTS = ("record", "metadata", "structure", "names", "types", "type_of", "shapes", "grids", "files")
 _CHUNK_PARTS = ("chunk_files", "chunk_offsets", "checksum_block_nbytes", "checksums")
 
 
@@ -75,6 +76,8 @@ def encode_index(index: Index) -> bytes:
     """The index as JSON, a line for each part, the last of which is the checksum of all that comes before it."""
     parts: dict[str, Any] = {"format": FORMAT_NAME, "version": VERSION}
     parts |= {name: getattr(index, name) for name in (*_PARTS, *_CHUNK_PARTS)}
+    if index.record is None:
+        del parts["record"]
     lines = [b'"%s":%s' % (name.encode(), msgspec.json.encode(value)) for name, value in parts.items()]
     body = b"{" + b",\n".join(lines) + b",\n"
     return body + b'"checksum":"%016x"}\n' % checksum(body)
@@ -133,6 +136,25 @@ def decode_index(data: bytes, where: str) -> Index:
     return index
 
 
+class _Record(msgspec.Struct):
+    record: Any = None
+
+
+def decode_record(data: bytes, where: str) -> Any:
+    """The record of an index, None if it has none; the rest of the index is only compared with its checksum.
+
+    Raises:
+        What `decode_index` raises.
+    """
+    tail = _TAIL.fullmatch(data[-_TAIL_NBYTES:])
+    if tail is None or int(tail[1], 16) != checksum(data[:-_TAIL_NBYTES]):
+        return decode_index(data, where).record
+    heading = msgspec.json.decode(data, type=_Heading)
+    if (heading.format, heading.version) != (FORMAT_NAME, VERSION):
+        return decode_index(data, where).record
+    return msgspec.json.decode(data, type=_Record).record
+
+
 class _BrokenRuleError(Exception):
     """A rule of the format that an index breaks."""
 
@@ -144,6 +166,7 @@ def _check(index: Index) -> None:
     _require(len(index.type_of) == len(index.shapes) == count, f"{count} types and shapes, as many as names")
     _require(all(0 <= i < len(index.types) for i in index.type_of), f"positions among {len(index.types)} types")
     _require(isinstance(index.metadata, dict), "an object of metadata")
+    _require(index.record is None or isinstance(index.record, dict), "an object as the record")
     _require(index.checksum_block_nbytes > 0, "a positive checksum_block_nbytes")
     _require(len({file.name for file in index.files}) == len(index.files), "different data files")
     for file in index.files:

@@ -22,6 +22,7 @@ from pytreesaver.formats._index import (
     chunk_nbytes,
     decode_checksums,
     decode_index,
+    decode_record,
     first_positions,
     header_checksum,
 )
@@ -34,6 +35,15 @@ _MOST_WASTE_NBYTES = 4 << 20  # how many bytes that nobody asked for may be read
 
 def read_index(path: Path) -> Index:
     """The index of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
+    return decode_index(_index_bytes(path), str(path / INDEX_NAME))
+
+
+def read_record(path: Path) -> Any:
+    """The record of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
+    return decode_record(_index_bytes(path), str(path / INDEX_NAME))
+
+
+def _index_bytes(path: Path) -> bytes:
     try:
         descriptor = filesystem.open_existing(path / INDEX_NAME)
     except (FileNotFoundError, NotADirectoryError):
@@ -42,7 +52,7 @@ def read_index(path: Path) -> Index:
         size = filesystem.file_size(descriptor)
         if size > _MOST_INDEX_NBYTES:
             raise CorruptCheckpointError(f"{path / INDEX_NAME}: expected an index, found a file of {size} bytes")
-        return decode_index(read_file(descriptor), str(path / INDEX_NAME))
+        return read_file(descriptor)
     finally:
         filesystem.close(descriptor)
 
@@ -72,6 +82,7 @@ class NativeReader:
         self.shapes: Sequence[tuple[int, ...]] = list(map(tuple, index.shapes))
         self.structure = index.structure
         self.metadata = index.metadata
+        self.record = index.record
         self._index = index
         self._descriptors: dict[int, int] = {}
         self._checked: set[int] = set()
@@ -136,8 +147,13 @@ class NativeReader:
             self._read_box(position, chunk, inside, result[into] if into else result, verify)
         return result
 
-    def verify(self) -> None:
-        """See `pytreesaver.formats.CheckpointReader.verify`. Holds a bounded part of the bytes in memory."""
+    def check(self) -> None:
+        """See `pytreesaver.formats.CheckpointReader.check`."""
+        reasons, damaged = self._check_files()
+        if reasons:
+            raise self._corrupt(reasons, damaged)
+
+    def _check_files(self) -> tuple[list[str], dict[str, None]]:
         damaged: dict[str, None] = {}
         reasons = []
         for file in range(len(self._index.files)):
@@ -146,6 +162,11 @@ class NativeReader:
             except CorruptCheckpointError as error:
                 reasons.append(str(error).partition("\n")[0])
                 damaged |= dict.fromkeys(error.damaged)
+        return reasons, damaged
+
+    def verify(self) -> None:
+        """See `pytreesaver.formats.CheckpointReader.verify`. Holds a bounded part of the bytes in memory."""
+        reasons, damaged = self._check_files()
         for group in _bounded(self._slices()):
             # What a file lacks is counted as damaged already; the rest of it is looked at all the same.
             there = [(i, c) for i, c in group if self._end(c.file) >= c.offset + c.nbytes]

@@ -14,11 +14,21 @@ import numpy as np
 
 from pytreesaver._errors import CheckpointError, CheckpointExistsError
 from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import (
+    make_locked_directory,
+    make_parents,
+    open_locked,
+    remove_directory_of_files,
+    remove_leftovers,
+    remove_tree,
+    sync_names,
+    temporary_sibling,
+)
 from pytreesaver._io.checksums import BLOCK_NBYTES
 from pytreesaver._io.reading import EndOfFileError, read_fully
 from pytreesaver._io.writing import Stretch, write_fully, write_stretches
 from pytreesaver._leaves import cell_bytes, grid_cells, storage_dtype
-from pytreesaver.formats import TreeContents
+from pytreesaver.formats import PINNED_NAME, TreeContents
 from pytreesaver.formats._index import (
     FORMAT_NAME,
     DataFile,
@@ -29,14 +39,16 @@ from pytreesaver.formats._index import (
     header_checksum,
     is_index,
 )
-from pytreesaver.formats._native_reader import INDEX_NAME, NativeReader, read_index
+from pytreesaver.formats._native_reader import INDEX_NAME, NativeReader, read_index, read_record
 from pytreesaver.formats._safetensors import Tensor, encode_header, is_header
+
+__all__ = ["heading_file", "name", "open", "read_record", "recognizes", "remove", "write"]
 
 name = "native"
 
 _DATA_NAME = "data-00000-of-00001"
 _REPLACEABLE = re.compile(r"data-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.safetensors|\.index-[0-9a-f]{16}\.tmp")
-_TEMPORARY = re.compile(r"\.pytreesaver-[0-9a-f]{16}\.tmp")
+_OWN = re.compile(rf"{re.escape(INDEX_NAME)}|{PINNED_NAME}|{_REPLACEABLE.pattern}")
 _ALIGNMENT = 4096
 
 
@@ -71,13 +83,13 @@ def _refuse_foreign(path: Path) -> None:
 
 def _create(path: Path, contents: TreeContents, durable: bool) -> None:
     made: list[Path] = []
-    temporary = path.parent / f".pytreesaver-{secrets.token_hex(8)}.tmp"
+    temporary = temporary_sibling(path)
     try:
-        _make_parents(path.parent, made)
+        make_parents(path.parent, made)
         with ExitStack() as open_files:
             # The lock tells those who remove leftovers that this is none. It is held until the directory has its name.
-            _make_locked_directory(temporary, open_files)
-            _remove_leftovers(path.parent)
+            make_locked_directory(temporary, open_files)
+            remove_leftovers(path.parent)
             _write_files(temporary, f"{_DATA_NAME}.safetensors", INDEX_NAME, contents, durable, open_files)
             try:
                 filesystem.rename(temporary, path)
@@ -86,69 +98,13 @@ def _create(path: Path, contents: TreeContents, durable: bool) -> None:
                     raise CheckpointExistsError(f"{path} was created by someone else during the save") from error
                 raise
     except BaseException:
-        _remove_tree(temporary)
+        remove_tree(temporary)
         with suppress(OSError):
             for directory in reversed(made):
                 filesystem.remove_directory(directory)
         raise
     if durable:
-        _sync_names(path, made)
-
-
-def _make_parents(directory: Path, made: list[Path]) -> None:
-    """Create a directory and those above it; `made` gets each one as it is created."""
-    if directory.exists():
-        return
-    _make_parents(directory.parent, made)
-    with suppress(FileExistsError):  # another process may create it at the same time
-        filesystem.make_directory(directory)
-        made.append(directory)
-
-
-def _sync_names(path: Path, made: Sequence[Path] = ()) -> None:
-    """Make the name of a checkpoint durable, and those of the directories that were just made for it.
-
-    The directory that it is in may have been made a moment ago too, by the program that saves into it.
-    """
-    parent = path.absolute().parent
-    for directory in dict.fromkeys([parent, *(d.absolute().parent for d in reversed(made)), parent.parent]):
-        with suppress(PermissionError):  # a directory that may not be listed is none that this program made
-            filesystem.sync_directory(directory)
-
-
-def _make_locked_directory(path: Path, open_files: ExitStack) -> None:
-    while True:
-        filesystem.make_directory(path)
-        with suppress(FileNotFoundError):
-            descriptor = filesystem.open_to_lock(path)
-            open_files.callback(filesystem.close, descriptor)
-            filesystem.lock(descriptor)
-            if filesystem.is_linked(descriptor):
-                return
-        # Someone who tidied up had the lock in the moment between the calls.
-
-
-def _remove_leftovers(directory: Path) -> None:
-    """Delete what saves that were killed have left in a directory, and nothing that a living one is writing."""
-    entries: list[str] = []
-    with suppress(OSError):  # one may write into a directory that one may not list
-        entries = filesystem.list_directory(directory)
-    for entry in entries:
-        if _TEMPORARY.fullmatch(entry):
-            with suppress(OSError):
-                descriptor = filesystem.open_to_lock(directory / entry)
-                try:
-                    if filesystem.try_lock(descriptor):
-                        _remove_tree(directory / entry)
-                finally:
-                    filesystem.close(descriptor)
-
-
-def _remove_tree(directory: Path) -> None:
-    with suppress(OSError):
-        for entry in filesystem.list_directory(directory):
-            filesystem.remove_file(directory / entry)
-        filesystem.remove_directory(directory)
+        sync_names(path, made)
 
 
 def _replace(path: Path, contents: TreeContents) -> None:
@@ -174,7 +130,7 @@ def _replace(path: Path, contents: TreeContents) -> None:
                         filesystem.remove_file(path / leftover)
             raise
     filesystem.sync_directory(path)
-    _sync_names(path)
+    sync_names(path)
     with suppress(OSError, CheckpointError):  # what cannot be removed now is removed by the next save
         _remove_unlisted(path, replaced)
 
@@ -211,24 +167,16 @@ def _write_files(
     directory: Path, data_name: str, index_name: str, contents: TreeContents, durable: bool, open_files: ExitStack
 ) -> tuple[int, int]:
     """Write the data and the index that belongs to it. The files stay locked until `open_files` is closed."""
-    data = _open_locked(directory / data_name, open_files)
+    data = open_locked(directory / data_name, open_files)
     index = _write_data(data, data_name, contents)
     if durable:
         filesystem.sync_file(data)
-    index_file = _open_locked(directory / index_name, open_files)
+    index_file = open_locked(directory / index_name, open_files)
     write_fully(index_file, [encode_index(index)], 0)
     if durable:
         filesystem.sync_file(index_file)
         filesystem.sync_directory(directory)
     return data, index_file
-
-
-def _open_locked(path: Path, open_files: ExitStack) -> int:
-    descriptor = filesystem.open_new(path)
-    open_files.callback(filesystem.close, descriptor)
-    filesystem.lock(descriptor)
-    # Someone who tidied up may have had the lock in the moment between the two calls.
-    return descriptor if filesystem.is_linked(descriptor) else _open_locked(path, open_files)
 
 
 def _write_data(descriptor: int, data_name: str, contents: TreeContents) -> Index:
@@ -247,6 +195,7 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents) -> Inde
         checksums="",
         structure=contents.structure,
         metadata=contents.metadata,
+        record=contents.record,
     )
     sizes = chunk_nbytes(index)
     offsets, order = plan_layout(sizes)
@@ -309,6 +258,22 @@ def _header(index: Index, sizes: Sequence[int], offsets: Sequence[int], order: S
     return encode_header([Tensor(*tensors[i], offsets[i], sizes[i]) for i in order], metadata, _ALIGNMENT)
 
 
+# Removing.
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint. See `pytreesaver.formats.Format.remove`."""
+    if path.is_symlink():
+        return filesystem.remove_file(path)
+    foreign = [entry for entry in filesystem.list_directory(path) if not _OWN.fullmatch(entry)]
+    if foreign:
+        raise CheckpointExistsError(
+            f"{path}: expected nothing but a checkpoint to remove, found {', '.join(foreign[:3])} in it too; "
+            "move that elsewhere first"
+        )
+    return remove_directory_of_files(path)
+
+
 # Reading.
 
 
@@ -321,6 +286,11 @@ def recognizes(path: Path) -> bool:
     except OSError:
         return False
     return any(is_header(_head(path / entry)) for entry in entries if _REPLACEABLE.fullmatch(entry))
+
+
+def heading_file(path: Path) -> Path:
+    """The file whose time is that of the checkpoint at `path`."""
+    return path / INDEX_NAME
 
 
 def _head(file: Path) -> bytes:

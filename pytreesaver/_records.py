@@ -1,0 +1,67 @@
+"""What a run directory records with each of its checkpoints: step, time and metrics, as JSON data and back."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._values import NotPlainError, decode_value, encode_value
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was recorded with a checkpoint.
+
+    Attributes:
+        step: the step that it was saved for.
+        time: when it was saved, in seconds since the epoch.
+        metrics: as they were given to the save.
+        state_file: the name of the state file in which it is, or was about to be, listed.
+    """
+
+    step: int | None = None
+    time: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    state_file: str | None = None
+
+
+def encode_record(record: Record) -> Any:
+    """A record as JSON data.
+
+    Example:
+        >>> encode_record(Record(100, 1.5, {"loss": 0.25}, "checkpoint"))
+        {'step': 100, 'time': 1.5, 'metrics': {'loss': 0.25}, 'state_file': 'checkpoint'}
+    """
+    fields = {
+        "step": record.step,
+        "time": record.time,
+        "metrics": dict(record.metrics),
+        "state_file": record.state_file,
+    }
+    return encode_value({**fields, "state_file": record.state_file}, classes=False)
+
+
+def decode_record(encoded: Any, where: Path) -> Record:
+    """The record that `encode_record` encoded, or an empty one for None.
+
+    Raises:
+        CorruptCheckpointError: it is none; `where` is the checkpoint that it is of.
+    """
+    if encoded is None:
+        return Record()
+    try:
+        fields = decode_value(encoded)
+        record = Record(fields["step"], fields["time"], fields["metrics"], fields["state_file"])
+        well_formed = (
+            (record.step is None or type(record.step) is int)
+            and (record.time is None or (type(record.time) is float and math.isfinite(record.time)))
+            and all(type(k) is str and type(v) is float for k, v in record.metrics.items())
+            and (record.state_file is None or type(record.state_file) is str)
+        )
+    except (NotPlainError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptCheckpointError(f"{where}: its record is malformed: {error!r}") from error
+    if not well_formed:
+        raise CorruptCheckpointError(f"{where}: its record is malformed: {fields!r}")
+    return record

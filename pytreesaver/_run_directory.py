@@ -1,0 +1,314 @@
+"""A run directory: the checkpoints in it, and the state file that says which is the newest. As in `tf.train`.
+
+State files are TensorFlow's, checkpoints are pytreesaver's. Paths in a state file are relative to its directory, so
+that a run directory can be moved and copied.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pytreesaver._errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    RetentionWarning,
+)
+from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import replace_file
+from pytreesaver._io.reading import read_file
+from pytreesaver._paths import PathLike, local_path, named_os_errors
+from pytreesaver._records import Record, decode_record
+from pytreesaver._state_file import STATE_FILE_NAME, CheckpointState, MalformedStateError, format_state, parse_state
+from pytreesaver._variables import open_reader
+from pytreesaver.formats import native
+
+
+def get_checkpoint_state(checkpoint_dir: PathLike, latest_filename: str | None = None) -> CheckpointState | None:
+    """What the state file of a run directory says, or None if there is none. After `tf.train.get_checkpoint_state`.
+
+    Relative paths come joined to `checkpoint_dir`.
+
+    Raises:
+        CorruptCheckpointError: the file is no state file. (TensorFlow only logs that, and gives None.)
+
+    Example:
+        >>> path = pytreesaver.save({"w": np.ones(3)}, "run/model-1")
+        >>> pytreesaver.update_checkpoint_state("run", path)
+        >>> get_checkpoint_state("run").model_checkpoint_path
+        'run/model-1'
+    """
+    directory = local_path(checkpoint_dir)
+    file = directory / state_file_name(latest_filename)
+    with named_os_errors("read", file):
+        try:
+            descriptor = filesystem.open_existing(file)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            content = read_file(descriptor)
+        finally:
+            filesystem.close(descriptor)
+    try:
+        state = parse_state(content)
+    except MalformedStateError as error:
+        raise CorruptCheckpointError(f"{file}: {error}") from None
+    if not state.model_checkpoint_path:
+        raise CorruptCheckpointError(f"{file}: expected a model_checkpoint_path, found none")
+    return CheckpointState(
+        str(directory / state.model_checkpoint_path),
+        [str(directory / path) for path in state.all_model_checkpoint_paths],
+        state.all_model_checkpoint_timestamps,
+        state.last_preserved_timestamp,
+    )
+
+
+def state_file_name(latest_filename: str | None) -> str:
+    """The name of a state file, `checkpoint` by default.
+
+    Raises:
+        ValueError: it is a path and not a name.
+    """
+    if latest_filename is None:
+        return STATE_FILE_NAME
+    if latest_filename in ("", ".", ".."):
+        raise ValueError(f"latest_filename: expected the name of a file, found {latest_filename!r}")
+    if os.path.basename(latest_filename) != latest_filename or "\0" in latest_filename:  # noqa: PTH119
+        raise ValueError(f"'latest_filename' must not contain path components, found {latest_filename!r}")
+    return latest_filename
+
+
+def update_checkpoint_state(
+    save_dir: PathLike,
+    model_checkpoint_path: PathLike,
+    all_model_checkpoint_paths: Sequence[PathLike] | None = None,
+    latest_filename: str | None = None,
+    all_model_checkpoint_timestamps: Sequence[float] | None = None,
+    last_preserved_timestamp: float | None = None,
+) -> None:
+    """Write the state file of a run directory, in one step and durably. After `tf.train.update_checkpoint_state`.
+
+    Args:
+        save_dir: the run directory, which must exist.
+        model_checkpoint_path: the newest checkpoint.
+        all_model_checkpoint_paths: all of them, oldest first; the newest is added if it is not the last.
+        latest_filename: the name of the state file, `checkpoint` by default.
+        all_model_checkpoint_timestamps: when each was saved, in seconds since the epoch.
+        last_preserved_timestamp: the time of the last one that is kept for ever.
+
+    Paths in `save_dir` are stored relative to it. As in TensorFlow, a relative path counts from the working directory
+    if `save_dir` is relative too, and from `save_dir` if that is absolute.
+
+    Raises:
+        ValueError: there are not as many timestamps as paths, or `latest_filename` is no name.
+        CheckpointIOError: the file could not be written.
+
+    Example:
+        >>> path = pytreesaver.save({"w": np.ones(3)}, "updated/model-1")
+        >>> update_checkpoint_state("updated", path)
+        >>> latest_checkpoint("updated")
+        PosixPath('updated/model-1')
+    """
+    directory = local_path(save_dir)
+    newest = str(local_path(model_checkpoint_path))
+    paths = [str(local_path(path)) for path in all_model_checkpoint_paths or ()]
+    if not paths or paths[-1] != newest:
+        paths.append(newest)
+    times = [float(time) for time in all_model_checkpoint_timestamps or ()]
+    if times and len(times) != len(paths):
+        raise ValueError(
+            "Checkpoint timestamps, if provided, must match checkpoint paths "
+            f"(got paths {paths} and timestamps {times})"
+        )
+    relative = [path_in_state(path, directory) for path in paths]
+    write_state(
+        directory,
+        state_file_name(latest_filename),
+        CheckpointState(relative[-1], relative, times, last_preserved_timestamp),
+    )
+
+
+def path_in_state(path: str, directory: Path) -> str:
+    """A path as it stands in the state file of a directory: relative to it wherever it lies in it.
+
+    As in TensorFlow, a relative path with an absolute directory is taken to be relative to that directory already.
+
+    Example:
+        >>> path_in_state("runs/a/model-1", Path("runs/a")), path_in_state("/tmp/model-1", Path("/runs"))
+        ('model-1', '/tmp/model-1')
+        >>> path_in_state("model-1", Path("/runs"))
+        'model-1'
+    """
+    is_absolute = Path(path).is_absolute()
+    if is_absolute and not Path(path).is_relative_to(directory.absolute()):
+        return path
+    return os.path.relpath(path, directory) if is_absolute or not directory.is_absolute() else path
+
+
+def write_state(directory: Path, name: str, state: CheckpointState) -> None:
+    """Write a state file, its paths as they are."""
+    if state.model_checkpoint_path == name:
+        raise ValueError(
+            f"{directory / name}: the state file and the newest checkpoint have the same path; name one differently"
+        )
+    with named_os_errors("write", directory / name):
+        replace_file(directory / name, format_state(state))
+
+
+def is_complete(path: Path) -> bool:
+    """Whether there is a checkpoint at `path` whose index is intact and whose files have their sizes."""
+    try:
+        reader = open_reader(path)
+        try:
+            reader.check()
+        finally:
+            reader.close()
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def checkpoint_exists(path: PathLike) -> bool:
+    """Whether there is a complete checkpoint at exactly this path. After `tf.train.checkpoint_exists`.
+
+    Its index is checked, and that its files are there; `verify` checks every byte.
+
+    Example:
+        >>> path = pytreesaver.save({"w": np.ones(3)}, "existing")
+        >>> checkpoint_exists(path), checkpoint_exists("exist*")
+        (True, False)
+    """
+    return is_complete(local_path(path))
+
+
+def get_checkpoint_mtimes(paths: Iterable[PathLike]) -> list[float]:
+    """When the checkpoints were written, in seconds since the epoch. After `tf.train.get_checkpoint_mtimes`.
+
+    As in TensorFlow, a path without a checkpoint has no entry in the list.
+
+    Example:
+        >>> len(get_checkpoint_mtimes([pytreesaver.save({"w": np.ones(3)}, "timed"), "not there"]))
+        1
+    """
+    return [modified_time(path) for path in map(local_path, paths) if is_complete(path)]
+
+
+def modified_time(path: Path) -> float:
+    """When a checkpoint was written, in seconds since the epoch."""
+    return filesystem.modified_ns(native.heading_file(path)) / 1e9
+
+
+def remove_checkpoint(path: PathLike) -> bool:
+    """Delete the checkpoint at exactly this path; gives whether there was one. After `tf.train.remove_checkpoint`.
+
+    At every moment it is there whole or not at all. A reader that has opened it can read on.
+
+    Raises:
+        CheckpointNotFoundError: there is something at the path, and it is no checkpoint.
+        CheckpointExistsError: there are other things than the checkpoint in its directory; nothing was deleted.
+        CheckpointIOError: the system refused; the checkpoint is still there.
+
+    Example:
+        >>> path = pytreesaver.save({"w": np.ones(3)}, "to-be-removed")
+        >>> remove_checkpoint(path), remove_checkpoint(path)
+        (True, False)
+    """
+    target = local_path(path)
+    if not os.path.lexists(target):
+        return False
+    with named_os_errors("remove", target):
+        if not native.recognizes(target):
+            raise CheckpointNotFoundError(f"{target}: expected a checkpoint to remove, found something else")
+        native.remove(target)
+    return True
+
+
+def read_record(path: Path) -> Record:
+    """What was recorded with a checkpoint. Raises what `load_checkpoint` raises."""
+    with named_os_errors("read", path):
+        return decode_record(native.read_record(path), path)
+
+
+def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = None) -> Path | None:
+    """The newest complete checkpoint of a run directory, or None. After `tf.train.latest_checkpoint`.
+
+    It is the one that the state file names as the newest. Where TensorFlow would give up, this looks further: if that
+    one is damaged or gone, the one before it is given, with a `RetentionWarning`; and a checkpoint that was completed
+    by a `Saver` or `CheckpointManager` which died before it could list it counts too. Indexes and the sizes of files
+    are checked, arrays are not read.
+
+    Example:
+        >>> saver = pytreesaver.Saver()
+        >>> path = saver.save({"w": np.ones(3)}, "latest/model", global_step=100)
+        >>> latest_checkpoint("latest"), latest_checkpoint("no such run")
+        (PosixPath('latest/model-100'), None)
+    """
+    directory, name = local_path(checkpoint_dir), state_file_name(latest_filename)
+    listed: list[Path] | None = None
+    while True:
+        before, listed = listed, listed_checkpoints(directory, name)
+        if listed == before:
+            break
+        candidates = [*reversed(unlisted_checkpoints(directory, name, listed)), *reversed(listed)]
+        newest = next(filter(is_complete, candidates[:1]), None)
+        if newest is not None or not candidates:
+            return newest
+        # A saver may have replaced and deleted it in this moment; then the state file has changed too.
+    offered = next(filter(is_complete, candidates), None)
+    skipped = candidates[: None if offered is None else candidates.index(offered)]
+    warnings.warn(
+        f"damaged or gone: {', '.join(map(str, skipped))}; offered instead: {offered or 'nothing'}",
+        RetentionWarning,
+        stacklevel=2,
+    )
+    return offered
+
+
+def listed_checkpoints(directory: Path, name: str) -> list[Path]:
+    """The paths in a state file, the newest last; with a warning, none if it is damaged."""
+    try:
+        state = get_checkpoint_state(directory, name)
+    except CorruptCheckpointError as error:
+        warnings.warn(f"{error}; the checkpoints are looked for without it", RetentionWarning, stacklevel=3)
+        return []
+    if state is None:
+        return []
+    older = [path for path in state.all_model_checkpoint_paths if path != state.model_checkpoint_path]
+    return [Path(path) for path in dict.fromkeys([*older, state.model_checkpoint_path])]
+
+
+def unlisted_checkpoints(directory: Path, name: str, listed: Sequence[Path]) -> list[Path]:
+    """Checkpoints that a saver completed and did not come to list before it died, oldest first.
+
+    They were written after the state file was, and recorded as newer than everything in it.
+    """
+    try:
+        entries = filesystem.list_directory(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    state_time = filesystem.modified_ns(directory / name) if name in entries else 0
+    known = {path.name for path in listed if path.parent == directory}
+    found = []
+    for entry in entries:
+        path = directory / entry
+        if entry.startswith(".") or entry in known:
+            continue
+        key = _age(path, name, written_since=state_time)
+        if key is not None:
+            found.append((key, path))
+    newest_listed = next(filter(None, (_age(path, name) for path in reversed(listed))), None)
+    return [path for key, path in sorted(found) if newest_listed is None or key > newest_listed]
+
+
+def _age(path: Path, state_file: str, written_since: int = 0) -> tuple[float, int] | None:
+    """(time, step) of a checkpoint that was recorded for a state file; None for everything else."""
+    try:
+        if filesystem.modified_ns(native.heading_file(path)) < written_since:
+            return None
+        record = read_record(path)
+    except (CheckpointError, OSError):
+        return None
+    if record.state_file != state_file or record.time is None:
+        return None
+    return record.time, -1 if record.step is None else record.step

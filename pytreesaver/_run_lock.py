@@ -1,0 +1,107 @@
+"""One process at a time saves into a run directory. Readers need no lock."""
+
+import os
+import socket
+import threading
+import weakref
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pytreesaver._errors import ConcurrentWriterError
+from pytreesaver._io import filesystem
+from pytreesaver._io.writing import write_fully
+
+LOCK_NAME = ".pytreesaver.lock"
+
+
+class _Claim:
+    """The claim of this process on one run directory, and how many savers share it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.holders = 0
+        self.saving = threading.RLock()
+
+
+_claims: dict[tuple[int, int], _Claim] = {}
+_guard = threading.Lock()
+
+
+def _forget_claims() -> None:
+    # A child process has none of its parent's claims; closing the files here takes none from the parent.
+    global _guard  # noqa: PLW0603
+    _guard = threading.Lock()
+    _claims.clear()
+
+
+os.register_at_fork(after_in_child=_forget_claims)
+
+
+class RunLock:
+    """Holds a run directory for this process until `release`, garbage collection, or the death of the process.
+
+    All savers of one process may hold the same directory; `saving` is a lock for them to take turns.
+
+    Raises:
+        ConcurrentWriterError: another live process holds it; the message names that process.
+        OSError: the lock file cannot be created.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.identity = filesystem.identity(directory)
+        self._pid = os.getpid()
+        with _guard:
+            claim = _claims.get(self.identity) or _claims.setdefault(self.identity, _claim(directory))
+            claim.holders += 1
+        self.saving = claim.saving
+        self._finalizer = weakref.finalize(self, _release, self.identity, self._pid)
+
+    def holds(self, directory: Path) -> bool:
+        """Whether this is a lock on the directory that is there now, in this process."""
+        return self._finalizer.alive and self._pid == os.getpid() and filesystem.identity(directory) == self.identity
+
+    def release(self) -> None:
+        """Let other processes save into the directory."""
+        self._finalizer()
+
+
+def _claim(directory: Path) -> _Claim:
+    descriptor = filesystem.open_to_claim(directory / LOCK_NAME)
+    if not filesystem.try_claim(descriptor):
+        holder = _holder(descriptor)
+        filesystem.close(descriptor)
+        raise ConcurrentWriterError(
+            f"{directory}: expected to be the only process that saves into it, found {holder}; "
+            "stop that one, or save into a directory of your own"
+        )
+    with suppress(OSError):  # it is only for the message
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        filesystem.truncate(descriptor)
+        write_fully(descriptor, [f"process {os.getpid()} on {socket.gethostname()}, since {now}\n".encode()], 0)
+    return _Claim(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    with suppress(OSError, ValueError):
+        import numpy as np
+
+        text = np.zeros(min(filesystem.file_size(descriptor), 200), np.uint8)
+        filesystem.read_into(descriptor, text, 0)
+        line = text.tobytes().decode(errors="replace").strip()
+        if line.isprintable() and line:
+            return line
+    return "another one"
+
+
+def _release(identity: tuple[int, int], pid: int) -> None:
+    if os.getpid() != pid:
+        return
+    with _guard:
+        claim = _claims.get(identity)
+        if claim is None:
+            return
+        claim.holders -= 1
+        if claim.holders == 0:
+            del _claims[identity]
+            filesystem.close(claim.descriptor)
