@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytreesaver._checkpoint import restore, save
+    from pytreesaver._background import SaveFuture
+    from pytreesaver._checkpoint import restore, save, save_async
     from pytreesaver._errors import (
         CheckpointError,
         CheckpointExistsError,
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
         UnsupportedVersionError,
         VariableNotFoundError,
     )
+    from pytreesaver._manager import CheckpointManager
+    from pytreesaver._retention import (
+        Decision,
+        KeepAll,
+        KeepBest,
+        KeepEveryHours,
+        KeepEverySteps,
+        KeepLast,
+        KeepSteps,
+        KeepYoungerThan,
+        RetentionPolicy,
+        SavedCheckpoint,
+    )
     from pytreesaver._run_directory import (
         checkpoint_exists,
         get_checkpoint_mtimes,
@@ -30,8 +44,11 @@ if TYPE_CHECKING:
         remove_checkpoint,
         update_checkpoint_state,
     )
+    from pytreesaver._saver import Saver, SaverDef
+    from pytreesaver._select import Selection, glob, regex
     from pytreesaver._state_file import CheckpointState
     from pytreesaver._variables import Checkpoint, Variable, list_variables, load_checkpoint, load_variable, verify
+    from pytreesaver._watch import checkpoints_iterator
 
 __version__ = "0.1.0"
 
@@ -40,36 +57,69 @@ __all__ = [
     "CheckpointError",
     "CheckpointExistsError",
     "CheckpointIOError",
+    "CheckpointManager",
     "CheckpointNotFoundError",
     "CheckpointPermissionError",
     "CheckpointState",
     "ConcurrentWriterError",
     "CorruptCheckpointError",
+    "Decision",
     "DuplicateNameError",
+    "KeepAll",
+    "KeepBest",
+    "KeepEveryHours",
+    "KeepEverySteps",
+    "KeepLast",
+    "KeepSteps",
+    "KeepYoungerThan",
     "MismatchError",
+    "RetentionPolicy",
     "RetentionWarning",
+    "SaveFuture",
     "SaveTimeoutError",
+    "SavedCheckpoint",
+    "Saver",
+    "SaverDef",
+    "Selection",
     "StructureWarning",
     "UnsupportedLeafError",
     "UnsupportedVersionError",
     "Variable",
     "VariableNotFoundError",
     "checkpoint_exists",
+    "checkpoints_iterator",
     "get_checkpoint_mtimes",
     "get_checkpoint_state",
+    "glob",
     "latest_checkpoint",
     "list_variables",
     "load_checkpoint",
     "load_variable",
+    "regex",
     "remove_checkpoint",
     "restore",
     "save",
+    "save_async",
     "update_checkpoint_state",
     "verify",
 ]
 
 _MODULES = {
-    "_checkpoint": ("restore", "save"),
+    "_background": ("SaveFuture",),
+    "_checkpoint": ("restore", "save", "save_async"),
+    "_manager": ("CheckpointManager",),
+    "_retention": (
+        "Decision",
+        "KeepAll",
+        "KeepBest",
+        "KeepEveryHours",
+        "KeepEverySteps",
+        "KeepLast",
+        "KeepSteps",
+        "KeepYoungerThan",
+        "RetentionPolicy",
+        "SavedCheckpoint",
+    ),
     "_run_directory": (
         "checkpoint_exists",
         "get_checkpoint_mtimes",
@@ -78,8 +128,11 @@ _MODULES = {
         "remove_checkpoint",
         "update_checkpoint_state",
     ),
+    "_saver": ("Saver", "SaverDef"),
+    "_select": ("Selection", "glob", "regex"),
     "_state_file": ("CheckpointState",),
     "_variables": ("Checkpoint", "Variable", "list_variables", "load_checkpoint", "load_variable", "verify"),
+    "_watch": ("checkpoints_iterator",),
 }
 
 

@@ -1,23 +1,34 @@
 """save and restore: they take a tree apart or put it together, and leave the bytes to a format."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from pytreesaver._contents import contents_of, refuse_duplicates
-from pytreesaver._errors import CorruptCheckpointError, MismatchError, StructureWarning, UnsupportedLeafError
+from pytreesaver._background import SaveFuture, in_background
+from pytreesaver._contents import contents_of, refuse_duplicates, snapshot
+from pytreesaver._errors import (
+    CorruptCheckpointError,
+    MismatchError,
+    StructureWarning,
+    UnsupportedLeafError,
+    VariableNotFoundError,
+)
 from pytreesaver._leaves import PYTHON_KINDS, LeafError, LeafType, describe, logical_shape, python_value
 from pytreesaver._match import Missing, StoredVariables, Unexpected, check_x64, match_template
-from pytreesaver._names import shown
+from pytreesaver._names import did_you_mean, shown
 from pytreesaver._paths import PathLike, local_path, named_os_errors
+from pytreesaver._prune import prune_structure, structure_of_names
+from pytreesaver._select import Selection, selected
 from pytreesaver._structure import FlatTree, MalformedStructureError, flatten_tree, rebuild_tree
 from pytreesaver._templates import Template, build_leaf, template_of
 from pytreesaver._variables import open_reader
-from pytreesaver.formats import CheckpointReader, native
+from pytreesaver.formats import CheckpointReader, TreeContents, native
 
 
 def save(
@@ -62,10 +73,48 @@ def save(
         {'w': array([1., 1., 1.]), 'step': 100}
     """
     target = local_path(path)
-    contents = contents_of(tree, metadata)
+    return write_contents(target, contents_of(tree, metadata), overwrite=overwrite, durable=durable)
+
+
+def write_contents(target: Path, contents: TreeContents, *, overwrite: bool, durable: bool) -> Path:
+    """Write what `contents_of` made of a tree. Raises what `save` raises."""
     with named_os_errors("save to", target):
         native.write(target, contents, overwrite=overwrite, durable=durable)
     return target
+
+
+def save_async(
+    tree: Any,
+    path: PathLike,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    durable: bool = True,
+) -> SaveFuture:
+    """Start to save a tree, and return as soon as nothing that happens to the tree can change what is saved.
+
+    The rest goes on in a thread. The caller may donate, delete or overwrite what is in the tree at once: arrays on an
+    accelerator have been fetched and NumPy arrays copied; arrays on the CPU are immutable, and JAX does not reuse
+    their memory while it is being saved. A program that ends normally waits for saves that are under way.
+
+    The arguments are those of `save`.
+
+    Returns:
+        A future of the path. `SaveFuture.result` waits, and raises what went wrong.
+
+    Raises:
+        UnsupportedLeafError, DuplicateNameError, TypeError, ValueError: at once, as `save` does, before anything is
+            written. What goes wrong later is raised by the future.
+
+    Example:
+        >>> future = save_async({"w": np.ones(3)}, "model-async")
+        >>> future.result()
+        PosixPath('model-async')
+    """
+    target = local_path(path)
+    contents = snapshot(contents_of(tree, metadata))
+    write = partial(write_contents, target, contents, overwrite=overwrite, durable=durable)
+    return in_background(f"the save of {target}", write)
 
 
 def restore(
@@ -116,21 +165,61 @@ def restore(
         raise ValueError(f'unexpected: expected "error" or "ignore", found {unexpected!r}')
     if like is None and (missing, unexpected) != ("error", "error"):
         raise ValueError("missing and unexpected compare with a template: pass one as like=")
+    options = RestoreOptions(missing=missing, unexpected=unexpected, as_numpy=as_numpy, verify=verify)
+    return restore_with(path, like, options)
+
+
+class RestoreOptions(NamedTuple):
+    """How to restore: the arguments of `restore`, and what a `Saver` adds to them.
+
+    `only` selects variables by their names in the tree, `stored_names` gives {name in the tree: name in the checkpoint}
+    of those that have another name there, and no other variable is restored; `sequentially` holds one variable at a
+    time beside the result.
+    """
+
+    missing: Missing = "error"
+    unexpected: Unexpected = "error"
+    as_numpy: bool = False
+    verify: bool = True
+    reshape: bool = False
+    sequentially: bool = False
+    only: Selection | None = None
+    stored_names: Mapping[str, str] | None = None
+
+
+def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklevel: int = 3) -> Any:
+    """What `restore` gives, under options that need not all be its own. Raises what `restore` raises."""
     with _opened(path) as reader:
         if like is None:
-            return _restore_all(reader, as_numpy, verify)
-        return _restore_like(reader, like, missing, unexpected, as_numpy, verify)
+            return _restore_all(reader, options, stacklevel)
+        return _restore_like(reader, like, options)
 
 
-def _restore_all(reader: CheckpointReader, as_numpy: bool, verify: bool) -> Any:
-    if not as_numpy:
-        stored = StoredVariables(reader.names, reader.types, reader.shapes)
+def _restore_all(reader: CheckpointReader, options: RestoreOptions, stacklevel: int) -> Any:
+    names, structure = list(reader.names), reader.structure
+    positions = list(range(len(names)))
+    if options.stored_names is not None:
+        by_name = {name: i for i, name in enumerate(names)}
+        absent = [name for name in options.stored_names.values() if name not in by_name]
+        if absent:
+            raise VariableNotFoundError(
+                "\n".join(f"{reader.path} has no variable {name!r}{did_you_mean(name, names)}" for name in absent)
+            )
+        positions = [by_name[name] for name in options.stored_names.values()]
+        structure = structure_of_names(list(options.stored_names))
+    elif options.only is not None:
+        positions = [i for i, flag in enumerate(selected(options.only, names, str(reader.path))) if flag]
+        structure = prune_structure(structure, {i: position for position, i in enumerate(positions)})
+    types, shapes = [reader.types[i] for i in positions], [reader.shapes[i] for i in positions]
+    if not options.as_numpy:
+        stored = StoredVariables([names[i] for i in positions], types, shapes)
         check_x64(stored, where=str(reader.path), x64_enabled=_x64_enabled())
-    positions = range(len(reader.names))
-    targets = [Template(leaf_type, ()) for leaf_type in reader.types]
-    leaves = _read_leaves(reader, positions, targets, as_numpy, verify)
+    targets = [
+        Template(leaf_type, logical_shape(leaf_type, shape)) for leaf_type, shape in zip(types, shapes, strict=True)
+    ]
+    leaves = _read_leaves(reader, positions, targets, options)
     try:
-        tree, problems = rebuild_tree(reader.structure, leaves)
+        tree, problems = rebuild_tree(structure, leaves)
     except MalformedStructureError as error:
         raise CorruptCheckpointError(f"{reader.path}: {error}") from error
     if problems:
@@ -139,46 +228,74 @@ def _restore_all(reader: CheckpointReader, as_numpy: bool, verify: bool) -> Any:
             + "\n".join(f"  {problem}" for problem in problems)
             + "\nImport the classes first, or pass a template as like=.",
             StructureWarning,
-            stacklevel=3,
+            stacklevel=stacklevel + 1,
         )
     return tree
 
 
-def _restore_like(
-    reader: CheckpointReader, like: Any, missing: Missing, unexpected: Unexpected, as_numpy: bool, verify: bool
-) -> Any:
+def _restore_like(reader: CheckpointReader, like: Any, options: RestoreOptions) -> Any:
     flat = flatten_tree(like)
     refuse_duplicates(flat, like)
-    templates = _templates_of(flat)
+    wanted = _wanted_names(flat, options)
+    templates = _templates_of(flat, wanted)
+    considered = _considered(reader, options)
     # Whether a Python number fits an array depends on its value: those are read first, all at once.
+    sources = {wanted[name]: template for name, template in templates.items()}
     numbers = [
         i
         for i, (name, leaf_type) in enumerate(zip(reader.names, reader.types, strict=True))
-        if leaf_type.kind in PYTHON_KINDS and name in templates and templates[name].type.kind not in PYTHON_KINDS
+        if leaf_type.kind in PYTHON_KINDS and name in sources and sources[name].type.kind not in PYTHON_KINDS
     ]
-    arrays = reader.read(numbers, verify=verify) if numbers else []
+    arrays = reader.read(numbers, verify=options.verify) if numbers else []
     values = {i: python_value(array, reader.types[i]) for i, array in zip(numbers, arrays, strict=True)}
     plan = match_template(
         templates,
         StoredVariables(reader.names, reader.types, reader.shapes),
         where=str(reader.path),
-        missing=missing,
-        unexpected=unexpected,
+        missing=options.missing,
+        unexpected=options.unexpected,
+        reshape=options.reshape,
+        stored_names=wanted,
+        considered=considered,
         value_of=values.__getitem__,
-        x64_enabled=_x64_enabled() or as_numpy,
+        x64_enabled=_x64_enabled() or options.as_numpy,
     )
-    wanted = [(position, template) for position, template in zip(plan, templates.values(), strict=True)]
-    positions = [position for position, _ in wanted if position is not None]
-    targets = [template for position, template in wanted if position is not None]
-    restored = iter(_read_leaves(reader, positions, targets, as_numpy, verify))
-    leaves = [own if position is None else next(restored) for position, own in zip(plan, flat.leaves, strict=True)]
+    sought = [(position, template) for position, template in zip(plan, templates.values(), strict=True)]
+    positions = [position for position, _ in sought if position is not None]
+    targets = [template for position, template in sought if position is not None]
+    restored = iter(_read_leaves(reader, positions, targets, options))
+    taken = {name for name, position in zip(templates, plan, strict=True) if position is not None}
+    leaves = [next(restored) if name in taken else own for name, own in zip(flat.names, flat.leaves, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _templates_of(flat: FlatTree) -> dict[str, Template]:
+def _wanted_names(flat: FlatTree, options: RestoreOptions) -> dict[str, str]:
+    """{name in the template: name in the checkpoint} of the leaves that are to be restored."""
+    if options.stored_names is not None:
+        absent = [name for name in options.stored_names if name not in set(flat.names)]
+        if absent:
+            lines = [f"  {shown(name)}{did_you_mean(name, flat.names)}" for name in absent]
+            raise VariableNotFoundError("the template (like) lacks variables that var_list names:\n" + "\n".join(lines))
+        return {name: options.stored_names[name] for name in flat.names if name in options.stored_names}
+    if options.only is None:
+        return {name: name for name in flat.names}
+    flags = selected(options.only, flat.names, "the template (like)")
+    return {name: name for name, flag in zip(flat.names, flags, strict=True) if flag}
+
+
+def _considered(reader: CheckpointReader, options: RestoreOptions) -> Callable[[str], bool]:
+    """Whether a stored variable that no leaf takes is unexpected: not if it was never asked for."""
+    if options.stored_names is not None:
+        return set(options.stored_names.values()).__contains__
+    return (lambda name: True) if options.only is None else options.only.selects
+
+
+def _templates_of(flat: FlatTree, wanted: Collection[str]) -> dict[str, Template]:
     templates: dict[str, Template] = {}
     problems = []
     for name, leaf in zip(flat.names, flat.leaves, strict=True):
+        if name not in wanted:
+            continue
         try:
             templates[name] = template_of(leaf)
         except LeafError as problem:
@@ -191,28 +308,37 @@ def _templates_of(flat: FlatTree) -> dict[str, Template]:
 
 
 def _read_leaves(
-    reader: CheckpointReader, positions: Any, targets: list[Template], as_numpy: bool, verify: bool
+    reader: CheckpointReader, positions: Sequence[int], targets: Sequence[Template], options: RestoreOptions
 ) -> list[Any]:
-    arrays = reader.read(positions, verify=verify)
-    leaves = []
-    for position, array, target in zip(positions, arrays, targets, strict=True):
-        stored, wanted = reader.types[position], target.type
-        if as_numpy and wanted.kind in ("jax", "key"):
-            wanted = LeafType("numpy", wanted.dtype)
-        try:
-            leaves.append(build_leaf(array, stored, wanted, target.sharding))
-        except UnicodeDecodeError as error:
-            name = reader.names[position]
-            raise CorruptCheckpointError(
-                f"{reader.path}: {shown(name)}: the stored bytes are no str: {error}", damaged=[name]
-            ) from error
-        except (ValueError, TypeError) as error:
-            name, shape = reader.names[position], logical_shape(stored, array.shape)
-            where = "" if target.sharding is None else f" with {target.sharding}"
-            raise MismatchError(
-                f"{shown(name)} of {reader.path}: {describe(stored, shape)} cannot be made{where}: {error}"
-            ) from error
-    return leaves
+    arrays: Iterator[np.ndarray]
+    if options.sequentially:
+        arrays = (reader.read([position], verify=options.verify)[0] for position in positions)
+    else:
+        arrays = iter(reader.read(positions, verify=options.verify))
+    return [
+        _leaf(reader, position, array, target, options)
+        for position, array, target in zip(positions, arrays, targets, strict=True)
+    ]
+
+
+def _leaf(reader: CheckpointReader, position: int, array: np.ndarray, target: Template, options: RestoreOptions) -> Any:
+    name, stored, wanted = reader.names[position], reader.types[position], target.type
+    shape = logical_shape(stored, array.shape)
+    if options.as_numpy and wanted.kind in ("jax", "key"):
+        wanted = LeafType("numpy", wanted.dtype)
+    if options.reshape and shape != target.shape:
+        array = array.reshape(*target.shape, *array.shape[len(shape) :])
+    try:
+        return build_leaf(array, stored, wanted, target.sharding)
+    except UnicodeDecodeError as error:
+        raise CorruptCheckpointError(
+            f"{reader.path}: {shown(name)}: the stored bytes are no str: {error}", damaged=[name]
+        ) from error
+    except (ValueError, TypeError) as error:
+        where = "" if target.sharding is None else f" with {target.sharding}"
+        raise MismatchError(
+            f"{shown(name)} of {reader.path}: {describe(stored, shape)} cannot be made{where}: {error}"
+        ) from error
 
 
 def _x64_enabled() -> bool:

@@ -1,29 +1,38 @@
 """A tree made ready to be written: every leaf named, described and found fit to be stored, before a byte is written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from pytreesaver._errors import DuplicateNameError, UnsupportedLeafError
-from pytreesaver._leaves import LeafError, LeafType, cells_of, leaf_type_of
+from pytreesaver._leaves import Cells, LeafError, LeafType, cells_of, leaf_type_of
 from pytreesaver._names import duplicates, shown
+from pytreesaver._prune import prune_structure, structure_of_names
+from pytreesaver._records import Record, encode_record
+from pytreesaver._select import Selection, selected
 from pytreesaver._structure import FlatTree, flatten_tree
 from pytreesaver._values import NotPlainError, encode_value
 from pytreesaver.formats import TreeContents
 
 
-def contents_of(tree: Any, metadata: Mapping[str, Any] | None) -> TreeContents:
-    """Everything that a format needs in order to write a tree.
+def contents_of(
+    tree: Any, metadata: Mapping[str, Any] | None, *, only: Selection | None = None, record: Record | None = None
+) -> TreeContents:
+    """Everything that a format needs in order to write a tree, or the selected part of it.
 
     Raises:
         UnsupportedLeafError: naming everything in the tree, or in `metadata`, that cannot be stored.
         DuplicateNameError: naming every name that two leaves share.
+        VariableNotFoundError: nothing is selected.
     """
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata: expected a dict, found {metadata!r}")
     flat = flatten_tree(tree)
     refuse_duplicates(flat, tree)
+    if only is not None:
+        flat = _selected_part(flat, selected(only, flat.names, "the tree"))
     problems = dict(flat.problems)
     leaf_types: list[LeafType] = []
     shapes: list[tuple[int, ...]] = []
@@ -48,7 +57,50 @@ def contents_of(tree: Any, metadata: Mapping[str, Any] | None) -> TreeContents:
             + "\n".join(f"  {shown(name)}: {problem}" for name, problem in problems.items())
         )
     cells = [cells_of(leaf, leaf_type) for leaf, leaf_type in zip(flat.leaves, leaf_types, strict=True)]
-    return TreeContents(flat.names, leaf_types, shapes, cells, flat.structure, encoded_metadata)
+    encoded_record = None if record is None else encode_record(record)
+    return TreeContents(flat.names, leaf_types, shapes, cells, flat.structure, encoded_metadata, encoded_record)
+
+
+def _selected_part(flat: FlatTree, flags: Sequence[bool]) -> FlatTree:
+    staying = [i for i, flag in enumerate(flags) if flag]
+    names = [flat.names[i] for i in staying]
+    return FlatTree(
+        names,
+        [flat.leaves[i] for i in staying],
+        prune_structure(flat.structure, {i: position for position, i in enumerate(staying)}),
+        {
+            where: problem
+            for where, problem in flat.problems.items()
+            if any(name == where or name.startswith(f"{where}/") for name in names)
+        },
+    )
+
+
+def renamed(contents: TreeContents, stored_names: Mapping[str, str]) -> TreeContents:
+    """The same variables under other names, {name: name in the checkpoint}: as nested dicts of the new names."""
+    names = [stored_names[name] for name in contents.names]
+    return contents._replace(names=names, structure=structure_of_names(names))
+
+
+def snapshot(contents: TreeContents) -> TreeContents:
+    """The same contents, safe from everything that the caller may do to the tree.
+
+    Arrays on an accelerator are fetched, all transfers under way at once. Arrays on the CPU need no copy: they cannot
+    be changed, and while something outside of JAX refers to their memory, a donation copies it instead of reusing it.
+    NumPy arrays are copied.
+    """
+    arrays = [array for cells in contents.cells for array in cells.arrays if isinstance(array, jax.Array)]
+    for array in arrays:
+        if any(device.platform != "cpu" for device in array.devices()):
+            array.copy_to_host_async()
+    cells = [Cells([_safe(array) for array in cells.arrays], cells.boundaries) for cells in contents.cells]
+    return contents._replace(cells=cells)
+
+
+def _safe(array: Any) -> Any:
+    if isinstance(array, jax.Array):
+        return np.asarray(array)
+    return np.array(array, subok=False) if isinstance(array, np.ndarray) else array
 
 
 def refuse_duplicates(flat: FlatTree, tree: Any) -> None:

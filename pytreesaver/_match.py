@@ -1,5 +1,6 @@
 """Fit a template to what is stored: which variable each leaf takes, or everything that does not fit. Pure."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -36,11 +37,16 @@ def match_template(
     where: str,
     missing: Missing = "error",
     unexpected: Unexpected = "error",
+    reshape: bool = False,
+    stored_names: Mapping[str, str],
+    considered: Callable[[str], bool],
     value_of: Callable[[int], Any],
     x64_enabled: bool,
 ) -> list[int | None]:
     """The position of the stored variable for each leaf of the template; None for a leaf that keeps its own value.
 
+    `stored_names` gives the name in the checkpoint of every leaf of the template, and `considered` says of a stored
+    variable that no leaf takes whether that is worth a word. With `reshape` the same number of elements is enough.
     `value_of` gives the value of a stored Python number by its position: an int fits an int32 leaf only if it is small
     enough. `where` says in messages what the checkpoint is.
 
@@ -48,9 +54,10 @@ def match_template(
         MismatchError: naming every variable that is missing, unexpected, or of another shape or dtype.
     """
     positions = {name: i for i, name in enumerate(stored.names)}
-    plan: list[int | None] = [positions.get(name) for name in template]
+    plan: list[int | None] = [positions.get(stored_names[name]) for name in template]
     absent = [name for name, position in zip(template, plan, strict=True) if position is None]
-    surplus = [name for name in stored.names if name not in template]
+    taken = set(stored_names.values())
+    surplus = [name for name in stored.names if name not in taken and considered(name)]
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     dtypes: dict[str, tuple[str, str]] = {}
     differences: dict[str, _Difference] = {}
@@ -67,6 +74,8 @@ def match_template(
         if found == wanted.type and found_shape == wanted.shape and not _needs_x64(found, x64_enabled):
             continue
         difference = _compare(wanted, found, found_shape, partial(value_of, position), x64_enabled)
+        if reshape and math.prod(found_shape) == math.prod(wanted.shape):
+            found_shape = wanted.shape
         if found_shape != wanted.shape:
             shapes[name] = (wanted.shape, found_shape)
         if difference is not None:

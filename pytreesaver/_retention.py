@@ -7,7 +7,7 @@ with ``|``; what none of them keeps is to be deleted. The newest checkpoint is k
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 
@@ -32,6 +32,10 @@ class Decision(NamedTuple):
     def keep(self) -> bool:
         """Whether it stays."""
         return bool(self.reasons)
+
+    def __str__(self) -> str:
+        what = f"kept: {', '.join(self.reasons)}" if self.reasons else "to be deleted"
+        return f"{self.checkpoint.path} (step {self.checkpoint.step}): {what}"
 
 
 class RetentionPolicy:
@@ -268,30 +272,78 @@ def saver_eviction(
     return Eviction(queue, preserved, deleted, mark)
 
 
-def manager_eviction(
-    tracked: Sequence[tuple[str, float]],
-    saved: tuple[str, float],
-    mark: float,
-    max_to_keep: int | None,
-    every_n_hours: float | None,
-) -> Eviction:
-    """The rule of TensorFlow 2's `tf.train.CheckpointManager` after a save.
+@dataclass(frozen=True)
+class ManagerRule:
+    """What a `CheckpointManager` keeps.
 
-    A checkpoint that drops out of the last `max_to_keep` is deleted, unless it was saved at least an interval after
-    `mark`, the time of the one preserved before it: then it is preserved. The mark starts one second before the
-    manager's construction.
+    Without a `policy` that is what TensorFlow 2's `tf.train.CheckpointManager` keeps, the last `max_to_keep` (all if
+    None) and one every `every_n_hours`, and what `also` keeps.
+    """
+
+    max_to_keep: int | None = 5
+    every_n_hours: float | None = None
+    also: RetentionPolicy | None = None
+    policy: RetentionPolicy | None = None
+
+
+class ManagerDecisions(NamedTuple):
+    """What becomes of each tracked checkpoint, oldest first.
+
+    `preserved` are the paths of those that are kept for ever and need not be tracked any more; `mark` is what the rule
+    remembers until the next save.
+    """
+
+    decisions: list[Decision]
+    preserved: set[str]
+    mark: float
+
+
+def manager_decisions(
+    rule: ManagerRule, tracked: Sequence[SavedCheckpoint], others: Sequence[SavedCheckpoint], mark: float, now: float
+) -> ManagerDecisions:
+    """What a `CheckpointManager` keeps of its tracked checkpoints, which come in the order of their saves.
+
+    Without a policy: a checkpoint that drops out of the last `max_to_keep` is to be deleted, unless it was saved at
+    least an interval after `mark`, the time of the one preserved before it: then it is preserved. The mark starts one
+    second before the manager's construction. `others` are checkpoints that are not tracked: they are kept, and may be
+    among the best. The newest and the pinned ones are always kept.
 
     Example:
-        >>> manager_eviction([("ckpt-1", 3600.0)], ("ckpt-2", 4200.0), -1.0, max_to_keep=1, every_n_hours=1.0)
-        Eviction(tracked=[('ckpt-2', 4200.0)], preserved=['ckpt-1'], deleted=[], mark=3600.0)
+        >>> saves = [SavedCheckpoint("ckpt-1", 1, 3600.0), SavedCheckpoint("ckpt-2", 2, 4200.0)]
+        >>> rule = ManagerRule(max_to_keep=1, every_n_hours=1.0)
+        >>> [decision.reasons for decision in manager_decisions(rule, saves, [], mark=-1.0, now=4200.0).decisions]
+        [('one every 1 hours',), ('newest', 'last 1')]
     """
-    queue = [entry for entry in tracked if entry[0] != saved[0]] + [saved]
-    preserved, deleted = [], []
-    while max_to_keep is not None and len(queue) > max_to_keep:
-        path, time = queue.pop(0)
-        if every_n_hours and time - every_n_hours * 3600 >= mark:
-            preserved.append(path)
-            mark = time
-        else:
-            deleted.append(path)
-    return Eviction(queue, preserved, deleted, mark)
+    if not tracked:
+        return ManagerDecisions([], set(), mark)
+    reasons: dict[str, list[str]] = {checkpoint.path: [] for checkpoint in tracked}
+    reasons[tracked[-1].path].append("newest")
+    policy = rule.policy or rule.also
+    preserved = set()
+    if rule.policy is None:
+        count = rule.max_to_keep
+        surplus = tracked[: max(0, len(tracked) - count)] if count is not None else []
+        for checkpoint in tracked[len(surplus) :]:
+            reasons[checkpoint.path].append("all" if count is None else f"last {count}")
+        for checkpoint in surplus:
+            if rule.every_n_hours and checkpoint.time - rule.every_n_hours * 3600 >= mark:
+                mark = checkpoint.time
+                preserved.add(checkpoint.path)
+                reasons[checkpoint.path].append(f"one every {rule.every_n_hours:g} hours")
+    in_order = _in_order(tracked)
+    newest = reasons.keys() & {tracked[-1].path}
+    for decision in decide(policy, [*others, *in_order], now) if policy else decide(AnyOf(()), in_order, now):
+        path = decision.checkpoint.path
+        if path in reasons:
+            reasons[path] += [why for why in decision.reasons if why != "newest" or path in newest]
+    return ManagerDecisions([Decision(c, tuple(dict.fromkeys(reasons[c.path]))) for c in tracked], preserved, mark)
+
+
+def _in_order(checkpoints: Sequence[SavedCheckpoint]) -> list[SavedCheckpoint]:
+    """The same checkpoints with times that rise from each to the next, which those of a corrected clock may not."""
+    result: list[SavedCheckpoint] = []
+    last = -math.inf
+    for checkpoint in checkpoints:
+        last = max(checkpoint.time, math.nextafter(last, math.inf))
+        result.append(replace(checkpoint, time=last))
+    return result

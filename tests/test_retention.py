@@ -17,9 +17,10 @@ from pytreesaver._retention import (
     KeepLast,
     KeepSteps,
     KeepYoungerThan,
+    ManagerRule,
     SavedCheckpoint,
     decide,
-    manager_eviction,
+    manager_decisions,
     saver_eviction,
 )
 
@@ -154,7 +155,67 @@ def test_a_lowered_limit_takes_effect_at_the_next_save():
 
 
 def test_saving_a_name_again_makes_it_the_newest():
-    for rule, mark, hours in ((saver_eviction, 1e9, 10000.0), (manager_eviction, -1.0, None)):
-        eviction = rule([("a", 1.0), ("b", 2.0)], ("a", 3.0), mark, 2, hours)
-        assert eviction.tracked == [("b", 2.0), ("a", 3.0)]
-        assert eviction.deleted == []
+    eviction = saver_eviction([("a", 1.0), ("b", 2.0)], ("a", 3.0), 1e9, 2, 10000.0)
+    assert eviction.tracked == [("b", 2.0), ("a", 3.0)]
+    assert eviction.deleted == []
+
+
+RULES = st.one_of(
+    st.builds(ManagerRule, st.none() | COUNTS, st.none() | st.floats(0.01, 20), st.none() | POLICIES),
+    st.builds(lambda policy: ManagerRule(policy=policy), POLICIES),
+)
+MARKS = st.floats(-1, 1e5)
+
+
+def in_order(run):
+    return sorted(run, key=lambda checkpoint: (checkpoint.time, checkpoint.step))
+
+
+def survivors(result):
+    kept = [d.checkpoint for d in result.decisions if d.keep and d.checkpoint.path not in result.preserved]
+    return kept, [d.checkpoint for d in result.decisions if d.checkpoint.path in result.preserved]
+
+
+@given(RULES, runs(), runs(), MARKS, NOW)
+def test_a_manager_keeps_the_newest_and_the_pinned(rule, run, others, mark, now):
+    others = [dataclasses.replace(c, path=f"other-{c.step}") for c in others]
+    decisions = manager_decisions(rule, in_order(run), others, mark, now).decisions
+    assert [d.checkpoint for d in decisions] == in_order(run)
+    if decisions:
+        assert "newest" in decisions[-1].reasons
+        assert all("newest" not in d.reasons for d in decisions[:-1])
+    assert all(d.keep for d in decisions if d.checkpoint.pinned)
+
+
+@given(RULES, runs(), MARKS, NOW)
+def test_what_a_manager_has_kept_once_it_keeps_again_at_the_same_time(rule, run, mark, now):
+    result = manager_decisions(rule, in_order(run), [], mark, now)
+    kept, preserved = survivors(result)
+    again = manager_decisions(rule, kept, preserved, result.mark, now)
+    assert all(decision.keep for decision in again.decisions)
+
+
+@given(st.none() | COUNTS, st.none() | st.floats(0.01, 20), POLICIES, runs(), MARKS, NOW)
+def test_a_manager_that_also_keeps_something_keeps_no_less(count, hours, also, run, mark, now):
+    def kept(rule):
+        result = manager_decisions(rule, in_order(run), [], mark, now)
+        return {decision.checkpoint.path for decision in result.decisions if decision.keep}
+
+    assert kept(ManagerRule(count, hours, also)) >= kept(ManagerRule(count, hours))
+
+
+@given(RULES, runs(), MARKS, NOW)
+def test_a_clock_that_was_set_back_does_not_cost_the_newest(rule, run, mark, now):
+    backwards = [dataclasses.replace(c, time=1e5 - i) for i, c in enumerate(in_order(run))]
+    decisions = manager_decisions(rule, backwards, [], mark, now).decisions
+    assert not decisions or decisions[-1].keep
+
+
+def test_a_best_checkpoint_that_is_beaten_is_deleted_and_one_that_is_preserved_is_not():
+    saves = [SavedCheckpoint(f"c-{i}", i, 3600.0 * i, {"loss": loss}) for i, loss in enumerate([0.1, 0.5, 0.4, 0.3])]
+    rule = ManagerRule(max_to_keep=1, every_n_hours=None, also=KeepBest(1, "loss"))
+    kept = [d.checkpoint.path for d in manager_decisions(rule, saves, [], -1.0, 0.0).decisions if d.keep]
+    assert kept == ["c-0", "c-3"]
+    beaten = [*saves[:1], SavedCheckpoint("c-4", 4, 20000.0, {"loss": 0.05})]
+    decisions = manager_decisions(rule, beaten, [], -1.0, 0.0).decisions
+    assert [d.checkpoint.path for d in decisions if d.keep] == ["c-4"]

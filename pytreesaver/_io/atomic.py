@@ -32,6 +32,15 @@ def make_parents(directory: Path, made: list[Path]) -> None:
         made.append(directory)
 
 
+def make_durable_directory(directory: Path) -> None:
+    """Create a directory and those above it, so that a power cut would not lose their names."""
+    made: list[Path] = []
+    make_parents(directory, made)
+    for new in made:
+        with suppress(PermissionError):
+            filesystem.sync_directory(new.absolute().parent)
+
+
 def sync_names(path: Path, made: Sequence[Path] = ()) -> None:
     """Make the name of a checkpoint durable, and those of the directories that were just made for it.
 

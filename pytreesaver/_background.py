@@ -1,0 +1,188 @@
+"""Saves that go on in a thread of their own: one future for each, and nothing that goes wrong is lost."""
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from typing import Any
+
+from pytreesaver._errors import SaveTimeoutError
+
+LONGEST_WAIT = 3600.0
+"""How many seconds anything here waits for a save at most, if not told otherwise."""
+
+_NOTE_EVERY = 60.0
+
+logger = logging.getLogger("pytreesaver")
+
+
+class SaveFuture(Future[Path]):
+    """A save that is under way: a `concurrent.futures.Future` of the path, which can also be awaited.
+
+    If a save fails and nobody asks its future for the result or the exception, the error is logged when the future is
+    dropped or when the program ends.
+
+    Attributes:
+        what: what is being waited for, as it stands in messages.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self._asked = False
+
+    def result(self, timeout: float | None = None) -> Path:
+        """The path of the checkpoint, once it is complete.
+
+        Args:
+            timeout: how many seconds to wait; an hour if None. A wait of more than a minute is logged.
+
+        Raises:
+            SaveTimeoutError: it is not complete by then, and goes on.
+            What `save` raises.
+        """
+        self.settle(timeout)
+        self._asked = True
+        return super().result()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the save failed with, or None, once it has ended. Waits as `result` does."""
+        self.settle(timeout)
+        self._asked = True
+        return super().exception()
+
+    def settle(self, timeout: float | None = None) -> None:
+        """Wait as `result` does, and leave what the save failed with for others to ask."""
+        started = time.monotonic()
+        limit = LONGEST_WAIT if timeout is None else timeout
+        while not self.done():
+            left = started + limit - time.monotonic()
+            try:
+                super().exception(max(0.0, min(left, _NOTE_EVERY)))
+            except FutureTimeoutError:
+                if left <= _NOTE_EVERY and not self.done():
+                    raise SaveTimeoutError(
+                        f"waited {limit:g} s for {self.what}, which has not finished; it goes on"
+                    ) from None
+                logger.warning("still waiting for %s, since %.0f s", self.what, time.monotonic() - started)
+
+    def __await__(self) -> Generator[Any, None, Path]:
+        return asyncio.wrap_future(self).__await__()
+
+    def complain(self) -> None:
+        """Log the error of a failed save, unless somebody has been told of it."""
+        if not self._asked and self.done() and not self.cancelled():
+            error = super().exception()
+            if error is not None:
+                self._asked = True
+                logger.error("%s failed, and nobody asked for its result: %r", self.what, error, exc_info=error)
+
+    def __del__(self) -> None:
+        self.complain()
+
+
+_under_way: set[SaveFuture] = set()
+_failed: weakref.WeakSet[SaveFuture] = weakref.WeakSet()
+
+
+def in_background(what: str, work: Callable[[], Path]) -> SaveFuture:
+    """Do some work in a thread. `what` says in messages what is being waited for."""
+    future = SaveFuture(what)
+    future.set_running_or_notify_cancel()
+    _under_way.add(future)
+    # A daemon, so that the end of the program waits for it with a limit, and says what for.
+    thread = threading.Thread(target=_run, args=(future, [work]), name=f"pytreesaver: {what}", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is shutting down, and starts no more threads
+        _run(future, [work])
+    return future
+
+
+def _run(future: SaveFuture, work: list[Callable[[], Path]]) -> None:
+    # The list is emptied so that the tree is let go of as soon as it is written, and not when the thread has ended.
+    try:
+        path = work.pop()()
+    except BaseException as error:  # whatever it is, somebody else has to be told
+        _failed.add(future)
+        future.set_exception(error)
+    else:
+        future.set_result(path)
+    finally:
+        _under_way.discard(future)
+
+
+def _finish_at_exit() -> None:
+    for future in list(_under_way):
+        if not future.done():
+            logger.info("waiting for %s before the program ends", future.what)
+        try:
+            future.settle()
+        except SaveTimeoutError as error:
+            logger.error("%s; the program ends without it", error)
+    for future in list(_failed):
+        future.complain()
+
+
+def _forget() -> None:
+    # The threads of a parent process are not in its child.
+    _under_way.clear()
+    _failed.clear()
+
+
+atexit.register(_finish_at_exit)
+os.register_at_fork(after_in_child=_forget)
+
+
+class OneAtATime:
+    """Runs saves in the background, one after the other, and raises what went wrong with one before the next."""
+
+    def __init__(self) -> None:
+        self._pending: SaveFuture | None = None
+        self._pid = os.getpid()
+
+    @property
+    def pending(self) -> SaveFuture | None:
+        """The save that was started last, unless it has ended and `wait` was called since."""
+        return self._pending if self._pid == os.getpid() else None  # the threads of a parent are not in its child
+
+    def start(self, what: str, work: Callable[[], Path]) -> SaveFuture:
+        """Start one; `wait` has to come before it."""
+        self._pending, self._pid = in_background(what, work), os.getpid()
+        return self._pending
+
+    def raise_if_failed(self) -> None:
+        """Raise what the last one failed with, if it has ended; once."""
+        if self.pending is not None and self.pending.done():
+            self.wait()
+
+    def settle(self, timeout: float | None = None) -> None:
+        """Wait until none is under way; what it failed with is left for `wait` to raise.
+
+        Raises:
+            SaveTimeoutError: one is still under way.
+        """
+        if self.pending is not None:
+            self.pending.settle(timeout)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until none is under way.
+
+        Raises:
+            SaveTimeoutError: one is still under way.
+            What the last one failed with; once.
+        """
+        pending = self.pending
+        if pending is not None:
+            error = pending.exception(timeout)
+            if self._pending is pending:
+                self._pending = None
+            if error is not None:
+                raise error

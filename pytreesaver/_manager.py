@@ -1,0 +1,548 @@
+"""CheckpointManager: a run directory for a training loop. After TensorFlow 2's `tf.train.CheckpointManager`."""
+
+import logging
+import os
+import threading
+import time
+import types
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from pytreesaver._background import OneAtATime
+from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
+from pytreesaver._contents import contents_of, snapshot
+from pytreesaver._errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    RetentionWarning,
+)
+from pytreesaver._io import filesystem
+from pytreesaver._managed_run import ManagedRun, RunState
+from pytreesaver._paths import PathLike, local_path, named_os_errors
+from pytreesaver._preemption import Preemption
+from pytreesaver._records import Record
+from pytreesaver._retention import (
+    AnyOf,
+    Decision,
+    KeepBest,
+    KeepEverySteps,
+    ManagerRule,
+    RetentionPolicy,
+    SavedCheckpoint,
+)
+from pytreesaver._run_lock import RunLock
+from pytreesaver._run_writer import claim
+from pytreesaver._settings import as_step, check_count, check_format, check_hours
+from pytreesaver._state_file import STATE_FILE_NAME
+from pytreesaver.formats import PINNED_NAME, TreeContents
+
+logger = logging.getLogger("pytreesaver")
+
+
+class CheckpointManager:
+    """Saves a training loop's state into a run directory, keeps what is worth keeping, and finds it again.
+
+    What retention remembers is in the directory: a loop that was killed and started again goes on as if nothing had
+    happened. By default that is the rule of TensorFlow 2's manager: the last `max_to_keep` checkpoints, and one for
+    every `keep_checkpoint_every_n_hours`. The newest complete checkpoint is always kept.
+
+    Args:
+        directory: the run directory; it is created by the first save.
+        max_to_keep: how many of the last checkpoints to keep; all if None.
+        keep_checkpoint_every_n_hours: also keep for ever one checkpoint for every so many hours.
+        keep_every_n_steps: also keep the checkpoints whose step is a multiple of this.
+        keep_best: also keep the best ones by a metric: a `KeepBest`, or (count, metric) where less is better, or
+            (count, metric, "max").
+        policy: which checkpoints to keep, in place of the four arguments above; see `KeepLast` and its kin.
+        checkpoint_name: checkpoints are called ``checkpoint_name-step``.
+        save_interval_steps: how many steps lie between two saves at least.
+        save_interval_secs: how many seconds lie between two saves at least.
+        pad_step_number: write steps with eight digits, so that names sort as steps do.
+        block: with it, `save` returns when the checkpoint is durable; without it, as soon as nothing that happens to
+            the tree can change what is saved.
+        format: None, or ``"native"``.
+        clock: gives the time, in seconds since the epoch.
+        save_on_sigterm: when the process gets a SIGTERM, as it does when its machine is taken away, the next call of
+            `save` makes a last checkpoint, whatever the interval; then the process ends. Without a call of `save`
+            within 20 seconds, or with a second signal, it ends as soon as the save that is under way has finished.
+
+    Raises:
+        TypeError, ValueError: an argument makes no sense.
+
+    Example:
+        >>> with CheckpointManager("run", max_to_keep=2, save_interval_steps=10) as manager:
+        ...     state = manager.restore_or_init({"w": np.zeros(2), "step": 0})
+        ...     for step in range(state["step"], 41):
+        ...         path = manager.save(step, {"w": np.full(2, step), "step": step})
+        >>> manager.all_steps(), manager.latest_step()
+        ([30, 40], 40)
+    """
+
+    def __init__(
+        self,
+        directory: PathLike,
+        *,
+        max_to_keep: int | None = 5,
+        keep_checkpoint_every_n_hours: float | None = None,
+        keep_every_n_steps: int | None = None,
+        keep_best: KeepBest | tuple[Any, ...] | None = None,
+        policy: RetentionPolicy | None = None,
+        checkpoint_name: str = "ckpt",
+        save_interval_steps: int = 1,
+        save_interval_secs: float | None = None,
+        pad_step_number: bool = False,
+        block: bool = False,
+        format: str | None = None,
+        clock: Callable[[], float] = time.time,
+        save_on_sigterm: bool = False,
+    ) -> None:
+        self._shown = local_path(directory)
+        rule = _rule(max_to_keep, keep_checkpoint_every_n_hours, keep_every_n_steps, keep_best, policy)
+        check_count("save_interval_steps", save_interval_steps, least=1)
+        if save_interval_secs is not None and not save_interval_secs > 0:
+            raise ValueError(f"save_interval_secs: expected a positive number or None, found {save_interval_secs!r}")
+        check_format(format)
+        self._rule = rule
+        self._run = ManagedRun(self._shown, checkpoint_name, pad_step_number, rule, float(clock()))
+        self._interval_steps = save_interval_steps
+        self._interval_secs = save_interval_secs
+        self._block = block
+        self._clock = clock
+        self._queue = OneAtATime()
+        self._turn = threading.RLock()
+        self._closed = False
+        self._lock: RunLock | None = None
+        self._held_state: RunState | None = None  # while this process holds the directory
+        self._last: tuple[int, float] | None = None
+        self._last_known = False
+        self._accepted: tuple[int, float] | None = None
+        self._preemption = Preemption(self._queue.settle) if save_on_sigterm else None
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self._shown
+
+    # Saving.
+
+    def should_save(self, step: Any) -> bool:
+        """Whether `save` would save this step: it is due by the interval, or the process is to end.
+
+        Example:
+            >>> manager = CheckpointManager("due", save_interval_steps=100, block=True)
+            >>> path = manager.save(0, {"w": np.zeros(2)})
+            >>> [step for step in (0, 50, 100) if manager.should_save(step)]
+            [100]
+        """
+        number = as_step(step)
+        last = self._last_save()
+        if last is None:
+            return True
+        if number <= last[0]:
+            return False
+        if self._preemption is not None and self._preemption.requested:
+            return True
+        long_ago = self._interval_secs is None or float(self._clock()) >= last[1] + self._interval_secs
+        return number >= last[0] + self._interval_steps and long_ago
+
+    def save(
+        self,
+        step: Any,
+        tree: Any,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        force: bool = False,
+    ) -> Path | None:
+        """Save a tree as the checkpoint of a step, if that is due; then delete what is not to be kept.
+
+        Nothing is deleted before the new checkpoint is durable. A save that fails changes nothing that was remembered.
+
+        Args:
+            step: an int, or an integer array without axes.
+            tree: what to save.
+            metrics: numbers by name, for `keep_best`, `best_step` and policies.
+            metadata: as in `pytreesaver.save`.
+            force: save whatever the interval says, and even a step that is not after the last one; a checkpoint of
+                the same step is replaced.
+
+        Returns:
+            The path of the checkpoint, or None if none is due. Unless the manager blocks, it is complete when
+            `wait_until_finished` returns.
+
+        Raises:
+            CheckpointExistsError: the step lies before the last one of the run, which would happen if a loop started
+                from the beginning in the directory of another run.
+            ConcurrentWriterError: another live process saves into the directory.
+            TypeError, ValueError: an argument makes no sense.
+            What `pytreesaver.save` raises; and what the save before failed with.
+
+        Example:
+            >>> with CheckpointManager("measured", keep_best=(1, "loss"), max_to_keep=1) as manager:
+            ...     for step, loss in enumerate([0.5, 0.2, 0.3]):
+            ...         path = manager.save(step, {"w": np.zeros(2)}, metrics={"loss": loss})
+            >>> manager.all_steps(), manager.best_step()
+            ([1, 2], 1)
+        """
+        number = as_step(step)
+        with self._turn:
+            if self._closed:
+                raise ValueError("this CheckpointManager was closed; make a new one")
+            try:
+                self._queue.raise_if_failed()
+                return self._save_if_due(number, tree, metrics, metadata, force)
+            finally:
+                self._end_if_preempted()
+
+    def _save_if_due(
+        self,
+        step: int,
+        tree: Any,
+        metrics: Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
+        force: bool,
+    ) -> Path | None:
+        last = self._last_save()
+        if not force and last is not None and step < last[0]:
+            raise CheckpointExistsError(
+                f"step {step} lies before step {last[0]}, the last one in {self._shown}: call restore first to go on "
+                "with that run, save into another directory, or pass force=True"
+            )
+        if not (force or self.should_save(step)):
+            return None
+        self._queue.wait()
+        now = float(self._clock())
+        checked = _checked_metrics(metrics)
+        record = Record(step, now, checked, STATE_FILE_NAME)
+        path = self._run.path_of(step)
+        with jax.profiler.TraceAnnotation("CheckpointManager.save"):
+            contents = contents_of(tree, metadata, record=record)
+            lock, state = self._claim()
+            if not self._block:
+                contents = snapshot(contents)
+            self._accepted = (step, now)
+            work = partial(self._write, path, contents, step, now, lock, state)
+            if self._block:
+                work()
+            else:
+                self._queue.start(f"the save of {self._shown / path.name}", work)
+        return self._shown / path.name
+
+    def _claim(self) -> tuple[RunLock, RunState]:
+        lock = claim(self._run.directory, self._lock)
+        if lock is not self._lock or self._held_state is None:
+            self._held_state = self._run.read_state(float(self._clock()))
+        self._lock = lock
+        return lock, self._held_state
+
+    def _write(self, path: Path, contents: TreeContents, step: int, now: float, lock: RunLock, state: RunState) -> Path:
+        try:
+            write_contents(path, contents, overwrite=True, durable=True)
+            with lock.saving:
+                # Should the state file not be written, the checkpoint is there all the same, and listed with the next.
+                self._held_state = state = state.with_saved(path, now)
+                self._held_state = self._run.retain(state, now)
+            self._run.trust(path)
+            self._last, self._last_known = (step, now), True
+        finally:
+            self._accepted = None
+        logger.info("saved %s", self._shown / path.name)
+        return self._shown / path.name
+
+    # Restoring.
+
+    def restore(
+        self,
+        like: Any = None,
+        *,
+        step: Any = None,
+        missing: Any = "error",
+        unexpected: Any = "error",
+        as_numpy: bool = False,
+        verify: bool = True,
+    ) -> Any:
+        """Restore the newest checkpoint, or that of a step. The other arguments are those of `pytreesaver.restore`.
+
+        A save that is under way is waited for. If the newest checkpoint is damaged, the one before it is restored,
+        with a `RetentionWarning` that names the damaged one; that of a step is restored or an error.
+
+        Raises:
+            CheckpointNotFoundError: there is none.
+            CorruptCheckpointError: all are damaged, or that of the step is.
+            What `pytreesaver.restore` raises.
+
+        Example:
+            >>> manager = CheckpointManager("restored", block=True)
+            >>> for step in (1, 2):
+            ...     path = manager.save(step, {"w": np.full(2, step)})
+            >>> manager.restore(), manager.restore(step=1)
+            ({'w': array([2, 2])}, {'w': array([1, 1])})
+        """
+        self._queue.settle()
+        options = RestoreOptions(missing=missing, unexpected=unexpected, as_numpy=as_numpy, verify=verify)
+        candidates = self._run.candidates(self._state())
+        if step is not None:
+            number = as_step(step)
+            candidates = [saved for saved in candidates if saved.step == number][:1]
+            if not candidates:
+                raise CheckpointNotFoundError(
+                    f"{self._shown}: expected a checkpoint of step {number}, found those of {self.all_steps()}"
+                )
+        elif not candidates:
+            raise CheckpointNotFoundError(f"{self._shown}: expected a checkpoint, found none")
+        problems: list[CheckpointError] = []
+        for saved in candidates:
+            try:
+                with jax.profiler.TraceAnnotation("CheckpointManager.restore"):
+                    tree = restore_with(self._shown / saved.path, like, options)
+            except (CorruptCheckpointError, CheckpointNotFoundError) as error:
+                problems.append(error)
+                continue
+            _warn_of(problems, str(self._shown / saved.path))
+            self._last, self._last_known = (saved.step, saved.time), True
+            return tree
+        if len(problems) == 1:
+            raise problems[0]
+        raise CorruptCheckpointError(
+            f"{self._shown}: none of its checkpoints can be restored:\n" + "\n".join(map(str, problems))
+        )
+
+    def restore_or_init(self, init: Any, **options: Any) -> Any:
+        """Restore the newest checkpoint like `init`, or give `init` if there is none.
+
+        Args:
+            init: the initial state, or a function of no arguments that makes it. It is the template, so that the
+                restored state has its containers, dtypes and shardings.
+            options: as in `restore`.
+
+        Raises:
+            What `restore` raises if there is a checkpoint.
+
+        Example:
+            >>> manager = CheckpointManager("resumed", block=True)
+            >>> state = manager.restore_or_init(lambda: {"step": 0})
+            >>> path = manager.save(7, {"step": 7})
+            >>> state, manager.restore_or_init(lambda: {"step": 0})
+            ({'step': 0}, {'step': 7})
+        """
+        is_function = callable(init) and jax.tree_util.all_leaves([init])  # some modules are both tree and function
+        tree = init() if is_function else init
+        self._queue.settle()
+        return self.restore(tree, **options) if self._run.candidates(self._state()) else tree
+
+    # What there is.
+
+    def all_steps(self) -> list[int]:
+        """The steps of all complete checkpoints, in ascending order."""
+        return sorted({saved.step for saved in self._run.on_disk().values()})
+
+    def latest_step(self, *, verify: bool = True) -> int | None:
+        """The step of the newest checkpoint that can be restored, or None.
+
+        A damaged one is passed over, with a `RetentionWarning` that names it. Every byte of a checkpoint is read for
+        that, once, unless this manager has saved it itself; with ``verify=False`` only its index and the sizes of its
+        files are checked.
+        """
+        problems: list[CheckpointError] = []
+        for saved in self._run.candidates(self._state()):
+            try:
+                self._run.verify(self._run.directory / saved.path, every_byte=verify)
+            except (CorruptCheckpointError, CheckpointNotFoundError) as error:
+                problems.append(error)
+                continue
+            _warn_of(problems, str(self._shown / saved.path))
+            return saved.step
+        _warn_of(problems, "nothing")
+        return None
+
+    def best_step(self, metric: str | None = None, mode: Literal["min", "max"] = "min") -> int | None:
+        """The step of the best checkpoint by a metric, or None if none has that metric. NaN is never best.
+
+        Args:
+            metric: by default that of `keep_best` or of the policy.
+            mode: whether less or more is better: ``"min"`` or ``"max"``.
+
+        Raises:
+            ValueError: no metric is given, and neither `keep_best` nor the policy has one.
+        """
+        if metric is not None:
+            best = KeepBest(1, metric, mode)
+        else:
+            parts = AnyOf(tuple(part for part in (self._rule.policy, self._rule.also) if part is not None)).parts
+            found = [part for part in parts if isinstance(part, KeepBest)]
+            if not found:
+                raise ValueError("best_step: expected the name of a metric, as there is no keep_best to take it from")
+            best = found[0]
+        saved = sorted(self._run.on_disk().values(), key=lambda checkpoint: (checkpoint.time, checkpoint.step))
+        ranked = best.ranked(saved)
+        return saved[ranked[0]].step if ranked else None
+
+    def explain(self) -> list[Decision]:
+        """What retention says of each checkpoint now, in the order of their saves: kept and why, or to be deleted.
+
+        Example:
+            >>> manager = CheckpointManager("explained", max_to_keep=1, keep_every_n_steps=100, block=True)
+            >>> for step in (100, 150, 200):
+            ...     path = manager.save(step, {"w": np.zeros(2)})
+            >>> for decision in manager.explain():
+            ...     print(decision)
+            ckpt-100 (step 100): kept: every 100 steps
+            ckpt-200 (step 200): kept: newest, last 1, every 100 steps
+        """
+        now = float(self._clock())
+        result = self._run.decisions(self._state(), now)
+        watched = {decision.checkpoint.path for decision in result.decisions}
+        others = [
+            Decision(saved, (*(["pinned"] if saved.pinned else []), "preserved: not watched any more"))
+            for saved in self._run.on_disk().values()
+            if saved.path not in watched
+        ]
+        others.sort(key=lambda decision: (decision.checkpoint.time, decision.checkpoint.step))
+        return [*others, *result.decisions]
+
+    def pin(self, step: Any) -> None:
+        """Keep the checkpoint of a step, whatever the policy says, until `unpin`.
+
+        Raises:
+            CheckpointNotFoundError: there is none.
+        """
+        marker = self._run.directory / self._at(step).path / PINNED_NAME
+        with named_os_errors("pin", marker.parent):
+            filesystem.close(filesystem.open_to_claim(marker))
+
+    def unpin(self, step: Any) -> None:
+        """Leave the checkpoint of a step to the policy again.
+
+        Raises:
+            CheckpointNotFoundError: there is none.
+        """
+        marker = self._run.directory / self._at(step).path / PINNED_NAME
+        with named_os_errors("unpin", marker.parent):
+            if os.path.lexists(marker):
+                filesystem.remove_file(marker)
+
+    def _at(self, step: Any) -> SavedCheckpoint:
+        number = as_step(step)
+        for saved in self._run.on_disk().values():
+            if saved.step == number:
+                return saved
+        raise CheckpointNotFoundError(
+            f"{self._shown}: expected a checkpoint of step {number}, found those of {self.all_steps()}"
+        )
+
+    # The background.
+
+    def wait_until_finished(self, timeout: float | None = None) -> None:
+        """Wait for the save that is under way, `timeout` seconds at most; an hour if None.
+
+        Raises:
+            SaveTimeoutError: it has not finished, and goes on.
+            What it failed with.
+        """
+        self._queue.wait(timeout)
+        self._end_if_preempted()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait as `wait_until_finished` does, and then let other processes save into the directory.
+
+        Raises:
+            What `wait_until_finished` raises. If the save is still under way, the manager stays open.
+        """
+        with self._turn:
+            try:
+                self.wait_until_finished(timeout)
+            finally:
+                if self._queue.pending is None:
+                    self._closed = True
+                    if self._preemption is not None:
+                        self._preemption.give_back()
+                    if self._lock is not None:
+                        self._lock.release()
+                        self._lock = self._held_state = None
+
+    def __enter__(self) -> "CheckpointManager":
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _end_if_preempted(self) -> None:
+        if self._preemption is not None and self._preemption.requested:
+            self._preemption.end()
+
+    def _last_save(self) -> tuple[int, float] | None:
+        """The step and the time of the newest checkpoint, or of the one that is being saved."""
+        accepted = self._accepted
+        if accepted is not None:
+            return accepted
+        if not self._last_known:
+            newest = next(iter(self._run.candidates(self._state())), None)
+            self._last = None if newest is None else (newest.step, newest.time)
+            self._last_known = True
+        return self._last
+
+    def _state(self) -> RunState:
+        """What retention remembers: of this process if it holds the directory, otherwise as it is on disk now."""
+        state = self._held_state
+        return self._run.read_state(float(self._clock())) if state is None else state
+
+
+def _rule(
+    max_to_keep: int | None,
+    every_n_hours: float | None,
+    every_n_steps: int | None,
+    keep_best: KeepBest | tuple[Any, ...] | None,
+    policy: RetentionPolicy | None,
+) -> ManagerRule:
+    check_count("max_to_keep", max_to_keep, least=1)
+    check_hours("keep_checkpoint_every_n_hours", every_n_hours)
+    if isinstance(keep_best, tuple):
+        keep_best = KeepBest(*keep_best)
+    if keep_best is not None and not isinstance(keep_best, KeepBest):
+        raise TypeError(f'keep_best: expected a KeepBest or (count, metric, "min" or "max"), found {keep_best!r}')
+    also = [part for part in (None if every_n_steps is None else KeepEverySteps(every_n_steps), keep_best) if part]
+    if policy is None:
+        return ManagerRule(max_to_keep, every_n_hours, AnyOf(tuple(also)) if also else None)
+    if not isinstance(policy, RetentionPolicy):
+        raise TypeError(f"policy: expected a policy such as KeepLast(5) | KeepEverySteps(1000), found {policy!r}")
+    if also or every_n_hours is not None or max_to_keep != ManagerRule().max_to_keep:
+        raise ValueError(
+            "policy: expected it in place of max_to_keep and keep_..., found both; join KeepLast, KeepEveryHours, "
+            "KeepEverySteps and KeepBest with | in the policy"
+        )
+    return ManagerRule(policy=policy)
+
+
+def _warn_of(problems: Sequence[CheckpointError], offered: str) -> None:
+    if problems:
+        lines = "\n".join(map(str, problems))
+        warnings.warn(f"{lines}\noffered instead: {offered}", RetentionWarning, stacklevel=3)
+
+
+def _checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
+    given: object = metrics  # whatever its annotation says
+    if metrics is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"metrics: expected a dict of numbers by name, found {metrics!r}")
+    checked = {}
+    for name, value in metrics.items():
+        is_array = isinstance(value, np.ndarray | np.generic | jax.Array) and value.shape == ()
+        is_number = is_array or (isinstance(value, int | float) and not isinstance(value, bool))
+        if not is_number or type(name) is not str:
+            raise TypeError(f"metrics: expected a number by its name, found {name!r}: {value!r}")
+        checked[name] = float(value)
+    return checked

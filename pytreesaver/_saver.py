@@ -1,0 +1,524 @@
+"""Saver: checkpoints with steps in their names, the last few of which are kept. After `tf.compat.v1.train.Saver`."""
+
+import logging
+import math
+import os
+import threading
+import time
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pytreesaver._background import OneAtATime, SaveFuture
+from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
+from pytreesaver._contents import contents_of, renamed, snapshot
+from pytreesaver._errors import CheckpointError, VariableNotFoundError
+from pytreesaver._names import did_you_mean, duplicates, shown
+from pytreesaver._paths import PathLike, local_path
+from pytreesaver._records import Record
+from pytreesaver._retention import saver_eviction, saver_interval
+from pytreesaver._run_directory import (
+    is_complete,
+    listed_checkpoints,
+    modified_time,
+    read_record,
+    state_file_name,
+    unlisted_checkpoints,
+)
+from pytreesaver._run_lock import RunLock
+from pytreesaver._run_writer import claim, list_and_delete
+from pytreesaver._select import Selection, as_selection, selected
+from pytreesaver._settings import as_step, check_count, check_format, check_hours
+from pytreesaver._state_file import CheckpointState
+from pytreesaver._structure import flatten_tree
+from pytreesaver.formats import TreeContents
+
+logger = logging.getLogger("pytreesaver")
+
+
+@dataclass(frozen=True)
+class SaverDef:
+    """The settings of a `Saver`: plain values, so that ``json.dumps(dataclasses.asdict(saver_def))`` works.
+
+    After TensorFlow's `SaverDef`. The fields are the arguments of `Saver`.
+    """
+
+    var_list: str | list[str] | dict[str, str] | None = None
+    reshape: bool = False
+    sharded: bool = False
+    max_to_keep: int | None = 5
+    keep_checkpoint_every_n_hours: float | None = 10000.0
+    name: str | None = None
+    restore_sequentially: bool = False
+    allow_empty: bool = False
+    pad_step_number: bool = False
+    save_relative_paths: bool = True
+    filename: str | None = None
+    format: str | None = None
+
+
+class Saver:
+    """Saves trees as ``path-step`` and keeps the last few of them. After `tf.compat.v1.train.Saver`.
+
+    It writes the state file that `latest_checkpoint` reads. A new Saver that saves into an old directory goes on with
+    the checkpoints that its state file lists, and deletes them in their turn.
+
+    Args:
+        var_list: which variables to save and restore: None for all, a selection (a glob, a compiled regular expression,
+            a function of the name, a list of those, a tree of bools), or a dict {saved name: variable name}.
+        reshape: on restore, accept an array of another shape with the same number of elements.
+        sharded: the shards of an array are always saved as they lie; with or without it.
+        max_to_keep: how many checkpoints to keep; None or 0 for all, and then the state file lists the newest alone.
+        keep_checkpoint_every_n_hours: of the checkpoints that are to be deleted, preserve one for every so many hours
+            of saving, counted from the construction of the Saver; None or 0 preserves all that were saved later.
+        name: what to call this Saver in logs and profiler traces.
+        restore_sequentially: hold one variable at a time in memory beside the result.
+        saver_def: the settings of another Saver, in place of all arguments above and below but `clock`.
+        allow_empty: accept a tree or a selection without a single variable.
+        pad_step_number: write steps with eight digits, so that names sort as steps do.
+        save_relative_paths: write paths relative to its directory into the state file even if the path that was given
+            to `save` is absolute, so that the directory can be moved.
+        filename: where to save if `save` is not told.
+        format: None, or ``"native"``.
+        clock: gives the time, in seconds since the epoch.
+
+    Raises:
+        TypeError, ValueError: an argument makes no sense.
+
+    Example:
+        >>> saver = Saver(max_to_keep=2)
+        >>> for step in (100, 200, 300):
+        ...     path = saver.save({"w": np.full(3, step)}, "digits/model", global_step=step)
+        >>> path, saver.last_checkpoints
+        ('digits/model-300', ['digits/model-200', 'digits/model-300'])
+        >>> saver.restore(pytreesaver.latest_checkpoint("digits"))
+        {'w': array([300, 300, 300])}
+    """
+
+    def __init__(
+        self,
+        var_list: Any = None,
+        reshape: bool = False,
+        sharded: bool = False,
+        max_to_keep: int | None = 5,
+        keep_checkpoint_every_n_hours: float | None = 10000.0,
+        name: str | None = None,
+        restore_sequentially: bool = False,
+        saver_def: SaverDef | None = None,
+        *,
+        allow_empty: bool = False,
+        pad_step_number: bool = False,
+        save_relative_paths: bool = True,
+        filename: PathLike | None = None,
+        format: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        filename = None if filename is None else os.fspath(filename)
+        given = SaverDef(
+            var_list,
+            reshape,
+            sharded,
+            max_to_keep,
+            keep_checkpoint_every_n_hours,
+            name,
+            restore_sequentially,
+            allow_empty,
+            pad_step_number,
+            save_relative_paths,
+            filename,
+            format,
+        )
+        if saver_def is not None:
+            if not isinstance(saver_def, SaverDef):
+                raise ValueError(f"saver_def: expected a SaverDef, found {saver_def!r}")
+            if given != SaverDef():
+                raise ValueError("saver_def: expected it in place of the other arguments, found both")
+            given = saver_def
+        _check_settings(given)
+        self._settings = given
+        self._variables = _Variables(given.var_list, given.allow_empty)
+        self._clock = clock
+        self._interval = saver_interval(given.keep_checkpoint_every_n_hours or 0.0)
+        self._next_checkpoint_time = clock() + self._interval
+        self._tracked: list[tuple[str, float]] = []
+        self._locations: dict[str, Path] = {}
+        self._seeded = False
+        self._adopted: set[tuple[tuple[int, int], str]] = set()
+        self._unlisted: list[tuple[str, float]] = []
+        self._queue = OneAtATime()
+        self._lock: RunLock | None = None
+        self._turn = threading.RLock()
+        self._closed = False
+
+    # Saving.
+
+    def save(
+        self,
+        tree: Any,
+        save_path: PathLike | None = None,
+        global_step: Any = None,
+        latest_filename: str | None = None,
+        write_state: bool = True,
+        metadata: Mapping[str, Any] | None = None,
+        block: bool = True,
+    ) -> str:
+        """Save a tree as ``save_path-global_step``, list it in the state file, and delete what is not to be kept.
+
+        Nothing is deleted before the new checkpoint is durable, and a save that fails changes nothing that was
+        remembered. A checkpoint of the same name is replaced.
+
+        Args:
+            tree: what to save.
+            save_path: where, without the step; `filename` of the constructor if None. Directories are created.
+            global_step: an int, or an integer array without axes; None for no step in the name.
+            latest_filename: the name of the state file, ``checkpoint`` by default.
+            write_state: without it the checkpoint is not listed and never deleted.
+            metadata: as in `pytreesaver.save`.
+            block: without it, return as soon as nothing that happens to the tree can change what is saved; see
+                `save_async`. One save is under way at a time: the next one waits for it.
+
+        Returns:
+            The path of the checkpoint.
+
+        Raises:
+            TypeError, ValueError: an argument makes no sense.
+            ConcurrentWriterError: another live process saves into the directory.
+            What `pytreesaver.save` raises; and what the save before failed with, if that was not to block.
+
+        Example:
+            >>> Saver(pad_step_number=True).save({"w": np.ones(3)}, "padded/model", global_step=np.int32(7))
+            'padded/model-00000007'
+        """
+        step = None if global_step is None else as_step(global_step)
+        state_name = state_file_name(latest_filename)
+        path = self._path(save_path, step, state_name)
+        with self._turn:
+            if self._closed:
+                raise ValueError("this Saver was closed; make a new one")
+            self.wait()
+            now = float(self._clock())
+            record = Record(step, now, state_file=state_name if write_state else None)
+            with jax.profiler.TraceAnnotation(f"{self._label}.save"):
+                contents = self._variables.contents(tree, metadata, record)
+                location = Path(path).absolute()
+                directory = location.parent
+                self._lock = claim(directory, self._lock)
+                if write_state:
+                    self._adopt(directory, state_name, os.path.isabs(path))  # noqa: PTH117
+                if not block:
+                    contents = snapshot(contents)
+                to_list = (self._lock, state_name) if write_state else None
+                work = partial(self._write, path, location, contents, now, to_list)
+                if block:
+                    work()
+                else:
+                    self._queue.start(f"{self._label}'s save of {path}", work)
+        return path
+
+    @property
+    def _label(self) -> str:
+        return self._settings.name or "Saver"
+
+    def _path(self, save_path: PathLike | None, step: int | None, state_name: str) -> str:
+        given = self._settings.filename if save_path is None else save_path
+        if given is None:
+            raise ValueError("save_path: expected a path here or as the filename of the Saver, found neither")
+        target = local_path(given)
+        if str(given).endswith("/"):
+            raise ValueError(f"save_path: expected the path of a checkpoint, found that of a directory, {given!r}")
+        if step is None and target.name == state_name:
+            raise ValueError(
+                f"'latest_filename' collides with 'save_path': {state_name!r} and {str(target)!r}; rename one of them"
+            )
+        number = "" if step is None else f"-{step:08d}" if self._settings.pad_step_number else f"-{step}"
+        path = f"{target}{number}"
+        if Path(path).name == state_name:
+            raise ValueError(f"save_path: {path!r} conflicts with the path of the state file; rename one of them")
+        return path
+
+    def _write(
+        self, path: str, location: Path, contents: TreeContents, now: float, to_list: tuple[RunLock, str] | None
+    ) -> Path:
+        write_contents(location, contents, overwrite=True, durable=True)
+        if to_list is not None:
+            lock, state_name = to_list
+            with lock.saving:
+                self._list(path, location, now, state_name)
+        logger.info("%s saved %s", self._label, path)
+        return Path(path)
+
+    def _list(self, path: str, location: Path, now: float, state_name: str) -> None:
+        tracked = [*self._tracked, *(entry for entry in self._unlisted if entry not in self._tracked)]
+        self._locations[path] = location
+        # Should the state file not be written, this checkpoint is there all the same, and listed with the next one.
+        self._unlisted = [entry for entry in self._unlisted if entry[0] != path] + [(path, now)]
+        result = saver_eviction(
+            tracked,
+            (path, now),
+            self._next_checkpoint_time,
+            self._settings.max_to_keep or 0,
+            self._settings.keep_checkpoint_every_n_hours or 0.0,
+        )
+        directory = location.parent
+        relative = self._settings.save_relative_paths or not os.path.isabs(path)  # noqa: PTH117
+
+        def in_state(kept: str) -> str:
+            where = self._location(kept)
+            return os.path.relpath(where, directory) if relative else str(where)
+
+        def state_with(doomed: set[str]) -> CheckpointState:
+            still = [p for p in result.deleted if str(self._location(p)) in doomed]
+            paths = [in_state(p) for p in [*still, *(p for p, _ in result.tracked)]]
+            return CheckpointState(in_state(path), paths or [in_state(path)])
+
+        failed = list_and_delete(directory, state_name, state_with, map(self._location, result.deleted))
+        times = dict(tracked)
+        still_there = [(p, times[p]) for p in result.deleted if self._location(p) in failed]
+        self._tracked = [*still_there, *result.tracked]
+        self._next_checkpoint_time = result.mark
+        self._unlisted = []
+        self._locations = {p: self._location(p) for p, _ in self._tracked}
+
+    def _location(self, path: str) -> Path:
+        return self._locations.get(path) or local_path(path).absolute()
+
+    def _adopt(self, directory: Path, state_name: str, absolute: bool) -> None:
+        """Go on with the checkpoints that an earlier Saver has left in a directory, once."""
+        if self._lock is None or (self._lock.identity, state_name) in self._adopted:
+            return
+        self._adopted.add((self._lock.identity, state_name))
+        if self._seeded:
+            return
+        listed = listed_checkpoints(directory, state_name)
+        known = {self._location(path) for path, _ in self._tracked}
+        found: list[tuple[str, float]] = []
+        for location in [*listed, *unlisted_checkpoints(directory, state_name, listed)]:
+            where = Path(os.path.normpath(location))
+            if where in known or not os.path.lexists(where):
+                continue
+            path = str(where) if absolute else os.path.relpath(where)
+            self._locations[path] = where
+            found.append((path, _saved_at(where)))
+        self._tracked = found + self._tracked
+
+    # Restoring.
+
+    def restore(
+        self,
+        save_path: PathLike,
+        like: Any = None,
+        *,
+        missing: Any = "error",
+        unexpected: Any = "error",
+        as_numpy: bool = False,
+        verify: bool = True,
+    ) -> Any:
+        """Restore the variables of this Saver. The arguments are those of `pytreesaver.restore`.
+
+        With `like`, leaves outside of `var_list` are the template's own objects. Without it, a `var_list` that is a
+        dict gives nested dicts of the variable names.
+
+        Raises:
+            ValueError: `save_path` is None, as `latest_checkpoint` gives it where there is none.
+            What `pytreesaver.restore` raises.
+
+        Example:
+            >>> saver = Saver({"weights": "dense/w"})
+            >>> path = saver.save({"dense": {"w": np.ones(2), "b": np.zeros(2)}}, "renamed/model")
+            >>> pytreesaver.list_variables(path), saver.restore(path)
+            ([('weights', (2,))], {'dense': {'w': array([1., 1.])}})
+        """
+        given: Any = save_path
+        if given is None:
+            raise ValueError("Can't load save_path when it is None: there was no checkpoint")
+        self._queue.settle()
+        options = RestoreOptions(
+            missing=missing,
+            unexpected=unexpected,
+            as_numpy=as_numpy,
+            verify=verify,
+            reshape=self._settings.reshape,
+            sequentially=self._settings.restore_sequentially,
+            only=self._variables.selection,
+            stored_names=self._variables.stored_names,
+        )
+        with jax.profiler.TraceAnnotation(f"{self._label}.restore"):
+            return restore_with(save_path, like, options)
+
+    # What it remembers.
+
+    @property
+    def last_checkpoints(self) -> list[str]:
+        """The checkpoints that are kept as the last ones, oldest first; empty if all are kept."""
+        return [path for path, _ in self._tracked]
+
+    @property
+    def next_checkpoint_time(self) -> float:
+        """A checkpoint saved after this time, in seconds since the epoch, will be preserved when its turn comes."""
+        return self._next_checkpoint_time
+
+    def set_last_checkpoints_with_time(self, last_checkpoints_with_time: Iterable[tuple[PathLike, float]]) -> None:
+        """Set the checkpoints to go on with: (path, seconds since the epoch), oldest first.
+
+        Example:
+            >>> saver = Saver()
+            >>> saver.set_last_checkpoints_with_time([("model-1", 60.0), ("model-2", 120.0)])
+            >>> saver.last_checkpoints
+            ['model-1', 'model-2']
+        """
+        entries = [(str(local_path(path)), float(seconds)) for path, seconds in last_checkpoints_with_time]
+        again = duplicates(path for path, _ in entries)
+        if again or any(math.isnan(seconds) for _, seconds in entries):
+            raise ValueError(f"expected different paths, and times that are numbers, found {entries}")
+        with self._turn:
+            self._queue.settle()
+            self._tracked, self._seeded = entries, True
+            self._locations = {path: Path(path).absolute() for path, _ in entries}
+
+    def recover_last_checkpoints(self, checkpoint_paths: Sequence[PathLike]) -> None:
+        """Go on with those of the paths that have a complete checkpoint, in their order, from oldest to newest.
+
+        Example:
+            >>> saver = Saver()
+            >>> saver.recover_last_checkpoints([pytreesaver.save({"w": np.ones(3)}, "recovered-1"), "recovered-2"])
+            >>> saver.last_checkpoints
+            ['recovered-1']
+        """
+        paths = [local_path(path) for path in checkpoint_paths]
+        self.set_last_checkpoints_with_time([(path, _saved_at(path)) for path in paths if is_complete(path)])
+
+    def as_saver_def(self) -> SaverDef:
+        """The settings, for ``Saver(saver_def=...)``.
+
+        Raises:
+            TypeError: `var_list` is no plain value, but a function, a regular expression or a mask.
+
+        Example:
+            >>> Saver(max_to_keep=3).as_saver_def().max_to_keep
+            3
+        """
+        variables = self._settings.var_list
+        plain = variables is None or isinstance(variables, str)
+        plain = plain or (isinstance(variables, list) and all(isinstance(entry, str) for entry in variables))
+        if not plain and not isinstance(variables, dict):
+            raise TypeError(f"var_list: expected a str, a list of str or a dict for a SaverDef, found {variables!r}")
+        return self._settings
+
+    # The background.
+
+    @property
+    def pending(self) -> SaveFuture | None:
+        """The future of the save that is under way, or that ended since `save` or `wait` was called last; or None."""
+        return self._queue.pending
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the save that is under way, `timeout` seconds at most; an hour if None.
+
+        Raises:
+            SaveTimeoutError: it has not finished, and goes on.
+            What it failed with.
+        """
+        self._queue.wait(timeout)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait as `wait` does, and then let other processes save into the directory.
+
+        Raises:
+            What `wait` raises. If the save is still under way, the Saver stays open.
+        """
+        with self._turn:
+            try:
+                self.wait(timeout)
+            finally:
+                if self._queue.pending is None:
+                    self._closed = True
+                    if self._lock is not None:
+                        self._lock.release()
+                        self._lock = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Variables:
+    """What `var_list` says: a selection of variables, or names for some of them, or nothing."""
+
+    def __init__(self, var_list: Any, allow_empty: bool) -> None:
+        self._allow_empty = allow_empty
+        self.selection: Selection | None = None
+        self.stored_names: dict[str, str] | None = None
+        if isinstance(var_list, Mapping) and all(isinstance(name, str) for name in var_list.values()):
+            self.stored_names = _by_variable(var_list)
+        elif var_list is not None:
+            self.selection = as_selection(var_list)
+        if self.stored_names == {} and not allow_empty:
+            raise ValueError("No variables to save: var_list is empty; allow_empty=True accepts that")
+
+    def contents(self, tree: Any, metadata: Mapping[str, Any] | None, record: Record) -> TreeContents:
+        """What is to be written of a tree."""
+        only = self.selection
+        names = flatten_tree(tree).names if self._allow_empty or self.stored_names is not None else []
+        if self.stored_names is not None:
+            absent = [name for name in self.stored_names if name not in set(names)]
+            if absent:
+                lines = [f"  {shown(name)}{did_you_mean(name, names)}" for name in absent]
+                raise VariableNotFoundError("the tree lacks variables that var_list names:\n" + "\n".join(lines))
+            only = as_selection(set(self.stored_names).__contains__)
+        if only is not None and self._allow_empty and not _selects_any(only, names):
+            contents = contents_of({}, metadata, record=record)
+        else:
+            contents = contents_of(tree, metadata, only=only, record=record)
+        if not contents.names and not self._allow_empty:
+            raise ValueError("No variables to save: the tree is empty; Saver(allow_empty=True) accepts that")
+        return contents if self.stored_names is None else renamed(contents, self.stored_names)
+
+
+def _selects_any(only: Selection, names: Sequence[str]) -> bool:
+    try:
+        return any(selected(only, names, "the tree"))
+    except VariableNotFoundError:
+        return False
+
+
+def _by_variable(var_list: Mapping[Any, str]) -> dict[str, str]:
+    wrong = [name for name in var_list if not isinstance(name, str)]
+    if wrong:
+        raise TypeError(f"var_list: expected saved names that are str, found {wrong!r}")
+    again = duplicates(var_list.values())
+    if again:
+        raise ValueError(f"var_list: expected one saved name for each variable, found several for {again}")
+    return {variable: saved for saved, variable in var_list.items()}
+
+
+def _check_settings(settings: SaverDef) -> None:
+    check_count("max_to_keep", settings.max_to_keep, least=0)
+    check_hours("keep_checkpoint_every_n_hours", settings.keep_checkpoint_every_n_hours)
+    check_format(settings.format)
+    if settings.name is not None and not isinstance(settings.name, str):
+        raise TypeError(f"name: expected a str, found {settings.name!r}")
+    for flag in ("reshape", "sharded", "restore_sequentially", "allow_empty", "pad_step_number", "save_relative_paths"):
+        if not isinstance(getattr(settings, flag), bool | np.bool_):
+            raise TypeError(f"{flag}: expected True or False, found {getattr(settings, flag)!r}")
+
+
+def _saved_at(path: Path) -> float:
+    """When a checkpoint was saved: as recorded with it, or else by the time of its files."""
+    try:
+        recorded = read_record(path).time
+        return modified_time(path) if recorded is None else recorded
+    except (CheckpointError, OSError):
+        return 0.0
