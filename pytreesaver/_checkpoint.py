@@ -173,8 +173,8 @@ class RestoreOptions(NamedTuple):
     """How to restore: the arguments of `restore`, and what a `Saver` adds to them.
 
     `only` selects variables by their names in the tree, `stored_names` gives {name in the tree: name in the checkpoint}
-    of those that have another name there, and no other variable is restored; `sequentially` holds one variable at a
-    time beside the result.
+    of those that have another name there, and no other variable is restored; with `may_be_empty` a selection of nothing
+    is no error; `sequentially` holds one variable at a time beside the result.
     """
 
     missing: Missing = "error"
@@ -183,6 +183,7 @@ class RestoreOptions(NamedTuple):
     verify: bool = True
     reshape: bool = False
     sequentially: bool = False
+    may_be_empty: bool = False
     only: Selection | None = None
     stored_names: Mapping[str, str] | None = None
 
@@ -208,7 +209,8 @@ def _restore_all(reader: CheckpointReader, options: RestoreOptions, stacklevel: 
         positions = [by_name[name] for name in options.stored_names.values()]
         structure = structure_of_names(list(options.stored_names))
     elif options.only is not None:
-        positions = [i for i, flag in enumerate(selected(options.only, names, str(reader.path))) if flag]
+        flags = selected(options.only, names, str(reader.path), may_be_empty=options.may_be_empty)
+        positions = [i for i, flag in enumerate(flags) if flag]
         structure = prune_structure(structure, {i: position for position, i in enumerate(positions)})
     types, shapes = [reader.types[i] for i in positions], [reader.shapes[i] for i in positions]
     if not options.as_numpy:
@@ -279,7 +281,7 @@ def _wanted_names(flat: FlatTree, options: RestoreOptions) -> dict[str, str]:
         return {name: options.stored_names[name] for name in flat.names if name in options.stored_names}
     if options.only is None:
         return {name: name for name in flat.names}
-    flags = selected(options.only, flat.names, "the template (like)")
+    flags = selected(options.only, flat.names, "the template (like)", may_be_empty=options.may_be_empty)
     return {name: name for name, flag in zip(flat.names, flags, strict=True) if flag}
 
 

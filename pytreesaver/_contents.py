@@ -18,21 +18,26 @@ from pytreesaver.formats import TreeContents
 
 
 def contents_of(
-    tree: Any, metadata: Mapping[str, Any] | None, *, only: Selection | None = None, record: Record | None = None
+    tree: Any,
+    metadata: Mapping[str, Any] | None,
+    *,
+    only: Selection | None = None,
+    may_be_empty: bool = False,
+    record: Record | None = None,
 ) -> TreeContents:
     """Everything that a format needs in order to write a tree, or the selected part of it.
 
     Raises:
         UnsupportedLeafError: naming everything in the tree, or in `metadata`, that cannot be stored.
         DuplicateNameError: naming every name that two leaves share.
-        VariableNotFoundError: nothing is selected.
+        VariableNotFoundError: nothing is selected, and not `may_be_empty`.
     """
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata: expected a dict, found {metadata!r}")
     flat = flatten_tree(tree)
     refuse_duplicates(flat, tree)
     if only is not None:
-        flat = _selected_part(flat, selected(only, flat.names, "the tree"))
+        flat = _selected_part(flat, selected(only, flat.names, "the tree", may_be_empty=may_be_empty))
     problems = dict(flat.problems)
     leaf_types: list[LeafType] = []
     shapes: list[tuple[int, ...]] = []

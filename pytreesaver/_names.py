@@ -35,7 +35,9 @@ def near_names(name: str, candidates: Sequence[str], most: int = 3) -> list[str]
     """
     from rapidfuzz import fuzz, process
 
-    return [near for near, _, _ in process.extract(name, candidates, scorer=fuzz.WRatio, limit=most, score_cutoff=80)]
+    alike = process.extract(name, candidates, scorer=fuzz.WRatio, limit=4 * most, score_cutoff=80)
+    # What only contains a similar part is as good to that scorer as what is similar as a whole.
+    return sorted((near for near, _, _ in alike), key=lambda near: -fuzz.ratio(name, near))[:most]
 
 
 def did_you_mean(name: str, candidates: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ from pytreesaver._run_directory import (
 )
 from pytreesaver._run_lock import RunLock
 from pytreesaver._run_writer import claim, list_and_delete
-from pytreesaver._select import Selection, as_selection, selected
+from pytreesaver._select import Selection, as_selection
 from pytreesaver._settings import as_step, check_count, check_format, check_hours
 from pytreesaver._state_file import CheckpointState
 from pytreesaver._structure import flatten_tree
@@ -345,6 +345,7 @@ class Saver:
             verify=verify,
             reshape=self._settings.reshape,
             sequentially=self._settings.restore_sequentially,
+            may_be_empty=self._settings.allow_empty,
             only=self._variables.selection,
             stored_names=self._variables.stored_names,
         )
@@ -471,27 +472,17 @@ class _Variables:
     def contents(self, tree: Any, metadata: Mapping[str, Any] | None, record: Record) -> TreeContents:
         """What is to be written of a tree."""
         only = self.selection
-        names = flatten_tree(tree).names if self._allow_empty or self.stored_names is not None else []
         if self.stored_names is not None:
+            names = flatten_tree(tree).names
             absent = [name for name in self.stored_names if name not in set(names)]
             if absent:
                 lines = [f"  {shown(name)}{did_you_mean(name, names)}" for name in absent]
                 raise VariableNotFoundError("the tree lacks variables that var_list names:\n" + "\n".join(lines))
             only = as_selection(set(self.stored_names).__contains__)
-        if only is not None and self._allow_empty and not _selects_any(only, names):
-            contents = contents_of({}, metadata, record=record)
-        else:
-            contents = contents_of(tree, metadata, only=only, record=record)
+        contents = contents_of(tree, metadata, only=only, may_be_empty=self._allow_empty, record=record)
         if not contents.names and not self._allow_empty:
             raise ValueError("No variables to save: the tree is empty; Saver(allow_empty=True) accepts that")
         return contents if self.stored_names is None else renamed(contents, self.stored_names)
-
-
-def _selects_any(only: Selection, names: Sequence[str]) -> bool:
-    try:
-        return any(selected(only, names, "the tree"))
-    except VariableNotFoundError:
-        return False
 
 
 def _by_variable(var_list: Mapping[Any, str]) -> dict[str, str]:

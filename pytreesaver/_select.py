@@ -200,7 +200,7 @@ def _as_mask(given: Any) -> _Mask | None:
     return _Mask(dict(zip(flat.names, flat.leaves, strict=True)))
 
 
-def selected(selection: Selection, names: Sequence[str], where: str) -> list[bool]:
+def selected(selection: Selection, names: Sequence[str], where: str, *, may_be_empty: bool = False) -> list[bool]:
     """For each name whether it is selected. `where` says in messages what the names are of.
 
     Raises:
@@ -216,18 +216,18 @@ def selected(selection: Selection, names: Sequence[str], where: str) -> list[boo
     problems = [
         f"  {part!r} selects none{_near(part, names)}"
         for part, column in zip(parts, columns, strict=True)
-        if not any(column)
+        if not any(column) and not may_be_empty
     ]
     if isinstance(selection, _Mask):
         problems += [
             f"  {shown(n)}: the mask says neither True nor False" for n in names if selection.flag_of(n) is None
         ]
-    if problems or not parts:
+    if problems or not (parts or may_be_empty):
         lines = problems or [f"  {selection!r} is empty"]
         raise VariableNotFoundError(
             f"expected a selection of the {len(names)} variables of {where}:\n" + "\n".join(lines)
         )
-    return [any(flags) for flags in zip(*columns, strict=True)]
+    return [any(column[i] for column in columns) for i in range(len(names))]
 
 
 def _near(part: Selection, names: Sequence[str]) -> str:
