@@ -96,13 +96,12 @@ def in_background(what: str, work: Callable[[], Path]) -> SaveFuture:
     """Do some work in a thread. `what` says in messages what is being waited for."""
     future = SaveFuture(what)
     future.set_running_or_notify_cancel()
+    if not threading.main_thread().is_alive():  # the interpreter is shutting down, and waits for no more threads
+        _run(future, [work])
+        return future
     _under_way.add(future)
     # A daemon, so that the end of the program waits for it with a limit, and says what for.
-    thread = threading.Thread(target=_run, args=(future, [work]), name=f"pytreesaver: {what}", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # the interpreter is shutting down, and starts no more threads
-        _run(future, [work])
+    threading.Thread(target=_run, args=(future, [work]), name=f"pytreesaver: {what}", daemon=True).start()
     return future
 
 

@@ -287,7 +287,7 @@ def unlisted_checkpoints(directory: Path, name: str, listed: Sequence[Path]) -> 
         entries = filesystem.list_directory(directory)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    state_time = filesystem.modified_ns(directory / name) if name in entries else 0
+    state_time = filesystem.modified_ns(directory / name) if listed and name in entries else 0
     known = {path.name for path in listed if path.parent == directory}
     found = []
     for entry in entries:

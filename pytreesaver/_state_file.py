@@ -185,7 +185,7 @@ def _value(tokens: _Tokens, name: str) -> Any:
         number = float(tokens.take("name", ""))
     else:
         text = tokens.take("number", f"a number for {name}").lower()
-        number = float(int(text, 16)) if "0x" in text else float(text.rstrip("f"))
+        number = float(int(text, 16)) if "0x" in text else float(text if text.endswith("inf") else text.rstrip("f"))
     return -number if minus else number
 
 
