@@ -16,6 +16,7 @@ from pytreesaver._run_directory import (
     modified_time,
     read_record,
     unlisted_checkpoints,
+    unlisted_to_adopt,
 )
 from pytreesaver._run_writer import list_and_delete
 from pytreesaver._state_file import STATE_FILE_NAME, CheckpointState
@@ -89,9 +90,9 @@ class ManagedRun:
             record = read_record(path)
         except CheckpointError:
             return None
-        saved_at = modified_time(path) if record.time is None else record.time
+        time = modified_time(path) if record.time is None else record.time
         pinned = os.path.lexists(path / PINNED_NAME)
-        return SavedCheckpoint(path.name, self._step_of(path), saved_at, record.metrics, pinned)
+        return SavedCheckpoint(path.name, self._step_of(path), time, record.metrics, pinned)
 
     def _step_of(self, path: Path) -> int:
         match = self._pattern.fullmatch(path.name)
@@ -111,9 +112,9 @@ class ManagedRun:
             self._warn(f"{error}; the checkpoints that are there will not be deleted")
             return RunState([], started, None)
         if state is None:
-            # One checkpoint is the first, not listed yet. More of them, and no state file, are somebody's collection.
-            found = self._unlisted([])
-            return RunState(found if len(found) == 1 else [], started, found[-1][0] if found else None)
+            adopted = self._unlisted([])
+            found = unlisted_checkpoints(self.directory, STATE_FILE_NAME, [])
+            return RunState(adopted, started, found[-1] if found else None)
         mark = state.last_preserved_timestamp or 0.0
         newest = Path(os.path.normpath(state.model_checkpoint_path))
         listed = [Path(os.path.normpath(path)) for path in state.all_model_checkpoint_paths]
@@ -127,13 +128,13 @@ class ManagedRun:
             mark, entries = now, []
         tracked = [(p, min(t, now)) for p, t in entries if self._is_ours(p) and os.path.lexists(p)]
         result = RunState(tracked, mark, newest)
-        for path, saved_at in self._unlisted([*listed, newest]):
-            result = result.with_saved(path, saved_at)
+        for path, time in self._unlisted([*listed, newest]):
+            result = result.with_saved(path, time)
         return result
 
     def _unlisted(self, listed: Sequence[Path]) -> list[tuple[Path, float]]:
-        found = unlisted_checkpoints(self.directory, STATE_FILE_NAME, listed)
-        return [(path, read_record(path).time or 0.0) for path in found if self._is_ours(path)]
+        found = unlisted_to_adopt(self.directory, STATE_FILE_NAME, listed)
+        return [(path, time) for path, time in found if self._is_ours(path)]
 
     def _is_ours(self, path: Path) -> bool:
         return path.parent == self.directory and self._pattern.fullmatch(path.name) is not None
@@ -146,15 +147,15 @@ class ManagedRun:
     def decisions(self, state: RunState, now: float) -> ManagerDecisions:
         """What the rule says of the checkpoints that are watched."""
         on_disk = self.on_disk()
-        tracked = [self._as_tracked(on_disk, path, saved_at) for path, saved_at in state.tracked]
+        tracked = [self._as_tracked(on_disk, path, time) for path, time in state.tracked]
         watched = {path for path, _ in state.tracked}
         others = [saved for path, saved in on_disk.items() if path not in watched]
         return manager_decisions(self._rule, tracked, others, state.mark, now)
 
-    def _as_tracked(self, on_disk: dict[Path, SavedCheckpoint], path: Path, saved_at: float) -> SavedCheckpoint:
+    def _as_tracked(self, on_disk: dict[Path, SavedCheckpoint], path: Path, time: float) -> SavedCheckpoint:
         if path in on_disk:
-            return replace(on_disk[path], time=saved_at)
-        return SavedCheckpoint(path.name, self._step_of(path), saved_at)
+            return replace(on_disk[path], time=time)
+        return SavedCheckpoint(path.name, self._step_of(path), time)
 
     def retain(self, state: RunState, now: float) -> RunState:
         """Write the state file, and delete what the rule does not keep; gives the state after that.
@@ -172,7 +173,7 @@ class ManagedRun:
 
         def state_with(remaining: set[str]) -> CheckpointState:
             tracked = after(remaining).tracked
-            names, times = [path.name for path, _ in tracked], [saved_at for _, saved_at in tracked]
+            names, times = [path.name for path, _ in tracked], [time for _, time in tracked]
             return CheckpointState(names[-1], names, times, result.mark)
 
         failed = list_and_delete(self.directory, STATE_FILE_NAME, state_with, [path for path, _ in doomed])

@@ -247,11 +247,13 @@ class CheckpointManager:
         try:
             write_contents(path, contents, overwrite=True, durable=True)
             with lock.saving:
-                # Should the state file not be written, the checkpoint is there all the same, and listed with the next.
-                self._held_state = state = state.with_saved(path, now)
-                self._held_state = self._run.retain(state, now)
+                self._held_state = self._run.retain(state.with_saved(path, now), now)
             self._run.trust(path)
             self._last, self._last_known = (step, now), True
+        except BaseException:
+            # It may be there all the same, and only its name not be durable, or not listed: what is on disk counts.
+            self._held_state = None
+            raise
         finally:
             self._accepted = None
         logger.info("saved %s", self._shown / path.name)

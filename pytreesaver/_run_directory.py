@@ -301,6 +301,26 @@ def unlisted_checkpoints(directory: Path, name: str, listed: Sequence[Path]) -> 
     return [path for key, path in sorted(found) if newest_listed is None or key > newest_listed]
 
 
+def unlisted_to_adopt(directory: Path, name: str, listed: Sequence[Path]) -> list[tuple[Path, float]]:
+    """(path, time) of the unlisted checkpoints that retention may take charge of, oldest first.
+
+    Where there is no state file, a single one is the first of a run whose saver died. Several are a collection.
+    """
+    found = unlisted_checkpoints(directory, name, listed)
+    if len(found) > 1 and not listed:
+        return []
+    return [(path, saved_at(path)) for path in found]
+
+
+def saved_at(path: Path) -> float:
+    """When a checkpoint was saved: as recorded with it, or else by the time of its files; 0 if it cannot be read."""
+    try:
+        recorded = read_record(path).time
+        return modified_time(path) if recorded is None else recorded
+    except (CheckpointError, OSError):
+        return 0.0
+
+
 def _age(path: Path, state_file: str, written_since: int = 0) -> tuple[float, int] | None:
     """(time, step) of a checkpoint that was recorded for a state file; None for everything else."""
     try:

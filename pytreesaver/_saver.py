@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from pytreesaver._background import OneAtATime, SaveFuture
 from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
 from pytreesaver._contents import contents_of, renamed, snapshot
-from pytreesaver._errors import CheckpointError, VariableNotFoundError
+from pytreesaver._errors import VariableNotFoundError
 from pytreesaver._names import did_you_mean, duplicates, shown
 from pytreesaver._paths import PathLike, local_path
 from pytreesaver._records import Record
@@ -26,10 +26,9 @@ from pytreesaver._retention import saver_eviction, saver_interval
 from pytreesaver._run_directory import (
     is_complete,
     listed_checkpoints,
-    modified_time,
-    read_record,
+    saved_at,
     state_file_name,
-    unlisted_checkpoints,
+    unlisted_to_adopt,
 )
 from pytreesaver._run_lock import RunLock
 from pytreesaver._run_writer import claim, list_and_delete
@@ -150,7 +149,6 @@ class Saver:
         self._locations: dict[str, Path] = {}
         self._seeded = False
         self._adopted: set[tuple[tuple[int, int], str]] = set()
-        self._unlisted: list[tuple[str, float]] = []
         self._queue = OneAtATime()
         self._lock: RunLock | None = None
         self._turn = threading.RLock()
@@ -245,21 +243,23 @@ class Saver:
     def _write(
         self, path: str, location: Path, contents: TreeContents, now: float, to_list: tuple[RunLock, str] | None
     ) -> Path:
-        write_contents(location, contents, overwrite=True, durable=True)
-        if to_list is not None:
-            lock, state_name = to_list
-            with lock.saving:
-                self._list(path, location, now, state_name)
+        try:
+            write_contents(location, contents, overwrite=True, durable=True)
+            if to_list is not None:
+                lock, state_name = to_list
+                with lock.saving:
+                    self._list(path, location, now, state_name)
+        except BaseException:
+            # It may be there all the same, and only its name not be durable, or not listed: the next save looks.
+            self._adopted.clear()
+            raise
         logger.info("%s saved %s", self._label, path)
         return Path(path)
 
     def _list(self, path: str, location: Path, now: float, state_name: str) -> None:
-        tracked = [*self._tracked, *(entry for entry in self._unlisted if entry not in self._tracked)]
         self._locations[path] = location
-        # Should the state file not be written, this checkpoint is there all the same, and listed with the next one.
-        self._unlisted = [entry for entry in self._unlisted if entry[0] != path] + [(path, now)]
         result = saver_eviction(
-            tracked,
+            self._tracked,
             (path, now),
             self._next_checkpoint_time,
             self._settings.max_to_keep or 0,
@@ -278,11 +278,10 @@ class Saver:
             return CheckpointState(in_state(path), paths or [in_state(path)])
 
         failed = list_and_delete(directory, state_name, state_with, map(self._location, result.deleted))
-        times = dict(tracked)
+        times = dict(self._tracked)
         still_there = [(p, times[p]) for p in result.deleted if self._location(p) in failed]
         self._tracked = [*still_there, *result.tracked]
         self._next_checkpoint_time = result.mark
-        self._unlisted = []
         self._locations = {p: self._location(p) for p, _ in self._tracked}
 
     def _location(self, path: str) -> Path:
@@ -293,19 +292,20 @@ class Saver:
         if self._lock is None or (self._lock.identity, state_name) in self._adopted:
             return
         self._adopted.add((self._lock.identity, state_name))
-        if self._seeded:
-            return
         listed = listed_checkpoints(directory, state_name)
+        older = [] if self._seeded else [(path, saved_at(path)) for path in listed]
+        newer = unlisted_to_adopt(directory, state_name, listed)
         known = {self._location(path) for path, _ in self._tracked}
-        found: list[tuple[str, float]] = []
-        for location in [*listed, *unlisted_checkpoints(directory, state_name, listed)]:
-            where = Path(os.path.normpath(location))
-            if where in known or not os.path.lexists(where):
-                continue
-            path = str(where) if absolute else os.path.relpath(where)
-            self._locations[path] = where
-            found.append((path, _saved_at(where)))
-        self._tracked = found + self._tracked
+
+        def adopted(found: list[tuple[Path, float]]) -> Iterator[tuple[str, float]]:
+            for location, seconds in found:
+                where = Path(os.path.normpath(location))
+                if where not in known and os.path.lexists(where):
+                    path = str(where) if absolute else os.path.relpath(where)
+                    self._locations[path] = where
+                    yield path, seconds
+
+        self._tracked = [*adopted(older), *self._tracked, *adopted(newer)]
 
     # Restoring.
 
@@ -392,7 +392,7 @@ class Saver:
             ['recovered-1']
         """
         paths = [local_path(path) for path in checkpoint_paths]
-        self.set_last_checkpoints_with_time([(path, _saved_at(path)) for path in paths if is_complete(path)])
+        self.set_last_checkpoints_with_time([(path, saved_at(path)) for path in paths if is_complete(path)])
 
     def as_saver_def(self) -> SaverDef:
         """The settings, for ``Saver(saver_def=...)``.
@@ -504,12 +504,3 @@ def _check_settings(settings: SaverDef) -> None:
     for flag in ("reshape", "sharded", "restore_sequentially", "allow_empty", "pad_step_number", "save_relative_paths"):
         if not isinstance(getattr(settings, flag), bool | np.bool_):
             raise TypeError(f"{flag}: expected True or False, found {getattr(settings, flag)!r}")
-
-
-def _saved_at(path: Path) -> float:
-    """When a checkpoint was saved: as recorded with it, or else by the time of its files."""
-    try:
-        recorded = read_record(path).time
-        return modified_time(path) if recorded is None else recorded
-    except (CheckpointError, OSError):
-        return 0.0
