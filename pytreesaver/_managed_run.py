@@ -164,19 +164,19 @@ class ManagedRun:
             CheckpointIOError: the state file could not be written.
         """
         result = self.decisions(state, now)
-        doomed = [entry for entry, d in zip(state.tracked, result.decisions, strict=True) if not d.keep]
-        kept = [entry for entry in state.tracked if entry not in doomed and entry[0].name not in result.preserved]
+        doomed = [path for (path, _), d in zip(state.tracked, result.decisions, strict=True) if not d.keep]
 
         def after(remaining: set[str]) -> RunState:
-            left = [entry for entry in doomed if str(entry[0]) in remaining]
-            return RunState([*left, *kept], result.mark, state.newest)
+            gone = {path for path in doomed if str(path) not in remaining}
+            tracked = [(p, t) for p, t in state.tracked if p not in gone and p.name not in result.preserved]
+            return RunState(tracked, result.mark, state.newest)
 
         def state_with(remaining: set[str]) -> CheckpointState:
             tracked = after(remaining).tracked
             names, times = [path.name for path, _ in tracked], [time for _, time in tracked]
             return CheckpointState(names[-1], names, times, result.mark)
 
-        failed = list_and_delete(self.directory, STATE_FILE_NAME, state_with, [path for path, _ in doomed])
+        failed = list_and_delete(self.directory, STATE_FILE_NAME, state_with, doomed)
         return after(set(map(str, failed)))
 
     # What can be restored.

@@ -1,19 +1,26 @@
 """The examples do what they say, run as a user runs them."""
 
+import os
+import random
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytreesaver as pts
+from pytreesaver.testing import assert_trees_equal
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(name):
-    finished = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", EXAMPLES / name], capture_output=True, text=True, check=False
-    )
+def command(name, *arguments):
+    return [sys.executable, "-W", "error::UserWarning", str(EXAMPLES / name), *arguments]
+
+
+def run(name, *arguments, **options):
+    finished = subprocess.run(command(name, *arguments), capture_output=True, text=True, check=False, **options)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
@@ -37,3 +44,42 @@ def test_digits_resumes_to_the_last_bit():
     at_one_go = [line for line in lines[1:7] if line.startswith("epoch")]
     assert [line for line in lines[7:] if line.startswith("epoch")] == at_one_go
     assert float(at_one_go[-1].split()[2]) > 0.8
+
+
+def end_of(output):
+    (line,) = [line for line in output.splitlines() if "have the digest" in line]
+    return line
+
+
+SETTINGS = ("--steps", "1200", "--save-every", "20")
+
+
+def test_the_training_loop_killed_at_random_moments_reaches_the_same_parameters():
+    compiled_once = {"JAX_COMPILATION_CACHE_DIR": "compiled", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = os.environ | compiled_once
+    uninterrupted = run("train_loop.py", "whole", *SETTINGS, env=environment)
+    assert "starting from step 0" in uninterrupted
+    seed = random.randrange(10**6)
+    chance = random.Random(seed)
+    import optax  # so that its states come back as themselves  # noqa: F401
+
+    starts = []
+    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
+        process = subprocess.Popen(
+            command("train_loop.py", "killed", *SETTINGS),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        starts.append(int(process.stdout.readline().removeprefix("starting from step ")))
+        time.sleep(chance.uniform(0.2, 1.2))
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    resumed = run("train_loop.py", "killed", *SETTINGS, env=environment)
+    starts.append(int(re.search(r"starting from step (\d+)", resumed)[1]))
+    assert starts == sorted(starts), (seed, starts)
+    assert starts[-1] > 0, (seed, starts)
+    assert end_of(resumed) == end_of(uninterrupted), (seed, starts)
+    whole, killed = (pts.restore(pts.latest_checkpoint(directory)) for directory in ("whole", "killed"))
+    assert_trees_equal(killed, whole)
+    assert "ckpt-1200 (step 1200): kept: newest, last 3" in resumed

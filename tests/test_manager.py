@@ -21,6 +21,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import pytreesaver as pts
+from pytreesaver import _run_writer
 from pytreesaver._io import filesystem
 from pytreesaver.testing import assert_trees_equal
 
@@ -424,6 +425,25 @@ def test_an_error_in_the_background_is_raised_even_by_a_save_that_is_not_due(mon
         manager.save(1, tree(1))
     assert manager.save(2, tree(2)) == Path("run/ckpt-2")
     manager.close()
+
+
+def test_what_could_not_be_deleted_keeps_its_place_in_the_line(monkeypatch):
+    losses = [{"loss": loss} for loss in (0.0, 1.0, 0.5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(_run_writer, "remove_checkpoint", refuse_to_remove)
+        manager = pts.CheckpointManager("run", max_to_keep=1, keep_best=(1, "loss"), block=True)
+        manager.save(1, tree(1), metrics=losses[0])
+        manager.save(2, tree(2), metrics=losses[1])
+        with pytest.warns(pts.RetentionWarning, match="ckpt-2: busy; the next save tries again"):
+            manager.save(3, tree(3), metrics=losses[2])
+        manager.close()
+    paths = pts.get_checkpoint_state("run").all_model_checkpoint_paths
+    assert [Path(path).name for path in paths] == ["ckpt-1", "ckpt-2", "ckpt-3"]
+    assert saved([4], max_to_keep=3).all_steps() == [2, 3, 4]
+
+
+def refuse_to_remove(path):
+    raise pts.CheckpointIOError(f"{path.name}: busy", errno.EBUSY)
 
 
 def test_a_directory_moved_elsewhere_goes_on():
