@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import threading
 import time
 import types
@@ -19,6 +20,7 @@ from pytreesaver._background import OneAtATime, SaveFuture
 from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
 from pytreesaver._contents import contents_of, renamed, snapshot
 from pytreesaver._errors import VariableNotFoundError
+from pytreesaver._io import filesystem
 from pytreesaver._names import did_you_mean, duplicates, shown
 from pytreesaver._paths import PathLike, local_path
 from pytreesaver._records import Record
@@ -65,8 +67,8 @@ class SaverDef:
 class Saver:
     """Saves trees as ``path-step`` and keeps the last few of them. After `tf.compat.v1.train.Saver`.
 
-    It writes the state file that `latest_checkpoint` reads. A new Saver that saves into an old directory goes on with
-    the checkpoints that its state file lists, and deletes them in their turn.
+    It writes the state file that `latest_checkpoint` reads. A new Saver that saves under an old name goes on with the
+    checkpoints of that name that the state file lists, and deletes them in their turn.
 
     Args:
         var_list: which variables to save and restore: None for all, a selection (a glob, a compiled regular expression,
@@ -148,7 +150,7 @@ class Saver:
         self._tracked: list[tuple[str, float]] = []
         self._locations: dict[str, Path] = {}
         self._seeded = False
-        self._adopted: set[tuple[tuple[int, int], str]] = set()
+        self._adopted: set[tuple[tuple[int, int], str, str]] = set()
         self._queue = OneAtATime()
         self._lock: RunLock | None = None
         self._turn = threading.RLock()
@@ -208,7 +210,7 @@ class Saver:
                 directory = location.parent
                 self._lock = claim(directory, self._lock)
                 if write_state:
-                    self._adopt(directory, state_name, os.path.isabs(path))  # noqa: PTH117
+                    self._adopt(location, step, state_name, os.path.isabs(path))  # noqa: PTH117
                 if not block:
                     contents = snapshot(contents)
                 to_list = (self._lock, state_name) if write_state else None
@@ -287,20 +289,25 @@ class Saver:
     def _location(self, path: str) -> Path:
         return self._locations.get(path) or local_path(path).absolute()
 
-    def _adopt(self, directory: Path, state_name: str, absolute: bool) -> None:
-        """Go on with the checkpoints that an earlier Saver has left in a directory, once."""
-        if self._lock is None or (self._lock.identity, state_name) in self._adopted:
+    def _adopt(self, location: Path, step: int | None, state_name: str, absolute: bool) -> None:
+        """Go on with the checkpoints of the same name that an earlier Saver has left in a directory, once."""
+        directory = location.parent
+        base = location.name if step is None else location.name.rpartition("-")[0]
+        key = (filesystem.identity(directory), base, state_name)
+        if key in self._adopted:
             return
-        self._adopted.add((self._lock.identity, state_name))
+        self._adopted.add(key)
+        of_same_name = re.compile(re.escape(base) + r"(-[0-9]+)?")
         listed = listed_checkpoints(directory, state_name)
         older = [] if self._seeded else [(path, saved_at(path)) for path in listed]
         newer = unlisted_to_adopt(directory, state_name, listed)
         known = {self._location(path) for path, _ in self._tracked}
 
         def adopted(found: list[tuple[Path, float]]) -> Iterator[tuple[str, float]]:
-            for location, seconds in found:
-                where = Path(os.path.normpath(location))
-                if where not in known and os.path.lexists(where):
+            for found_at, seconds in found:
+                where = Path(os.path.normpath(found_at))
+                ours = where.parent == directory and of_same_name.fullmatch(where.name) is not None
+                if ours and where not in known and os.path.lexists(where):
                     path = str(where) if absolute else os.path.relpath(where)
                     self._locations[path] = where
                     yield path, seconds

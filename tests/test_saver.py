@@ -391,6 +391,16 @@ def test_a_directory_moved_elsewhere_goes_on(tmp_path, relative):
         assert on_disk(directory) == ["model-2", "model-3"]
 
 
+def test_a_second_saver_leaves_the_checkpoints_of_the_first_alone():
+    saver, best = pts.Saver(max_to_keep=3), pts.Saver(max_to_keep=1)
+    for step in range(3):
+        saver.save(TREE, "run/model", step)
+    for step in range(2):
+        best.save(TREE, "run/model-best", step)
+    saver.save(TREE, "run/model", 3)
+    assert on_disk() == ["model-1", "model-2", "model-3", "model-best-1"]
+
+
 def test_another_state_file_is_another_list():
     saver, best = pts.Saver(max_to_keep=1), pts.Saver(max_to_keep=1)
     saver.save(TREE, "run/model", 1)
