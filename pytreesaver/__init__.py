@@ -44,7 +44,8 @@ if TYPE_CHECKING:
         remove_checkpoint,
         update_checkpoint_state,
     )
-    from pytreesaver._saver import Saver, SaverDef
+    from pytreesaver._saver import Saver
+    from pytreesaver._saver_def import SaverDef
     from pytreesaver._select import Selection, glob, regex
     from pytreesaver._state_file import CheckpointState
     from pytreesaver._variables import Checkpoint, Variable, list_variables, load_checkpoint, load_variable, verify
@@ -128,7 +129,8 @@ _MODULES = {
         "remove_checkpoint",
         "update_checkpoint_state",
     ),
-    "_saver": ("Saver", "SaverDef"),
+    "_saver": ("Saver",),
+    "_saver_def": ("SaverDef",),
     "_select": ("Selection", "glob", "regex"),
     "_state_file": ("CheckpointState",),
     "_variables": ("Checkpoint", "Variable", "list_variables", "load_checkpoint", "load_variable", "verify"),

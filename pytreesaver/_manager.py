@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from pytreesaver._background import OneAtATime
 from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
@@ -33,14 +32,12 @@ from pytreesaver._retention import (
     AnyOf,
     Decision,
     KeepBest,
-    KeepEverySteps,
-    ManagerRule,
     RetentionPolicy,
     SavedCheckpoint,
 )
 from pytreesaver._run_lock import RunLock
 from pytreesaver._run_writer import claim
-from pytreesaver._settings import as_step, check_count, check_format, check_hours
+from pytreesaver._settings import as_step, check_count, check_format, checked_metrics, manager_rule
 from pytreesaver._state_file import STATE_FILE_NAME
 from pytreesaver.formats import PINNED_NAME, TreeContents
 
@@ -105,7 +102,7 @@ class CheckpointManager:
         save_on_sigterm: bool = False,
     ) -> None:
         self._shown = local_path(directory)
-        rule = _rule(max_to_keep, keep_checkpoint_every_n_hours, keep_every_n_steps, keep_best, policy)
+        rule = manager_rule(max_to_keep, keep_checkpoint_every_n_hours, keep_every_n_steps, keep_best, policy)
         check_count("save_interval_steps", save_interval_steps, least=1)
         if save_interval_secs is not None and not save_interval_secs > 0:
             raise ValueError(f"save_interval_secs: expected a positive number or None, found {save_interval_secs!r}")
@@ -220,7 +217,7 @@ class CheckpointManager:
             return None
         self._queue.wait()
         now = float(self._clock())
-        checked = _checked_metrics(metrics)
+        checked = checked_metrics(metrics)
         record = Record(step, now, checked, STATE_FILE_NAME)
         path = self._run.path_of(step)
         with jax.profiler.TraceAnnotation("CheckpointManager.save"):
@@ -502,49 +499,7 @@ class CheckpointManager:
         return self._run.read_state(float(self._clock())) if state is None else state
 
 
-def _rule(
-    max_to_keep: int | None,
-    every_n_hours: float | None,
-    every_n_steps: int | None,
-    keep_best: KeepBest | tuple[Any, ...] | None,
-    policy: RetentionPolicy | None,
-) -> ManagerRule:
-    check_count("max_to_keep", max_to_keep, least=1)
-    check_hours("keep_checkpoint_every_n_hours", every_n_hours)
-    if isinstance(keep_best, tuple):
-        keep_best = KeepBest(*keep_best)
-    if keep_best is not None and not isinstance(keep_best, KeepBest):
-        raise TypeError(f'keep_best: expected a KeepBest or (count, metric, "min" or "max"), found {keep_best!r}')
-    also = [part for part in (None if every_n_steps is None else KeepEverySteps(every_n_steps), keep_best) if part]
-    if policy is None:
-        return ManagerRule(max_to_keep, every_n_hours, AnyOf(tuple(also)) if also else None)
-    if not isinstance(policy, RetentionPolicy):
-        raise TypeError(f"policy: expected a policy such as KeepLast(5) | KeepEverySteps(1000), found {policy!r}")
-    if also or every_n_hours is not None or max_to_keep != ManagerRule().max_to_keep:
-        raise ValueError(
-            "policy: expected it in place of max_to_keep and keep_..., found both; join KeepLast, KeepEveryHours, "
-            "KeepEverySteps and KeepBest with | in the policy"
-        )
-    return ManagerRule(policy=policy)
-
-
 def _warn_of(problems: Sequence[CheckpointError], offered: str) -> None:
     if problems:
         lines = "\n".join(map(str, problems))
         warnings.warn(f"{lines}\noffered instead: {offered}", RetentionWarning, stacklevel=3)
-
-
-def _checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
-    given: object = metrics  # whatever its annotation says
-    if metrics is None:
-        return {}
-    if not isinstance(given, Mapping):
-        raise TypeError(f"metrics: expected a dict of numbers by name, found {metrics!r}")
-    checked = {}
-    for name, value in metrics.items():
-        is_array = isinstance(value, np.ndarray | np.generic | jax.Array) and value.shape == ()
-        is_number = is_array or (isinstance(value, int | float) and not isinstance(value, bool))
-        if not is_number or type(name) is not str:
-            raise TypeError(f"metrics: expected a number by its name, found {name!r}: {value!r}")
-        checked[name] = float(value)
-    return checked

@@ -8,20 +8,17 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from pytreesaver._background import OneAtATime, SaveFuture
 from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
-from pytreesaver._contents import contents_of, renamed, snapshot
-from pytreesaver._errors import VariableNotFoundError
+from pytreesaver._contents import snapshot
 from pytreesaver._io import filesystem
-from pytreesaver._names import did_you_mean, duplicates, shown
+from pytreesaver._names import duplicates
 from pytreesaver._paths import PathLike, local_path
 from pytreesaver._records import Record
 from pytreesaver._retention import saver_eviction, saver_interval
@@ -34,34 +31,12 @@ from pytreesaver._run_directory import (
 )
 from pytreesaver._run_lock import RunLock
 from pytreesaver._run_writer import claim, list_and_delete
-from pytreesaver._select import Selection, as_selection
-from pytreesaver._settings import as_step, check_count, check_format, check_hours
+from pytreesaver._saver_def import SaverDef, VariableList, check_saver_def
+from pytreesaver._settings import as_step
 from pytreesaver._state_file import CheckpointState
-from pytreesaver._structure import flatten_tree
 from pytreesaver.formats import TreeContents
 
 logger = logging.getLogger("pytreesaver")
-
-
-@dataclass(frozen=True)
-class SaverDef:
-    """The settings of a `Saver`: plain values, so that ``json.dumps(dataclasses.asdict(saver_def))`` works.
-
-    After TensorFlow's `SaverDef`. The fields are the arguments of `Saver`.
-    """
-
-    var_list: str | list[str] | dict[str, str] | None = None
-    reshape: bool = False
-    sharded: bool = False
-    max_to_keep: int | None = 5
-    keep_checkpoint_every_n_hours: float | None = 10000.0
-    name: str | None = None
-    restore_sequentially: bool = False
-    allow_empty: bool = False
-    pad_step_number: bool = False
-    save_relative_paths: bool = True
-    filename: str | None = None
-    format: str | None = None
 
 
 class Saver:
@@ -141,9 +116,9 @@ class Saver:
             if given != SaverDef():
                 raise ValueError("saver_def: expected it in place of the other arguments, found both")
             given = saver_def
-        _check_settings(given)
+        check_saver_def(given)
         self._settings = given
-        self._variables = _Variables(given.var_list, given.allow_empty)
+        self._variables = VariableList(given.var_list, given.allow_empty)
         self._clock = clock
         self._interval = saver_interval(given.keep_checkpoint_every_n_hours or 0.0)
         self._next_checkpoint_time = clock() + self._interval
@@ -460,54 +435,3 @@ class Saver:
         traceback: types.TracebackType | None,
     ) -> None:
         self.close()
-
-
-class _Variables:
-    """What `var_list` says: a selection of variables, or names for some of them, or nothing."""
-
-    def __init__(self, var_list: Any, allow_empty: bool) -> None:
-        self._allow_empty = allow_empty
-        self.selection: Selection | None = None
-        self.stored_names: dict[str, str] | None = None
-        if isinstance(var_list, Mapping) and all(isinstance(name, str) for name in var_list.values()):
-            self.stored_names = _by_variable(var_list)
-        elif var_list is not None:
-            self.selection = as_selection(var_list)
-        if self.stored_names == {} and not allow_empty:
-            raise ValueError("No variables to save: var_list is empty; allow_empty=True accepts that")
-
-    def contents(self, tree: Any, metadata: Mapping[str, Any] | None, record: Record) -> TreeContents:
-        """What is to be written of a tree."""
-        only = self.selection
-        if self.stored_names is not None:
-            names = flatten_tree(tree).names
-            absent = [name for name in self.stored_names if name not in set(names)]
-            if absent:
-                lines = [f"  {shown(name)}{did_you_mean(name, names)}" for name in absent]
-                raise VariableNotFoundError("the tree lacks variables that var_list names:\n" + "\n".join(lines))
-            only = as_selection(set(self.stored_names).__contains__)
-        contents = contents_of(tree, metadata, only=only, may_be_empty=self._allow_empty, record=record)
-        if not contents.names and not self._allow_empty:
-            raise ValueError("No variables to save: the tree is empty; Saver(allow_empty=True) accepts that")
-        return contents if self.stored_names is None else renamed(contents, self.stored_names)
-
-
-def _by_variable(var_list: Mapping[Any, str]) -> dict[str, str]:
-    wrong = [name for name in var_list if not isinstance(name, str)]
-    if wrong:
-        raise TypeError(f"var_list: expected saved names that are str, found {wrong!r}")
-    again = duplicates(var_list.values())
-    if again:
-        raise ValueError(f"var_list: expected one saved name for each variable, found several for {again}")
-    return {variable: saved for saved, variable in var_list.items()}
-
-
-def _check_settings(settings: SaverDef) -> None:
-    check_count("max_to_keep", settings.max_to_keep, least=0)
-    check_hours("keep_checkpoint_every_n_hours", settings.keep_checkpoint_every_n_hours)
-    check_format(settings.format)
-    if settings.name is not None and not isinstance(settings.name, str):
-        raise TypeError(f"name: expected a str, found {settings.name!r}")
-    for flag in ("reshape", "sharded", "restore_sequentially", "allow_empty", "pad_step_number", "save_relative_paths"):
-        if not isinstance(getattr(settings, flag), bool | np.bool_):
-            raise TypeError(f"{flag}: expected True or False, found {getattr(settings, flag)!r}")

@@ -1,9 +1,12 @@
 """Steps and settings as users give them, checked."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from pytreesaver._retention import AnyOf, KeepBest, KeepEverySteps, ManagerRule, RetentionPolicy
 
 
 def check_count(what: str, value: Any, *, least: int) -> None:
@@ -50,3 +53,59 @@ def as_step(step: Any) -> int:
     if step < 0:
         raise ValueError(f"step: expected a number from 0 on, found {int(step)}")
     return int(step)
+
+
+def manager_rule(
+    max_to_keep: int | None,
+    every_n_hours: float | None,
+    every_n_steps: int | None,
+    keep_best: KeepBest | tuple[Any, ...] | None,
+    policy: RetentionPolicy | None,
+) -> ManagerRule:
+    """What a `CheckpointManager` with these arguments keeps.
+
+    Raises:
+        TypeError, ValueError: an argument makes no sense, or there is a policy and an argument that it replaces.
+    """
+    check_count("max_to_keep", max_to_keep, least=1)
+    check_hours("keep_checkpoint_every_n_hours", every_n_hours)
+    if isinstance(keep_best, tuple):
+        keep_best = KeepBest(*keep_best)
+    if keep_best is not None and not isinstance(keep_best, KeepBest):
+        raise TypeError(f'keep_best: expected a KeepBest or (count, metric, "min" or "max"), found {keep_best!r}')
+    also = [part for part in (None if every_n_steps is None else KeepEverySteps(every_n_steps), keep_best) if part]
+    if policy is None:
+        return ManagerRule(max_to_keep, every_n_hours, AnyOf(tuple(also)) if also else None)
+    if not isinstance(policy, RetentionPolicy):
+        raise TypeError(f"policy: expected a policy such as KeepLast(5) | KeepEverySteps(1000), found {policy!r}")
+    if also or every_n_hours is not None or max_to_keep != ManagerRule().max_to_keep:
+        raise ValueError(
+            "policy: expected it in place of max_to_keep and keep_..., found both; join KeepLast, KeepEveryHours, "
+            "KeepEverySteps and KeepBest with | in the policy"
+        )
+    return ManagerRule(policy=policy)
+
+
+def checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
+    """Metrics as floats by name.
+
+    Raises:
+        TypeError: one is no number.
+
+    Example:
+        >>> checked_metrics({"loss": np.float32(0.5), "epoch": 2})
+        {'loss': 0.5, 'epoch': 2.0}
+    """
+    given: object = metrics  # whatever its annotation says
+    if metrics is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"metrics: expected a dict of numbers by name, found {metrics!r}")
+    checked = {}
+    for name, value in metrics.items():
+        is_array = isinstance(value, np.ndarray | np.generic | jax.Array) and value.shape == ()
+        is_number = is_array or (isinstance(value, int | float) and not isinstance(value, bool))
+        if not is_number or type(name) is not str:
+            raise TypeError(f"metrics: expected a number by its name, found {name!r}: {value!r}")
+        checked[name] = float(value)
+    return checked

@@ -46,6 +46,8 @@ class SimulatedDisk:
         self.on_change = lambda: None
         for name in (
             "open_new",
+            "open_to_claim",
+            "truncate",
             "reserve",
             "write",
             "sync_file",
@@ -77,6 +79,15 @@ class SimulatedDisk:
         directory, name = self._at(path)
         self.open_files[result] = File()
         directory.put(name, self.open_files[result])
+
+    def _open_to_claim(self, path, result):
+        directory, name = self._at(path)
+        if name not in directory.names:
+            directory.put(name, File())
+        self.open_files[result] = directory.names[name]
+
+    def _truncate(self, descriptor, result):
+        self.open_files[descriptor].content.clear()
 
     def _reserve(self, descriptor, nbytes, result):
         content = self.open_files[descriptor].content

@@ -98,6 +98,43 @@ def test_an_overwrite_never_costs_the_old_one_durable_or_not(monkeypatch, tmp_pa
     assert after == {"new"}
 
 
+@pytest.mark.parametrize("kind", ["saver", "manager"])
+def test_power_cuts_during_saves_that_delete_cost_no_checkpoint(monkeypatch, tmp_path, kind):
+    root, scratch = tmp_path / "disk", tmp_path / "scratch"
+    root.mkdir()
+    disk = SimulatedDisk(monkeypatch, root)
+    saver = pts.Saver(max_to_keep=1)
+    manager = pts.CheckpointManager(root / "run", max_to_keep=1, block=True)
+    finished = -1
+    tried = set()
+
+    def look():
+        for state in [*disk.states(), disk.state_after_a_kill()]:
+            identity = frozenset(state.items())
+            if identity in tried:
+                continue
+            tried.add(identity)
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            put_on_disk(state, scratch)
+            latest = pts.latest_checkpoint(scratch / "run")
+            found = -1 if latest is None else pts.restore(latest)["step"]
+            assert found in (finished, finished + 1), (found, finished)
+            for there in scratch.glob("run/[!.]*/index.json"):
+                pts.verify(there.parent)
+
+    disk.on_change = look
+    for step in range(4):
+        if kind == "saver":
+            saver.save({"step": step}, root / "run" / "ckpt", step)
+        else:
+            manager.save(step, {"step": step})
+        finished = step
+        tried.clear()
+        look()
+    assert [path.name for path in root.glob("run/ckpt-*")] == ["ckpt-3"]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("forgotten", ["file", "directory"])
 def test_the_simulated_disk_finds_a_missing_sync(monkeypatch, tmp_path, overwrite, forgotten):

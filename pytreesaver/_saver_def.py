@@ -1,0 +1,89 @@
+"""The settings of a Saver as a plain value, and what its `var_list` means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._contents import contents_of, renamed
+from pytreesaver._errors import VariableNotFoundError
+from pytreesaver._names import did_you_mean, duplicates, shown
+from pytreesaver._records import Record
+from pytreesaver._select import Selection, as_selection
+from pytreesaver._settings import check_count, check_format, check_hours
+from pytreesaver._structure import flatten_tree
+from pytreesaver.formats import TreeContents
+
+
+@dataclass(frozen=True)
+class SaverDef:
+    """The settings of a `Saver`: plain values, so that ``json.dumps(dataclasses.asdict(saver_def))`` works.
+
+    After TensorFlow's `SaverDef`. The fields are the arguments of `Saver`.
+    """
+
+    var_list: str | list[str] | dict[str, str] | None = None
+    reshape: bool = False
+    sharded: bool = False
+    max_to_keep: int | None = 5
+    keep_checkpoint_every_n_hours: float | None = 10000.0
+    name: str | None = None
+    restore_sequentially: bool = False
+    allow_empty: bool = False
+    pad_step_number: bool = False
+    save_relative_paths: bool = True
+    filename: str | None = None
+    format: str | None = None
+
+
+def check_saver_def(settings: SaverDef) -> None:
+    """Raise a TypeError or ValueError that names a setting which makes no sense."""
+    check_count("max_to_keep", settings.max_to_keep, least=0)
+    check_hours("keep_checkpoint_every_n_hours", settings.keep_checkpoint_every_n_hours)
+    check_format(settings.format)
+    if settings.name is not None and not isinstance(settings.name, str):
+        raise TypeError(f"name: expected a str, found {settings.name!r}")
+    for flag in ("reshape", "sharded", "restore_sequentially", "allow_empty", "pad_step_number", "save_relative_paths"):
+        if not isinstance(getattr(settings, flag), bool | np.bool_):
+            raise TypeError(f"{flag}: expected True or False, found {getattr(settings, flag)!r}")
+
+
+class VariableList:
+    """What `var_list` says: a selection of variables, or names for some of them, or nothing."""
+
+    def __init__(self, var_list: Any, allow_empty: bool) -> None:
+        self._allow_empty = allow_empty
+        self.selection: Selection | None = None
+        self.stored_names: dict[str, str] | None = None
+        if isinstance(var_list, Mapping) and all(isinstance(name, str) for name in var_list.values()):
+            self.stored_names = _by_variable(var_list)
+        elif var_list is not None:
+            self.selection = as_selection(var_list)
+        if self.stored_names == {} and not allow_empty:
+            raise ValueError("No variables to save: var_list is empty; allow_empty=True accepts that")
+
+    def contents(self, tree: Any, metadata: Mapping[str, Any] | None, record: Record) -> TreeContents:
+        """What is to be written of a tree."""
+        only = self.selection
+        if self.stored_names is not None:
+            names = flatten_tree(tree).names
+            absent = [name for name in self.stored_names if name not in set(names)]
+            if absent:
+                lines = [f"  {shown(name)}{did_you_mean(name, names)}" for name in absent]
+                raise VariableNotFoundError("the tree lacks variables that var_list names:\n" + "\n".join(lines))
+            only = as_selection(set(self.stored_names).__contains__)
+        contents = contents_of(tree, metadata, only=only, may_be_empty=self._allow_empty, record=record)
+        if not contents.names and not self._allow_empty:
+            raise ValueError("No variables to save: the tree is empty; Saver(allow_empty=True) accepts that")
+        return contents if self.stored_names is None else renamed(contents, self.stored_names)
+
+
+def _by_variable(var_list: Mapping[Any, str]) -> dict[str, str]:
+    wrong = [name for name in var_list if not isinstance(name, str)]
+    if wrong:
+        raise TypeError(f"var_list: expected saved names that are str, found {wrong!r}")
+    again = duplicates(var_list.values())
+    if again:
+        raise ValueError(f"var_list: expected one saved name for each variable, found several for {again}")
+    return {variable: saved for saved, variable in var_list.items()}
