@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pytreesaver._contents import contents_of
 from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
 from pytreesaver._leaves import Cells, cell_bytes, stored_array
+from pytreesaver._records import Record, decode_record
 from pytreesaver.formats import Format, TreeContents
 from pytreesaver.testing._strategies import pytrees, sharded_arrays
 
@@ -39,7 +40,8 @@ class FormatConformance:
     """Tests that a format passes if it keeps its promises. Derive a class whose name starts with ``Test`` from it.
 
     Example:
-        >>> from pytreesaver.formats import native
+        >>> from pytreesaver._records import Record, decode_record
+    from pytreesaver.formats import native
         >>> class TestNative(FormatConformance):
         ...     format = native
     """
@@ -132,6 +134,39 @@ class FormatConformance:
         self.format.write(tmp_path / "checkpoint", contents_of(_TREE, None), overwrite=False, durable=False)
         assert self.format.recognizes(tmp_path / "checkpoint")
 
+    def test_keeps_the_record_of_a_run(self, tmp_path: Path) -> None:
+        """The record comes back from the reader and by itself; without one there is None."""
+        record = Record(100, 1.5, {"loss": math.inf, "norm": 0.25}, "checkpoint")
+        with_record = contents_of(_TREE, None, record=record)
+        for path, contents in ((tmp_path / "with", with_record), (tmp_path / "without", contents_of(_TREE, None))):
+            self.format.write(path, contents, overwrite=False, durable=False)
+            assert_holds(self.format, path, contents)
+            assert self.format.read_record(path) == contents.record
+            assert self.format.heading_file(path).is_file()
+        assert decode_record(self.format.read_record(tmp_path / "with"), tmp_path) == record
+        with pytest.raises(CheckpointNotFoundError, match="nothing"):
+            self.format.read_record(tmp_path / "nothing")
+
+    def test_removes_a_checkpoint_and_nothing_else(self, tmp_path: Path) -> None:
+        """Nothing is left of it; one that has been opened can be read on; other files are in the way."""
+        path = tmp_path / "checkpoint"
+        contents = contents_of(_TREE, None)
+        self.format.write(path, contents, overwrite=False, durable=False)
+        reader = self.format.open(path)
+        self.format.remove(path)
+        assert list(tmp_path.iterdir()) == []
+        arrays = reader.read(range(len(contents.names)), verify=True)
+        reader.close()
+        assert len(arrays) == len(contents.names)
+        with pytest.raises(OSError, match="checkpoint"):
+            self.format.remove(path)
+        self.format.write(path, contents, overwrite=False, durable=False)
+        if path.is_dir():
+            (path / "notes").write_text("do not lose me")
+            with pytest.raises(CheckpointExistsError, match="notes"):
+                self.format.remove(path)
+            assert_holds(self.format, path, contents)
+
     @_SETTINGS
     @hypothesis.given(data=st.data())
     def test_a_flipped_bit_never_gives_a_wrong_value(self, tmp_path: Path, data: st.DataObject) -> None:
@@ -186,6 +221,8 @@ def assert_holds(format: Format, path: Path, contents: TreeContents) -> None:
         assert list(map(tuple, reader.shapes)) == list(map(tuple, contents.shapes))
         assert reader.structure == contents.structure
         assert reader.metadata == contents.metadata
+        assert reader.record == contents.record
+        reader.check()
         arrays = reader.read(range(len(contents.names)), verify=True)
     finally:
         reader.close()
