@@ -121,7 +121,7 @@ class CheckpointManager:
         self._last: tuple[int, float] | None = None
         self._last_known = False
         self._accepted: tuple[int, float] | None = None
-        self._preemption = Preemption(self._queue.settle) if save_on_sigterm else None
+        self._preemption = Preemption(self._finish) if save_on_sigterm else None
 
     @property
     def directory(self) -> Path:
@@ -196,6 +196,10 @@ class CheckpointManager:
             try:
                 self._queue.raise_if_failed()
                 return self._save_if_due(number, tree, metrics, metadata, force)
+            except Exception:
+                if self._preemption is not None and self._preemption.requested:
+                    logger.exception("the last save before the end of the process failed")
+                raise
             finally:
                 self._end_if_preempted()
 
@@ -477,6 +481,11 @@ class CheckpointManager:
         traceback: types.TracebackType | None,
     ) -> None:
         self.close()
+
+    def _finish(self) -> None:
+        self._queue.settle()
+        if self._queue.pending is not None:
+            self._queue.pending.complain()
 
     def _end_if_preempted(self) -> None:
         if self._preemption is not None and self._preemption.requested:
