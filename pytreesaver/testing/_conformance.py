@@ -40,8 +40,7 @@ class FormatConformance:
     """Tests that a format passes if it keeps its promises. Derive a class whose name starts with ``Test`` from it.
 
     Example:
-        >>> from pytreesaver._records import Record, decode_record
-    from pytreesaver.formats import native
+        >>> from pytreesaver.formats import native
         >>> class TestNative(FormatConformance):
         ...     format = native
     """
