@@ -7,13 +7,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pytreesaver._errors import SaveTimeoutError
+from pytreesaver._errors import CheckpointError, SaveTimeoutError
 
 LONGEST_WAIT = 3600.0
 """How many seconds anything here waits for a save at most, if not told otherwise."""
@@ -21,6 +22,10 @@ LONGEST_WAIT = 3600.0
 _NOTE_EVERY = 60.0
 
 logger = logging.getLogger("pytreesaver")
+
+
+class ForeignSaveError(CheckpointError, RuntimeError):
+    """A forked process waits for a save of its parent, of which it cannot know."""
 
 
 class SaveFuture(Future[Path]):
@@ -37,6 +42,7 @@ class SaveFuture(Future[Path]):
         super().__init__()
         self.what = what
         self._asked = False
+        self._pid = os.getpid()
 
     def result(self, timeout: float | None = None) -> Path:
         """The path of the checkpoint, once it is complete.
@@ -46,6 +52,7 @@ class SaveFuture(Future[Path]):
 
         Raises:
             SaveTimeoutError: it is not complete by then, and goes on.
+            CheckpointError: this process is a fork of the one that saves.
             What `save` raises.
         """
         self.settle(timeout)
@@ -63,6 +70,8 @@ class SaveFuture(Future[Path]):
         started = time.monotonic()
         limit = LONGEST_WAIT if timeout is None else timeout
         while not self.done():
+            if os.getpid() != self._pid:
+                raise ForeignSaveError(f"{self.what} is up to process {self._pid}, of which this one is a fork")
             left = started + limit - time.monotonic()
             try:
                 super().exception(max(0.0, min(left, _NOTE_EVERY)))
@@ -101,7 +110,11 @@ def in_background(what: str, work: Callable[[], Path]) -> SaveFuture:
         return future
     _under_way.add(future)
     # A daemon, so that the end of the program waits for it with a limit, and says what for.
-    threading.Thread(target=_run, args=(future, [work]), name=f"pytreesaver: {what}", daemon=True).start()
+    held = [work]
+    try:
+        threading.Thread(target=_run, args=(future, held), name=f"pytreesaver: {what}", daemon=True).start()
+    except RuntimeError:  # the system gives no more threads
+        _run(future, held)
     return future
 
 
@@ -140,22 +153,45 @@ atexit.register(_finish_at_exit)
 os.register_at_fork(after_in_child=_forget)
 
 
+@contextmanager
+def within(timeout: float | None, lock: Any, what: str) -> Iterator[float]:
+    """Hold a lock that was waited for at most `timeout` seconds, an hour if None; gives how many of these are left.
+
+    Raises:
+        SaveTimeoutError: it could not be had in time; `what` says what was waited for.
+    """
+    limit = LONGEST_WAIT if timeout is None else timeout
+    stop = time.monotonic() + limit
+    if not lock.acquire(timeout=max(0.0, min(limit, threading.TIMEOUT_MAX))):
+        raise SaveTimeoutError(f"waited {limit:g} s for {what}, which has not finished; it goes on")
+    try:
+        yield max(0.0, stop - time.monotonic())
+    finally:
+        lock.release()
+
+
+def close_on_exit(close: Callable[[], None], error: BaseException | None) -> None:
+    """Close at the end of a ``with`` block; what goes wrong is a note on the error that ended the block, if any did."""
+    try:
+        close()
+    except CheckpointError as problem:
+        if error is None:
+            raise
+        logger.error("%s", problem, exc_info=problem)
+        error.add_note(f"and then, in the background: {type(problem).__name__}: {problem}")
+
+
 class OneAtATime:
     """Runs saves in the background, one after the other, and raises what went wrong with one before the next."""
 
     def __init__(self) -> None:
-        self._pending: SaveFuture | None = None
-        self._pid = os.getpid()
-
-    @property
-    def pending(self) -> SaveFuture | None:
+        self.pending: SaveFuture | None = None
         """The save that was started last, unless it has ended and `wait` was called since."""
-        return self._pending if self._pid == os.getpid() else None  # the threads of a parent are not in its child
 
     def start(self, what: str, work: Callable[[], Path]) -> SaveFuture:
         """Start one; `wait` has to come before it."""
-        self._pending, self._pid = in_background(what, work), os.getpid()
-        return self._pending
+        self.pending = in_background(what, work)
+        return self.pending
 
     def raise_if_failed(self) -> None:
         """Raise what the last one failed with, if it has ended; once."""
@@ -180,8 +216,12 @@ class OneAtATime:
         """
         pending = self.pending
         if pending is not None:
-            error = pending.exception(timeout)
-            if self._pending is pending:
-                self._pending = None
+            try:
+                error = pending.exception(timeout)
+            except ForeignSaveError:
+                self.pending = None
+                raise
+            if self.pending is pending:
+                self.pending = None
             if error is not None:
                 raise error

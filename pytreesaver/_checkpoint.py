@@ -21,7 +21,7 @@ from pytreesaver._errors import (
 )
 from pytreesaver._leaves import PYTHON_KINDS, LeafError, LeafType, describe, logical_shape, python_value
 from pytreesaver._match import Missing, StoredVariables, Unexpected, check_x64, match_template
-from pytreesaver._names import did_you_mean, shown
+from pytreesaver._names import listed_with_suggestions, shown
 from pytreesaver._paths import PathLike, local_path, named_os_errors
 from pytreesaver._prune import prune_structure, structure_of_names
 from pytreesaver._select import Selection, selected
@@ -159,12 +159,6 @@ def restore(
         >>> restore(path, like={"w": jax.ShapeDtypeStruct((3,), np.float32), "z": (0, 0.0)})
         {'w': Array([1., 1., 1.], dtype=float32), 'z': (0, 0.5)}
     """
-    if missing not in ("error", "keep"):
-        raise ValueError(f'missing: expected "error" or "keep", found {missing!r}')
-    if unexpected not in ("error", "ignore"):
-        raise ValueError(f'unexpected: expected "error" or "ignore", found {unexpected!r}')
-    if like is None and (missing, unexpected) != ("error", "error"):
-        raise ValueError("missing and unexpected compare with a template: pass one as like=")
     options = RestoreOptions(missing=missing, unexpected=unexpected, as_numpy=as_numpy, verify=verify)
     return restore_with(path, like, options)
 
@@ -190,6 +184,12 @@ class RestoreOptions(NamedTuple):
 
 def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklevel: int = 3) -> Any:
     """What `restore` gives, under options that need not all be its own. Raises what `restore` raises."""
+    if options.missing not in ("error", "keep"):
+        raise ValueError(f'missing: expected "error" or "keep", found {options.missing!r}')
+    if options.unexpected not in ("error", "ignore"):
+        raise ValueError(f'unexpected: expected "error" or "ignore", found {options.unexpected!r}')
+    if like is None and (options.missing, options.unexpected) != ("error", "error"):
+        raise ValueError("missing and unexpected compare with a template: pass one as like=")
     with _opened(path) as reader:
         if like is None:
             return _restore_all(reader, options, stacklevel)
@@ -203,9 +203,8 @@ def _restore_all(reader: CheckpointReader, options: RestoreOptions, stacklevel: 
         by_name = {name: i for i, name in enumerate(names)}
         absent = [name for name in options.stored_names.values() if name not in by_name]
         if absent:
-            raise VariableNotFoundError(
-                "\n".join(f"{reader.path} has no variable {name!r}{did_you_mean(name, names)}" for name in absent)
-            )
+            lines = "\n".join(listed_with_suggestions(absent, names))
+            raise VariableNotFoundError(f"{reader.path} lacks variables that var_list names:\n{lines}")
         positions = [by_name[name] for name in options.stored_names.values()]
         structure = structure_of_names(list(options.stored_names))
     elif options.only is not None:
@@ -274,10 +273,11 @@ def _restore_like(reader: CheckpointReader, like: Any, options: RestoreOptions) 
 def _wanted_names(flat: FlatTree, options: RestoreOptions) -> dict[str, str]:
     """{name in the template: name in the checkpoint} of the leaves that are to be restored."""
     if options.stored_names is not None:
-        absent = [name for name in options.stored_names if name not in set(flat.names)]
+        present = set(flat.names)
+        absent = [name for name in options.stored_names if name not in present]
         if absent:
-            lines = [f"  {shown(name)}{did_you_mean(name, flat.names)}" for name in absent]
-            raise VariableNotFoundError("the template (like) lacks variables that var_list names:\n" + "\n".join(lines))
+            lines = "\n".join(listed_with_suggestions(absent, flat.names))
+            raise VariableNotFoundError(f"the template (like) lacks variables that var_list names:\n{lines}")
         return {name: options.stored_names[name] for name in flat.names if name in options.stored_names}
     if options.only is None:
         return {name: name for name in flat.names}
@@ -312,15 +312,26 @@ def _templates_of(flat: FlatTree, wanted: Collection[str]) -> dict[str, Template
 def _read_leaves(
     reader: CheckpointReader, positions: Sequence[int], targets: Sequence[Template], options: RestoreOptions
 ) -> list[Any]:
-    arrays: Iterator[np.ndarray]
-    if options.sequentially:
-        arrays = (reader.read([position], verify=options.verify)[0] for position in positions)
-    else:
-        arrays = iter(reader.read(positions, verify=options.verify))
-    return [
-        _leaf(reader, position, array, target, options)
-        for position, array, target in zip(positions, arrays, targets, strict=True)
-    ]
+    if not options.sequentially:
+        arrays = reader.read(positions, verify=options.verify)
+        return [_leaf(reader, *each, options) for each in zip(positions, arrays, targets, strict=True)]
+    leaves, damaged = [], []
+    for position, target in zip(positions, targets, strict=True):
+        try:
+            (array,) = reader.read([position], verify=options.verify)
+        except CorruptCheckpointError as error:
+            if not error.damaged:
+                raise
+            damaged += error.damaged
+        else:
+            if not damaged:
+                leaves.append(_leaf(reader, position, array, target, options))
+    if damaged:
+        lines = "\n".join(f"  {shown(name)}" for name in damaged)
+        raise CorruptCheckpointError(
+            f"{reader.path}: {len(damaged)} of {len(reader.names)} variables damaged:\n{lines}", damaged=damaged
+        )
+    return leaves
 
 
 def _leaf(reader: CheckpointReader, position: int, array: np.ndarray, target: Template, options: RestoreOptions) -> Any:

@@ -8,20 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, RetentionWarning
+from pytreesaver._errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    RetentionWarning,
+    UnsupportedVersionError,
+)
 from pytreesaver._io import filesystem
+from pytreesaver._paths import named_os_errors
 from pytreesaver._retention import ManagerDecisions, ManagerRule, SavedCheckpoint, manager_decisions
 from pytreesaver._run_directory import (
     get_checkpoint_state,
+    last_serial,
     modified_time,
     read_record,
+    recorded_checkpoints,
+    saved_at,
     unlisted_checkpoints,
     unlisted_to_adopt,
 )
 from pytreesaver._run_writer import list_and_delete
 from pytreesaver._state_file import STATE_FILE_NAME, CheckpointState
 from pytreesaver._variables import load_checkpoint, open_reader
-from pytreesaver.formats import PINNED_NAME
+from pytreesaver.formats import PINNED_NAME, native
 
 
 class RunState(NamedTuple):
@@ -31,15 +40,18 @@ class RunState(NamedTuple):
         tracked: (path, time) of the checkpoints that it watches, in the order of their saves.
         mark: the time of the last one that was preserved for ever.
         newest: the path of the newest checkpoint, tracked or not.
+        serial: how many checkpoints were saved so far.
     """
 
     tracked: list[tuple[Path, float]]
     mark: float
     newest: Path | None
+    serial: int
 
-    def with_saved(self, path: Path, time: float) -> "RunState":
+    def with_saved(self, path: Path, time: float, serial: int) -> "RunState":
         """The state after one more save."""
-        return RunState([*(entry for entry in self.tracked if entry[0] != path), (path, time)], self.mark, path)
+        tracked = [*(entry for entry in self.tracked if entry[0] != path), (path, time)]
+        return RunState(tracked, self.mark, path, serial)
 
 
 class ManagedRun:
@@ -63,36 +75,47 @@ class ManagedRun:
 
     def path_of(self, step: int) -> Path:
         """Where the checkpoint of a step is."""
-        return self.directory / (f"{self._name}-{step:08d}" if self._pad else f"{self._name}-{step}")
+        padded, plain = self.directory / f"{self._name}-{step:08d}", self.directory / f"{self._name}-{step}"
+        usual, other = (padded, plain) if self._pad else (plain, padded)
+        # One that was saved before the padding was switched is replaced, and not doubled.
+        return other if os.path.lexists(other) and not os.path.lexists(usual) else usual
 
     def on_disk(self) -> dict[Path, SavedCheckpoint]:
         """Every checkpoint that is there with an intact index."""
-        try:
-            entries = filesystem.list_directory(self.directory)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        paths = [self.directory / entry for entry in entries if self._pattern.fullmatch(entry)]
-        self._seen = {path: self._seen[path] for path in paths if path in self._seen}
-        found = {path: self._look(path) for path in paths}
-        return {path: saved for path, saved in found.items() if saved is not None}
+        found: dict[Path, SavedCheckpoint] = {}
+        seen = {}
+        for path in self._named():
+            try:
+                fingerprint = filesystem.fingerprint(path)
+                known = self._seen.get(path)
+                saved = known[1] if known is not None and known[0] == fingerprint else self._read(path)
+                seen[path] = fingerprint, saved
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # it was deleted in this moment
+            except OSError:
+                # That it cannot be read now is no reason to delete it: the next look may be luckier.
+                saved = SavedCheckpoint(path.name, self._step_of(path), 0.0, {}, True)
+            if saved is not None:
+                found[path] = saved
+        self._seen = seen
+        return found
 
-    def _look(self, path: Path) -> SavedCheckpoint | None:
-        try:
-            fingerprint = filesystem.fingerprint(path)
-            if path not in self._seen or self._seen[path][0] != fingerprint:
-                self._seen[path] = fingerprint, self._read(path)
-        except OSError:
-            return None  # it was deleted in this moment
-        return self._seen[path][1]
+    def _named(self) -> list[Path]:
+        """Everything in the directory that has the name of a checkpoint."""
+        with named_os_errors("read", self.directory):
+            try:
+                entries = filesystem.list_directory(self.directory)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return [self.directory / entry for entry in entries if self._pattern.fullmatch(entry)]
 
     def _read(self, path: Path) -> SavedCheckpoint | None:
         try:
             record = read_record(path)
-        except CheckpointError:
+            time = modified_time(path) if record.time is None else record.time
+        except (CheckpointNotFoundError, CorruptCheckpointError, UnsupportedVersionError):
             return None
-        time = modified_time(path) if record.time is None else record.time
-        pinned = os.path.lexists(path / PINNED_NAME)
-        return SavedCheckpoint(path.name, self._step_of(path), time, record.metrics, pinned)
+        return SavedCheckpoint(path.name, self._step_of(path), time, record.metrics, _is_pinned(path))
 
     def _step_of(self, path: Path) -> int:
         match = self._pattern.fullmatch(path.name)
@@ -110,14 +133,15 @@ class ManagedRun:
             state = get_checkpoint_state(self.directory)
         except CorruptCheckpointError as error:
             self._warn(f"{error}; the checkpoints that are there will not be deleted")
-            return RunState([], started, None)
+            found = recorded_checkpoints(self.directory, STATE_FILE_NAME)
+            return RunState([], started, found[-1][0] if found else None, found[-1][1].serial if found else 0)
         if state is None:
-            adopted = self._unlisted([])
             found = unlisted_checkpoints(self.directory, STATE_FILE_NAME, [])
-            return RunState(adopted, started, found[-1] if found else None)
+            newest = found[-1][0] if found else None
+            return self._with_unlisted(RunState([], started, newest, found[-1][1].serial if found else 0), [])
         mark = state.last_preserved_timestamp or 0.0
-        newest = Path(os.path.normpath(state.model_checkpoint_path))
-        listed = [Path(os.path.normpath(path)) for path in state.all_model_checkpoint_paths]
+        newest = Path(state.model_checkpoint_path)
+        listed = [Path(path) for path in state.all_model_checkpoint_paths]
         times = state.all_model_checkpoint_timestamps
         entries = list(zip(listed, times, strict=True)) if times else []
         if now < mark:
@@ -125,16 +149,20 @@ class ManagedRun:
                 f"{self.directory}: the clock is {mark - now:.0f} s behind the time of the last checkpoint that was "
                 "preserved; the checkpoints that are there will not be deleted"
             )
-            mark, entries = now, []
+            mark = now
+        if self._rule.is_tensorflows:
+            # As in TensorFlow: what is no later than the last one that was preserved counts as preserved too.
+            entries = [(path, time) for path, time in entries if min(time, now) > mark]
         tracked = [(p, min(t, now)) for p, t in entries if self._is_ours(p) and os.path.lexists(p)]
-        result = RunState(tracked, mark, newest)
-        for path, time in self._unlisted([*listed, newest]):
-            result = result.with_saved(path, time)
-        return result
+        paths = list(dict.fromkeys([*listed, newest]))
+        serial = last_serial(self.directory, STATE_FILE_NAME, paths)
+        return self._with_unlisted(RunState(tracked, mark, newest, serial), paths)
 
-    def _unlisted(self, listed: Sequence[Path]) -> list[tuple[Path, float]]:
-        found = unlisted_to_adopt(self.directory, STATE_FILE_NAME, listed)
-        return [(path, time) for path, time in found if self._is_ours(path)]
+    def _with_unlisted(self, state: RunState, listed: Sequence[Path]) -> RunState:
+        for path, record in unlisted_to_adopt(self.directory, STATE_FILE_NAME, listed):
+            if self._is_ours(path):
+                state = state.with_saved(path, record.time or 0.0, record.serial)
+        return state
 
     def _is_ours(self, path: Path) -> bool:
         return path.parent == self.directory and self._pattern.fullmatch(path.name) is not None
@@ -145,9 +173,9 @@ class ManagedRun:
     # Retention.
 
     def decisions(self, state: RunState, now: float) -> ManagerDecisions:
-        """What the rule says of the checkpoints that are watched."""
+        """What the rule says of the checkpoints that are watched and there."""
         on_disk = self.on_disk()
-        tracked = [self._as_tracked(on_disk, path, time) for path, time in state.tracked]
+        tracked = [self._as_tracked(on_disk, path, time) for path, time in state.tracked if os.path.lexists(path)]
         watched = {path for path, _ in state.tracked}
         others = [saved for path, saved in on_disk.items() if path not in watched]
         return manager_decisions(self._rule, tracked, others, state.mark, now)
@@ -155,7 +183,7 @@ class ManagedRun:
     def _as_tracked(self, on_disk: dict[Path, SavedCheckpoint], path: Path, time: float) -> SavedCheckpoint:
         if path in on_disk:
             return replace(on_disk[path], time=time)
-        return SavedCheckpoint(path.name, self._step_of(path), time)
+        return SavedCheckpoint(path.name, self._step_of(path), time, {}, _is_pinned(path))
 
     def retain(self, state: RunState, now: float) -> RunState:
         """Write the state file, and delete what the rule does not keep; gives the state after that.
@@ -164,32 +192,37 @@ class ManagedRun:
             CheckpointIOError: the state file could not be written.
         """
         result = self.decisions(state, now)
-        doomed = [path for (path, _), d in zip(state.tracked, result.decisions, strict=True) if not d.keep]
+        there = {decision.checkpoint.path for decision in result.decisions}
+        doomed = [self.directory / decision.checkpoint.path for decision in result.decisions if not decision.keep]
 
-        def after(remaining: set[str]) -> RunState:
-            gone = {path for path in doomed if str(path) not in remaining}
-            tracked = [(p, t) for p, t in state.tracked if p not in gone and p.name not in result.preserved]
-            return RunState(tracked, result.mark, state.newest)
+        def after(remaining: set[Path]) -> RunState:
+            gone = set(doomed) - remaining
+            tracked = [(p, t) for p, t in state.tracked if p.name in there and p not in gone]
+            # Until all that is to be deleted is gone, whoever comes after a crash has to decide as this does.
+            if remaining and remaining == set(doomed):
+                return state._replace(tracked=tracked)
+            watched = [(p, t) for p, t in tracked if p.name not in result.preserved]
+            return state._replace(tracked=watched, mark=result.mark)
 
-        def state_with(remaining: set[str]) -> CheckpointState:
-            tracked = after(remaining).tracked
+        def state_with(remaining: set[Path]) -> CheckpointState:
+            tracked, mark = after(remaining)[:2]
             names, times = [path.name for path, _ in tracked], [time for _, time in tracked]
-            return CheckpointState(names[-1], names, times, result.mark)
+            return CheckpointState(names[-1], names, times, mark)
 
         failed = list_and_delete(self.directory, STATE_FILE_NAME, state_with, doomed)
-        return after(set(map(str, failed)))
+        return after(failed)
 
     # What can be restored.
 
     def candidates(self, state: RunState) -> list[SavedCheckpoint]:
-        """Every checkpoint that can be tried, the newest first; those with a damaged index too."""
+        """Every checkpoint that can be tried, the newest first; damaged ones too."""
         on_disk = self.on_disk()
         order = {path: i for i, (path, _) in enumerate(state.tracked)}
-        times = {**{path: saved.time for path, saved in on_disk.items()}, **dict(state.tracked)}
-        if state.newest is not None and self._is_ours(state.newest):
-            times.setdefault(state.newest, 0.0)
+        times = {path: saved_at(path) for path in self._named() if path not in on_disk and native.recognizes(path)}
+        times |= {path: saved.time for path, saved in on_disk.items()}
+        times |= {path: time for path, time in state.tracked if os.path.lexists(path)}
         paths = sorted(times, key=lambda path: (path == state.newest, times[path], order.get(path, -1)), reverse=True)
-        return [self._as_tracked(on_disk, path, times[path]) for path in paths if os.path.lexists(path)]
+        return [self._as_tracked(on_disk, path, times[path]) for path in paths]
 
     def verify(self, path: Path, *, every_byte: bool) -> None:
         """Make sure that a checkpoint can be restored; what was found whole is not read again until it changes.
@@ -218,3 +251,7 @@ class ManagedRun:
     def trust(self, path: Path) -> None:
         """Take a checkpoint that was just saved for whole, as long as nobody writes to it."""
         self._verified[path] = filesystem.fingerprint(path)
+
+
+def _is_pinned(path: Path) -> bool:
+    return os.path.lexists(path / PINNED_NAME)

@@ -1,5 +1,6 @@
 """CheckpointManager: a run directory for a training loop. After TensorFlow 2's `tf.train.CheckpointManager`."""
 
+import errno
 import logging
 import os
 import threading
@@ -13,12 +14,13 @@ from typing import Any, Literal
 
 import jax
 
-from pytreesaver._background import OneAtATime
+from pytreesaver._background import OneAtATime, close_on_exit, within
 from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
 from pytreesaver._contents import contents_of, snapshot
 from pytreesaver._errors import (
     CheckpointError,
     CheckpointExistsError,
+    CheckpointIOError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
     RetentionWarning,
@@ -27,7 +29,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._managed_run import ManagedRun, RunState
 from pytreesaver._paths import PathLike, local_path, named_os_errors
 from pytreesaver._preemption import Preemption
-from pytreesaver._records import Record
+from pytreesaver._records import Record, encode_record
 from pytreesaver._retention import (
     AnyOf,
     Decision,
@@ -147,7 +149,9 @@ class CheckpointManager:
             return False
         if self._preemption is not None and self._preemption.requested:
             return True
-        long_ago = self._interval_secs is None or float(self._clock()) >= last[1] + self._interval_secs
+        passed = float(self._clock()) - last[1]
+        # A clock that was set back says nothing of the time that has passed.
+        long_ago = self._interval_secs is None or passed >= self._interval_secs or passed < 0
         return number >= last[0] + self._interval_steps and long_ago
 
     def save(
@@ -193,11 +197,15 @@ class CheckpointManager:
         with self._turn:
             if self._closed:
                 raise ValueError("this CheckpointManager was closed; make a new one")
-            try:
+            if self._preemption is None:
                 self._queue.raise_if_failed()
                 return self._save_if_due(number, tree, metrics, metadata, force)
+            try:
+                with self._preemption.saving():
+                    self._raise_or_log_the_last_failure()
+                    return self._save_if_due(number, tree, metrics, metadata, force)
             except Exception:
-                if self._preemption is not None and self._preemption.requested:
+                if self._preemption.requested:
                     logger.exception("the last save before the end of the process failed")
                 raise
             finally:
@@ -219,14 +227,15 @@ class CheckpointManager:
             )
         if not (force or self.should_save(step)):
             return None
-        self._queue.wait()
+        self._raise_or_log_the_last_failure(wait=True)
         now = float(self._clock())
         checked = checked_metrics(metrics)
-        record = Record(step, now, checked, STATE_FILE_NAME)
         path = self._run.path_of(step)
         with jax.profiler.TraceAnnotation("CheckpointManager.save"):
-            contents = contents_of(tree, metadata, record=record)
+            contents = contents_of(tree, metadata)
             lock, state = self._claim()
+            record = Record(step, now, checked, STATE_FILE_NAME, state.serial + 1)
+            contents = contents._replace(record=encode_record(record))
             if not self._block:
                 contents = snapshot(contents)
             self._accepted = (step, now)
@@ -237,9 +246,21 @@ class CheckpointManager:
                 self._queue.start(f"the save of {self._shown / path.name}", work)
         return self._shown / path.name
 
+    def _raise_or_log_the_last_failure(self, *, wait: bool = False) -> None:
+        try:
+            if wait:
+                self._queue.wait()
+            else:
+                self._queue.raise_if_failed()
+        except CheckpointError:
+            if self._preemption is None or not self._preemption.requested:
+                raise
+            logger.exception("the save before the last one failed")
+
     def _claim(self) -> tuple[RunLock, RunState]:
         lock = claim(self._run.directory, self._lock)
-        if lock is not self._lock or self._held_state is None:
+        alone = lock.wrote_last(self)
+        if lock is not self._lock or self._held_state is None or not alone:
             self._held_state = self._run.read_state(float(self._clock()))
         self._lock = lock
         return lock, self._held_state
@@ -248,7 +269,7 @@ class CheckpointManager:
         try:
             write_contents(path, contents, overwrite=True, durable=True)
             with lock.saving:
-                self._held_state = self._run.retain(state.with_saved(path, now), now)
+                self._held_state = self._run.retain(state.with_saved(path, now, state.serial + 1), now)
             self._run.trust(path)
             self._last, self._last_known = (step, now), True
         except BaseException:
@@ -305,8 +326,10 @@ class CheckpointManager:
         for saved in candidates:
             try:
                 with jax.profiler.TraceAnnotation("CheckpointManager.restore"):
-                    tree = restore_with(self._shown / saved.path, like, options)
-            except (CorruptCheckpointError, CheckpointNotFoundError) as error:
+                    tree = restore_with(self._run.directory / saved.path, like, options)
+            except _PASSED_OVER as error:
+                if not _is_damage(error) or step is not None:
+                    raise
                 problems.append(error)
                 continue
             _warn_of(problems, str(self._shown / saved.path))
@@ -358,7 +381,9 @@ class CheckpointManager:
         for saved in self._run.candidates(self._state()):
             try:
                 self._run.verify(self._run.directory / saved.path, every_byte=verify)
-            except (CorruptCheckpointError, CheckpointNotFoundError) as error:
+            except _PASSED_OVER as error:
+                if not _is_damage(error):
+                    raise
                 problems.append(error)
                 continue
             _warn_of(problems, str(self._shown / saved.path))
@@ -417,8 +442,9 @@ class CheckpointManager:
         Raises:
             CheckpointNotFoundError: there is none.
         """
+        self._queue.settle()
         marker = self._run.directory / self._at(step).path / PINNED_NAME
-        with named_os_errors("pin", marker.parent):
+        with self._turn, named_os_errors("pin", marker.parent):
             filesystem.close(filesystem.open_to_claim(marker))
 
     def unpin(self, step: Any) -> None:
@@ -451,7 +477,6 @@ class CheckpointManager:
             What it failed with.
         """
         self._queue.wait(timeout)
-        self._end_if_preempted()
 
     def close(self, timeout: float | None = None) -> None:
         """Wait as `wait_until_finished` does, and then let other processes save into the directory.
@@ -459,11 +484,12 @@ class CheckpointManager:
         Raises:
             What `wait_until_finished` raises. If the save is still under way, the manager stays open.
         """
-        with self._turn:
+        with within(timeout, self._turn, f"another thread's save into {self._shown}") as left:
             try:
-                self.wait_until_finished(timeout)
+                self._queue.wait(left)
             finally:
                 if self._queue.pending is None:
+                    self._end_if_preempted()
                     self._closed = True
                     if self._preemption is not None:
                         self._preemption.give_back()
@@ -480,7 +506,7 @@ class CheckpointManager:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        self.close()
+        close_on_exit(self.close, error)
 
     def _finish(self) -> None:
         self._queue.settle()
@@ -506,6 +532,14 @@ class CheckpointManager:
         """What retention remembers: of this process if it holds the directory, otherwise as it is on disk now."""
         state = self._held_state
         return self._run.read_state(float(self._clock())) if state is None else state
+
+
+_PASSED_OVER = (CorruptCheckpointError, CheckpointNotFoundError, CheckpointIOError)
+
+
+def _is_damage(error: CheckpointError) -> bool:
+    """Whether it is the checkpoint that is broken, and not the process or its rights."""
+    return not isinstance(error, CheckpointIOError) or error.errno == errno.EIO
 
 
 def _warn_of(problems: Sequence[CheckpointError], offered: str) -> None:

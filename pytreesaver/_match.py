@@ -7,13 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 from pytreesaver._errors import MismatchError
 from pytreesaver._leaves import PYTHON_KINDS, LeafType, describe, described_dtype, logical_shape, storage_dtype
-from pytreesaver._names import did_you_mean, shown
+from pytreesaver._names import listed_with_suggestions, shown
 from pytreesaver._templates import X64_DTYPES, Template, python_kind_of, value_fits
 
 Missing = Literal["error", "keep"]
 Unexpected = Literal["error", "ignore"]
-
-_MOST_SUGGESTIONS = 20  # looking for likely spellings takes milliseconds a name
 
 
 class StoredVariables(NamedTuple):
@@ -74,7 +72,8 @@ def match_template(
         if found == wanted.type and found_shape == wanted.shape and not _needs_x64(found, x64_enabled):
             continue
         difference = _compare(wanted, found, found_shape, partial(value_of, position), x64_enabled)
-        if reshape and math.prod(found_shape) == math.prod(wanted.shape):
+        of_arrays = found.kind not in PYTHON_KINDS and wanted.type.kind not in PYTHON_KINDS
+        if reshape and of_arrays and math.prod(found_shape) == math.prod(wanted.shape):
             found_shape = wanted.shape
         if found_shape != wanted.shape:
             shapes[name] = (wanted.shape, found_shape)
@@ -175,10 +174,7 @@ def _message(
     if missing:
         lines.append(f"missing from the checkpoint ({len(missing)}):")
         candidates = unexpected or stored_names
-        lines += [
-            f"  {shown(name)}{did_you_mean(name, candidates) if i < _MOST_SUGGESTIONS else ''}"
-            for i, name in enumerate(missing)
-        ]
+        lines += listed_with_suggestions(missing, candidates)
     if unexpected:
         lines.append(f"in the checkpoint but not in the template ({len(unexpected)}):")
         lines += [f"  {shown(name)}" for name in unexpected]

@@ -46,6 +46,22 @@ def did_you_mean(name: str, candidates: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
+def listed_with_suggestions(names: Sequence[str], candidates: Sequence[str]) -> list[str]:
+    """A line of a message for each name; the first ones offer names like it, which takes milliseconds each.
+
+    Example:
+        >>> listed_with_suggestions(["dens/w"], ["dense/w"])
+        ["  dens/w; did you mean 'dense/w'?"]
+    """
+    return [
+        f"  {shown(name)}{did_you_mean(name, candidates) if i < _MOST_SUGGESTIONS else ''}"
+        for i, name in enumerate(names)
+    ]
+
+
+_MOST_SUGGESTIONS = 20
+
+
 def shown(name: str) -> str:
     """A name as it stands in a message: as it is, or quoted if it could be misread.
 

@@ -4,7 +4,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -15,14 +17,13 @@ logger = logging.getLogger("pytreesaver")
 
 
 class Preemption:
-    """Takes over SIGTERM, until `give_back`.
+    """Takes over SIGTERM, until the last of these objects gives it back or is forgotten.
 
     Attributes:
         requested: whether the signal has come.
 
     Args:
-        finish: called to wait for the save that is under way, if the program makes no save of its own in time, or if
-            the signal comes again.
+        finish: called to wait for the save that is under way in the background before the process ends.
 
     Raises:
         ValueError: this is not the main thread, which alone may handle signals.
@@ -32,38 +33,84 @@ class Preemption:
         if threading.current_thread() is not threading.main_thread():
             raise ValueError("save_on_sigterm: expected to be in the main thread, which alone may handle signals")
         self.requested = False
-        self._finish = finish
-        self._pid = os.getpid()
-        self._timer: threading.Timer | None = None
-        self._before: Any = signal.signal(signal.SIGTERM, self._on_signal)
+        self.finish = finish
+        self.saves = 0
+        if not _handler.live:
+            _handler.install()
+        _handler.live.add(self)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid or self.requested:
-            self.end()
-            return
-        self.requested = True
-        logger.warning("SIGTERM: the next save is the last one, and then the process ends")
-        self._timer = threading.Timer(GRACE_SECS, os.kill, (self._pid, signal.SIGTERM))
-        self._timer.daemon = True
-        self._timer.start()
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """While this lasts, the signal and its repetitions are only noted: `end` has to come after it."""
+        self.saves += 1
+        try:
+            yield
+        finally:
+            self.saves -= 1
 
     def end(self) -> None:
-        """Finish the save that is under way, and let the signal do what it would have done without this object."""
-        try:
-            if os.getpid() == self._pid:
-                self._finish()
-        except Exception:
-            logger.exception("the last save failed")
-        finally:
-            self.give_back()
-            os.kill(os.getpid(), signal.SIGTERM)
+        """Finish what is under way, and let the signal do what it would have done without this object."""
+        _handler.end()
 
     def give_back(self) -> None:
-        """Give the signal back to whoever had it before."""
+        """Give the signal back to whoever had it before, if this is the last one."""
+        _handler.live.discard(self)
+        if not _handler.live:
+            _handler.uninstall()
+
+
+class _Handler:
+    def __init__(self) -> None:
+        self.live: weakref.WeakSet[Preemption] = weakref.WeakSet()
+        self._before: Any = None
+        self._pid = 0
+        self._timer: threading.Timer | None = None
+
+    def install(self) -> None:
+        self._pid = os.getpid()
+        if not self._is_installed():  # it is if the objects before were forgotten
+            self._before = signal.signal(signal.SIGTERM, self)
+
+    def uninstall(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if threading.current_thread() is not threading.main_thread():
-            return  # only the main thread may; the signal that `end` sends is handled there
-        self.requested = False
-        if signal.getsignal(signal.SIGTERM) == self._on_signal:
+            self._timer = None
+        if threading.current_thread() is threading.main_thread() and self._is_installed():
             signal.signal(signal.SIGTERM, signal.SIG_DFL if self._before is None else self._before)
+
+    def _is_installed(self) -> bool:
+        current: object = signal.getsignal(signal.SIGTERM)
+        return current is self
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        live = list(self.live)
+        again = all(each.requested for each in live)
+        for each in live:
+            each.requested = True
+        if os.getpid() != self._pid:
+            self.uninstall()
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif any(each.saves for each in live):
+            logger.warning("SIGTERM: this save is the last one, and then the process ends")
+        elif again:
+            self.end()
+        else:
+            logger.warning("SIGTERM: the next save is the last one, and then the process ends")
+            self._timer = threading.Timer(GRACE_SECS, os.kill, (self._pid, signal.SIGTERM))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def end(self) -> None:
+        for each in list(self.live):
+            try:
+                each.finish()
+            except Exception:
+                logger.exception("a save did not finish before the process ended")
+        self.uninstall()
+        if threading.current_thread() is threading.main_thread():
+            for each in list(self.live):
+                each.requested = False
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+_handler = _Handler()

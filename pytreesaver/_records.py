@@ -19,28 +19,31 @@ class Record:
         time: when it was saved, in seconds since the epoch.
         metrics: as they were given to the save.
         state_file: the name of the state file in which it is, or was about to be, listed.
+        serial: how many checkpoints had been saved for that state file, this one included.
     """
 
     step: int | None = None
     time: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     state_file: str | None = None
+    serial: int = 0
 
 
 def encode_record(record: Record) -> Any:
     """A record as JSON data.
 
     Example:
-        >>> encode_record(Record(100, 1.5, {"loss": 0.25}, "checkpoint"))
-        {'step': 100, 'time': 1.5, 'metrics': {'loss': 0.25}, 'state_file': 'checkpoint'}
+        >>> encode_record(Record(100, 1.5, {"loss": 0.25}, "checkpoint", 7))
+        {'step': 100, 'time': 1.5, 'metrics': {'loss': 0.25}, 'state_file': 'checkpoint', 'serial': 7}
     """
     fields = {
         "step": record.step,
         "time": record.time,
         "metrics": dict(record.metrics),
         "state_file": record.state_file,
+        "serial": record.serial,
     }
-    return encode_value({**fields, "state_file": record.state_file}, classes=False)
+    return encode_value(fields, classes=False)
 
 
 def decode_record(encoded: Any, where: Path) -> Record:
@@ -53,12 +56,13 @@ def decode_record(encoded: Any, where: Path) -> Record:
         return Record()
     try:
         fields = decode_value(encoded)
-        record = Record(fields["step"], fields["time"], fields["metrics"], fields["state_file"])
+        record = Record(*(fields[name] for name in ("step", "time", "metrics", "state_file", "serial")))
         well_formed = (
             (record.step is None or type(record.step) is int)
             and (record.time is None or (type(record.time) is float and math.isfinite(record.time)))
             and all(type(k) is str and type(v) is float for k, v in record.metrics.items())
             and (record.state_file is None or type(record.state_file) is str)
+            and type(record.serial) is int
         )
     except (NotPlainError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpointError(f"{where}: its record is malformed: {error!r}") from error

@@ -285,6 +285,11 @@ class ManagerRule:
     also: RetentionPolicy | None = None
     policy: RetentionPolicy | None = None
 
+    @property
+    def is_tensorflows(self) -> bool:
+        """Whether it is TensorFlow's rule and nothing else."""
+        return self.also is None and self.policy is None
+
 
 class ManagerDecisions(NamedTuple):
     """What becomes of each tracked checkpoint, oldest first.

@@ -41,6 +41,8 @@ def get_checkpoint_state(checkpoint_dir: PathLike, latest_filename: str | None =
     """
     directory = local_path(checkpoint_dir)
     file = directory / state_file_name(latest_filename)
+    if file.is_dir():
+        return None
     with named_os_errors("read", file):
         try:
             descriptor = filesystem.open_existing(file)
@@ -250,13 +252,15 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
         before, listed = listed, listed_checkpoints(directory, name)
         if listed == before:
             break
-        candidates = [*reversed(unlisted_checkpoints(directory, name, listed)), *reversed(listed)]
+        unlisted = [path for path, _ in unlisted_checkpoints(directory, name, listed)]
+        candidates = [*reversed(unlisted), *reversed(listed)]
         newest = next(filter(is_complete, candidates[:1]), None)
         if newest is not None or not candidates:
             return newest
         # A saver may have replaced and deleted it in this moment; then the state file has changed too.
-    offered = next(filter(is_complete, candidates), None)
-    skipped = candidates[: None if offered is None else candidates.index(offered)]
+    older = [path for path, _ in reversed(recorded_checkpoints(directory, name)) if path not in candidates]
+    offered = next(filter(is_complete, [*candidates, *older]), None)
+    skipped = candidates[: candidates.index(offered)] if offered in candidates else candidates
     warnings.warn(
         f"damaged or gone: {', '.join(map(str, skipped))}; offered instead: {offered or 'nothing'}",
         RetentionWarning,
@@ -278,38 +282,61 @@ def listed_checkpoints(directory: Path, name: str) -> list[Path]:
     return [Path(path) for path in dict.fromkeys([*older, state.model_checkpoint_path])]
 
 
-def unlisted_checkpoints(directory: Path, name: str, listed: Sequence[Path]) -> list[Path]:
-    """Checkpoints that a saver completed and did not come to list before it died, oldest first.
+def recorded_checkpoints(directory: Path, name: str, written_since: int = 0) -> list[tuple[Path, Record]]:
+    """Every checkpoint in a directory that was recorded for a state file, in the order of the saves.
 
-    They were written after the state file was, and recorded as newer than everything in it.
+    `written_since`, in nanoseconds since the epoch, passes over those whose files are older.
     """
     try:
         entries = filesystem.list_directory(directory)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    state_time = filesystem.modified_ns(directory / name) if listed and name in entries else 0
-    known = {path.name for path in listed if path.parent == directory}
-    found = []
-    for entry in entries:
-        path = directory / entry
-        if entry.startswith(".") or entry in known:
-            continue
-        key = _age(path, name, written_since=state_time)
-        if key is not None:
-            found.append((key, path))
-    newest_listed = next(filter(None, (_age(path, name) for path in reversed(listed))), None)
-    return [path for key, path in sorted(found) if newest_listed is None or key > newest_listed]
+    found = [
+        (directory / entry, record)
+        for entry in entries
+        if not entry.startswith(".") and (record := _record_for(directory / entry, name, written_since)) is not None
+    ]
+    return sorted(found, key=lambda each: (each[1].serial, each[1].time or 0.0))
 
 
-def unlisted_to_adopt(directory: Path, name: str, listed: Sequence[Path]) -> list[tuple[Path, float]]:
-    """(path, time) of the unlisted checkpoints that retention may take charge of, oldest first.
+def _record_for(path: Path, name: str, written_since: int = 0) -> Record | None:
+    try:
+        if filesystem.modified_ns(native.heading_file(path)) < written_since:
+            return None
+        record = read_record(path)
+    except (CheckpointError, OSError):
+        return None
+    return record if record.state_file == name else None
+
+
+def last_serial(directory: Path, name: str, listed: Sequence[Path]) -> int:
+    """The largest serial number of the checkpoints that a state file lists, 0 if none can be read."""
+    records = (_record_for(path, name) for path in reversed(listed))
+    return max((record.serial for record in records if record is not None), default=0)
+
+
+def unlisted_checkpoints(directory: Path, name: str, listed: Sequence[Path]) -> list[tuple[Path, Record]]:
+    """Checkpoints that a saver completed and did not come to list before it died, oldest first.
+
+    They were written after the state file was, and saved after everything in it.
+    """
+    try:
+        state_time = filesystem.modified_ns(directory / name) if listed else 0
+    except OSError:
+        state_time = 0
+    known = set(listed)
+    found = [(path, record) for path, record in recorded_checkpoints(directory, name, state_time) if path not in known]
+    last = last_serial(directory, name, listed) if found else 0
+    return [(path, record) for path, record in found if not listed or record.serial > last]
+
+
+def unlisted_to_adopt(directory: Path, name: str, listed: Sequence[Path]) -> list[tuple[Path, Record]]:
+    """The unlisted checkpoints that retention may take charge of, oldest first.
 
     Where there is no state file, a single one is the first of a run whose saver died. Several are a collection.
     """
     found = unlisted_checkpoints(directory, name, listed)
-    if len(found) > 1 and not listed:
-        return []
-    return [(path, saved_at(path)) for path in found]
+    return [] if len(found) > 1 and not listed else found
 
 
 def saved_at(path: Path) -> float:
@@ -319,16 +346,3 @@ def saved_at(path: Path) -> float:
         return modified_time(path) if recorded is None else recorded
     except (CheckpointError, OSError):
         return 0.0
-
-
-def _age(path: Path, state_file: str, written_since: int = 0) -> tuple[float, int] | None:
-    """(time, step) of a checkpoint that was recorded for a state file; None for everything else."""
-    try:
-        if filesystem.modified_ns(native.heading_file(path)) < written_since:
-            return None
-        record = read_record(path)
-    except (CheckpointError, OSError):
-        return None
-    if record.state_file != state_file or record.time is None:
-        return None
-    return record.time, -1 if record.step is None else record.step

@@ -4,9 +4,12 @@ import os
 import socket
 import threading
 import weakref
+from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+
+import numpy as np
 
 from pytreesaver._errors import ConcurrentWriterError
 from pytreesaver._io import filesystem
@@ -22,16 +25,36 @@ class _Claim:
         self.descriptor = descriptor
         self.holders = 0
         self.saving = threading.RLock()
+        self.last_writer: object = None
 
 
 _claims: dict[tuple[int, int], _Claim] = {}
 _guard = threading.Lock()
+# Locks are let go of by garbage collection too, which may come while this thread has the guard: they only leave word.
+_released: deque[tuple[int, int]] = deque()
+
+
+def _let_go() -> None:
+    while _released and _guard.acquire(blocking=False):
+        try:
+            while _released:
+                identity = _released.popleft()
+                claim = _claims[identity]
+                claim.holders -= 1
+                if claim.holders == 0:
+                    del _claims[identity]
+                    filesystem.close(claim.descriptor)
+        finally:
+            _guard.release()
 
 
 def _forget_claims() -> None:
-    # A child process has none of its parent's claims; closing the files here takes none from the parent.
+    # A child process has none of its parent's claims; the lock stays with the parent, which has the file open too.
     global _guard  # noqa: PLW0603
     _guard = threading.Lock()
+    _released.clear()
+    for claim in _claims.values():
+        filesystem.close(claim.descriptor)
     _claims.clear()
 
 
@@ -54,12 +77,19 @@ class RunLock:
         with _guard:
             claim = _claims.get(self.identity) or _claims.setdefault(self.identity, _claim(directory))
             claim.holders += 1
+        self._claim = claim
         self.saving = claim.saving
         self._finalizer = weakref.finalize(self, _release, self.identity, self._pid)
+        _let_go()
 
     def holds(self, directory: Path) -> bool:
         """Whether this is a lock on the directory that is there now, in this process."""
         return self._finalizer.alive and self._pid == os.getpid() and filesystem.identity(directory) == self.identity
+
+    def wrote_last(self, writer: object) -> bool:
+        """Whether no other saver of this process has written to the directory since this one did; notes this one."""
+        before, self._claim.last_writer = self._claim.last_writer, writer
+        return before is writer
 
     def release(self) -> None:
         """Let other processes save into the directory."""
@@ -84,8 +114,6 @@ def _claim(directory: Path) -> _Claim:
 
 def _holder(descriptor: int) -> str:
     with suppress(OSError, ValueError):
-        import numpy as np
-
         text = np.zeros(min(filesystem.file_size(descriptor), 200), np.uint8)
         filesystem.read_into(descriptor, text, 0)
         line = text.tobytes().decode(errors="replace").strip()
@@ -95,13 +123,6 @@ def _holder(descriptor: int) -> str:
 
 
 def _release(identity: tuple[int, int], pid: int) -> None:
-    if os.getpid() != pid:
-        return
-    with _guard:
-        claim = _claims.get(identity)
-        if claim is None:
-            return
-        claim.holders -= 1
-        if claim.holders == 0:
-            del _claims[identity]
-            filesystem.close(claim.descriptor)
+    if os.getpid() == pid:
+        _released.append(identity)
+        _let_go()

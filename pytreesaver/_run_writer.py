@@ -1,7 +1,8 @@
 """What every saver does to a run directory: claim it, write its state file, and delete what retention lets go."""
 
+import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, RetentionWarning
@@ -10,6 +11,7 @@ from pytreesaver._paths import named_os_errors
 from pytreesaver._run_directory import remove_checkpoint, write_state
 from pytreesaver._run_lock import RunLock
 from pytreesaver._state_file import CheckpointState
+from pytreesaver.formats import PINNED_NAME
 
 
 def claim(directory: Path, held: RunLock | None) -> RunLock:
@@ -27,7 +29,12 @@ def claim(directory: Path, held: RunLock | None) -> RunLock:
 
 
 def list_and_delete(
-    directory: Path, name: str, state_with: Callable[[set[str]], CheckpointState], doomed: Iterable[Path]
+    directory: Path,
+    name: str,
+    state_with: Callable[[set[Path]], CheckpointState],
+    doomed: Sequence[Path],
+    *,
+    listed: Callable[[], None] = lambda: None,
 ) -> set[Path]:
     """Bring a state file up to date and delete the doomed checkpoints; gives those that could not be deleted.
 
@@ -38,15 +45,18 @@ def list_and_delete(
         name: the name of the state file.
         state_with: the state that lists what is kept and the paths it is called with.
         doomed: the checkpoints to delete.
+        listed: called when the state file lists the new checkpoint, before anything is deleted.
 
     Raises:
         CheckpointIOError: the state file could not be written. If that was the first time, nothing was deleted.
     """
-    remaining = {str(path): path for path in doomed}
-    write_state(directory, name, state_with(set(remaining)))
+    remaining = set(doomed)
+    write_state(directory, name, state_with(remaining))
+    listed()
     problems = []
-    before = len(remaining)
-    for path in list(remaining.values()):
+    for path in doomed:
+        if os.path.lexists(path / PINNED_NAME):
+            continue  # pinned since that was decided
         try:
             remove_checkpoint(path)
         except CheckpointNotFoundError as error:
@@ -54,9 +64,9 @@ def list_and_delete(
         except CheckpointError as error:
             problems.append(f"{error}; the next save tries again")
             continue
-        del remaining[str(path)]
-    if len(remaining) < before:
-        write_state(directory, name, state_with(set(remaining)))
+        remaining.discard(path)
+    if len(remaining) < len(doomed):
+        write_state(directory, name, state_with(remaining))
     if problems:
         warnings.warn("could not delete an old checkpoint: " + "\n".join(problems), RetentionWarning, stacklevel=2)
-    return set(remaining.values())
+    return remaining

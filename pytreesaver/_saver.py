@@ -8,22 +8,24 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from pytreesaver._background import OneAtATime, SaveFuture
+from pytreesaver._background import OneAtATime, SaveFuture, close_on_exit, within
 from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
 from pytreesaver._contents import snapshot
 from pytreesaver._io import filesystem
 from pytreesaver._names import duplicates
 from pytreesaver._paths import PathLike, local_path
-from pytreesaver._records import Record
+from pytreesaver._records import Record, encode_record
 from pytreesaver._retention import saver_eviction, saver_interval
 from pytreesaver._run_directory import (
     is_complete,
+    last_serial,
     listed_checkpoints,
     saved_at,
     state_file_name,
@@ -122,8 +124,8 @@ class Saver:
         self._clock = clock
         self._interval = saver_interval(given.keep_checkpoint_every_n_hours or 0.0)
         self._next_checkpoint_time = clock() + self._interval
-        self._tracked: list[tuple[str, float]] = []
-        self._locations: dict[str, Path] = {}
+        self._tracked: list[tuple[str, float]] = []  # (absolute path, time)
+        self._shown: dict[str, str] = {}
         self._seeded = False
         self._adopted: set[tuple[tuple[int, int], str, str]] = set()
         self._queue = OneAtATime()
@@ -178,14 +180,15 @@ class Saver:
                 raise ValueError("this Saver was closed; make a new one")
             self.wait()
             now = float(self._clock())
-            record = Record(step, now, state_file=state_name if write_state else None)
             with jax.profiler.TraceAnnotation(f"{self._label}.save"):
-                contents = self._variables.contents(tree, metadata, record)
+                contents = self._variables.contents(tree, metadata)
                 location = Path(path).absolute()
-                directory = location.parent
-                self._lock = claim(directory, self._lock)
+                self._lock = claim(location.parent, self._lock)
+                record = Record(step, now)
                 if write_state:
-                    self._adopt(location, step, state_name, os.path.isabs(path))  # noqa: PTH117
+                    serial = self._adopt(location, step, state_name, os.path.isabs(path))  # noqa: PTH117
+                    record = replace(record, state_file=state_name, serial=serial)
+                contents = contents._replace(record=encode_record(record))
                 if not block:
                     contents = snapshot(contents)
                 to_list = (self._lock, state_name) if write_state else None
@@ -234,60 +237,62 @@ class Saver:
         return Path(path)
 
     def _list(self, path: str, location: Path, now: float, state_name: str) -> None:
-        self._locations[path] = location
+        self._shown[str(location)] = path
         result = saver_eviction(
             self._tracked,
-            (path, now),
+            (str(location), now),
             self._next_checkpoint_time,
             self._settings.max_to_keep or 0,
             self._settings.keep_checkpoint_every_n_hours or 0.0,
         )
         directory = location.parent
         relative = self._settings.save_relative_paths or not os.path.isabs(path)  # noqa: PTH117
-
-        def in_state(kept: str) -> str:
-            where = self._location(kept)
-            return os.path.relpath(where, directory) if relative else str(where)
-
-        def state_with(doomed: set[str]) -> CheckpointState:
-            still = [p for p in result.deleted if str(self._location(p)) in doomed]
-            paths = [in_state(p) for p in [*still, *(p for p, _ in result.tracked)]]
-            return CheckpointState(in_state(path), paths or [in_state(path)])
-
-        failed = list_and_delete(directory, state_name, state_with, map(self._location, result.deleted))
         times = dict(self._tracked)
-        still_there = [(p, times[p]) for p in result.deleted if self._location(p) in failed]
-        self._tracked = [*still_there, *result.tracked]
-        self._next_checkpoint_time = result.mark
-        self._locations = {p: self._location(p) for p, _ in self._tracked}
+        doomed = [Path(where) for where in result.deleted]
 
-    def _location(self, path: str) -> Path:
-        return self._locations.get(path) or local_path(path).absolute()
+        def tracked_with(remaining: set[Path]) -> list[tuple[str, float]]:
+            return [*((str(p), times[str(p)]) for p in doomed if p in remaining), *result.tracked]
 
-    def _adopt(self, location: Path, step: int | None, state_name: str, absolute: bool) -> None:
-        """Go on with the checkpoints of the same name that an earlier Saver has left in a directory, once."""
+        def state_with(remaining: set[Path]) -> CheckpointState:
+            places = [where for where, _ in tracked_with(remaining)] or [str(location)]
+            paths = [os.path.relpath(where, directory) if relative else where for where in places]
+            return CheckpointState(paths[-1], paths)
+
+        def listed() -> None:
+            # Whatever happens from here on, what the state file lists is what is remembered.
+            self._tracked = tracked_with(set(doomed))
+            self._next_checkpoint_time = result.mark
+
+        failed = list_and_delete(directory, state_name, state_with, doomed, listed=listed)
+        self._tracked = tracked_with(failed)
+        self._shown = {where: self._shown[where] for where, _ in self._tracked}
+
+    def _adopt(self, location: Path, step: int | None, state_name: str, absolute: bool) -> int:
+        """Go on with the checkpoints of the same name that an earlier Saver has left in a directory.
+
+        Gives the number of the next save for the state file.
+        """
         directory = location.parent
         base = location.name if step is None else location.name.rpartition("-")[0]
         key = (filesystem.identity(directory), base, state_name)
-        if key in self._adopted:
-            return
-        self._adopted.add(key)
-        of_same_name = re.compile(re.escape(base) + r"(-[0-9]+)?")
         listed = listed_checkpoints(directory, state_name)
-        older = [] if self._seeded else [(path, saved_at(path)) for path in listed]
         newer = unlisted_to_adopt(directory, state_name, listed)
-        known = {self._location(path) for path, _ in self._tracked}
+        serials = [last_serial(directory, state_name, listed), *(record.serial for _, record in newer)]
+        if key not in self._adopted:
+            self._adopted.add(key)
+            of_same_name = re.compile(re.escape(base) + r"(-[0-9]+)?")
+            known = {where for where, _ in self._tracked}
 
-        def adopted(found: list[tuple[Path, float]]) -> Iterator[tuple[str, float]]:
-            for found_at, seconds in found:
-                where = Path(os.path.normpath(found_at))
-                ours = where.parent == directory and of_same_name.fullmatch(where.name) is not None
-                if ours and where not in known and os.path.lexists(where):
-                    path = str(where) if absolute else os.path.relpath(where)
-                    self._locations[path] = where
-                    yield path, seconds
+            def adopted(found: Sequence[Path]) -> Iterator[tuple[str, float]]:
+                for where in found:
+                    ours = where.parent == directory and of_same_name.fullmatch(where.name) is not None
+                    if ours and str(where) not in known and os.path.lexists(where):
+                        self._shown[str(where)] = str(where) if absolute else os.path.relpath(where)
+                        yield str(where), saved_at(where)
 
-        self._tracked = [*adopted(older), *self._tracked, *adopted(newer)]
+            older = [] if self._seeded else listed
+            self._tracked = [*adopted(older), *self._tracked, *adopted([path for path, _ in newer])]
+        return max(serials) + 1
 
     # Restoring.
 
@@ -339,7 +344,7 @@ class Saver:
     @property
     def last_checkpoints(self) -> list[str]:
         """The checkpoints that are kept as the last ones, oldest first; empty if all are kept."""
-        return [path for path, _ in self._tracked]
+        return [self._shown[where] for where, _ in self._tracked]
 
     @property
     def next_checkpoint_time(self) -> float:
@@ -361,8 +366,9 @@ class Saver:
             raise ValueError(f"expected different paths, and times that are numbers, found {entries}")
         with self._turn:
             self._queue.settle()
-            self._tracked, self._seeded = entries, True
-            self._locations = {path: Path(path).absolute() for path, _ in entries}
+            self._shown = {str(Path(path).absolute()): path for path, _ in entries}
+            self._tracked = [(str(Path(path).absolute()), seconds) for path, seconds in entries]
+            self._seeded = True
 
     def recover_last_checkpoints(self, checkpoint_paths: Sequence[PathLike]) -> None:
         """Go on with those of the paths that have a complete checkpoint, in their order, from oldest to newest.
@@ -415,9 +421,9 @@ class Saver:
         Raises:
             What `wait` raises. If the save is still under way, the Saver stays open.
         """
-        with self._turn:
+        with within(timeout, self._turn, f"another thread's save with {self._label}") as left:
             try:
-                self.wait(timeout)
+                self.wait(left)
             finally:
                 if self._queue.pending is None:
                     self._closed = True
@@ -434,4 +440,4 @@ class Saver:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        self.close()
+        close_on_exit(self.close, error)

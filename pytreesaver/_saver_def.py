@@ -8,8 +8,7 @@ import numpy as np
 
 from pytreesaver._contents import contents_of, renamed
 from pytreesaver._errors import VariableNotFoundError
-from pytreesaver._names import did_you_mean, duplicates, shown
-from pytreesaver._records import Record
+from pytreesaver._names import duplicates, listed_with_suggestions
 from pytreesaver._select import Selection, as_selection
 from pytreesaver._settings import check_count, check_format, check_hours
 from pytreesaver._structure import flatten_tree
@@ -63,17 +62,18 @@ class VariableList:
         if self.stored_names == {} and not allow_empty:
             raise ValueError("No variables to save: var_list is empty; allow_empty=True accepts that")
 
-    def contents(self, tree: Any, metadata: Mapping[str, Any] | None, record: Record) -> TreeContents:
+    def contents(self, tree: Any, metadata: Mapping[str, Any] | None) -> TreeContents:
         """What is to be written of a tree."""
         only = self.selection
         if self.stored_names is not None:
             names = flatten_tree(tree).names
-            absent = [name for name in self.stored_names if name not in set(names)]
+            present = set(names)
+            absent = [name for name in self.stored_names if name not in present]
             if absent:
-                lines = [f"  {shown(name)}{did_you_mean(name, names)}" for name in absent]
-                raise VariableNotFoundError("the tree lacks variables that var_list names:\n" + "\n".join(lines))
+                lines = "\n".join(listed_with_suggestions(absent, names))
+                raise VariableNotFoundError(f"the tree lacks variables that var_list names:\n{lines}")
             only = as_selection(set(self.stored_names).__contains__)
-        contents = contents_of(tree, metadata, only=only, may_be_empty=self._allow_empty, record=record)
+        contents = contents_of(tree, metadata, only=only, may_be_empty=self._allow_empty)
         if not contents.names and not self._allow_empty:
             raise ValueError("No variables to save: the tree is empty; Saver(allow_empty=True) accepts that")
         return contents if self.stored_names is None else renamed(contents, self.stored_names)
@@ -83,6 +83,11 @@ def _by_variable(var_list: Mapping[Any, str]) -> dict[str, str]:
     wrong = [name for name in var_list if not isinstance(name, str)]
     if wrong:
         raise TypeError(f"var_list: expected saved names that are str, found {wrong!r}")
+    for name in var_list:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"var_list: expected names that can be written as UTF-8, found {name!r}") from None
     again = duplicates(var_list.values())
     if again:
         raise ValueError(f"var_list: expected one saved name for each variable, found several for {again}")

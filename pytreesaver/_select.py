@@ -1,10 +1,10 @@
 """Which variables are meant: globs, regular expressions, predicates and masks, as values that act on names. Pure."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 from pytreesaver._errors import UnsupportedLeafError, VariableNotFoundError
 from pytreesaver._names import SINGLE_LEAF_NAME, did_you_mean, shown
@@ -61,9 +61,14 @@ class _Glob(Selection):
     def selects(self, name: str) -> bool:
         return self._compiled.fullmatch(name) is not None
 
+    @property
+    def is_literal(self) -> bool:
+        """Whether it is a name, which also stands for everything under it."""
+        return "*" not in self.pattern and "?" not in self.pattern
+
     @cached_property
     def _compiled(self) -> re.Pattern[str]:
-        if not any(wildcard in self.pattern for wildcard in "*?"):
+        if self.is_literal:
             return re.compile(re.escape(self.pattern) + r"(?:/.*)?", re.DOTALL)
         *components, last = self.pattern.split("/")
         parts = ["(?:[^/]*/)*" if part == "**" else _component(part) + "/" for part in components]
@@ -212,12 +217,25 @@ def selected(selection: Selection, names: Sequence[str], where: str, *, may_be_e
         [True, False]
     """
     parts = selection.parts if isinstance(selection, _EachOf) else (selection,)
-    columns = [[part.selects(name) for name in names] for part in parts]
-    problems = [
-        f"  {part!r} selects none{_near(part, names)}"
-        for part, column in zip(parts, columns, strict=True)
-        if not any(column) and not may_be_empty
-    ]
+    literals = {part.pattern for part in parts if _is_literal(part)}
+    others = [part for part in parts if not _is_literal(part)]
+    used: set[Any] = set()
+    flags = []
+    for name in names:
+        # Lists of thousands of names are usual: those are looked up, and not compared one by one.
+        by = {prefix for prefix in _prefixes(name) if prefix in literals}
+        matching = {i for i, part in enumerate(others) if part.selects(name)}
+        used |= by | {id(others[i]) for i in matching}
+        flags.append(bool(by or matching))
+    idle = [part for part in parts if (part.pattern if _is_literal(part) else id(part)) not in used]
+    problems = (
+        []
+        if may_be_empty
+        else [
+            f"  {part!r} selects none{_near(part, names) if i < _MOST_SUGGESTIONS else ''}"
+            for i, part in enumerate(idle)
+        ]
+    )
     if isinstance(selection, _Mask):
         problems += [
             f"  {shown(n)}: the mask says neither True nor False" for n in names if selection.flag_of(n) is None
@@ -227,12 +245,27 @@ def selected(selection: Selection, names: Sequence[str], where: str, *, may_be_e
         raise VariableNotFoundError(
             f"expected a selection of the {len(names)} variables of {where}:\n" + "\n".join(lines)
         )
-    return [any(column[i] for column in columns) for i in range(len(names))]
+    return flags
+
+
+_MOST_SUGGESTIONS = 20
+
+
+def _is_literal(part: Selection) -> TypeGuard["_Glob"]:
+    return isinstance(part, _Glob) and part.is_literal
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """A name and every name that it lies under."""
+    yield name
+    for i, character in enumerate(name):
+        if character == "/":
+            yield name[:i]
 
 
 def _near(part: Selection, names: Sequence[str]) -> str:
     if not isinstance(part, _Glob):
         return ""
-    prefixes = {name[:i] for name in names for i, character in enumerate(name) if character == "/"}
+    prefixes = {prefix for name in names for prefix in _prefixes(name)} - set(names)
     wanted = re.sub(r"/?\*+/?$|^\*+/", "", part.pattern)
     return did_you_mean(wanted, [*sorted(prefixes), *names]) if wanted else ""

@@ -107,5 +107,8 @@ def checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
         is_number = is_array or (isinstance(value, int | float) and not isinstance(value, bool))
         if not is_number or type(name) is not str:
             raise TypeError(f"metrics: expected a number by its name, found {name!r}: {value!r}")
-        checked[name] = float(value)
+        try:
+            checked[name] = float(value)
+        except OverflowError:
+            raise ValueError(f"metrics: expected a number that a float can hold, found {name!r}: an int") from None
     return checked

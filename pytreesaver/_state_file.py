@@ -4,6 +4,7 @@ The fields and the way they are written are TensorFlow's (`tensorflow/python/tra
 read is the text format at large: https://protobuf.dev/reference/protobuf/textformat-spec.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -185,7 +186,12 @@ def _value(tokens: _Tokens, name: str) -> Any:
         number = float(tokens.take("name", ""))
     else:
         text = tokens.take("number", f"a number for {name}").lower()
-        number = float(int(text, 16)) if "0x" in text else float(text if text.endswith("inf") else text.rstrip("f"))
+        try:
+            number = float(int(text, 16)) if "0x" in text else float(text if text.endswith("inf") else text.rstrip("f"))
+        except OverflowError:
+            number = math.nan
+    if math.isnan(number):
+        raise tokens.error(f"a number for {name}, found none that has an order", taken=True)
     return -number if minus else number
 
 

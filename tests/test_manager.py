@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -484,6 +485,202 @@ def test_a_checkpoint_that_was_not_listed_before_the_end_counts():
     assert manager.all_steps() == [2, 3]
 
 
+@pytest.mark.parametrize("call", ["open_existing", "fingerprint"])
+def test_a_passing_error_of_the_disk_costs_no_checkpoint(monkeypatch, call):
+    manager = saved(
+        range(5), max_to_keep=3, keep_best=(1, "loss"), metrics=[{"loss": i} for i in range(5)], close=False
+    )
+    manager.wait_until_finished()
+    manager.pin(2)
+    manager.close()
+    manager = pts.CheckpointManager("run", max_to_keep=1, keep_best=(1, "loss"), block=True)
+    real = getattr(filesystem, call)
+
+    def unlucky(path, *args):
+        if "ckpt-0" in str(path) or "ckpt-2" in str(path):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, call, unlucky)
+        manager.all_steps()
+        manager.save(5, tree(5))
+    manager.save(6, tree(6))
+    assert manager.all_steps() == [0, 2, 6]
+
+
+def test_a_pin_on_a_checkpoint_with_a_damaged_index_holds():
+    manager = saved(range(2), max_to_keep=2, block=True, close=False)
+    manager.pin(0)
+    flip(0, file="index.json", offset=100)
+    for step in (2, 3):
+        manager.save(step, tree(step))
+    assert on_disk() == ["ckpt-0", "ckpt-2", "ckpt-3"]
+
+
+def test_a_clock_that_was_ahead_and_corrected_does_not_roll_the_run_back():
+    now = [10_000.0]
+    arguments = {"max_to_keep": 5, "block": True, "clock": lambda: now[0]}
+    with pts.CheckpointManager("run", **arguments) as manager:
+        for step in (10, 20):
+            manager.save(step, tree(step))
+    for step in (10, 20):
+        for file in Path(f"run/ckpt-{step}").iterdir():
+            os.utime(file, (time.time() + 3600, time.time() + 3600))
+    now[0] = 6_400.0
+    manager = pts.CheckpointManager("run", **arguments)
+    with pytest.warns(pts.RetentionWarning, match="the clock is"):
+        manager.save(30, tree(30))
+    manager.save(40, tree(40))
+    manager.close()
+    assert pts.latest_checkpoint("run") == Path("run/ckpt-40")
+    again = pts.CheckpointManager("run", **arguments)
+    assert again.latest_step() == 40
+    assert again.restore()["step"] == 40
+
+
+def test_without_its_state_file_a_run_of_damaged_checkpoints_is_not_started_over():
+    saved(range(2))
+    for step in range(2):
+        flip(step, file="index.json", offset=100)
+    Path("run/checkpoint").unlink()
+    with pytest.raises(pts.CorruptCheckpointError, match="none of its checkpoints can be restored"):
+        pts.CheckpointManager("run").restore_or_init(tree(0))
+
+
+def test_without_its_state_file_the_order_of_the_saves_counts_and_not_the_clock():
+    now = [1000.0]
+    with pts.CheckpointManager("run", clock=lambda: now[0], block=True) as manager:
+        for step in range(3):
+            now[0] -= 100
+            manager.save(step, tree(step))
+    Path("run/checkpoint").unlink()
+    assert pts.latest_checkpoint("run") == Path("run/ckpt-2")
+    assert pts.CheckpointManager("run").latest_step() == 2
+
+
+def test_a_path_with_two_dots_is_the_directory_that_it_leads_to():
+    Path("scripts").mkdir()
+    os.chdir("scripts")
+    for step in range(5):
+        saved([step], directory="../run", max_to_keep=2)
+    assert on_disk("../run") == ["ckpt-3", "ckpt-4"]
+
+
+def test_the_directory_stays_the_same_when_the_working_directory_changes():
+    manager = saved(range(3), close=False)
+    manager.wait_until_finished()
+    saved([2], directory="elsewhere/run")
+    os.chdir("elsewhere")
+    assert manager.latest_step() == 2
+    assert_trees_equal(manager.restore(step=1), tree(1))
+    manager.save(3, tree(3))
+    manager.close()
+    assert on_disk("../run") == [f"ckpt-{step}" for step in range(4)]
+
+
+def test_after_a_restart_what_is_no_later_than_the_last_preserved_one_is_preserved_too():
+    """As TensorFlow's manager does it: `min(timestamp, now) > last_preserved_timestamp` is what it goes on with."""
+    now = [0.0]
+    arguments = {"max_to_keep": 1, "keep_checkpoint_every_n_hours": 1.0, "clock": lambda: now[0]}
+    with pts.CheckpointManager("run", **arguments) as manager:
+        now[0] = 20_000.0
+        for step in (4, 5, 6):
+            manager.save(step, tree(step))
+    assert pts.get_checkpoint_state("run").last_preserved_timestamp == 20_000.0
+    assert on_disk() == ["ckpt-4", "ckpt-6"]
+    saved([7], **arguments)
+    assert on_disk() == ["ckpt-4", "ckpt-6", "ckpt-7"]
+
+
+def test_two_managers_of_one_process_do_not_undo_each_other():
+    first = pts.CheckpointManager("run", max_to_keep=2, block=True)
+    second = pts.CheckpointManager("run", max_to_keep=2, block=True)
+    for step in range(6):
+        (first, second)[step % 2].save(step, tree(step), force=True)
+    assert on_disk() == ["ckpt-4", "ckpt-5"]
+
+
+def test_a_pin_waits_for_the_save_under_way_and_holds(monkeypatch):
+    manager = saved([1], max_to_keep=1, close=False)
+    manager.wait_until_finished()
+    real = filesystem.reserve
+    monkeypatch.setattr(filesystem, "reserve", lambda *args: time.sleep(0.3) or real(*args))
+    manager.save(2, tree(2))
+    manager.pin(2)
+    manager.save(3, tree(3))
+    manager.close()
+    assert manager.all_steps() == [2, 3]
+
+
+def test_a_clock_set_back_does_not_stop_the_saves():
+    now = [100_000.0]
+    manager = pts.CheckpointManager("run", save_interval_secs=60, clock=lambda: now[0], block=True)
+    manager.save(0, tree(0))
+    now[0] = 90_000.0
+    assert manager.should_save(1)
+
+
+def test_what_the_disk_cannot_read_is_passed_over_and_what_is_forbidden_is_not(monkeypatch):
+    saved(range(2))
+    real = filesystem.read_into
+
+    def failing(number):
+        def read_into(descriptor, buffer, offset):
+            if "ckpt-1" in os.readlink(f"/proc/self/fd/{descriptor}"):
+                raise OSError(number, os.strerror(number))
+            return real(descriptor, buffer, offset)
+
+        return read_into
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "read_into", failing(errno.EIO))
+        manager = pts.CheckpointManager("run")
+        with pytest.warns(pts.RetentionWarning, match="Input/output error"):
+            assert_trees_equal(manager.restore(), tree(0))
+        with pytest.warns(pts.RetentionWarning, match="Input/output error"):
+            assert manager.latest_step() == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "read_into", failing(errno.EMFILE))
+        with pytest.raises(pts.CheckpointIOError, match="Too many open files"):
+            pts.CheckpointManager("run").restore()
+
+
+def test_switching_the_padding_replaces_and_does_not_double():
+    saved([3, 4, 5], max_to_keep=3)
+    manager = pts.CheckpointManager("run", max_to_keep=3, pad_step_number=True, block=True)
+    manager.save(5, {"again": 5}, force=True)
+    assert manager.all_steps() == [3, 4, 5]
+    assert manager.restore() == {"again": 5}
+    manager.save(6, tree(6))
+    assert on_disk() == ["ckpt-00000006", "ckpt-4", "ckpt-5"]
+
+
+def test_smaller_things():
+    with pytest.raises(ValueError, match="metrics: expected a number that a float can hold"):
+        pts.CheckpointManager("run").save(0, tree(0), metrics={"loss": 10**400})
+    with pytest.raises(pts.CheckpointIOError, match="too long"):
+        pts.CheckpointManager("a" * 300).all_steps()
+    manager = saved(range(2), close=False)
+    manager.wait_until_finished()
+    shutil.rmtree("run")
+    assert (manager.all_steps(), manager.explain()) == ([], [])
+    Path("checkpoint").mkdir()
+    assert pts.latest_checkpoint(".") is None
+
+
+def test_a_thread_that_cannot_be_started_does_not_cost_the_save(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    manager = pts.CheckpointManager("run")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert manager.save(1, tree(1)) == Path("run/ckpt-1")
+    manager.close()
+    assert manager.all_steps() == [1]
+
+
 # The end of the process.
 
 
@@ -574,3 +771,88 @@ def test_the_signal_is_given_back(caplog):
             assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run_and_expect_sigterm(program):
+    imports = "import os, signal, sys, time, numpy as np, pytreesaver as pts\n"
+    command = [sys.executable, "-c", imports + textwrap.dedent(program)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == -signal.SIGTERM, result.stderr
+    assert "not reached" not in result.stderr
+    return result.stderr
+
+
+SLOW_SAVES = """
+from pytreesaver import _preemption
+from pytreesaver._io import filesystem
+_preemption.GRACE_SECS = 0.2
+real = filesystem.sync_file
+def slow(descriptor):
+    time.sleep(0.4)
+    real(descriptor)
+"""
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_a_last_save_may_take_longer_than_the_grace_and_is_not_hurt_by_more_signals(block):
+    run_and_expect_sigterm(f"""{SLOW_SAVES}
+import threading
+manager = pts.CheckpointManager("run", save_on_sigterm=True, block={block}, save_interval_steps=100)
+manager.save(0, {{"w": 0}})
+filesystem.sync_file = slow
+os.kill(os.getpid(), signal.SIGTERM)
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+manager.save(1, {{"w": 1}})
+raise AssertionError("not reached")
+""")
+    assert pts.CheckpointManager("run").restore() == {"w": 1}
+
+
+def test_a_save_that_failed_before_does_not_cost_the_last_one():
+    errors = run_and_expect_sigterm("""
+    from pytreesaver._io import filesystem
+    manager = pts.CheckpointManager("run", save_on_sigterm=True)
+    manager.save(0, {"w": 0})
+    manager.wait_until_finished()
+    real = filesystem.reserve
+    def refuse(*args):
+        raise OSError(28, "No space left on device")
+    filesystem.reserve = refuse
+    manager.save(1, {"w": 1})
+    while not manager._queue.pending.done():
+        time.sleep(0.01)
+    filesystem.reserve = real
+    os.kill(os.getpid(), signal.SIGTERM)
+    manager.save(2, {"w": 2})
+    raise AssertionError("not reached")
+    """)
+    assert "the save before the last one failed" in errors
+    assert pts.CheckpointManager("run").restore() == {"w": 2}
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_a_last_save_that_fails_is_told_of(block):
+    errors = run_and_expect_sigterm(f"""
+    from pytreesaver._io import filesystem
+    manager = pts.CheckpointManager("run", save_on_sigterm=True, block={block})
+    manager.save(0, {{"w": 0}})
+    manager.wait_until_finished()
+    def refuse(*args):
+        raise OSError(28, "No space left on device")
+    filesystem.reserve = refuse
+    os.kill(os.getpid(), signal.SIGTERM)
+    manager.save(1, {{"w": 1}})
+    raise AssertionError("not reached")
+    """)
+    assert "No space left on device" in errors
+    assert pts.CheckpointManager("run").restore() == {"w": 0}
+
+
+def test_managers_closed_in_any_order_give_the_signal_back():
+    before = signal.getsignal(signal.SIGTERM)
+    first = pts.CheckpointManager("a", save_on_sigterm=True)
+    second = pts.CheckpointManager("b", save_on_sigterm=True)
+    first.close()
+    assert signal.getsignal(signal.SIGTERM) is not before
+    second.close()
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,5 +1,8 @@
 """The state file and the functions that read it: TensorFlow's text format, exact paths, nothing hidden."""
 
+import gc
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pytreesaver as pts
-from pytreesaver import _watch
+from pytreesaver import _run_lock, _watch
 from pytreesaver._state_file import CheckpointState, MalformedStateError, format_state, parse_state
 
 PATHS = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=20)
@@ -30,8 +33,6 @@ def test_what_is_formatted_is_parsed(entries, newest, with_times, preserved):
 
 
 def test_a_path_that_is_no_utf_8_comes_back():
-    import os
-
     path = os.fsdecode(b"run-\xff\xfe/model")
     content = format_state(CheckpointState(path, [path]))
     assert content.startswith(b'model_checkpoint_path: "run-\\377\\376/model"\n')
@@ -104,6 +105,8 @@ def test_every_spelling_of_a_number_is_read(text, seconds):
         ('model_checkpoint_path: "\\000"', "found one with a NUL"),
         ("last_preserved_timestamp: soon", "expected a number"),
         ("last_preserved_timestamp: 1x", "expected"),
+        (f"last_preserved_timestamp: 0x{'f' * 300}", "found none that has an order"),
+        ("last_preserved_timestamp: nan", "found none that has an order"),
         ('all_model_checkpoint_paths: ["a" "b"', "a comma or ]"),
         ('all_model_checkpoint_paths: ["a"', "found the end"),
         ('all_model_checkpoint_paths: "a" all_model_checkpoint_timestamps: [1, 2]', "a timestamp for each of 1 paths"),
@@ -195,6 +198,18 @@ def test_latest_passes_over_what_is_damaged_and_says_so():
         assert pts.latest_checkpoint("run") is None
 
 
+def test_latest_finds_what_the_state_file_does_not_list_if_nothing_else_is_left():
+    saver = pts.Saver(max_to_keep=None)
+    for step in (1, 2, 3):
+        saver.save({"w": step}, "run/model", step)
+    os.truncate(next(Path("run/model-3").glob("*.safetensors")), 10)
+    with pytest.warns(pts.RetentionWarning, match="damaged or gone: run/model-3; offered instead: run/model-2"):
+        assert pts.latest_checkpoint("run") == Path("run/model-2")
+    pts.update_checkpoint_state("run", "run/model-99")
+    with pytest.warns(pts.RetentionWarning, match="damaged or gone: run/model-99; offered instead: run/model-2"):
+        assert pts.latest_checkpoint("run") == Path("run/model-2")
+
+
 def test_latest_without_or_with_a_damaged_state_file_finds_what_savers_saved():
     pts.save({"w": 0}, "run/by-hand")
     assert pts.latest_checkpoint("run") is None
@@ -261,6 +276,34 @@ def test_a_saver_that_is_closed_or_forgotten_lets_others_save():
     assert not other_can_save(5)
     del second
     assert other_can_save(5)
+
+
+def test_reading_the_lock_file_does_not_open_the_lock():
+    saver = pts.Saver()
+    saver.save({"w": 1}, "run/model", 1)
+    shutil.copytree("run", "backup")
+    program = "import pytreesaver as pts; pts.Saver().save({'w': 1}, 'run/model', 2)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "ConcurrentWriterError" in result.stderr
+    saver.close()
+
+
+def test_a_lock_that_is_collected_while_another_is_taken_is_let_go(monkeypatch):
+    class Cycle:
+        pass
+
+    cycle = Cycle()
+    Path("a").mkdir()
+    Path("b").mkdir()
+    cycle.lock, cycle.self = _run_lock.RunLock(Path("a")), cycle
+    collected = cycle.lock.identity
+    del cycle
+    real = _run_lock._claim
+    monkeypatch.setattr(_run_lock, "_claim", lambda directory: (gc.collect(), real(directory))[1])
+    lock = _run_lock.RunLock(Path("b"))
+    assert lock.identity in _run_lock._claims
+    assert collected not in _run_lock._claims
+    lock.release()
 
 
 def test_savers_of_one_process_may_share_a_directory():

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import pytreesaver as pts
+from pytreesaver import _run_writer
 from pytreesaver._io import filesystem
 from pytreesaver.testing import assert_trees_equal
 
@@ -451,3 +453,142 @@ def test_a_closed_saver_saves_no_more():
         saver.save(TREE, "run/model", 1)
     with pytest.raises(ValueError, match="closed"):
         saver.save(TREE, "run/model", 2)
+
+
+def test_an_interrupted_deletion_costs_nothing_newer(monkeypatch):
+    saver = pts.Saver(max_to_keep=3)
+    for step in (1, 2, 3):
+        saver.save({"w": step}, "run/model", step)
+
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_run_writer, "remove_checkpoint", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            saver.save({"w": 4}, "run/model", 4)
+    assert saver.last_checkpoints == [f"run/model-{step}" for step in (1, 2, 3, 4)]
+    saver.save({"w": 5}, "run/model", 5)
+    assert on_disk() == ["model-3", "model-4", "model-5"]
+
+
+def test_a_deletion_that_is_an_error_for_warnings_costs_nothing_newer():
+    saver = pts.Saver(max_to_keep=1)
+    path = saver.save({"w": 1}, "run/model", 1)
+    (Path(path) / "notes.txt").write_text("mine")
+    with pytest.raises(pts.RetentionWarning):  # warnings are errors here
+        saver.save({"w": 2}, "run/model", 2)
+    (Path(path) / "notes.txt").unlink()
+    saver.save({"w": 3}, "run/model", 3)
+    assert on_disk() == ["model-3"]
+
+
+def test_a_path_with_two_dots_is_the_directory_that_it_leads_to():
+    Path("scripts").mkdir()
+    os.chdir("scripts")
+    for step in range(4):
+        with pts.Saver(max_to_keep=2) as saver:
+            saver.save({"w": step}, "../run/model", step)
+    assert on_disk("../run") == ["model-2", "model-3"]
+
+
+def test_the_same_relative_path_from_two_places_is_two_checkpoints():
+    saver = pts.Saver(max_to_keep=1)
+    for place in ("a", "b"):
+        Path(place).mkdir()
+        os.chdir(place)
+        saver.save({"w": place}, "run/model", 1)
+        os.chdir("..")
+    assert not Path("a/run/model-1").exists()
+    assert pts.restore("b/run/model-1") == {"w": "b"}
+
+
+def test_a_pinned_checkpoint_is_not_deleted():
+    with pts.CheckpointManager("run", block=True) as manager:
+        for step in (1, 2):
+            manager.save(step, TREE)
+        manager.pin(1)
+    saver = pts.Saver(max_to_keep=1)
+    for step in (3, 4):
+        saver.save(TREE, "run/ckpt", step)
+    assert on_disk() == ["ckpt-1", "ckpt-4"]
+    assert saver.last_checkpoints == ["run/ckpt-1", "run/ckpt-4"]
+
+
+@pytest.mark.parametrize("option", [{"missing": "eror"}, {"unexpected": "drop"}])
+def test_a_misspelt_option_is_refused(option):
+    path = pts.save(TREE, "run/ckpt-1")
+    for restore in (pts.Saver().restore, pts.restore):
+        with pytest.raises(ValueError, match=r'expected "error" or'):
+            restore(path, TREE, **option)
+    with pytest.raises(ValueError, match=r'expected "error" or'):
+        pts.CheckpointManager("run").restore(TREE, **option)
+    with pytest.raises(ValueError, match="pass one as like="):
+        pts.Saver().restore(path, missing="keep")
+
+
+def test_reshape_leaves_python_numbers_alone():
+    path = pts.save({"n": 5, "x": np.ones(1)}, "model")
+    with pytest.raises(pts.MismatchError, match=r"n: expected int64\[1\], found int"):
+        pts.Saver(reshape=True).restore(path, {"n": np.zeros(1, int), "x": np.ones(1)})
+    with pytest.raises(pts.MismatchError, match=r"x: expected float, found float64\[1\]"):
+        pts.Saver(reshape=True).restore(path, {"n": 5, "x": 1.0})
+
+
+def test_restoring_sequentially_names_every_damaged_variable():
+    path = pts.save({name: np.full(4096, 1.0) for name in "abc"}, "model")
+    data = next(path.glob("*.safetensors"))
+    content = bytearray(data.read_bytes())
+    content[-1] ^= 1
+    content[-2 * 4096 * 8 - 1] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(pts.CorruptCheckpointError) as refused:
+        pts.Saver(restore_sequentially=True).restore(path)
+    assert refused.value.damaged == ["a", "c"]
+
+
+def test_saved_names_have_to_be_text():
+    with pytest.raises(ValueError, match="var_list: expected names that can be written as UTF-8"):
+        pts.Saver({"\ud800": "w"})
+
+
+def test_a_list_of_thousands_of_names():
+    tree = {f"layer_{i}": {"w": i, "b": -i} for i in range(2000)}
+    saver = pts.Saver([f"layer_{i}/w" for i in range(2000)])
+    restored = saver.restore(saver.save(tree, "run/model"))
+    assert restored == {name: {"w": layer["w"]} for name, layer in tree.items()}
+    with pytest.raises(pts.VariableNotFoundError) as refused:
+        pts.Saver([f"layr_{i}/w" for i in range(2000)]).save(tree, "run/model")
+    assert str(refused.value).count("did you mean") == 20
+
+
+def test_the_error_that_ends_a_with_block_comes_out(monkeypatch, caplog):
+    with pytest.raises(KeyError) as raised, pts.Saver() as saver, monkeypatch.context() as patch:  # noqa: PT012
+        patch.setattr(filesystem, "reserve", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        saver.save(TREE, "run/model", 1, block=False)
+        saver.pending.settle()
+        raise KeyError("mine")
+    assert any("No space left" in note for note in raised.value.__notes__)
+    assert any("No space left" in message for message in caplog.messages)
+
+
+def test_close_keeps_its_limit_while_another_thread_saves(monkeypatch):
+    saver = pts.Saver()
+    opened, begun = threading.Event(), threading.Event()
+    real = filesystem.reserve
+
+    def reserve(*args):
+        begun.set()
+        assert opened.wait(20)
+        return real(*args)
+
+    monkeypatch.setattr(filesystem, "reserve", reserve)
+    thread = threading.Thread(target=saver.save, args=(TREE, "run/model", 1))
+    thread.start()
+    assert begun.wait(20)
+    with pytest.raises(pts.SaveTimeoutError, match=r"waited 0\.1 s for another thread's save"):
+        saver.close(0.1)
+    opened.set()
+    thread.join()
+    saver.close()
+    assert on_disk() == ["model-1"]

@@ -108,15 +108,13 @@ def open_to_claim(path: Path) -> int:
 
 
 def try_claim(descriptor: int) -> bool:
-    """Take an open file for this process, until it closes the file or dies; False if another process has it.
-
-    Unlike the lock of `try_lock` a claim does not pass to child processes, so that it dies with this one; and it ends
-    when this process closes any descriptor of the file. Where the file system knows no locks, do without.
-    """
+    """Take the lock of `try_lock`; where the file system knows no locks, do without."""
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
     return True
 
 
