@@ -79,7 +79,8 @@ def main() -> None:
             state, loss = step_on(state)
             if (step + 1) % 200 == 0:
                 print(f"step {step + 1}: loss {float(loss):.4f}", flush=True)
-        manager.save(arguments.steps, state, metrics={"loss": loss}, force=True)
+        if first < arguments.steps:
+            manager.save(arguments.steps, state, metrics={"loss": loss}, force=True)
     print(f"step {int(state['step'])}: parameters and optimizer have the digest {digest(state)}")
     for decision in manager.explain():
         print(decision)

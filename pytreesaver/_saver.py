@@ -33,7 +33,7 @@ from pytreesaver._run_directory import (
 )
 from pytreesaver._run_lock import RunLock
 from pytreesaver._run_writer import claim, list_and_delete
-from pytreesaver._saver_def import SaverDef, VariableList, check_saver_def
+from pytreesaver._saver_def import SaverDef, VariableList, checked_saver_def
 from pytreesaver._settings import as_step
 from pytreesaver._state_file import CheckpointState
 from pytreesaver.formats import TreeContents
@@ -118,8 +118,7 @@ class Saver:
             if given != SaverDef():
                 raise ValueError("saver_def: expected it in place of the other arguments, found both")
             given = saver_def
-        check_saver_def(given)
-        self._settings = given
+        self._settings = given = checked_saver_def(given)
         self._variables = VariableList(given.var_list, given.allow_empty)
         self._clock = clock
         self._interval = saver_interval(given.keep_checkpoint_every_n_hours or 0.0)

@@ -1,7 +1,7 @@
 """The settings of a Saver as a plain value, and what its `var_list` means."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,16 +36,30 @@ class SaverDef:
     format: str | None = None
 
 
-def check_saver_def(settings: SaverDef) -> None:
-    """Raise a TypeError or ValueError that names a setting which makes no sense."""
-    check_count("max_to_keep", settings.max_to_keep, least=0)
-    check_hours("keep_checkpoint_every_n_hours", settings.keep_checkpoint_every_n_hours)
+_FLAGS = ("reshape", "sharded", "restore_sequentially", "allow_empty", "pad_step_number", "save_relative_paths")
+
+
+def checked_saver_def(settings: SaverDef) -> SaverDef:
+    """The settings with plain Python numbers and bools in them.
+
+    Raises:
+        TypeError, ValueError: a setting makes no sense; the message names it.
+    """
+    count, hours = settings.max_to_keep, settings.keep_checkpoint_every_n_hours
+    check_count("max_to_keep", count, least=0)
+    check_hours("keep_checkpoint_every_n_hours", hours)
     check_format(settings.format)
     if settings.name is not None and not isinstance(settings.name, str):
         raise TypeError(f"name: expected a str, found {settings.name!r}")
-    for flag in ("reshape", "sharded", "restore_sequentially", "allow_empty", "pad_step_number", "save_relative_paths"):
+    for flag in _FLAGS:
         if not isinstance(getattr(settings, flag), bool | np.bool_):
             raise TypeError(f"{flag}: expected True or False, found {getattr(settings, flag)!r}")
+    return replace(
+        settings,
+        max_to_keep=None if count is None else int(count),
+        keep_checkpoint_every_n_hours=None if hours is None else float(hours),
+        **{flag: bool(getattr(settings, flag)) for flag in _FLAGS},
+    )
 
 
 class VariableList:

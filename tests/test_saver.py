@@ -113,7 +113,13 @@ def test_the_order_of_the_arguments_is_that_of_tensorflow():
 
 
 def test_a_saver_def_is_json_and_makes_the_same_saver():
-    saver = pts.Saver({"kernel": "dense/kernel"}, max_to_keep=1, pad_step_number=True, save_relative_paths=False)
+    saver = pts.Saver(
+        {"kernel": "dense/kernel"},
+        max_to_keep=np.int64(1),
+        reshape=np.bool_(False),
+        pad_step_number=True,
+        save_relative_paths=False,
+    )
     text = json.dumps(dataclasses.asdict(saver.as_saver_def()))
     again = pts.Saver(saver_def=pts.SaverDef(**json.loads(text)))
     assert again.as_saver_def() == saver.as_saver_def()
