@@ -54,12 +54,10 @@ def checked_saver_def(settings: SaverDef) -> SaverDef:
     for flag in _FLAGS:
         if not isinstance(getattr(settings, flag), bool | np.bool_):
             raise TypeError(f"{flag}: expected True or False, found {getattr(settings, flag)!r}")
-    return replace(
-        settings,
-        max_to_keep=None if count is None else int(count),
-        keep_checkpoint_every_n_hours=None if hours is None else float(hours),
-        **{flag: bool(getattr(settings, flag)) for flag in _FLAGS},
-    )
+    plain: dict[str, Any] = {flag: bool(getattr(settings, flag)) for flag in _FLAGS}
+    plain["max_to_keep"] = None if count is None else int(count)
+    plain["keep_checkpoint_every_n_hours"] = None if hours is None else float(hours)
+    return replace(settings, **plain)
 
 
 class VariableList:
