@@ -25,7 +25,7 @@ class _Claim:
         self.descriptor = descriptor
         self.holders = 0
         self.saving = threading.RLock()
-        self.last_writer: object = None
+        self.last_writer: weakref.ref[object] | None = None
 
 
 _claims: dict[tuple[int, int], _Claim] = {}
@@ -88,8 +88,8 @@ class RunLock:
 
     def wrote_last(self, writer: object) -> bool:
         """Whether no other saver of this process has written to the directory since this one did; notes this one."""
-        before, self._claim.last_writer = self._claim.last_writer, writer
-        return before is writer
+        before, self._claim.last_writer = self._claim.last_writer, weakref.ref(writer)
+        return before is not None and before() is writer
 
     def release(self) -> None:
         """Let other processes save into the directory."""

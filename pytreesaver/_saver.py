@@ -126,7 +126,8 @@ class Saver:
         self._tracked: list[tuple[str, float]] = []  # (absolute path, time)
         self._shown: dict[str, str] = {}
         self._seeded = False
-        self._adopted: set[tuple[tuple[int, int], str, str]] = set()
+        # The number of the last save, by directory, name and state file.
+        self._serials: dict[tuple[tuple[int, int], str, str], int] = {}
         self._queue = OneAtATime()
         self._lock: RunLock | None = None
         self._turn = threading.RLock()
@@ -185,7 +186,9 @@ class Saver:
                 self._lock = claim(location.parent, self._lock)
                 record = Record(step, now)
                 if write_state:
-                    serial = self._adopt(location, step, state_name, os.path.isabs(path))  # noqa: PTH117
+                    absolute = os.path.isabs(path)  # noqa: PTH117
+                    alone = self._lock.wrote_last(self)
+                    serial = self._adopt(location, step, state_name, absolute=absolute, alone=alone)
                     record = replace(record, state_file=state_name, serial=serial)
                 contents = contents._replace(record=encode_record(record))
                 if not block:
@@ -230,7 +233,7 @@ class Saver:
                     self._list(path, location, now, state_name)
         except BaseException:
             # It may be there all the same, and only its name not be durable, or not listed: the next save looks.
-            self._adopted.clear()
+            self._serials.clear()
             raise
         logger.info("%s saved %s", self._label, path)
         return Path(path)
@@ -266,19 +269,22 @@ class Saver:
         self._tracked = tracked_with(failed)
         self._shown = {where: self._shown[where] for where, _ in self._tracked}
 
-    def _adopt(self, location: Path, step: int | None, state_name: str, absolute: bool) -> int:
+    def _adopt(self, location: Path, step: int | None, state_name: str, *, absolute: bool, alone: bool) -> int:
         """Go on with the checkpoints of the same name that an earlier Saver has left in a directory.
 
-        Gives the number of the next save for the state file.
+        Gives the number of the next save for the state file. `alone` says that no other saver of this process has saved
+        there since this one did.
         """
         directory = location.parent
         base = location.name if step is None else location.name.rpartition("-")[0]
         key = (filesystem.identity(directory), base, state_name)
+        if alone and key in self._serials:
+            self._serials[key] += 1
+            return self._serials[key]
         listed = listed_checkpoints(directory, state_name)
         newer = unlisted_to_adopt(directory, state_name, listed)
         serials = [last_serial(directory, state_name, listed), *(record.serial for _, record in newer)]
-        if key not in self._adopted:
-            self._adopted.add(key)
+        if key not in self._serials:
             of_same_name = re.compile(re.escape(base) + r"(-[0-9]+)?")
             known = {where for where, _ in self._tracked}
 
@@ -291,7 +297,8 @@ class Saver:
 
             older = [] if self._seeded else listed
             self._tracked = [*adopted(older), *self._tracked, *adopted([path for path, _ in newer])]
-        return max(serials) + 1
+        self._serials[key] = max(serials) + 1
+        return self._serials[key]
 
     # Restoring.
 
