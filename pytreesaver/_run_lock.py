@@ -98,18 +98,20 @@ class RunLock:
 
 def _claim(directory: Path) -> _Claim:
     descriptor = filesystem.open_to_claim(directory / LOCK_NAME)
-    if not filesystem.try_claim(descriptor):
-        holder = _holder(descriptor)
+    try:
+        if not filesystem.try_claim(descriptor):
+            raise ConcurrentWriterError(
+                f"{directory}: expected to be the only process that saves into it, found {_holder(descriptor)}; "
+                "stop that one, or save into a directory of your own"
+            )
+        with suppress(OSError):  # it is only for the message
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            filesystem.truncate(descriptor)
+            write_fully(descriptor, [f"process {os.getpid()} on {socket.gethostname()}, since {now}\n".encode()], 0)
+        return _Claim(descriptor)
+    except BaseException:
         filesystem.close(descriptor)
-        raise ConcurrentWriterError(
-            f"{directory}: expected to be the only process that saves into it, found {holder}; "
-            "stop that one, or save into a directory of your own"
-        )
-    with suppress(OSError):  # it is only for the message
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        filesystem.truncate(descriptor)
-        write_fully(descriptor, [f"process {os.getpid()} on {socket.gethostname()}, since {now}\n".encode()], 0)
-    return _Claim(descriptor)
+        raise
 
 
 def _holder(descriptor: int) -> str:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import pytreesaver as pts
 from pytreesaver import _run_lock, _watch
+from pytreesaver._io import filesystem
 from pytreesaver._state_file import CheckpointState, MalformedStateError, format_state, parse_state
 
 PATHS = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=20)
@@ -286,6 +287,18 @@ def test_reading_the_lock_file_does_not_open_the_lock():
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "ConcurrentWriterError" in result.stderr
     saver.close()
+
+
+def test_an_interrupt_while_the_lock_is_taken_leaves_it_free(monkeypatch):
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    saver = pts.Saver()
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "truncate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            saver.save({"w": 1}, "run/model", 1)
+    assert saver.save({"w": 1}, "run/model", 1) == "run/model-1"
 
 
 def test_a_lock_that_is_collected_while_another_is_taken_is_let_go(monkeypatch):
