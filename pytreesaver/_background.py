@@ -104,18 +104,23 @@ _failed: weakref.WeakSet[SaveFuture] = weakref.WeakSet()
 def in_background(what: str, work: Callable[[], Path]) -> SaveFuture:
     """Do some work in a thread. `what` says in messages what is being waited for."""
     future = SaveFuture(what)
+    start_in_background(future, work)
+    return future
+
+
+def start_in_background(future: SaveFuture, work: Callable[[], Path]) -> None:
+    """Do some work in a thread, for a future that somebody holds already."""
     future.set_running_or_notify_cancel()
     if not threading.main_thread().is_alive():  # the interpreter is shutting down, and waits for no more threads
-        _run(future, [work])
-        return future
+        return _run(future, [work])
     _under_way.add(future)
     # A daemon, so that the end of the program waits for it with a limit, and says what for.
     held = [work]
     try:
-        threading.Thread(target=_run, args=(future, held), name=f"pytreesaver: {what}", daemon=True).start()
+        threading.Thread(target=_run, args=(future, held), name=f"pytreesaver: {future.what}", daemon=True).start()
     except RuntimeError:  # the system gives no more threads
         _run(future, held)
-    return future
+    return None
 
 
 def _run(future: SaveFuture, work: list[Callable[[], Path]]) -> None:
@@ -174,7 +179,7 @@ def close_on_exit(close: Callable[[], None], error: BaseException | None) -> Non
     """Close at the end of a ``with`` block; what goes wrong is a note on the error that ended the block, if any did."""
     try:
         close()
-    except CheckpointError as problem:
+    except Exception as problem:
         if error is None:
             raise
         logger.error("%s", problem, exc_info=problem)
@@ -190,7 +195,9 @@ class OneAtATime:
 
     def start(self, what: str, work: Callable[[], Path]) -> SaveFuture:
         """Start one; `wait` has to come before it."""
-        self.pending = in_background(what, work)
+        # It is held before it starts, so that an interrupt does not lose it from sight.
+        self.pending = SaveFuture(what)
+        start_in_background(self.pending, work)
         return self.pending
 
     def raise_if_failed(self) -> None:
@@ -205,14 +212,17 @@ class OneAtATime:
             SaveTimeoutError: one is still under way.
         """
         if self.pending is not None:
-            self.pending.settle(timeout)
+            try:
+                self.pending.settle(timeout)
+            except ForeignSaveError:
+                self.pending = None  # what the parent process saves is no business of those who only read
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until none is under way.
 
         Raises:
             SaveTimeoutError: one is still under way.
-            What the last one failed with; once.
+            What the last one failed with; to everybody who waits, and not again.
         """
         pending = self.pending
         if pending is not None:

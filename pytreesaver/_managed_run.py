@@ -1,5 +1,6 @@
 """A run directory as a CheckpointManager sees it: what there is, what its state file says, what is to be deleted."""
 
+import math
 import os
 import re
 import warnings
@@ -27,7 +28,7 @@ from pytreesaver._run_directory import (
     unlisted_checkpoints,
     unlisted_to_adopt,
 )
-from pytreesaver._run_writer import list_and_delete
+from pytreesaver._run_writer import Deletions, list_and_delete
 from pytreesaver._state_file import STATE_FILE_NAME, CheckpointState
 from pytreesaver._variables import load_checkpoint, open_reader
 from pytreesaver.formats import PINNED_NAME, native
@@ -149,10 +150,10 @@ class ManagedRun:
                 f"{self.directory}: the clock is {mark - now:.0f} s behind the time of the last checkpoint that was "
                 "preserved; the checkpoints that are there will not be deleted"
             )
-            mark = now
+            mark, entries = now, []
         if self._rule.is_tensorflows:
             # As in TensorFlow: what is no later than the last one that was preserved counts as preserved too.
-            entries = [(path, time) for path, time in entries if min(time, now) > mark]
+            entries = [(path, time) for path, time in entries if min(time, now) > mark or _is_pinned(path)]
         tracked = [(p, min(t, now)) for p, t in entries if self._is_ours(p) and os.path.lexists(p)]
         paths = list(dict.fromkeys([*listed, newest]))
         serial = last_serial(self.directory, STATE_FILE_NAME, paths)
@@ -185,8 +186,8 @@ class ManagedRun:
             return replace(on_disk[path], time=time)
         return SavedCheckpoint(path.name, self._step_of(path), time, {}, _is_pinned(path))
 
-    def retain(self, state: RunState, now: float) -> RunState:
-        """Write the state file, and delete what the rule does not keep; gives the state after that.
+    def retain(self, state: RunState, now: float) -> tuple[RunState, Deletions]:
+        """Write the state file, and delete what the rule does not keep. Gives the state after that.
 
         Raises:
             CheckpointIOError: the state file could not be written.
@@ -199,7 +200,7 @@ class ManagedRun:
             gone = set(doomed) - remaining
             tracked = [(p, t) for p, t in state.tracked if p.name in there and p not in gone]
             # Until all that is to be deleted is gone, whoever comes after a crash has to decide as this does.
-            if remaining and remaining == set(doomed):
+            if remaining:
                 return state._replace(tracked=tracked)
             watched = [(p, t) for p, t in tracked if p.name not in result.preserved]
             return state._replace(tracked=watched, mark=result.mark)
@@ -209,19 +210,21 @@ class ManagedRun:
             names, times = [path.name for path, _ in tracked], [time for _, time in tracked]
             return CheckpointState(names[-1], names, times, mark)
 
-        failed = list_and_delete(self.directory, STATE_FILE_NAME, state_with, doomed)
-        return after(failed)
+        deletions = list_and_delete(self.directory, STATE_FILE_NAME, state_with, doomed)
+        return after(deletions.remaining), deletions
 
     # What can be restored.
 
     def candidates(self, state: RunState) -> list[SavedCheckpoint]:
         """Every checkpoint that can be tried, the newest first; damaged ones too."""
         on_disk = self.on_disk()
-        order = {path: i for i, (path, _) in enumerate(state.tracked)}
         times = {path: saved_at(path) for path in self._named() if path not in on_disk and native.recognizes(path)}
         times |= {path: saved.time for path, saved in on_disk.items()}
-        times |= {path: time for path, time in state.tracked if os.path.lexists(path)}
-        paths = sorted(times, key=lambda path: (path == state.newest, times[path], order.get(path, -1)), reverse=True)
+        last = -math.inf
+        for path, time in state.tracked:  # they come in the order of their saves, whatever the clock said
+            if os.path.lexists(path):
+                times[path] = last = max(time, math.nextafter(last, math.inf))
+        paths = sorted(times, key=lambda path: (path == state.newest, times[path]), reverse=True)
         return [self._as_tracked(on_disk, path, times[path]) for path in paths]
 
     def verify(self, path: Path, *, every_byte: bool) -> None:

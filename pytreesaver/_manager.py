@@ -122,6 +122,7 @@ class CheckpointManager:
         self._held_state: RunState | None = None  # while this process holds the directory
         self._last: tuple[int, float] | None = None
         self._last_known = False
+        self._last_serial = 0
         self._accepted: tuple[int, float] | None = None
         self._preemption = Preemption(self._finish) if save_on_sigterm else None
 
@@ -203,7 +204,10 @@ class CheckpointManager:
             try:
                 with self._preemption.saving():
                     self._raise_or_log_the_last_failure()
-                    return self._save_if_due(number, tree, metrics, metadata, force)
+                    saved = self._save_if_due(number, tree, metrics, metadata, force)
+                    if saved is None and self._preemption.requested:  # the signal came after that was decided
+                        saved = self._save_if_due(number, tree, metrics, metadata, force)
+                    return saved
             except Exception:
                 if self._preemption.requested:
                     logger.exception("the last save before the end of the process failed")
@@ -219,12 +223,8 @@ class CheckpointManager:
         metadata: Mapping[str, Any] | None,
         force: bool,
     ) -> Path | None:
-        last = self._last_save()
-        if not force and last is not None and step < last[0]:
-            raise CheckpointExistsError(
-                f"step {step} lies before step {last[0]}, the last one in {self._shown}: call restore first to go on "
-                "with that run, save into another directory, or pass force=True"
-            )
+        if not force:
+            self._refuse_to_go_back(step)
         if not (force or self.should_save(step)):
             return None
         self._raise_or_log_the_last_failure(wait=True)
@@ -234,7 +234,10 @@ class CheckpointManager:
         with jax.profiler.TraceAnnotation("CheckpointManager.save"):
             contents = contents_of(tree, metadata)
             lock, state = self._claim()
-            record = Record(step, now, checked, STATE_FILE_NAME, state.serial + 1)
+            if not force:
+                self._refuse_to_go_back(step)
+            newest = None if state.newest is None else state.newest.name
+            record = Record(step, now, checked, STATE_FILE_NAME, state.serial + 1, path.name, newest)
             contents = contents._replace(record=encode_record(record))
             if not self._block:
                 contents = snapshot(contents)
@@ -245,6 +248,14 @@ class CheckpointManager:
             else:
                 self._queue.start(f"the save of {self._shown / path.name}", work)
         return self._shown / path.name
+
+    def _refuse_to_go_back(self, step: int) -> None:
+        last = self._last_save()
+        if last is not None and step < last[0]:
+            raise CheckpointExistsError(
+                f"step {step} lies before step {last[0]}, the last one in {self._shown}: call restore first to go on "
+                "with that run, save into another directory, or pass force=True"
+            )
 
     def _raise_or_log_the_last_failure(self, *, wait: bool = False) -> None:
         try:
@@ -262,6 +273,8 @@ class CheckpointManager:
         alone = lock.wrote_last(self)
         if lock is not self._lock or self._held_state is None or not alone:
             self._held_state = self._run.read_state(float(self._clock()))
+            if self._held_state.serial != self._last_serial:  # somebody has saved since this manager looked
+                self._last_known = False
         self._lock = lock
         return lock, self._held_state
 
@@ -269,9 +282,13 @@ class CheckpointManager:
         try:
             write_contents(path, contents, overwrite=True, durable=True)
             with lock.saving:
-                self._held_state = self._run.retain(state.with_saved(path, now, state.serial + 1), now)
+                if not lock.wrote_last(self):
+                    state = self._run.read_state(now)
+                serial = state.serial + 1
+                self._held_state, deletions = self._run.retain(state.with_saved(path, now, serial), now)
             self._run.trust(path)
-            self._last, self._last_known = (step, now), True
+            self._last, self._last_known, self._last_serial = (step, now), True, serial
+            deletions.warn()
         except BaseException:
             # It may be there all the same, and only its name not be durable, or not listed: what is on disk counts.
             self._held_state = None
@@ -312,7 +329,8 @@ class CheckpointManager:
         """
         self._queue.settle()
         options = RestoreOptions(missing=missing, unexpected=unexpected, as_numpy=as_numpy, verify=verify)
-        candidates = self._run.candidates(self._state())
+        state = self._state()
+        candidates = self._run.candidates(state)
         if step is not None:
             number = as_step(step)
             candidates = [saved for saved in candidates if saved.step == number][:1]
@@ -333,7 +351,7 @@ class CheckpointManager:
                 problems.append(error)
                 continue
             _warn_of(problems, str(self._shown / saved.path))
-            self._last, self._last_known = (saved.step, saved.time), True
+            self._last, self._last_known, self._last_serial = (saved.step, saved.time), True, state.serial
             return tree
         if len(problems) == 1:
             raise problems[0]
@@ -448,7 +466,7 @@ class CheckpointManager:
             filesystem.close(filesystem.open_to_claim(marker))
 
     def unpin(self, step: Any) -> None:
-        """Leave the checkpoint of a step to the policy again.
+        """Leave the checkpoint of a step to the policy again, if retention still watches it.
 
         Raises:
             CheckpointNotFoundError: there is none.
@@ -487,6 +505,10 @@ class CheckpointManager:
         with within(timeout, self._turn, f"another thread's save into {self._shown}") as left:
             try:
                 self._queue.wait(left)
+            except CheckpointError:
+                if self._preemption is not None and self._preemption.requested:
+                    logger.exception("the last save before the end of the process failed")
+                raise
             finally:
                 if self._queue.pending is None:
                     self._end_if_preempted()
@@ -506,6 +528,8 @@ class CheckpointManager:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
+        if error is not None and self._preemption is not None and self._preemption.requested:
+            logger.error("the process ends after SIGTERM, and after this", exc_info=error)
         close_on_exit(self.close, error)
 
     def _finish(self) -> None:
@@ -523,9 +547,10 @@ class CheckpointManager:
         if accepted is not None:
             return accepted
         if not self._last_known:
-            newest = next(iter(self._run.candidates(self._state())), None)
+            state = self._state()
+            newest = next(iter(self._run.candidates(state)), None)
             self._last = None if newest is None else (newest.step, newest.time)
-            self._last_known = True
+            self._last_known, self._last_serial = True, state.serial
         return self._last
 
     def _state(self) -> RunState:

@@ -34,6 +34,17 @@ def local_path(path: PathLike) -> Path:
         raise ValueError(f"path: expected the home directory of a user of this machine, found {text!r}") from error
 
 
+def canonical(path: PathLike) -> Path:
+    """The one path of an entry of a directory, however the directory is spelt; the entry itself may be a link.
+
+    Example:
+        >>> canonical("/usr/../usr/./model")
+        PosixPath('/usr/model')
+    """
+    absolute = Path(path).absolute()
+    return Path(os.path.realpath(absolute.parent)) / absolute.name
+
+
 def _is_encodable(text: str) -> bool:
     try:
         os.fsencode(text)

@@ -35,8 +35,7 @@ class Preemption:
         self.requested = False
         self.finish = finish
         self.saves = 0
-        if not _handler.live:
-            _handler.install()
+        _handler.install()
         _handler.live.add(self)
 
     @contextmanager
@@ -65,10 +64,12 @@ class _Handler:
         self._before: Any = None
         self._pid = 0
         self._timer: threading.Timer | None = None
+        self._ending = False
+        self._swallowed = threading.Event()
 
     def install(self) -> None:
         self._pid = os.getpid()
-        if not self._is_installed():  # it is if the objects before were forgotten
+        if not self._is_installed():
             self._before = signal.signal(signal.SIGTERM, self)
 
     def uninstall(self) -> None:
@@ -90,6 +91,8 @@ class _Handler:
         if os.getpid() != self._pid:
             self.uninstall()
             os.kill(os.getpid(), signal.SIGTERM)
+        elif self._ending:  # a save in another thread was the last one
+            self.end()
         elif any(each.saves for each in live):
             logger.warning("SIGTERM: this save is the last one, and then the process ends")
         elif again:
@@ -106,11 +109,26 @@ class _Handler:
                 each.finish()
             except Exception:
                 logger.exception("a save did not finish before the process ended")
+        if threading.current_thread() is not threading.main_thread():
+            self._ending = True
+            self._swallowed.clear()
+            os.kill(os.getpid(), signal.SIGTERM)  # the main thread goes on from here
+            self._swallowed.wait(GRACE_SECS)
+            return
         self.uninstall()
-        if threading.current_thread() is threading.main_thread():
-            for each in list(self.live):
-                each.requested = False
+        for each in list(self.live):
+            each.requested = False
+        self._ending = False
         os.kill(os.getpid(), signal.SIGTERM)
+        self._swallowed.set()  # whoever had the signal before has not ended the process
+
+    def forget(self) -> None:
+        """In a child process: nothing of the parent's is left."""
+        if self.live:
+            self.live.clear()
+            self._ending, self._timer = False, None
+            self.uninstall()
 
 
 _handler = _Handler()
+os.register_at_fork(after_in_child=_handler.forget)

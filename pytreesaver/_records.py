@@ -20,6 +20,8 @@ class Record:
         metrics: as they were given to the save.
         state_file: the name of the state file in which it is, or was about to be, listed.
         serial: how many checkpoints had been saved for that state file, this one included.
+        name: the name of the checkpoint's own directory.
+        predecessor: the name of the newest checkpoint at that time.
     """
 
     step: int | None = None
@@ -27,14 +29,17 @@ class Record:
     metrics: Mapping[str, float] = field(default_factory=dict)
     state_file: str | None = None
     serial: int = 0
+    name: str = ""
+    predecessor: str | None = None
 
 
 def encode_record(record: Record) -> Any:
     """A record as JSON data.
 
     Example:
-        >>> encode_record(Record(100, 1.5, {"loss": 0.25}, "checkpoint", 7))
-        {'step': 100, 'time': 1.5, 'metrics': {'loss': 0.25}, 'state_file': 'checkpoint', 'serial': 7}
+        >>> encode_record(Record(100, 1.5, {"loss": 0.25}, "checkpoint", 7, "m-100", "m-90"))
+        {'step': 100, 'time': 1.5, 'metrics': {'loss': 0.25}, 'state_file': 'checkpoint', 'serial': 7, 'name': 'm-100',
+            'predecessor': 'm-90'}
     """
     fields = {
         "step": record.step,
@@ -42,8 +47,13 @@ def encode_record(record: Record) -> Any:
         "metrics": dict(record.metrics),
         "state_file": record.state_file,
         "serial": record.serial,
+        "name": record.name,
+        "predecessor": record.predecessor,
     }
     return encode_value(fields, classes=False)
+
+
+_FIELDS = ("step", "time", "metrics", "state_file", "serial", "name", "predecessor")
 
 
 def decode_record(encoded: Any, where: Path) -> Record:
@@ -56,13 +66,15 @@ def decode_record(encoded: Any, where: Path) -> Record:
         return Record()
     try:
         fields = decode_value(encoded)
-        record = Record(*(fields[name] for name in ("step", "time", "metrics", "state_file", "serial")))
+        record = Record(*(fields[name] for name in _FIELDS))
         well_formed = (
             (record.step is None or type(record.step) is int)
             and (record.time is None or (type(record.time) is float and math.isfinite(record.time)))
             and all(type(k) is str and type(v) is float for k, v in record.metrics.items())
             and (record.state_file is None or type(record.state_file) is str)
             and type(record.serial) is int
+            and type(record.name) is str
+            and (record.predecessor is None or type(record.predecessor) is str)
         )
     except (NotPlainError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpointError(f"{where}: its record is malformed: {error!r}") from error

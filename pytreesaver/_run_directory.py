@@ -253,7 +253,7 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
         if listed == before:
             break
         unlisted = [path for path, _ in unlisted_checkpoints(directory, name, listed)]
-        candidates = [*reversed(unlisted), *reversed(listed)]
+        candidates = [*reversed(unlisted), *(path for path in reversed(listed) if path not in unlisted)]
         newest = next(filter(is_complete, candidates[:1]), None)
         if newest is not None or not candidates:
             return newest
@@ -310,24 +310,35 @@ def _record_for(path: Path, name: str, written_since: int = 0) -> Record | None:
 
 
 def last_serial(directory: Path, name: str, listed: Sequence[Path]) -> int:
-    """The largest serial number of the checkpoints that a state file lists, 0 if none can be read."""
+    """The serial number of the newest checkpoint that a state file lists and that can be read, 0 if none can."""
     records = (_record_for(path, name) for path in reversed(listed))
-    return max((record.serial for record in records if record is not None), default=0)
+    return next((record.serial for record in records if record is not None), 0)
 
 
 def unlisted_checkpoints(directory: Path, name: str, listed: Sequence[Path]) -> list[tuple[Path, Record]]:
     """Checkpoints that a saver completed and did not come to list before it died, oldest first.
 
-    They were written after the state file was, and saved after everything in it.
+    They were written after the state file was, and saved after the newest one in it, one after the other; copies of
+    the checkpoints of other runs were not. Without a state file it is every one that was not copied under another name.
     """
     try:
         state_time = filesystem.modified_ns(directory / name) if listed else 0
     except OSError:
         state_time = 0
-    known = set(listed)
-    found = [(path, record) for path, record in recorded_checkpoints(directory, name, state_time) if path not in known]
-    last = last_serial(directory, name, listed) if found else 0
-    return [(path, record) for path, record in found if not listed or record.serial > last]
+    found = [
+        (path, record)
+        for path, record in recorded_checkpoints(directory, name, state_time)
+        if record.name == path.name and path not in listed[-1:]
+    ]
+    if not listed:
+        return found
+    chain: list[tuple[Path, Record]] = []
+    last, newest = last_serial(directory, name, listed) if found else 0, listed[-1].name
+    for path, record in found:
+        if record.predecessor == newest and record.serial > last:
+            chain.append((path, record))
+            last, newest = record.serial, path.name
+    return chain
 
 
 def unlisted_to_adopt(directory: Path, name: str, listed: Sequence[Path]) -> list[tuple[Path, Record]]:
@@ -336,7 +347,8 @@ def unlisted_to_adopt(directory: Path, name: str, listed: Sequence[Path]) -> lis
     Where there is no state file, a single one is the first of a run whose saver died. Several are a collection.
     """
     found = unlisted_checkpoints(directory, name, listed)
-    return [] if len(found) > 1 and not listed else found
+    is_first = len(found) == 1 and found[0][1].predecessor is None
+    return found if listed or is_first else []
 
 
 def saved_at(path: Path) -> float:

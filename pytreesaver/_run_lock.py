@@ -21,7 +21,8 @@ LOCK_NAME = ".pytreesaver.lock"
 class _Claim:
     """The claim of this process on one run directory, and how many savers share it."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, identity: tuple[int, int], descriptor: int) -> None:
+        self.identity = identity
         self.descriptor = descriptor
         self.holders = 0
         self.saving = threading.RLock()
@@ -31,18 +32,18 @@ class _Claim:
 _claims: dict[tuple[int, int], _Claim] = {}
 _guard = threading.Lock()
 # Locks are let go of by garbage collection too, which may come while this thread has the guard: they only leave word.
-_released: deque[tuple[int, int]] = deque()
+_released: deque[_Claim] = deque()
 
 
 def _let_go() -> None:
     while _released and _guard.acquire(blocking=False):
         try:
             while _released:
-                identity = _released.popleft()
-                claim = _claims[identity]
+                claim = _released.popleft()
                 claim.holders -= 1
                 if claim.holders == 0:
-                    del _claims[identity]
+                    if _claims.get(claim.identity) is claim:
+                        del _claims[claim.identity]
                     filesystem.close(claim.descriptor)
         finally:
             _guard.release()
@@ -75,16 +76,23 @@ class RunLock:
         self.identity = filesystem.identity(directory)
         self._pid = os.getpid()
         with _guard:
-            claim = _claims.get(self.identity) or _claims.setdefault(self.identity, _claim(directory))
+            claim = _claims.get(self.identity)
+            if claim is None or not filesystem.is_linked(claim.descriptor):  # somebody has deleted the lock file
+                claim = _claims[self.identity] = _Claim(self.identity, _claim(directory))
             claim.holders += 1
         self._claim = claim
         self.saving = claim.saving
-        self._finalizer = weakref.finalize(self, _release, self.identity, self._pid)
+        self._finalizer = weakref.finalize(self, _release, claim, self._pid)
         _let_go()
 
     def holds(self, directory: Path) -> bool:
         """Whether this is a lock on the directory that is there now, in this process."""
-        return self._finalizer.alive and self._pid == os.getpid() and filesystem.identity(directory) == self.identity
+        return (
+            self._finalizer.alive
+            and self._pid == os.getpid()
+            and filesystem.identity(directory) == self.identity
+            and filesystem.is_linked(self._claim.descriptor)
+        )
 
     def wrote_last(self, writer: object) -> bool:
         """Whether no other saver of this process has written to the directory since this one did; notes this one."""
@@ -96,7 +104,7 @@ class RunLock:
         self._finalizer()
 
 
-def _claim(directory: Path) -> _Claim:
+def _claim(directory: Path) -> int:
     descriptor = filesystem.open_to_claim(directory / LOCK_NAME)
     try:
         if not filesystem.try_claim(descriptor):
@@ -108,7 +116,7 @@ def _claim(directory: Path) -> _Claim:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             filesystem.truncate(descriptor)
             write_fully(descriptor, [f"process {os.getpid()} on {socket.gethostname()}, since {now}\n".encode()], 0)
-        return _Claim(descriptor)
+        return descriptor
     except BaseException:
         filesystem.close(descriptor)
         raise
@@ -124,7 +132,7 @@ def _holder(descriptor: int) -> str:
     return "another one"
 
 
-def _release(identity: tuple[int, int], pid: int) -> None:
+def _release(claim: _Claim, pid: int) -> None:
     if os.getpid() == pid:
-        _released.append(identity)
+        _released.append(claim)
         _let_go()

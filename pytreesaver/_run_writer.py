@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, RetentionWarning
 from pytreesaver._io.atomic import make_durable_directory
@@ -28,6 +29,19 @@ def claim(directory: Path, held: RunLock | None) -> RunLock:
         return RunLock(directory)
 
 
+class Deletions(NamedTuple):
+    """What came of deleting: the checkpoints that could not be deleted, and what went wrong, one line each."""
+
+    remaining: set[Path]
+    problems: list[str]
+
+    def warn(self) -> None:
+        """Say what went wrong, when everything else is done: a warning may be an error."""
+        if self.problems:
+            message = "could not delete an old checkpoint: " + "\n".join(self.problems)
+            warnings.warn(message, RetentionWarning, stacklevel=3)
+
+
 def list_and_delete(
     directory: Path,
     name: str,
@@ -35,8 +49,8 @@ def list_and_delete(
     doomed: Sequence[Path],
     *,
     listed: Callable[[], None] = lambda: None,
-) -> set[Path]:
-    """Bring a state file up to date and delete the doomed checkpoints; gives those that could not be deleted.
+) -> Deletions:
+    """Bring a state file up to date and delete the doomed checkpoints.
 
     The state file lists the doomed ones until they are gone: whoever comes after a crash in between finds them there.
 
@@ -67,6 +81,4 @@ def list_and_delete(
         remaining.discard(path)
     if len(remaining) < len(doomed):
         write_state(directory, name, state_with(remaining))
-    if problems:
-        warnings.warn("could not delete an old checkpoint: " + "\n".join(problems), RetentionWarning, stacklevel=2)
-    return remaining
+    return Deletions(remaining, problems)

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
 from pytreesaver._contents import snapshot
 from pytreesaver._io import filesystem
 from pytreesaver._names import duplicates
-from pytreesaver._paths import PathLike, local_path
+from pytreesaver._paths import PathLike, canonical, local_path
 from pytreesaver._records import Record, encode_record
 from pytreesaver._retention import saver_eviction, saver_interval
 from pytreesaver._run_directory import (
@@ -123,11 +123,12 @@ class Saver:
         self._clock = clock
         self._interval = saver_interval(given.keep_checkpoint_every_n_hours or 0.0)
         self._next_checkpoint_time = clock() + self._interval
-        self._tracked: list[tuple[str, float]] = []  # (absolute path, time)
+        self._tracked: list[tuple[str, float]] = []  # (canonical path, time)
         self._shown: dict[str, str] = {}
         self._seeded = False
-        # The number of the last save, by directory, name and state file.
-        self._serials: dict[tuple[tuple[int, int], str, str], int] = {}
+        self._adopted: set[tuple[tuple[int, int], str, str]] = set()
+        # The number and the name of the newest checkpoint, by directory and state file.
+        self._last: dict[tuple[tuple[int, int], str], tuple[int, str | None]] = {}
         self._queue = OneAtATime()
         self._lock: RunLock | None = None
         self._turn = threading.RLock()
@@ -182,19 +183,18 @@ class Saver:
             now = float(self._clock())
             with jax.profiler.TraceAnnotation(f"{self._label}.save"):
                 contents = self._variables.contents(tree, metadata)
-                location = Path(path).absolute()
+                location = canonical(path)
                 self._lock = claim(location.parent, self._lock)
-                record = Record(step, now)
+                location = canonical(path)  # the directory is there now
+                record = Record(step, name=location.name)
                 if write_state:
                     absolute = os.path.isabs(path)  # noqa: PTH117
                     alone = self._lock.wrote_last(self)
-                    serial = self._adopt(location, step, state_name, absolute=absolute, alone=alone)
-                    record = replace(record, state_file=state_name, serial=serial)
-                contents = contents._replace(record=encode_record(record))
+                    record = self._adopt(location, step, state_name, absolute=absolute, alone=alone)
+                contents = contents._replace(record=encode_record(replace(record, time=now)))
                 if not block:
                     contents = snapshot(contents)
-                to_list = (self._lock, state_name) if write_state else None
-                work = partial(self._write, path, location, contents, now, to_list)
+                work = partial(self._write, path, location, contents, record, self._lock, now)
                 if block:
                     work()
                 else:
@@ -223,23 +223,21 @@ class Saver:
         return path
 
     def _write(
-        self, path: str, location: Path, contents: TreeContents, now: float, to_list: tuple[RunLock, str] | None
+        self, path: str, location: Path, contents: TreeContents, record: Record, lock: RunLock, now: float
     ) -> Path:
         try:
             write_contents(location, contents, overwrite=True, durable=True)
-            if to_list is not None:
-                lock, state_name = to_list
+            if record.state_file is not None:
                 with lock.saving:
-                    self._list(path, location, now, state_name)
+                    self._list(path, location, now, record.state_file, record.serial)
         except BaseException:
             # It may be there all the same, and only its name not be durable, or not listed: the next save looks.
-            self._serials.clear()
+            self._adopted.clear()
             raise
         logger.info("%s saved %s", self._label, path)
         return Path(path)
 
-    def _list(self, path: str, location: Path, now: float, state_name: str) -> None:
-        self._shown[str(location)] = path
+    def _list(self, path: str, location: Path, now: float, state_name: str, serial: int) -> None:
         result = saver_eviction(
             self._tracked,
             (str(location), now),
@@ -248,6 +246,7 @@ class Saver:
             self._settings.keep_checkpoint_every_n_hours or 0.0,
         )
         directory = location.parent
+        shown = {**self._shown, str(location): path}
         relative = self._settings.save_relative_paths or not os.path.isabs(path)  # noqa: PTH117
         times = dict(self._tracked)
         doomed = [Path(where) for where in result.deleted]
@@ -257,48 +256,58 @@ class Saver:
 
         def state_with(remaining: set[Path]) -> CheckpointState:
             places = [where for where, _ in tracked_with(remaining)] or [str(location)]
-            paths = [os.path.relpath(where, directory) if relative else where for where in places]
+            paths = [os.path.relpath(where, directory) if relative else shown[where] for where in places]
             return CheckpointState(paths[-1], paths)
 
         def listed() -> None:
             # Whatever happens from here on, what the state file lists is what is remembered.
-            self._tracked = tracked_with(set(doomed))
+            self._shown, self._tracked = shown, tracked_with(set(doomed))
             self._next_checkpoint_time = result.mark
+            self._last[filesystem.identity(directory), state_name] = serial, location.name
 
-        failed = list_and_delete(directory, state_name, state_with, doomed, listed=listed)
-        self._tracked = tracked_with(failed)
+        deletions = list_and_delete(directory, state_name, state_with, doomed, listed=listed)
+        self._tracked = tracked_with(deletions.remaining)
         self._shown = {where: self._shown[where] for where, _ in self._tracked}
+        deletions.warn()
 
-    def _adopt(self, location: Path, step: int | None, state_name: str, *, absolute: bool, alone: bool) -> int:
+    def _adopt(self, location: Path, step: int | None, state_name: str, *, absolute: bool, alone: bool) -> Record:
         """Go on with the checkpoints of the same name that an earlier Saver has left in a directory.
 
-        Gives the number of the next save for the state file. `alone` says that no other saver of this process has saved
-        there since this one did.
+        Gives what the record of the next checkpoint says of those before it. `alone` says that no other saver of this
+        process has saved there since this one did.
         """
         directory = location.parent
+        identity = filesystem.identity(directory)
         base = location.name if step is None else location.name.rpartition("-")[0]
-        key = (filesystem.identity(directory), base, state_name)
-        if alone and key in self._serials:
-            self._serials[key] += 1
-            return self._serials[key]
-        listed = listed_checkpoints(directory, state_name)
-        newer = unlisted_to_adopt(directory, state_name, listed)
-        serials = [last_serial(directory, state_name, listed), *(record.serial for _, record in newer)]
-        if key not in self._serials:
-            of_same_name = re.compile(re.escape(base) + r"(-[0-9]+)?")
-            known = {where for where, _ in self._tracked}
+        adopted = (identity, base, state_name) in self._adopted
+        if not (alone and adopted and (identity, state_name) in self._last):
+            listed = [canonical(path) for path in listed_checkpoints(directory, state_name)]
+            newer = [path for path, _ in unlisted_to_adopt(directory, state_name, listed)]
+            self._last[identity, state_name] = (
+                last_serial(directory, state_name, [*listed, *newer]),
+                next((path.name for path in reversed([*listed, *newer])), None),
+            )
+            if not adopted:
+                self._adopted.add((identity, base, state_name))
+                self._take_over(directory, base, listed, newer, absolute)
+        serial, newest = self._last[identity, state_name]
+        return Record(step, state_file=state_name, serial=serial + 1, name=location.name, predecessor=newest)
 
-            def adopted(found: Sequence[Path]) -> Iterator[tuple[str, float]]:
-                for where in found:
-                    ours = where.parent == directory and of_same_name.fullmatch(where.name) is not None
-                    if ours and str(where) not in known and os.path.lexists(where):
-                        self._shown[str(where)] = str(where) if absolute else os.path.relpath(where)
-                        yield str(where), saved_at(where)
-
-            older = [] if self._seeded else listed
-            self._tracked = [*adopted(older), *self._tracked, *adopted([path for path, _ in newer])]
-        self._serials[key] = max(serials) + 1
-        return self._serials[key]
+    def _take_over(
+        self, directory: Path, base: str, listed: Sequence[Path], newer: Sequence[Path], absolute: bool
+    ) -> None:
+        """Watch what a state file lists, in its order, and what is newer than that, beside what is watched already."""
+        of_same_name = re.compile(re.escape(base) + r"(-[0-9]+)?")
+        known = dict(self._tracked)
+        found: dict[str, float] = {}
+        for path in [*(p for p in listed if p not in newer), *newer]:
+            ours = path.parent == directory and of_same_name.fullmatch(path.name) is not None
+            wanted = ours and os.path.lexists(path) and not (self._seeded and path not in newer)
+            if str(path) in known or wanted:
+                found[str(path)] = known[str(path)] if str(path) in known else saved_at(path)
+                self._shown.setdefault(str(path), str(path) if absolute else os.path.relpath(path))
+        others = [entry for entry in self._tracked if entry[0] not in found]
+        self._tracked = [*others, *found.items()]
 
     # Restoring.
 
@@ -350,7 +359,8 @@ class Saver:
     @property
     def last_checkpoints(self) -> list[str]:
         """The checkpoints that are kept as the last ones, oldest first; empty if all are kept."""
-        return [self._shown[where] for where, _ in self._tracked]
+        shown = self._shown
+        return [shown.get(where, where) for where, _ in self._tracked]
 
     @property
     def next_checkpoint_time(self) -> float:
@@ -367,14 +377,14 @@ class Saver:
             ['model-1', 'model-2']
         """
         entries = [(str(local_path(path)), float(seconds)) for path, seconds in last_checkpoints_with_time]
-        again = duplicates(path for path, _ in entries)
+        places = [(str(canonical(path)), seconds) for path, seconds in entries]
+        again = duplicates(where for where, _ in places)
         if again or any(math.isnan(seconds) for _, seconds in entries):
             raise ValueError(f"expected different paths, and times that are numbers, found {entries}")
         with self._turn:
             self._queue.settle()
-            self._shown = {str(Path(path).absolute()): path for path, _ in entries}
-            self._tracked = [(str(Path(path).absolute()), seconds) for path, seconds in entries]
-            self._seeded = True
+            self._shown = {where: path for (where, _), (path, _) in zip(places, entries, strict=True)}
+            self._tracked, self._seeded = places, True
 
     def recover_last_checkpoints(self, checkpoint_paths: Sequence[PathLike]) -> None:
         """Go on with those of the paths that have a complete checkpoint, in their order, from oldest to newest.

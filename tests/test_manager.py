@@ -681,6 +681,117 @@ def test_a_thread_that_cannot_be_started_does_not_cost_the_save(monkeypatch):
     assert manager.all_steps() == [1]
 
 
+def test_a_copy_of_another_runs_checkpoint_is_not_resumed_from():
+    saved(range(10), directory="a")
+    saved(range(3), directory="b", max_to_keep=2)
+    shutil.copytree("a/ckpt-9", "b/ckpt-9")
+    manager = pts.CheckpointManager("b", max_to_keep=1)
+    assert manager.latest_step() == 2
+    assert manager.restore()["step"] == 2
+
+
+def test_a_standby_that_takes_over_does_not_go_back():
+    standby = pts.CheckpointManager("run", block=True)
+    assert standby.should_save(0)
+    saved([10, 20, 30])
+    with pytest.raises(pts.CheckpointExistsError, match="step 11 lies before step 30"):
+        standby.save(11, tree(11))
+    standby.restore(step=20)
+    assert standby.save(21, tree(21)) == Path("run/ckpt-21")
+    assert standby.latest_step() == 21
+
+
+def test_two_managers_with_saves_under_way_do_not_undo_each_other(monkeypatch):
+    first, second = (pts.CheckpointManager("run", max_to_keep=1) for _ in range(2))
+    first.save(1, tree(1))
+    first.wait_until_finished()
+    real = filesystem.reserve
+    monkeypatch.setattr(filesystem, "reserve", lambda *args: time.sleep(0.2) or real(*args))
+    second.save(2, tree(2))
+    first.save(3, tree(3), force=True)
+    for manager in (first, second):
+        manager.wait_until_finished()
+    first.save(4, tree(4), force=True)
+    first.wait_until_finished()
+    assert first.all_steps() == [4]
+    assert pts.latest_checkpoint("run") == Path("run/ckpt-4")
+
+
+def test_a_clock_set_back_deletes_nothing_whatever_the_rule():
+    now = [10_000.0]
+    arguments = {"max_to_keep": 2, "keep_best": (1, "loss"), "clock": lambda: now[0], "block": True}
+    saved(range(3), metrics=[{"loss": 1}] * 3, **arguments)
+    before = on_disk()
+    now[0] = 1_000.0
+    manager = pts.CheckpointManager("run", **arguments)
+    with pytest.warns(pts.RetentionWarning, match="the checkpoints that are there will not be deleted"):
+        manager.save(3, tree(3))
+    for step in (4, 5):
+        manager.save(step, tree(step))
+    assert set(before) <= set(on_disk())
+
+
+def test_what_could_not_be_deleted_is_remembered_across_restarts():
+    now = [0.0]
+    arguments = {"max_to_keep": 1, "keep_checkpoint_every_n_hours": 1.0, "clock": lambda: now[0], "block": True}
+    manager = pts.CheckpointManager("run", **arguments)
+    manager.save(1, tree(1))
+    (Path("run/ckpt-1") / "notes").write_text("mine")
+    for step in (2, 3, 4):
+        now[0] = step * 4000.0
+        with pytest.warns(pts.RetentionWarning, match="notes in it too"):
+            manager.save(step, tree(step))
+    manager.close()
+    (Path("run/ckpt-1") / "notes").unlink()
+    saved([5], **arguments)
+    assert 1 not in pts.CheckpointManager("run").all_steps()
+
+
+def test_an_unpinned_checkpoint_is_left_to_the_policy_after_a_restart_too():
+    now = [0.0]
+    arguments = {"max_to_keep": 1, "keep_checkpoint_every_n_hours": 1.0, "clock": lambda: now[0], "block": True}
+    manager = pts.CheckpointManager("run", **arguments)
+    manager.save(1, tree(1))
+    manager.pin(1)
+    for step in (2, 3):
+        now[0] = step * 4000.0
+        manager.save(step, tree(step))
+    manager.close()
+    manager = pts.CheckpointManager("run", **arguments)
+    manager.save(4, tree(4))
+    assert 1 in manager.all_steps()
+    manager.unpin(1)
+    manager.save(5, tree(5))
+    assert 1 not in manager.all_steps()
+
+
+def test_a_warning_that_is_an_error_leaves_everything_in_order():
+    manager = saved([1], max_to_keep=1, block=True, close=False)
+    (Path("run/ckpt-1") / "notes").write_text("mine")
+    with pytest.raises(pts.RetentionWarning):  # warnings are errors here
+        manager.save(2, tree(2))
+    assert not manager.should_save(2)
+    assert manager.save(2, tree(2)) is None
+
+
+def test_a_forked_child_can_read_while_its_parent_saves(monkeypatch):
+    program = """
+    import warnings
+    from pytreesaver._io import filesystem
+    warnings.simplefilter("ignore")
+    manager = pts.CheckpointManager("run")
+    manager.save(1, {"w": 1})
+    manager.wait_until_finished()
+    real = filesystem.sync_file
+    filesystem.sync_file = lambda descriptor: time.sleep(0.5) or real(descriptor)
+    manager.save(2, {"w": 2})
+    if not os.fork():
+        os._exit(0 if manager.restore() == {"w": 1} and manager.latest_step() == 1 else 9)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    """
+    run_program(program, returncode=0)
+
+
 # The end of the process.
 
 
@@ -774,10 +885,14 @@ def test_the_signal_is_given_back(caplog):
 
 
 def run_and_expect_sigterm(program):
+    return run_program(program, returncode=-signal.SIGTERM)
+
+
+def run_program(program, *, returncode):
     imports = "import os, signal, sys, time, numpy as np, pytreesaver as pts\n"
     command = [sys.executable, "-c", imports + textwrap.dedent(program)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert result.returncode == -signal.SIGTERM, result.stderr
+    assert result.returncode == returncode, result.stderr
     assert "not reached" not in result.stderr
     return result.stderr
 
@@ -856,3 +971,69 @@ def test_managers_closed_in_any_order_give_the_signal_back():
     assert signal.getsignal(signal.SIGTERM) is not before
     second.close()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_process_that_saves_from_another_thread_ends_too():
+    errors = run_and_expect_sigterm("""
+    import threading
+    manager = pts.CheckpointManager("run", save_on_sigterm=True, block=True, max_to_keep=None)
+    def work():
+        for step in range(10**6):
+            manager.save(step, {"w": step})
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    while worker.is_alive():
+        worker.join(0.1)
+    """)
+    assert errors.count("SIGTERM: ") == 1
+    manager = pts.CheckpointManager("run")
+    assert manager.restore() == {"w": manager.all_steps()[-1]}
+
+
+def test_a_signal_during_a_save_that_is_not_due_still_gets_its_last_checkpoint():
+    run_and_expect_sigterm("""
+    manager = pts.CheckpointManager("run", save_on_sigterm=True, save_interval_steps=100)
+    manager.save(0, {"w": 0})
+    manager.wait_until_finished()
+    real = manager.should_save
+    def should_save(step):
+        due = real(step)
+        if step == 50:
+            manager.should_save = real
+            os.kill(os.getpid(), signal.SIGTERM)
+        return due
+    manager.should_save = should_save
+    manager.save(50, {"w": 50})
+    raise AssertionError("not reached")
+    """)
+    assert pts.CheckpointManager("run").restore() == {"w": 50}
+
+
+def test_a_forked_child_has_its_own_last_save():
+    run_program(
+        """
+    import warnings
+    warnings.simplefilter("ignore")
+    parent = pts.CheckpointManager("parent", save_on_sigterm=True)
+    child = os.fork()
+    if not child:
+        manager = pts.CheckpointManager("child", save_on_sigterm=True, save_interval_steps=100)
+        manager.save(0, {"w": 0})
+        os.kill(os.getpid(), signal.SIGTERM)
+        manager.save(1, {"w": 1})
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGTERM
+    """,
+        returncode=0,
+    )
+    assert pts.CheckpointManager("child").restore() == {"w": 1}
+
+
+def test_what_ends_a_with_block_after_the_signal_is_told():
+    errors = run_and_expect_sigterm("""
+    with pts.CheckpointManager("run", save_on_sigterm=True) as manager:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("my own")
+    """)
+    assert "RuntimeError: my own" in errors

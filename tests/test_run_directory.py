@@ -289,6 +289,18 @@ def test_reading_the_lock_file_does_not_open_the_lock():
     saver.close()
 
 
+def test_a_deleted_lock_file_is_made_again():
+    saver = pts.Saver()
+    saver.save({"w": 1}, "run/model", 1)
+    Path("run/.pytreesaver.lock").unlink()
+    saver.save({"w": 2}, "run/model", 2)
+    program = "import pytreesaver as pts; pts.Saver().save({'w': 1}, 'run/model', 3)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "ConcurrentWriterError" in result.stderr
+    saver.close()
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
+
+
 def test_an_interrupt_while_the_lock_is_taken_leaves_it_free(monkeypatch):
     def interrupt(descriptor):
         raise KeyboardInterrupt

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import pytreesaver as pts
-from pytreesaver import _run_writer
-from pytreesaver._io import filesystem
+from pytreesaver import _run_directory, _run_writer
+from pytreesaver._io import atomic, filesystem
 from pytreesaver.testing import assert_trees_equal
 
 TREE = {"dense": {"kernel": np.arange(6.0).reshape(2, 3), "bias": np.zeros(3)}, "step": 7}
@@ -440,8 +440,6 @@ def test_a_failed_save_changes_nothing_that_was_remembered(monkeypatch, operatio
 
 
 def test_a_state_file_that_cannot_be_written_costs_nothing(monkeypatch):
-    from pytreesaver import _run_directory
-
     saver = pts.Saver(max_to_keep=1)
     saver.save({"w": 1}, "run/model", 1)
     with monkeypatch.context() as patch:
@@ -598,3 +596,91 @@ def test_close_keeps_its_limit_while_another_thread_saves(monkeypatch):
     thread.join()
     saver.close()
     assert on_disk() == ["model-1"]
+
+
+def unlisted(step, *, name="model", directory="run"):
+    """Save as a process does that is killed before it can list the checkpoint."""
+    state = Path(directory, "checkpoint").read_bytes()
+    with pts.Saver(max_to_keep=None) as saver:
+        path = Path(saver.save({"w": step}, f"{directory}/{name}", step))
+    Path(directory, "checkpoint").write_bytes(state)
+    before = (path / "index.json").stat().st_mtime - 1
+    os.utime(Path(directory, "checkpoint"), (before, before))
+
+
+def test_a_copy_of_another_runs_checkpoint_is_not_the_newest_one():
+    with pts.Saver() as saver:
+        for step in range(10):
+            saver.save({"w": "a"}, "a/model", step)
+    with pts.Saver(max_to_keep=2) as saver:
+        for step in range(3):
+            saver.save({"w": "b"}, "b/model", step)
+    shutil.copytree("a/model-9", "b/model-9")
+    shutil.copytree("a/model-8", "b/pretrained")
+    assert pts.latest_checkpoint("b") == Path("b/model-2")
+    with pts.Saver(max_to_keep=2) as saver:
+        saver.save({"w": "b"}, "b/model", 3)
+    assert on_disk("b") == ["model-2", "model-3", "model-9", "pretrained"]
+
+
+def test_one_saver_for_two_names_and_a_kill_before_the_state_is_written():
+    with pts.Saver() as saver:
+        saver.save({"w": 1}, "run/best", 1)
+        for step in range(2, 7):
+            saver.save({"w": step}, "run/last", step)
+    unlisted(7, name="best")
+    assert pts.latest_checkpoint("run") == Path("run/best-7")
+
+
+def test_a_step_saved_again_and_killed_before_it_is_listed_is_the_newest():
+    with pts.Saver() as saver:
+        for step in range(1, 6):
+            saver.save({"w": step}, "run/model", step)
+    unlisted(3)
+    assert pts.latest_checkpoint("run") == Path("run/model-3")
+    with pts.Saver(max_to_keep=2) as saver:
+        saver.save({"w": 6}, "run/model", 6)
+    assert on_disk() == ["model-3", "model-6"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "I/O error")])
+def test_trouble_right_after_the_state_file_was_written_costs_nothing_newer(monkeypatch, error):
+    saver = pts.Saver(max_to_keep=3)
+    for step in (1, 2, 3):
+        saver.save({"w": step}, "run/model", step)
+    real = atomic.replace_file
+
+    def replace_file(*args):
+        real(*args)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_run_directory, "replace_file", replace_file)
+        with pytest.raises((KeyboardInterrupt, pts.CheckpointIOError)):
+            saver.save({"w": 4}, "run/model", 4)
+    saver.save({"w": 5}, "run/model", 5)
+    assert on_disk() == ["model-3", "model-4", "model-5"]
+
+
+def test_one_checkpoint_by_two_spellings_is_one():
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    saver = pts.Saver(max_to_keep=1)
+    for directory in ("real", "link", "real/../link"):
+        path = saver.save({"w": directory}, f"{directory}/model", 1)
+        assert pts.restore(path) == {"w": directory}
+    with pytest.raises(ValueError, match="expected different paths"):
+        pts.Saver().set_last_checkpoints_with_time([("real/model-1", 1.0), ("link/model-1", 2.0)])
+
+
+def test_a_checkpoint_whose_deletion_cannot_be_made_durable_is_still_there(monkeypatch):
+    path = pts.save(TREE, "run/model")
+
+    def refuse(directory):
+        raise OSError(errno.EIO, "I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "sync_directory", refuse)
+        with pytest.raises(pts.CheckpointIOError):
+            pts.remove_checkpoint(path)
+    assert_trees_equal(pts.restore(path), TREE)

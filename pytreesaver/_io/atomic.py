@@ -109,8 +109,12 @@ def remove_directory_of_files(path: Path) -> None:
     """
     hidden = temporary_sibling(path)
     filesystem.rename(path, hidden)
-    # Otherwise a power cut could bring the name back after the files are gone.
-    filesystem.sync_directory(path.absolute().parent)
+    try:
+        # Otherwise a power cut could bring the name back after the files are gone.
+        filesystem.sync_directory(path.absolute().parent)
+    except OSError:
+        filesystem.rename(hidden, path)
+        raise
     remove_tree(hidden)
 
 
