@@ -121,8 +121,7 @@ class Saver:
         self._settings = given = checked_saver_def(given)
         self._variables = VariableList(given.var_list, given.allow_empty)
         self._clock = clock
-        self._interval = saver_interval(given.keep_checkpoint_every_n_hours or 0.0)
-        self._next_checkpoint_time = clock() + self._interval
+        self._next_checkpoint_time = clock() + saver_interval(given.keep_checkpoint_every_n_hours or 0.0)
         self._tracked: list[tuple[str, float]] = []  # (canonical path, time)
         self._shown: dict[str, str] = {}
         self._seeded = False
