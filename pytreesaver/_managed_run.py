@@ -243,7 +243,7 @@ class ManagedRun:
         if every_byte:
             with load_checkpoint(path) as checkpoint:
                 checkpoint.verify()
-            self._verified = {p: f for p, f in self._verified.items() if os.path.lexists(p)} | {path: fingerprint}
+            self._remember(path, fingerprint)
         else:
             reader = open_reader(path)
             try:
@@ -253,7 +253,11 @@ class ManagedRun:
 
     def trust(self, path: Path) -> None:
         """Take a checkpoint that was just saved for whole, as long as nobody writes to it."""
-        self._verified[path] = filesystem.fingerprint(path)
+        self._remember(path, filesystem.fingerprint(path))
+
+    def _remember(self, path: Path, fingerprint: Any) -> None:
+        # Never changed in place: the thread that saves and those that ask look at it at the same time.
+        self._verified = {p: f for p, f in self._verified.items() if os.path.lexists(p)} | {path: fingerprint}
 
 
 def _is_pinned(path: Path) -> bool:

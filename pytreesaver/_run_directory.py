@@ -344,11 +344,12 @@ def unlisted_checkpoints(directory: Path, name: str, listed: Sequence[Path]) -> 
 def unlisted_to_adopt(directory: Path, name: str, listed: Sequence[Path]) -> list[tuple[Path, Record]]:
     """The unlisted checkpoints that retention may take charge of, oldest first.
 
-    Where there is no state file, a single one is the first of a run whose saver died. Several are a collection.
+    Where there is no state file they are a run from its beginning, whose saver never came to write it, or a collection.
     """
     found = unlisted_checkpoints(directory, name, listed)
-    is_first = len(found) == 1 and found[0][1].predecessor is None
-    return found if listed or is_first else []
+    before = [None, *(path.name for path, _ in found)]
+    whole_run = all(record.predecessor == name for (_, record), name in zip(found, before, strict=False))
+    return found if listed or whole_run else []
 
 
 def saved_at(path: Path) -> float:

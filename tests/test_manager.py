@@ -22,7 +22,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import pytreesaver as pts
-from pytreesaver import _run_writer
+from pytreesaver import _run_directory, _run_writer
 from pytreesaver._io import filesystem
 from pytreesaver.testing import assert_trees_equal
 
@@ -681,6 +681,25 @@ def test_a_thread_that_cannot_be_started_does_not_cost_the_save(monkeypatch):
     assert manager.all_steps() == [1]
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_first_saves_whose_state_file_could_not_be_written_are_deleted_in_their_turn(monkeypatch, restart):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    manager = pts.CheckpointManager("run", max_to_keep=1, block=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(_run_directory, "replace_file", refuse)
+        for step in (1, 2):
+            with pytest.raises(pts.CheckpointIOError):
+                manager.save(step, tree(step))
+    assert manager.latest_step() == 2
+    if restart:
+        manager.close()
+        manager = pts.CheckpointManager("run", max_to_keep=1, block=True)
+    manager.save(3, tree(3))
+    assert on_disk() == ["ckpt-3"]
+
+
 def test_a_copy_of_another_runs_checkpoint_is_not_resumed_from():
     saved(range(10), directory="a")
     saved(range(3), directory="b", max_to_keep=2)
@@ -900,10 +919,10 @@ def run_program(program, *, returncode):
 SLOW_SAVES = """
 from pytreesaver import _preemption
 from pytreesaver._io import filesystem
-_preemption.GRACE_SECS = 0.2
+_preemption.GRACE_SECS = 1.0
 real = filesystem.sync_file
 def slow(descriptor):
-    time.sleep(0.4)
+    time.sleep(0.8)
     real(descriptor)
 """
 
@@ -916,7 +935,7 @@ manager = pts.CheckpointManager("run", save_on_sigterm=True, block={block}, save
 manager.save(0, {{"w": 0}})
 filesystem.sync_file = slow
 os.kill(os.getpid(), signal.SIGTERM)
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+threading.Timer(1.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
 manager.save(1, {{"w": 1}})
 raise AssertionError("not reached")
 """)
