@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, RetentionWarning
+from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import make_durable_directory
 from pytreesaver._paths import named_os_errors
 from pytreesaver._run_directory import remove_checkpoint, write_state
 from pytreesaver._run_lock import RunLock
 from pytreesaver._state_file import CheckpointState
-from pytreesaver.formats import PINNED_NAME
+from pytreesaver.formats import PINNED_NAME, native
 
 
 def claim(directory: Path, held: RunLock | None) -> RunLock:
     """The lock on a run directory, which is created if need be: `held` if it is that one.
+
+    With a new lock, what killed overwrites have left in its checkpoints is removed.
 
     Raises:
         ConcurrentWriterError: another live process saves into the directory.
@@ -26,7 +29,11 @@ def claim(directory: Path, held: RunLock | None) -> RunLock:
         make_durable_directory(directory)
         if held is not None and held.holds(directory):
             return held
-        return RunLock(directory)
+        lock = RunLock(directory)
+        for entry in filesystem.list_directory(directory):
+            if not entry.startswith("."):
+                native.remove_unlisted_files(directory / entry)
+        return lock
 
 
 class Deletions(NamedTuple):

@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import hypothesis
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -252,6 +254,34 @@ def test_200_kills_cost_no_checkpoint(tmp_path):
     result = subprocess.run([sys.executable, script, "200"], capture_output=True, text=True, check=False, timeout=400)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "200 kills" in result.stdout
+
+
+OVERWRITE = """
+import os, signal, sys, pytreesaver as pts
+from pytreesaver._io import filesystem
+manager = pts.CheckpointManager("run", block=True)
+manager.save(1, {"w": 1}, force=True)
+real = filesystem.rename
+def rename(source, target):
+    if target.name == "index.json":
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+filesystem.rename = rename
+manager.save(1, {"w": 2}, force=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["saver", "manager"])
+def test_what_a_killed_overwrite_has_left_is_removed_by_the_next_writer(kind):
+    assert subprocess.run([sys.executable, "-c", OVERWRITE], check=False).returncode == -signal.SIGKILL
+    assert len(list(Path("run/ckpt-1").iterdir())) == 4
+    if kind == "saver":
+        pts.Saver().save({"w": 3}, "run/other", 2)
+    else:
+        pts.CheckpointManager("run", block=True).save(2, {"w": 3})
+    left = sorted(path.name for path in Path("run/ckpt-1").iterdir())
+    assert left == ["data-00000-of-00001.safetensors", "index.json"]
+    assert pts.restore("run/ckpt-1") == {"w": 1}
 
 
 def test_a_thread_that_saves_and_one_that_asks():

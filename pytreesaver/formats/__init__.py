@@ -90,6 +90,12 @@ class Format(Protocol):
             OSError: it could not be removed, and is still there.
         """
 
+    def remove_unlisted_files(self, path: Path) -> None:
+        """Delete what a killed overwrite has left in the checkpoint at `path`, and nothing that a living one writes.
+
+        What is no checkpoint, and what cannot be removed, is left alone.
+        """
+
     def recognizes(self, path: Path) -> bool:
         """Whether what is at `path` is of this format, complete or damaged. Reads little."""
 

@@ -42,7 +42,7 @@ from pytreesaver.formats._index import (
 from pytreesaver.formats._native_reader import INDEX_NAME, NativeReader, read_index, read_record
 from pytreesaver.formats._safetensors import Tensor, encode_header, is_header
 
-__all__ = ["heading_file", "name", "open", "read_record", "recognizes", "remove", "write"]
+__all__ = ["heading_file", "name", "open", "read_record", "recognizes", "remove", "remove_unlisted_files", "write"]
 
 name = "native"
 
@@ -259,6 +259,14 @@ def _header(index: Index, sizes: Sequence[int], offsets: Sequence[int], order: S
 
 
 # Removing.
+
+
+def remove_unlisted_files(path: Path) -> None:
+    """Delete what a killed overwrite has left. See `pytreesaver.formats.Format.remove_unlisted_files`."""
+    with suppress(OSError, CheckpointError):
+        # One data file and nothing else is how every save leaves it, and needs no reading of the index.
+        if sum(_REPLACEABLE.fullmatch(entry) is not None for entry in filesystem.list_directory(path)) > 1:
+            _remove_unlisted(path, [])
 
 
 def remove(path: Path) -> None:
