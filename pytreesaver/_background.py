@@ -101,15 +101,8 @@ _under_way: set[SaveFuture] = set()
 _failed: weakref.WeakSet[SaveFuture] = weakref.WeakSet()
 
 
-def in_background(what: str, work: Callable[[], Path]) -> SaveFuture:
-    """Do some work in a thread. `what` says in messages what is being waited for."""
-    future = SaveFuture(what)
-    start_in_background(future, work)
-    return future
-
-
 def start_in_background(future: SaveFuture, work: Callable[[], Path]) -> None:
-    """Do some work in a thread, for a future that somebody holds already."""
+    """Do the work of a future in a thread. Whoever waits for it holds it already: an interrupt loses it from nobody."""
     future.set_running_or_notify_cancel()
     if not threading.main_thread().is_alive():  # the interpreter is shutting down, and waits for no more threads
         return _run(future, [work])
@@ -195,7 +188,6 @@ class OneAtATime:
 
     def start(self, what: str, work: Callable[[], Path]) -> SaveFuture:
         """Start one; `wait` has to come before it."""
-        # It is held before it starts, so that an interrupt does not lose it from sight.
         self.pending = SaveFuture(what)
         start_in_background(self.pending, work)
         return self.pending

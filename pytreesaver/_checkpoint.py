@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pytreesaver._background import SaveFuture, in_background
+from pytreesaver._background import SaveFuture, start_in_background
 from pytreesaver._contents import contents_of, refuse_duplicates, snapshot
 from pytreesaver._errors import (
     CorruptCheckpointError,
@@ -114,7 +114,9 @@ def save_async(
     target = local_path(path)
     contents = snapshot(contents_of(tree, metadata))
     write = partial(write_contents, target, contents, overwrite=overwrite, durable=durable)
-    return in_background(f"the save of {target}", write)
+    future = SaveFuture(f"the save of {target}")
+    start_in_background(future, write)
+    return future
 
 
 def restore(

@@ -39,7 +39,7 @@ from pytreesaver._retention import (
 )
 from pytreesaver._run_lock import RunLock
 from pytreesaver._run_writer import claim
-from pytreesaver._settings import as_step, check_count, check_format, checked_metrics, manager_rule
+from pytreesaver._settings import as_step, check_count, check_duration, check_format, checked_metrics, manager_rule
 from pytreesaver._state_file import STATE_FILE_NAME
 from pytreesaver.formats import PINNED_NAME, TreeContents
 
@@ -105,9 +105,10 @@ class CheckpointManager:
     ) -> None:
         self._shown = local_path(directory)
         rule = manager_rule(max_to_keep, keep_checkpoint_every_n_hours, keep_every_n_steps, keep_best, policy)
-        check_count("save_interval_steps", save_interval_steps, least=1)
-        if save_interval_secs is not None and not save_interval_secs > 0:
-            raise ValueError(f"save_interval_secs: expected a positive number or None, found {save_interval_secs!r}")
+        check_count("save_interval_steps", save_interval_steps, least=1, optional=False)
+        check_duration("save_interval_secs", save_interval_secs, "seconds")
+        if save_interval_secs == 0:
+            raise ValueError("save_interval_secs: expected a positive number or None, found 0")
         check_format(format)
         self._rule = rule
         self._run = ManagedRun(self._shown, checkpoint_name, pad_step_number, rule, float(clock()))
@@ -463,7 +464,7 @@ class CheckpointManager:
         self._queue.settle()
         marker = self._run.directory / self._at(step).path / PINNED_NAME
         with self._turn, named_os_errors("pin", marker.parent):
-            filesystem.close(filesystem.open_to_claim(marker))
+            filesystem.close(filesystem.open_or_create(marker))
 
     def unpin(self, step: Any) -> None:
         """Leave the checkpoint of a step to the policy again, if retention still watches it.

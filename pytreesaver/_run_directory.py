@@ -347,8 +347,8 @@ def unlisted_to_adopt(directory: Path, name: str, listed: Sequence[Path]) -> lis
     Where there is no state file they are a run from its beginning, whose saver never came to write it, or a collection.
     """
     found = unlisted_checkpoints(directory, name, listed)
-    before = [None, *(path.name for path, _ in found)]
-    whole_run = all(record.predecessor == name for (_, record), name in zip(found, before, strict=False))
+    predecessors = [None, *(path.name for path, _ in found[:-1])]
+    whole_run = all(record.predecessor == each for (_, record), each in zip(found, predecessors, strict=False))
     return found if listed or whole_run else []
 
 

@@ -105,7 +105,7 @@ class RunLock:
 
 
 def _claim(directory: Path) -> int:
-    descriptor = filesystem.open_to_claim(directory / LOCK_NAME)
+    descriptor = filesystem.open_or_create(directory / LOCK_NAME)
     try:
         if not filesystem.try_claim(descriptor):
             raise ConcurrentWriterError(

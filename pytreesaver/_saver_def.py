@@ -10,7 +10,7 @@ from pytreesaver._contents import contents_of, renamed
 from pytreesaver._errors import VariableNotFoundError
 from pytreesaver._names import duplicates, listed_with_suggestions
 from pytreesaver._select import Selection, as_selection
-from pytreesaver._settings import check_count, check_format, check_hours
+from pytreesaver._settings import check_count, check_duration, check_format
 from pytreesaver._structure import flatten_tree
 from pytreesaver.formats import TreeContents
 
@@ -47,7 +47,7 @@ def checked_saver_def(settings: SaverDef) -> SaverDef:
     """
     count, hours = settings.max_to_keep, settings.keep_checkpoint_every_n_hours
     check_count("max_to_keep", count, least=0)
-    check_hours("keep_checkpoint_every_n_hours", hours)
+    check_duration("keep_checkpoint_every_n_hours", hours, "hours")
     check_format(settings.format)
     if settings.name is not None and not isinstance(settings.name, str):
         raise TypeError(f"name: expected a str, found {settings.name!r}")
@@ -78,14 +78,13 @@ class VariableList:
         """What is to be written of a tree."""
         only = self.selection
         if self.stored_names is not None:
-            names = flatten_tree(tree).names
-            present = set(names)
-            absent = [name for name in self.stored_names if name not in present]
-            if absent:
-                lines = "\n".join(listed_with_suggestions(absent, names))
-                raise VariableNotFoundError(f"the tree lacks variables that var_list names:\n{lines}")
-            only = as_selection(set(self.stored_names).__contains__)
-        contents = contents_of(tree, metadata, only=only, may_be_empty=self._allow_empty)
+            only = as_selection(self.stored_names.__contains__)
+        may_be_empty = self._allow_empty or self.stored_names is not None
+        contents = contents_of(tree, metadata, only=only, may_be_empty=may_be_empty)
+        absent = set(self.stored_names or ()).difference(contents.names)
+        if absent:
+            lines = "\n".join(listed_with_suggestions(sorted(absent), flatten_tree(tree).names))
+            raise VariableNotFoundError(f"the tree lacks variables that var_list names:\n{lines}")
         if not contents.names and not self._allow_empty:
             raise ValueError("No variables to save: the tree is empty; Saver(allow_empty=True) accepts that")
         return contents if self.stored_names is None else renamed(contents, self.stored_names)

@@ -223,7 +223,7 @@ def selected(selection: Selection, names: Sequence[str], where: str, *, may_be_e
     flags = []
     for name in names:
         # Lists of thousands of names are usual: those are looked up, and not compared one by one.
-        by = {prefix for prefix in _prefixes(name) if prefix in literals}
+        by = {prefix for prefix in _prefixes(name) if prefix in literals} if literals else set()
         matching = {i for i, part in enumerate(others) if part.selects(name)}
         used |= by | {id(others[i]) for i in matching}
         flags.append(bool(by or matching))

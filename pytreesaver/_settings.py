@@ -9,24 +9,25 @@ import numpy as np
 from pytreesaver._retention import AnyOf, KeepBest, KeepEverySteps, ManagerRule, RetentionPolicy
 
 
-def check_count(what: str, value: Any, *, least: int) -> None:
-    """Raise a TypeError or ValueError unless a setting is None or an int of at least `least`."""
-    if value is None:
+def check_count(what: str, value: Any, *, least: int, optional: bool = True) -> None:
+    """Raise a TypeError or ValueError unless a setting is an int of at least `least`, or None if it is `optional`."""
+    if value is None and optional:
         return
+    or_none = " or None" if optional else ""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{what}: expected an int or None, found {value!r}")
+        raise TypeError(f"{what}: expected an int{or_none}, found {value!r}")
     if value < least:
-        raise ValueError(f"{what}: expected None or an int from {least} on, found {value!r}")
+        raise ValueError(f"{what}: expected {'None or ' if optional else ''}an int from {least} on, found {value!r}")
 
 
-def check_hours(what: str, value: Any) -> None:
-    """Raise a TypeError or ValueError unless a setting is None or a number of hours."""
+def check_duration(what: str, value: Any, unit: str) -> None:
+    """Raise a TypeError or ValueError unless a setting is None or a number of a unit of time, which is not negative."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"{what}: expected a number of hours or None, found {value!r}")
+        raise TypeError(f"{what}: expected a number of {unit} or None, found {value!r}")
     if not value >= 0:
-        raise ValueError(f"{what}: expected no negative number of hours, found {value!r}")
+        raise ValueError(f"{what}: expected no negative number of {unit}, found {value!r}")
 
 
 def check_format(value: Any) -> None:
@@ -68,7 +69,7 @@ def manager_rule(
         TypeError, ValueError: an argument makes no sense, or there is a policy and an argument that it replaces.
     """
     check_count("max_to_keep", max_to_keep, least=1)
-    check_hours("keep_checkpoint_every_n_hours", every_n_hours)
+    check_duration("keep_checkpoint_every_n_hours", every_n_hours, "hours")
     if isinstance(keep_best, tuple):
         keep_best = KeepBest(*keep_best)
     if keep_best is not None and not isinstance(keep_best, KeepBest):

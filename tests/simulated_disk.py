@@ -46,7 +46,7 @@ class SimulatedDisk:
         self.on_change = lambda: None
         for name in (
             "open_new",
-            "open_to_claim",
+            "open_or_create",
             "truncate",
             "reserve",
             "write",
@@ -80,7 +80,7 @@ class SimulatedDisk:
         self.open_files[result] = File()
         directory.put(name, self.open_files[result])
 
-    def _open_to_claim(self, path, result):
+    def _open_or_create(self, path, result):
         directory, name = self._at(path)
         if name not in directory.names:
             directory.put(name, File())

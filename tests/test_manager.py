@@ -130,7 +130,10 @@ def test_after_restoring_an_older_step_the_run_goes_on_from_there():
         ({"checkpoint_name": "a/b"}, ValueError, "checkpoint_name: expected a name"),
         ({"checkpoint_name": ""}, ValueError, "checkpoint_name: expected a name"),
         ({"save_interval_steps": 0}, ValueError, "save_interval_steps"),
+        ({"save_interval_steps": None}, TypeError, "save_interval_steps: expected an int, found None"),
         ({"save_interval_secs": 0}, ValueError, "save_interval_secs"),
+        ({"save_interval_secs": -1}, ValueError, "save_interval_secs"),
+        ({"save_interval_secs": "60"}, TypeError, "save_interval_secs: expected a number of seconds"),
         ({"format": "tar"}, ValueError, "format"),
     ],
 )

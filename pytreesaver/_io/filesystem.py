@@ -102,8 +102,8 @@ def lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
-def open_to_claim(path: Path) -> int:
-    """A file descriptor of a file that is created if it is not there, to be claimed with `try_claim`."""
+def open_or_create(path: Path) -> int:
+    """A file descriptor of a file that is created if it is not there."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
