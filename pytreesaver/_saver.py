@@ -1,9 +1,7 @@
 """Saver: checkpoints with steps in their names, the last few of which are kept. After `tf.compat.v1.train.Saver`."""
 
 import logging
-import math
 import os
-import re
 import threading
 import time
 import types
@@ -18,24 +16,18 @@ import jax
 from pytreesaver._background import OneAtATime, SaveFuture, close_on_exit, within
 from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
 from pytreesaver._contents import snapshot
-from pytreesaver._io import filesystem
-from pytreesaver._names import duplicates
 from pytreesaver._paths import PathLike, canonical, local_path
 from pytreesaver._records import Record, encode_record
-from pytreesaver._retention import saver_eviction, saver_interval
 from pytreesaver._run_directory import (
     is_complete,
-    last_serial,
-    listed_checkpoints,
     saved_at,
     state_file_name,
-    unlisted_to_adopt,
 )
 from pytreesaver._run_lock import RunLock
-from pytreesaver._run_writer import claim, list_and_delete
+from pytreesaver._run_writer import claim
 from pytreesaver._saver_def import SaverDef, VariableList, checked_saver_def
+from pytreesaver._saver_memory import SaverMemory
 from pytreesaver._settings import as_step
-from pytreesaver._state_file import CheckpointState
 from pytreesaver.formats import TreeContents
 
 logger = logging.getLogger("pytreesaver")
@@ -121,13 +113,7 @@ class Saver:
         self._settings = given = checked_saver_def(given)
         self._variables = VariableList(given.var_list, given.allow_empty)
         self._clock = clock
-        self._next_checkpoint_time = clock() + saver_interval(given.keep_checkpoint_every_n_hours or 0.0)
-        self._tracked: list[tuple[str, float]] = []  # (canonical path, time)
-        self._shown: dict[str, str] = {}
-        self._seeded = False
-        self._adopted: set[tuple[tuple[int, int], str, str]] = set()
-        # The number and the name of the newest checkpoint, by directory and state file.
-        self._last: dict[tuple[tuple[int, int], str], tuple[int, str | None]] = {}
+        self._memory = SaverMemory(given, float(clock()))
         self._queue = OneAtATime()
         self._lock: RunLock | None = None
         self._turn = threading.RLock()
@@ -189,7 +175,7 @@ class Saver:
                 if write_state:
                     absolute = os.path.isabs(path)  # noqa: PTH117
                     alone = self._lock.wrote_last(self)
-                    record = self._adopt(location, step, state_name, absolute=absolute, alone=alone)
+                    record = self._memory.adopt(location, step, state_name, absolute=absolute, alone=alone)
                 contents = contents._replace(record=encode_record(replace(record, time=now)))
                 if not block:
                     contents = snapshot(contents)
@@ -228,85 +214,14 @@ class Saver:
             write_contents(location, contents, overwrite=True, durable=True)
             if record.state_file is not None:
                 with lock.saving:
-                    self._list(path, location, now, record.state_file, record.serial)
+                    deletions = self._memory.list_saved(path, location, record, now)
+                deletions.warn()
         except BaseException:
             # It may be there all the same, and only its name not be durable, or not listed: the next save looks.
-            self._adopted.clear()
+            self._memory.look_again()
             raise
         logger.info("%s saved %s", self._label, path)
         return Path(path)
-
-    def _list(self, path: str, location: Path, now: float, state_name: str, serial: int) -> None:
-        result = saver_eviction(
-            self._tracked,
-            (str(location), now),
-            self._next_checkpoint_time,
-            self._settings.max_to_keep or 0,
-            self._settings.keep_checkpoint_every_n_hours or 0.0,
-        )
-        directory = location.parent
-        shown = {**self._shown, str(location): path}
-        relative = self._settings.save_relative_paths or not os.path.isabs(path)  # noqa: PTH117
-        times = dict(self._tracked)
-        doomed = [Path(where) for where in result.deleted]
-
-        def tracked_with(remaining: set[Path]) -> list[tuple[str, float]]:
-            return [*((str(p), times[str(p)]) for p in doomed if p in remaining), *result.tracked]
-
-        def state_with(remaining: set[Path]) -> CheckpointState:
-            places = [where for where, _ in tracked_with(remaining)] or [str(location)]
-            paths = [os.path.relpath(where, directory) if relative else shown[where] for where in places]
-            return CheckpointState(paths[-1], paths)
-
-        def listed() -> None:
-            # Whatever happens from here on, what the state file lists is what is remembered.
-            self._shown, self._tracked = shown, tracked_with(set(doomed))
-            self._next_checkpoint_time = result.mark
-            self._last[filesystem.identity(directory), state_name] = serial, location.name
-
-        deletions = list_and_delete(directory, state_name, state_with, doomed, listed=listed)
-        self._tracked = tracked_with(deletions.remaining)
-        self._shown = {where: self._shown[where] for where, _ in self._tracked}
-        deletions.warn()
-
-    def _adopt(self, location: Path, step: int | None, state_name: str, *, absolute: bool, alone: bool) -> Record:
-        """Go on with the checkpoints of the same name that an earlier Saver has left in a directory.
-
-        Gives what the record of the next checkpoint says of those before it. `alone` says that no other saver of this
-        process has saved there since this one did.
-        """
-        directory = location.parent
-        identity = filesystem.identity(directory)
-        base = location.name if step is None else location.name.rpartition("-")[0]
-        adopted = (identity, base, state_name) in self._adopted
-        if not (alone and adopted and (identity, state_name) in self._last):
-            listed = [canonical(path) for path in listed_checkpoints(directory, state_name)]
-            newer = [path for path, _ in unlisted_to_adopt(directory, state_name, listed)]
-            self._last[identity, state_name] = (
-                last_serial(directory, state_name, [*listed, *newer]),
-                next((path.name for path in reversed([*listed, *newer])), None),
-            )
-            if not adopted:
-                self._adopted.add((identity, base, state_name))
-                self._take_over(directory, base, listed, newer, absolute)
-        serial, newest = self._last[identity, state_name]
-        return Record(step, state_file=state_name, serial=serial + 1, name=location.name, predecessor=newest)
-
-    def _take_over(
-        self, directory: Path, base: str, listed: Sequence[Path], newer: Sequence[Path], absolute: bool
-    ) -> None:
-        """Watch what a state file lists, in its order, and what is newer than that, beside what is watched already."""
-        of_same_name = re.compile(re.escape(base) + r"(-[0-9]+)?")
-        known = dict(self._tracked)
-        found: dict[str, float] = {}
-        for path in [*(p for p in listed if p not in newer), *newer]:
-            ours = path.parent == directory and of_same_name.fullmatch(path.name) is not None
-            wanted = ours and os.path.lexists(path) and not (self._seeded and path not in newer)
-            if str(path) in known or wanted:
-                found[str(path)] = known[str(path)] if str(path) in known else saved_at(path)
-                self._shown.setdefault(str(path), str(path) if absolute else os.path.relpath(path))
-        others = [entry for entry in self._tracked if entry[0] not in found]
-        self._tracked = [*others, *found.items()]
 
     # Restoring.
 
@@ -358,13 +273,12 @@ class Saver:
     @property
     def last_checkpoints(self) -> list[str]:
         """The checkpoints that are kept as the last ones, oldest first; empty if all are kept."""
-        shown = self._shown
-        return [shown.get(where, where) for where, _ in self._tracked]
+        return self._memory.paths
 
     @property
     def next_checkpoint_time(self) -> float:
         """A checkpoint saved after this time, in seconds since the epoch, will be preserved when its turn comes."""
-        return self._next_checkpoint_time
+        return self._memory.next_checkpoint_time
 
     def set_last_checkpoints_with_time(self, last_checkpoints_with_time: Iterable[tuple[PathLike, float]]) -> None:
         """Set the checkpoints to go on with: (path, seconds since the epoch), oldest first.
@@ -375,15 +289,9 @@ class Saver:
             >>> saver.last_checkpoints
             ['model-1', 'model-2']
         """
-        entries = [(str(local_path(path)), float(seconds)) for path, seconds in last_checkpoints_with_time]
-        places = [(str(canonical(path)), seconds) for path, seconds in entries]
-        again = duplicates(where for where, _ in places)
-        if again or any(math.isnan(seconds) for _, seconds in entries):
-            raise ValueError(f"expected different paths, and times that are numbers, found {entries}")
         with self._turn:
             self._queue.settle()
-            self._shown = {where: path for (where, _), (path, _) in zip(places, entries, strict=True)}
-            self._tracked, self._seeded = places, True
+            self._memory.watch(last_checkpoints_with_time)
 
     def recover_last_checkpoints(self, checkpoint_paths: Sequence[PathLike]) -> None:
         """Go on with those of the paths that have a complete checkpoint, in their order, from oldest to newest.
