@@ -17,7 +17,7 @@ from pytreesaver._errors import (
 )
 from pytreesaver._io import filesystem
 from pytreesaver._paths import named_os_errors
-from pytreesaver._retention import ManagerDecisions, ManagerRule, SavedCheckpoint, manager_decisions
+from pytreesaver._retention import Decision, ManagerDecisions, ManagerRule, SavedCheckpoint, manager_decisions
 from pytreesaver._run_directory import (
     get_checkpoint_state,
     last_serial,
@@ -66,6 +66,7 @@ class ManagedRun:
         if not name or os.path.basename(name) != name or name.startswith(".") or "\0" in name:  # noqa: PTH119
             raise ValueError(f"checkpoint_name: expected a name without slashes that is not hidden, found {name!r}")
         self.directory = directory.absolute()
+        self._shown = directory
         self._name = name
         self._pad = pad
         self._rule = rule
@@ -100,6 +101,35 @@ class ManagedRun:
                 found[path] = saved
         self._seen = seen
         return found
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints on disk, in ascending order."""
+        return sorted({saved.step for saved in self.on_disk().values()})
+
+    def no_such_step(self, step: int) -> CheckpointNotFoundError:
+        """The error that says which steps there are."""
+        return CheckpointNotFoundError(
+            f"{self._shown}: expected a checkpoint of step {step}, found those of {self.steps()}"
+        )
+
+    def pin(self, step: int) -> None:
+        """Mark the checkpoint of a step as one to be kept. Raises a CheckpointNotFoundError if there is none."""
+        marker = self._marker(step)
+        with named_os_errors("pin", marker.parent):
+            filesystem.close(filesystem.open_or_create(marker))
+
+    def unpin(self, step: int) -> None:
+        """Take that mark away. Raises a CheckpointNotFoundError if there is no such checkpoint."""
+        marker = self._marker(step)
+        with named_os_errors("unpin", marker.parent):
+            if os.path.lexists(marker):
+                filesystem.remove_file(marker)
+
+    def _marker(self, step: int) -> Path:
+        for path, saved in self.on_disk().items():
+            if saved.step == step:
+                return path / PINNED_NAME
+        raise self.no_such_step(step)
 
     def _named(self) -> list[Path]:
         """Everything in the directory that has the name of a checkpoint."""
@@ -180,6 +210,18 @@ class ManagedRun:
         watched = {path for path, _ in state.tracked}
         others = [saved for path, saved in on_disk.items() if path not in watched]
         return manager_decisions(self._rule, tracked, others, state.mark, now)
+
+    def explain(self, state: RunState, now: float) -> list[Decision]:
+        """What the rule says of every checkpoint, those first that are not watched."""
+        decisions = self.decisions(state, now).decisions
+        watched = {decision.checkpoint.path for decision in decisions}
+        others = [
+            Decision(saved, (*(["pinned"] if saved.pinned else []), "preserved: not watched any more"))
+            for saved in self.on_disk().values()
+            if saved.path not in watched
+        ]
+        others.sort(key=lambda decision: (decision.checkpoint.time, decision.checkpoint.step))
+        return [*others, *decisions]
 
     def _as_tracked(self, on_disk: dict[Path, SavedCheckpoint], path: Path, time: float) -> SavedCheckpoint:
         if path in on_disk:

@@ -2,8 +2,6 @@
 
 import errno
 import logging
-import os
-import threading
 import time
 import types
 import warnings
@@ -14,20 +12,18 @@ from typing import Any, Literal
 
 import jax
 
-from pytreesaver._background import OneAtATime, close_on_exit, within
+from pytreesaver._background import close_on_exit
 from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
 from pytreesaver._contents import contents_of, snapshot
 from pytreesaver._errors import (
     CheckpointError,
-    CheckpointExistsError,
     CheckpointIOError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
     RetentionWarning,
 )
-from pytreesaver._io import filesystem
 from pytreesaver._managed_run import ManagedRun, RunState
-from pytreesaver._paths import PathLike, local_path, named_os_errors
+from pytreesaver._paths import PathLike, local_path
 from pytreesaver._preemption import Preemption
 from pytreesaver._records import Record, encode_record
 from pytreesaver._retention import (
@@ -38,10 +34,11 @@ from pytreesaver._retention import (
     SavedCheckpoint,
 )
 from pytreesaver._run_lock import RunLock
-from pytreesaver._run_writer import claim
+from pytreesaver._run_writer import WriterSession
+from pytreesaver._schedule import LastSave, SaveSchedule
 from pytreesaver._settings import as_step, check_count, check_duration, check_format, checked_metrics, manager_rule
 from pytreesaver._state_file import STATE_FILE_NAME
-from pytreesaver.formats import PINNED_NAME, TreeContents
+from pytreesaver.formats import TreeContents
 
 logger = logging.getLogger("pytreesaver")
 
@@ -112,19 +109,11 @@ class CheckpointManager:
         check_format(format)
         self._rule = rule
         self._run = ManagedRun(self._shown, checkpoint_name, pad_step_number, rule, float(clock()))
-        self._interval_steps = save_interval_steps
-        self._interval_secs = save_interval_secs
+        self._schedule = SaveSchedule(save_interval_steps, save_interval_secs, self._last_on_disk)
         self._block = block
         self._clock = clock
-        self._queue = OneAtATime()
-        self._turn = threading.RLock()
-        self._closed = False
-        self._lock: RunLock | None = None
+        self._session = WriterSession("CheckpointManager")
         self._held_state: RunState | None = None  # while this process holds the directory
-        self._last: tuple[int, float] | None = None
-        self._last_known = False
-        self._last_serial = 0
-        self._accepted: tuple[int, float] | None = None
         self._preemption = Preemption(self._finish) if save_on_sigterm else None
 
     @property
@@ -143,18 +132,7 @@ class CheckpointManager:
             >>> [step for step in (0, 50, 100) if manager.should_save(step)]
             [100]
         """
-        number = as_step(step)
-        last = self._last_save()
-        if last is None:
-            return True
-        if number <= last[0]:
-            return False
-        if self._preemption is not None and self._preemption.requested:
-            return True
-        passed = float(self._clock()) - last[1]
-        # A clock that was set back says nothing of the time that has passed.
-        long_ago = self._interval_secs is None or passed >= self._interval_secs or passed < 0
-        return number >= last[0] + self._interval_steps and long_ago
+        return self._schedule.is_due(as_step(step), float(self._clock()), at_once=self._is_ending)
 
     def save(
         self,
@@ -196,11 +174,10 @@ class CheckpointManager:
             ([1, 2], 1)
         """
         number = as_step(step)
-        with self._turn:
-            if self._closed:
-                raise ValueError("this CheckpointManager was closed; make a new one")
+        with self._session.turn:
+            self._session.check_open()
             if self._preemption is None:
-                self._queue.raise_if_failed()
+                self._session.queue.raise_if_failed()
                 return self._save_if_due(number, tree, metrics, metadata, force)
             try:
                 with self._preemption.saving():
@@ -225,7 +202,7 @@ class CheckpointManager:
         force: bool,
     ) -> Path | None:
         if not force:
-            self._refuse_to_go_back(step)
+            self._schedule.refuse_to_go_back(step, self._shown)
         if not (force or self.should_save(step)):
             return None
         self._raise_or_log_the_last_failure(wait=True)
@@ -236,47 +213,37 @@ class CheckpointManager:
             contents = contents_of(tree, metadata)
             lock, state = self._claim()
             if not force:
-                self._refuse_to_go_back(step)
+                self._schedule.refuse_to_go_back(step, self._shown)
             newest = None if state.newest is None else state.newest.name
             record = Record(step, now, checked, STATE_FILE_NAME, state.serial + 1, path.name, newest)
             contents = contents._replace(record=encode_record(record))
             if not self._block:
                 contents = snapshot(contents)
-            self._accepted = (step, now)
+            self._schedule.under_way = LastSave(step, now, record.serial)
             work = partial(self._write, path, contents, step, now, lock, state)
-            if self._block:
-                work()
-            else:
-                self._queue.start(f"the save of {self._shown / path.name}", work)
+            self._session.perform(f"the save of {self._shown / path.name}", work, block=self._block)
         return self._shown / path.name
-
-    def _refuse_to_go_back(self, step: int) -> None:
-        last = self._last_save()
-        if last is not None and step < last[0]:
-            raise CheckpointExistsError(
-                f"step {step} lies before step {last[0]}, the last one in {self._shown}: call restore first to go on "
-                "with that run, save into another directory, or pass force=True"
-            )
 
     def _raise_or_log_the_last_failure(self, *, wait: bool = False) -> None:
         try:
             if wait:
-                self._queue.wait()
+                self._session.queue.wait()
             else:
-                self._queue.raise_if_failed()
+                self._session.queue.raise_if_failed()
         except CheckpointError:
-            if self._preemption is None or not self._preemption.requested:
+            if not self._is_ending:
                 raise
             logger.exception("the save before the last one failed")
 
     def _claim(self) -> tuple[RunLock, RunState]:
-        lock = claim(self._run.directory, self._lock)
+        before = self._session.lock
+        lock = self._session.claim(self._run.directory)
         alone = lock.wrote_last(self)
-        if lock is not self._lock or self._held_state is None or not alone:
+        if lock is not before or self._held_state is None or not alone:
             self._held_state = self._run.read_state(float(self._clock()))
-            if self._held_state.serial != self._last_serial:  # somebody has saved since this manager looked
-                self._last_known = False
-        self._lock = lock
+            known = self._schedule.saved
+            if known is not None and known.serial != self._held_state.serial:
+                self._schedule.saved = None  # somebody has saved since this manager looked
         return lock, self._held_state
 
     def _write(self, path: Path, contents: TreeContents, step: int, now: float, lock: RunLock, state: RunState) -> Path:
@@ -288,14 +255,14 @@ class CheckpointManager:
                 serial = state.serial + 1
                 self._held_state, deletions = self._run.retain(state.with_saved(path, now, serial), now)
             self._run.trust(path)
-            self._last, self._last_known, self._last_serial = (step, now), True, serial
+            self._schedule.saved = LastSave(step, now, serial)
             deletions.warn()
         except BaseException:
             # It may be there all the same, and only its name not be durable, or not listed: what is on disk counts.
             self._held_state = None
             raise
         finally:
-            self._accepted = None
+            self._schedule.under_way = None
         logger.info("saved %s", self._shown / path.name)
         return self._shown / path.name
 
@@ -328,7 +295,7 @@ class CheckpointManager:
             >>> manager.restore(), manager.restore(step=1)
             ({'w': array([2, 2])}, {'w': array([1, 1])})
         """
-        self._queue.settle()
+        self._session.queue.settle()
         options = RestoreOptions(missing=missing, unexpected=unexpected, as_numpy=as_numpy, verify=verify)
         state = self._state()
         candidates = self._run.candidates(state)
@@ -336,23 +303,19 @@ class CheckpointManager:
             number = as_step(step)
             candidates = [saved for saved in candidates if saved.step == number][:1]
             if not candidates:
-                raise CheckpointNotFoundError(
-                    f"{self._shown}: expected a checkpoint of step {number}, found those of {self.all_steps()}"
-                )
+                raise self._run.no_such_step(number)
         elif not candidates:
             raise CheckpointNotFoundError(f"{self._shown}: expected a checkpoint, found none")
-        problems: list[CheckpointError] = []
-        for saved in candidates:
-            try:
-                with jax.profiler.TraceAnnotation("CheckpointManager.restore"):
-                    tree = restore_with(self._run.directory / saved.path, like, options)
-            except _PASSED_OVER as error:
-                if not _is_damage(error) or step is not None:
-                    raise
-                problems.append(error)
-                continue
+        path = self._run.directory
+
+        def restored(saved: SavedCheckpoint) -> Any:
+            with jax.profiler.TraceAnnotation("CheckpointManager.restore"):
+                return restore_with(path / saved.path, like, options, stacklevel=5)
+
+        saved, tree, problems = _first_intact(candidates, restored)
+        if saved is not None:
             _warn_of(problems, str(self._shown / saved.path))
-            self._last, self._last_known, self._last_serial = (saved.step, saved.time), True, state.serial
+            self._schedule.saved = LastSave(saved.step, saved.time, state.serial)
             return tree
         if len(problems) == 1:
             raise problems[0]
@@ -380,14 +343,14 @@ class CheckpointManager:
         """
         is_function = callable(init) and jax.tree_util.all_leaves([init])  # some modules are both tree and function
         tree = init() if is_function else init
-        self._queue.settle()
+        self._session.queue.settle()
         return self.restore(tree, **options) if self._run.candidates(self._state()) else tree
 
     # What there is.
 
     def all_steps(self) -> list[int]:
         """The steps of all complete checkpoints, in ascending order."""
-        return sorted({saved.step for saved in self._run.on_disk().values()})
+        return self._run.steps()
 
     def latest_step(self, *, verify: bool = True) -> int | None:
         """The step of the newest checkpoint that can be restored, or None.
@@ -396,19 +359,12 @@ class CheckpointManager:
         that, once, unless this manager has saved it itself; with ``verify=False`` only its index and the sizes of its
         files are checked.
         """
-        problems: list[CheckpointError] = []
-        for saved in self._run.candidates(self._state()):
-            try:
-                self._run.verify(self._run.directory / saved.path, every_byte=verify)
-            except _PASSED_OVER as error:
-                if not _is_damage(error):
-                    raise
-                problems.append(error)
-                continue
-            _warn_of(problems, str(self._shown / saved.path))
-            return saved.step
-        _warn_of(problems, "nothing")
-        return None
+        saved, _, problems = _first_intact(
+            self._run.candidates(self._state()),
+            lambda saved: self._run.verify(self._run.directory / saved.path, every_byte=verify),
+        )
+        _warn_of(problems, "nothing" if saved is None else str(self._shown / saved.path))
+        return None if saved is None else saved.step
 
     def best_step(self, metric: str | None = None, mode: Literal["min", "max"] = "min") -> int | None:
         """The step of the best checkpoint by a metric, or None if none has that metric. NaN is never best.
@@ -444,16 +400,7 @@ class CheckpointManager:
             ckpt-100 (step 100): kept: every 100 steps
             ckpt-200 (step 200): kept: newest, last 1, every 100 steps
         """
-        now = float(self._clock())
-        result = self._run.decisions(self._state(), now)
-        watched = {decision.checkpoint.path for decision in result.decisions}
-        others = [
-            Decision(saved, (*(["pinned"] if saved.pinned else []), "preserved: not watched any more"))
-            for saved in self._run.on_disk().values()
-            if saved.path not in watched
-        ]
-        others.sort(key=lambda decision: (decision.checkpoint.time, decision.checkpoint.step))
-        return [*others, *result.decisions]
+        return self._run.explain(self._state(), float(self._clock()))
 
     def pin(self, step: Any) -> None:
         """Keep the checkpoint of a step, whatever the policy says, until `unpin`.
@@ -461,10 +408,9 @@ class CheckpointManager:
         Raises:
             CheckpointNotFoundError: there is none.
         """
-        self._queue.settle()
-        marker = self._run.directory / self._at(step).path / PINNED_NAME
-        with self._turn, named_os_errors("pin", marker.parent):
-            filesystem.close(filesystem.open_or_create(marker))
+        self._session.queue.settle()
+        with self._session.turn:
+            self._run.pin(as_step(step))
 
     def unpin(self, step: Any) -> None:
         """Leave the checkpoint of a step to the policy again, if retention still watches it.
@@ -472,19 +418,7 @@ class CheckpointManager:
         Raises:
             CheckpointNotFoundError: there is none.
         """
-        marker = self._run.directory / self._at(step).path / PINNED_NAME
-        with named_os_errors("unpin", marker.parent):
-            if os.path.lexists(marker):
-                filesystem.remove_file(marker)
-
-    def _at(self, step: Any) -> SavedCheckpoint:
-        number = as_step(step)
-        for saved in self._run.on_disk().values():
-            if saved.step == number:
-                return saved
-        raise CheckpointNotFoundError(
-            f"{self._shown}: expected a checkpoint of step {number}, found those of {self.all_steps()}"
-        )
+        self._run.unpin(as_step(step))
 
     # The background.
 
@@ -495,7 +429,7 @@ class CheckpointManager:
             SaveTimeoutError: it has not finished, and goes on.
             What it failed with.
         """
-        self._queue.wait(timeout)
+        self._session.queue.wait(timeout)
 
     def close(self, timeout: float | None = None) -> None:
         """Wait as `wait_until_finished` does, and then let other processes save into the directory.
@@ -503,22 +437,18 @@ class CheckpointManager:
         Raises:
             What `wait_until_finished` raises. If the save is still under way, the manager stays open.
         """
-        with within(timeout, self._turn, f"another thread's save into {self._shown}") as left:
-            try:
-                self._queue.wait(left)
-            except CheckpointError:
-                if self._preemption is not None and self._preemption.requested:
-                    logger.exception("the last save before the end of the process failed")
-                raise
-            finally:
-                if self._queue.pending is None:
-                    self._end_if_preempted()
-                    self._closed = True
-                    if self._preemption is not None:
-                        self._preemption.give_back()
-                    if self._lock is not None:
-                        self._lock.release()
-                        self._lock = self._held_state = None
+        try:
+            self._session.close(timeout, before=self._before_closing)
+        except CheckpointError:
+            if self._is_ending:
+                logger.exception("the last save before the end of the process failed")
+            raise
+
+    def _before_closing(self) -> None:
+        self._end_if_preempted()
+        if self._preemption is not None:
+            self._preemption.give_back()
+        self._held_state = None
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -529,30 +459,27 @@ class CheckpointManager:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        if error is not None and self._preemption is not None and self._preemption.requested:
+        if error is not None and self._is_ending:
             logger.error("the process ends after SIGTERM, and after this", exc_info=error)
         close_on_exit(self.close, error)
 
     def _finish(self) -> None:
-        self._queue.settle()
-        if self._queue.pending is not None:
-            self._queue.pending.complain()
+        self._session.queue.settle()
+        if self._session.queue.pending is not None:
+            self._session.queue.pending.complain()
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._preemption is not None and self._preemption.requested
 
     def _end_if_preempted(self) -> None:
         if self._preemption is not None and self._preemption.requested:
             self._preemption.end()
 
-    def _last_save(self) -> tuple[int, float] | None:
-        """The step and the time of the newest checkpoint, or of the one that is being saved."""
-        accepted = self._accepted
-        if accepted is not None:
-            return accepted
-        if not self._last_known:
-            state = self._state()
-            newest = next(iter(self._run.candidates(state)), None)
-            self._last = None if newest is None else (newest.step, newest.time)
-            self._last_known, self._last_serial = True, state.serial
-        return self._last
+    def _last_on_disk(self) -> LastSave:
+        state = self._state()
+        newest = next(iter(self._run.candidates(state)), None)
+        return LastSave(None, 0.0, state.serial) if newest is None else LastSave(newest.step, newest.time, state.serial)
 
     def _state(self) -> RunState:
         """What retention remembers: of this process if it holds the directory, otherwise as it is on disk now."""
@@ -560,12 +487,24 @@ class CheckpointManager:
         return self._run.read_state(float(self._clock())) if state is None else state
 
 
-_PASSED_OVER = (CorruptCheckpointError, CheckpointNotFoundError, CheckpointIOError)
+def _first_intact(
+    candidates: Sequence[SavedCheckpoint], use: Callable[[SavedCheckpoint], Any]
+) -> tuple[SavedCheckpoint | None, Any, list[CheckpointError]]:
+    """The first checkpoint that is not damaged, what `use` gives for it, and what is wrong with those before it.
 
-
-def _is_damage(error: CheckpointError) -> bool:
-    """Whether it is the checkpoint that is broken, and not the process or its rights."""
-    return not isinstance(error, CheckpointIOError) or error.errno == errno.EIO
+    What the process lacks, a right or a file descriptor, is no damage, and is raised.
+    """
+    problems: list[CheckpointError] = []
+    for saved in candidates:
+        try:
+            return saved, use(saved), problems
+        except (CorruptCheckpointError, CheckpointNotFoundError) as error:
+            problems.append(error)
+        except CheckpointIOError as error:
+            if error.errno != errno.EIO:
+                raise
+            problems.append(error)
+    return None, None, problems
 
 
 def _warn_of(problems: Sequence[CheckpointError], offered: str) -> None:

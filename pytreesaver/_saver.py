@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 import time
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import jax
 
-from pytreesaver._background import OneAtATime, SaveFuture, close_on_exit, within
+from pytreesaver._background import SaveFuture, close_on_exit
 from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
 from pytreesaver._contents import snapshot
 from pytreesaver._paths import PathLike, canonical, local_path
@@ -24,7 +23,7 @@ from pytreesaver._run_directory import (
     state_file_name,
 )
 from pytreesaver._run_lock import RunLock
-from pytreesaver._run_writer import claim
+from pytreesaver._run_writer import WriterSession
 from pytreesaver._saver_def import SaverDef, VariableList, checked_saver_def
 from pytreesaver._saver_memory import SaverMemory
 from pytreesaver._settings import as_step
@@ -114,10 +113,7 @@ class Saver:
         self._variables = VariableList(given.var_list, given.allow_empty)
         self._clock = clock
         self._memory = SaverMemory(given, float(clock()))
-        self._queue = OneAtATime()
-        self._lock: RunLock | None = None
-        self._turn = threading.RLock()
-        self._closed = False
+        self._session = WriterSession("Saver")
 
     # Saving.
 
@@ -161,29 +157,25 @@ class Saver:
         step = None if global_step is None else as_step(global_step)
         state_name = state_file_name(latest_filename)
         path = self._path(save_path, step, state_name)
-        with self._turn:
-            if self._closed:
-                raise ValueError("this Saver was closed; make a new one")
+        with self._session.turn:
+            self._session.check_open()
             self.wait()
             now = float(self._clock())
             with jax.profiler.TraceAnnotation(f"{self._label}.save"):
                 contents = self._variables.contents(tree, metadata)
                 location = canonical(path)
-                self._lock = claim(location.parent, self._lock)
+                lock = self._session.claim(location.parent)
                 location = canonical(path)  # the directory is there now
                 record = Record(step, name=location.name)
                 if write_state:
                     absolute = os.path.isabs(path)  # noqa: PTH117
-                    alone = self._lock.wrote_last(self)
+                    alone = lock.wrote_last(self)
                     record = self._memory.adopt(location, step, state_name, absolute=absolute, alone=alone)
                 contents = contents._replace(record=encode_record(replace(record, time=now)))
                 if not block:
                     contents = snapshot(contents)
-                work = partial(self._write, path, location, contents, record, self._lock, now)
-                if block:
-                    work()
-                else:
-                    self._queue.start(f"{self._label}'s save of {path}", work)
+                work = partial(self._write, path, location, contents, record, lock, now)
+                self._session.perform(f"{self._label}'s save of {path}", work, block=block)
         return path
 
     @property
@@ -253,7 +245,7 @@ class Saver:
         given: Any = save_path
         if given is None:
             raise ValueError("Can't load save_path when it is None: there was no checkpoint")
-        self._queue.settle()
+        self._session.queue.settle()
         options = RestoreOptions(
             missing=missing,
             unexpected=unexpected,
@@ -289,8 +281,8 @@ class Saver:
             >>> saver.last_checkpoints
             ['model-1', 'model-2']
         """
-        with self._turn:
-            self._queue.settle()
+        with self._session.turn:
+            self._session.queue.settle()
             self._memory.watch(last_checkpoints_with_time)
 
     def recover_last_checkpoints(self, checkpoint_paths: Sequence[PathLike]) -> None:
@@ -327,7 +319,7 @@ class Saver:
     @property
     def pending(self) -> SaveFuture | None:
         """The future of the save that is under way, or that ended since `save` or `wait` was called last; or None."""
-        return self._queue.pending
+        return self._session.queue.pending
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the save that is under way, `timeout` seconds at most; an hour if None.
@@ -336,7 +328,7 @@ class Saver:
             SaveTimeoutError: it has not finished, and goes on.
             What it failed with.
         """
-        self._queue.wait(timeout)
+        self._session.queue.wait(timeout)
 
     def close(self, timeout: float | None = None) -> None:
         """Wait as `wait` does, and then let other processes save into the directory.
@@ -344,15 +336,7 @@ class Saver:
         Raises:
             What `wait` raises. If the save is still under way, the Saver stays open.
         """
-        with within(timeout, self._turn, f"another thread's save with {self._label}") as left:
-            try:
-                self.wait(left)
-            finally:
-                if self._queue.pending is None:
-                    self._closed = True
-                    if self._lock is not None:
-                        self._lock.release()
-                        self._lock = None
+        self._session.close(timeout)
 
     def __enter__(self) -> "Saver":
         return self

@@ -424,7 +424,7 @@ def test_an_error_in_the_background_is_raised_even_by_a_save_that_is_not_due(mon
     with monkeypatch.context() as patch:
         patch.setattr(filesystem, "reserve", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
         manager.save(0, tree(0))
-        manager._queue.settle()
+        manager._session.queue.settle()
     with pytest.raises(pts.CheckpointIOError, match="No space left"):
         manager.save(1, tree(1))
     assert manager.save(2, tree(2)) == Path("run/ckpt-2")
@@ -956,7 +956,7 @@ def test_a_save_that_failed_before_does_not_cost_the_last_one():
         raise OSError(28, "No space left on device")
     filesystem.reserve = refuse
     manager.save(1, {"w": 1})
-    while not manager._queue.pending.done():
+    while not manager._session.queue.pending.done():
         time.sleep(0.01)
     filesystem.reserve = real
     os.kill(os.getpid(), signal.SIGTERM)

@@ -99,8 +99,8 @@ class Run(RuleBasedStateMachine):
 
     def drop(self):
         """Lose the manager as a process that dies loses it."""
-        if self.manager is not None and self.manager._lock is not None:
-            self.manager._lock.release()
+        if self.manager is not None and self.manager._session.lock is not None:
+            self.manager._session.lock.release()
         self.manager = None
         gc.collect()
 
