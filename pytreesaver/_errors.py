@@ -45,12 +45,14 @@ class MismatchError(CheckpointError, ValueError):
         unexpected: names that the checkpoint has and the template lacks.
         shape: name to (expected shape, found shape).
         dtype: name to (expected, found), each as it stands in the message, such as ``"float32"`` or ``"int"``.
+        unused: entries of `rename` that match no variable.
     """
 
     missing: list[str]
     unexpected: list[str]
     shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     dtype: dict[str, tuple[str, str]]
+    unused: list[str]
 
     def __init__(
         self,
@@ -60,12 +62,14 @@ class MismatchError(CheckpointError, ValueError):
         unexpected: Sequence[str] = (),
         shape: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
         dtype: Mapping[str, tuple[str, str]] | None = None,
+        unused: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.missing = list(missing)
         self.unexpected = list(unexpected)
         self.shape = dict(shape or {})
         self.dtype = dict(dtype or {})
+        self.unused = list(unused)
 
 
 class VariableNotFoundError(CheckpointError, KeyError):

@@ -289,11 +289,14 @@ def python_value(array: np.ndarray, leaf_type: LeafType) -> Any:
 
 
 def numpy_value(array: np.ndarray, leaf_type: LeafType) -> np.ndarray:
-    """A stored array as the NumPy array that shows its value: str, bytes and big ints in an array of objects."""
+    """A stored array as the NumPy array that shows its value: str, bytes and big ints in an array of objects.
+
+    The bytes of `array` may be put into another order in place.
+    """
     if leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8":
         value = np.empty((), object)
         value[()] = python_value(array, leaf_type)
         return value
     if leaf_type.dtype.startswith(">"):
-        array = array.byteswap().view(dtype_from_name(leaf_type.dtype))
+        array = array.byteswap(inplace=array.flags.writeable).view(dtype_from_name(leaf_type.dtype))
     return array if array.flags.aligned else array.copy()

@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 
 from pytreesaver._background import close_on_exit
-from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
+from pytreesaver._checkpoint import write_contents
 from pytreesaver._contents import contents_of, snapshot
 from pytreesaver._errors import (
     CheckpointError,
@@ -26,6 +26,7 @@ from pytreesaver._managed_run import ManagedRun, RunState
 from pytreesaver._paths import PathLike, local_path
 from pytreesaver._preemption import Preemption
 from pytreesaver._records import Record, encode_record
+from pytreesaver._restoring import RestoreArguments, RestoreOptions, restore_with
 from pytreesaver._retention import (
     AnyOf,
     Decision,
@@ -273,10 +274,7 @@ class CheckpointManager:
         like: Any = None,
         *,
         step: Any = None,
-        missing: Any = "error",
-        unexpected: Any = "error",
-        as_numpy: bool = False,
-        verify: bool = True,
+        **options: Unpack[RestoreArguments],
     ) -> Any:
         """Restore the newest checkpoint, or that of a step. The other arguments are those of `pytreesaver.restore`.
 
@@ -296,7 +294,6 @@ class CheckpointManager:
             ({'w': array([2, 2])}, {'w': array([1, 1])})
         """
         self._session.queue.settle()
-        options = RestoreOptions(missing=missing, unexpected=unexpected, as_numpy=as_numpy, verify=verify)
         state = self._state()
         candidates = self._run.candidates(state)
         if step is not None:
@@ -310,7 +307,7 @@ class CheckpointManager:
 
         def restored(saved: SavedCheckpoint) -> Any:
             with jax.profiler.TraceAnnotation("CheckpointManager.restore"):
-                return restore_with(path / saved.path, like, options, stacklevel=5)
+                return restore_with(path / saved.path, like, RestoreOptions(**options), stacklevel=5)
 
         saved, tree, problems = _first_intact(candidates, restored)
         if saved is not None:
@@ -323,7 +320,7 @@ class CheckpointManager:
             f"{self._shown}: none of its checkpoints can be restored:\n" + "\n".join(map(str, problems))
         )
 
-    def restore_or_init(self, init: Any, **options: Any) -> Any:
+    def restore_or_init(self, init: Any, **options: Unpack[RestoreArguments]) -> Any:
         """Restore the newest checkpoint like `init`, or give `init` if there is none.
 
         Args:

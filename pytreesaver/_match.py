@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-from pytreesaver._errors import MismatchError
+from pytreesaver._convert import is_castable
 from pytreesaver._leaves import PYTHON_KINDS, LeafType, describe, described_dtype, logical_shape, storage_dtype
-from pytreesaver._names import listed_with_suggestions, shown
+from pytreesaver._mismatch import X64_NOTE, Difference, Problems
+from pytreesaver._names import did_you_mean
+from pytreesaver._rename import ByName, Renaming
 from pytreesaver._templates import X64_DTYPES, Template, python_kind_of, value_fits
 
 Missing = Literal["error", "keep"]
@@ -21,11 +23,16 @@ class StoredVariables(NamedTuple):
     types: Sequence[LeafType]
     shapes: Sequence[Sequence[int]]
 
+    def logical_shape(self, position: int) -> tuple[int, ...]:
+        """The shape of the leaf that a variable was saved from."""
+        return logical_shape(self.types[position], self.shapes[position])
 
-class _Difference(NamedTuple):
-    expected: str
-    found: str
-    note: str = ""
+
+class LeafPlan(NamedTuple):
+    """Which variable a leaf takes, and what it is to become: in type and shape that may differ from what is stored."""
+
+    position: int
+    target: Template
 
 
 def match_template(
@@ -35,66 +42,106 @@ def match_template(
     where: str,
     missing: Missing = "error",
     unexpected: Unexpected = "error",
+    cast: bool = False,
     reshape: bool = False,
-    stored_names: Mapping[str, str],
+    renaming: Renaming | None = None,
+    template_names: Sequence[str],
     considered: Callable[[str], bool],
     value_of: Callable[[int], Any],
     x64_enabled: bool,
-) -> list[int | None]:
-    """The position of the stored variable for each leaf of the template; None for a leaf that keeps its own value.
+) -> list[LeafPlan | None]:
+    """A plan for each leaf of the template; None for a leaf that keeps its own value.
 
-    `stored_names` gives the name in the checkpoint of every leaf of the template, and `considered` says of a stored
-    variable that no leaf takes whether that is worth a word. With `reshape` the same number of elements is enough.
-    `value_of` gives the value of a stored Python number by its position: an int fits an int32 leaf only if it is small
-    enough. `where` says in messages what the checkpoint is.
+    Args:
+        template: the leaves that are to be restored, by their names.
+        stored: what the checkpoint holds.
+        where: what messages call the checkpoint.
+        missing: as for `pytreesaver.restore`.
+        unexpected: as for `pytreesaver.restore`.
+        cast: take any number for any other.
+        reshape: take any array of as many elements.
+        renaming: gives the names in the checkpoint.
+        template_names: the names of all leaves, restored or not: an entry of the renaming has to be for one of them.
+        considered: whether a stored variable that no leaf takes is worth a word.
+        value_of: gives the value of a stored Python number by its position: an int fits an int32 leaf only if it is
+            small enough.
+        x64_enabled: whether JAX can hold 64 bits.
 
     Raises:
-        MismatchError: naming every variable that is missing, unexpected, or of another shape or dtype.
+        MismatchError: naming every variable that is missing, unexpected, or of another shape or dtype, and every
+            entry of the renaming that is for none.
     """
     positions = {name: i for i, name in enumerate(stored.names)}
-    plan: list[int | None] = [positions.get(stored_names[name]) for name in template]
-    absent = [name for name, position in zip(template, plan, strict=True) if position is None]
-    taken = set(stored_names.values())
-    surplus = [name for name in stored.names if name not in taken and considered(name)]
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    dtypes: dict[str, tuple[str, str]] = {}
-    differences: dict[str, _Difference] = {}
+    stored_names = {name: renaming.stored_name(name) if renaming else name for name in template}
+    plan: list[LeafPlan | None] = []
+    absent: dict[str, str] = {}
+    problems = Problems(where, stored.names)
+    if renaming is not None:
+        problems.label = renaming.label
+        problems.unused = _unused_entries(renaming, template_names)
 
-    for (name, wanted), position in zip(template.items(), plan, strict=True):
+    for name, wanted in template.items():
+        position = positions.get(stored_names[name])
         if position is None:
+            absent[name] = stored_names[name]
+            plan.append(None)
             continue
-        found, found_shape = stored.types[position], logical_shape(stored.types[position], stored.shapes[position])
+        plan.append(LeafPlan(position, wanted))
+        found, found_shape = stored.types[position], stored.logical_shape(position)
         misfit = _layout_problem(wanted)
         if misfit:
             whole = describe(wanted.type, wanted.shape)
-            differences[name] = _Difference(f"{whole} with {wanted.sharding}", describe(found, found_shape), misfit)
+            problems.differ[name] = Difference(f"{whole} with {wanted.sharding}", describe(found, found_shape), misfit)
             continue
         if found == wanted.type and found_shape == wanted.shape and not _needs_x64(found, x64_enabled):
             continue
-        difference = _compare(wanted, found, found_shape, partial(value_of, position), x64_enabled)
-        of_arrays = found.kind not in PYTHON_KINDS and wanted.type.kind not in PYTHON_KINDS
-        if reshape and of_arrays and math.prod(found_shape) == math.prod(wanted.shape):
-            found_shape = wanted.shape
-        if found_shape != wanted.shape:
-            shapes[name] = (wanted.shape, found_shape)
-        if difference is not None:
-            dtypes[name] = (described_dtype(wanted.type), described_dtype(found))
-        if difference is not None or found_shape != wanted.shape:
-            differences[name] = _Difference(
-                describe(wanted.type, wanted.shape), describe(found, found_shape), difference or ""
-            )
+        note = _compare(wanted, found, found_shape, partial(value_of, position), x64_enabled)
+        same_shape = found_shape == wanted.shape
+        castable = note not in (None, X64_NOTE) and is_castable(found, wanted.type)
+        reshapable = not same_shape and _is_reshapable(found, found_shape, wanted)
+        if (note is None or castable) and (same_shape or reshapable):
+            problems.cast_helps |= castable and not cast
+            problems.reshape_helps |= reshapable and not reshape
+        if castable and cast:
+            note = None
+        if reshapable and reshape:
+            same_shape = True
+        if not same_shape:
+            problems.shape[name] = (wanted.shape, found_shape)
+        if note is not None:
+            problems.dtype[name] = (described_dtype(wanted.type), described_dtype(found))
+        if note is not None or not same_shape:
+            expected = describe(wanted.type, wanted.shape)
+            problems.differ[name] = Difference(expected, describe(found, found_shape), note or "")
 
-    refused_absent = absent if missing == "error" else [name for name in absent if not template[name].has_value]
-    refused_surplus = surplus if unexpected == "error" else []
-    if refused_absent or refused_surplus or differences:
-        raise MismatchError(
-            _message(where, refused_absent, refused_surplus, differences, stored.names),
-            missing=refused_absent,
-            unexpected=refused_surplus,
-            shape=shapes,
-            dtype=dtypes,
-        )
+    taken = set(stored_names.values())
+    problems.surplus = [name for name in stored.names if name not in taken and considered(name)]
+    problems.unexpected = problems.surplus if unexpected == "error" else []
+    problems.missing = {
+        name: stored_name for name, stored_name in absent.items() if missing == "error" or not template[name].has_value
+    }
+    problems.raise_if_any()
     return plan
+
+
+def _unused_entries(renaming: Renaming, template_names: Sequence[str]) -> dict[str, str]:
+    """The entries that are for none of the names, each with what it could have meant."""
+    unused = renaming.unused(template_names)
+    hints = {}
+    for i, entry in enumerate(unused):
+        if isinstance(renaming, ByName) and any(name.startswith(f"{entry}/") for name in template_names):
+            hints[entry] = f"; a prefix ends in '/': {entry + '/'!r}: {renaming.entries[entry].rstrip('/') + '/'!r}"
+        else:
+            hints[entry] = did_you_mean(entry, template_names) if i < _MOST_SUGGESTIONS else ""
+    return hints
+
+
+_MOST_SUGGESTIONS = 20
+
+
+def _is_reshapable(found: LeafType, found_shape: tuple[int, ...], wanted: Template) -> bool:
+    of_arrays = found.kind not in PYTHON_KINDS and wanted.type.kind not in PYTHON_KINDS
+    return of_arrays and math.prod(found_shape) == math.prod(wanted.shape)
 
 
 def _layout_problem(wanted: Template) -> str:
@@ -108,24 +155,26 @@ def _layout_problem(wanted: Template) -> str:
     return ""
 
 
-def check_x64(stored: StoredVariables, *, where: str, x64_enabled: bool) -> None:
-    """Refuse to restore 64-bit JAX arrays without a template where JAX would cut them down to 32 bits.
+def check_targets(targets: Mapping[str, Template], stored: StoredVariables, *, where: str, x64_enabled: bool) -> None:
+    """Refuse to restore without a template what JAX would cut down to 32 bits, or what a sharding does not fit.
+
+    `targets` are what the `stored` variables are to become, in the same order.
 
     Raises:
         MismatchError: naming every such variable; its `dtype` gives (what JAX can hold now, what is stored).
     """
-    differences = {}
-    dtypes = {}
-    for name, leaf_type, shape in zip(*stored, strict=True):
-        if _needs_x64(leaf_type, x64_enabled):
-            narrow = LeafType("jax", X64_DTYPES[leaf_type.dtype])
-            differences[name] = _Difference(describe(narrow, shape), describe(leaf_type, shape), _X64_NOTE)
-            dtypes[name] = (narrow.dtype, leaf_type.dtype)
-    if differences:
-        raise MismatchError(_message(where, [], [], differences, stored.names), dtype=dtypes)
-
-
-_X64_NOTE = "JAX holds no 64-bit arrays while jax_enable_x64 is off"
+    problems = Problems(where, stored.names)
+    for position, (name, target) in enumerate(targets.items()):
+        found = describe(stored.types[position], stored.logical_shape(position))
+        misfit = _layout_problem(target)
+        if _needs_x64(target.type, x64_enabled):
+            narrow = LeafType("jax", X64_DTYPES[target.type.dtype])
+            problems.differ[name] = Difference(describe(narrow, target.shape), found, X64_NOTE)
+            problems.dtype[name] = (narrow.dtype, target.type.dtype)
+        elif misfit:
+            expected = f"{describe(target.type, target.shape)} with {target.sharding}"
+            problems.differ[name] = Difference(expected, found, misfit)
+    problems.raise_if_any()
 
 
 def _needs_x64(leaf_type: LeafType, x64_enabled: bool) -> bool:
@@ -138,7 +187,7 @@ def _compare(
     """None if a leaf of type `found` can become the wanted one with nothing lost, else a note on why not (or "")."""
     target = wanted.type
     if _needs_x64(target, x64_enabled):
-        return _X64_NOTE
+        return X64_NOTE
     if target.kind == "key" or found.kind == "key":
         return None if target.kind == found.kind and target.key_impl == found.key_impl else ""
     if found.kind in PYTHON_KINDS and target.kind in PYTHON_KINDS:
@@ -160,40 +209,3 @@ def _shown_number(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
     return repr(value)
-
-
-def _message(
-    where: str,
-    missing: Sequence[str],
-    unexpected: Sequence[str],
-    differences: Mapping[str, _Difference],
-    stored_names: Sequence[str],
-) -> str:
-    count = len(missing) + len(unexpected) + len(differences)
-    lines = [f"{count} variable{'s' * (count != 1)} of {where} {'do' if count != 1 else 'does'} not fit:"]
-    if missing:
-        lines.append(f"missing from the checkpoint ({len(missing)}):")
-        candidates = unexpected or stored_names
-        lines += listed_with_suggestions(missing, candidates)
-    if unexpected:
-        lines.append(f"in the checkpoint but not in the template ({len(unexpected)}):")
-        lines += [f"  {shown(name)}" for name in unexpected]
-    if differences:
-        lines.append(f"of another shape or dtype ({len(differences)}):")
-        lines += [
-            f"  {shown(name)}: expected {d.expected}, found {d.found}{f' ({d.note})' if d.note else ''}"
-            for name, d in differences.items()
-        ]
-    lines += _ways_out(missing, unexpected, differences)
-    return "\n".join(lines)
-
-
-def _ways_out(missing: Sequence[str], unexpected: Sequence[str], differences: Mapping[str, _Difference]) -> list[str]:
-    ways = []
-    if missing:
-        ways.append('missing="keep" keeps the template\'s own values')
-    if unexpected:
-        ways.append('unexpected="ignore" leaves what the template lacks')
-    if any(d.note == _X64_NOTE for d in differences.values()):
-        ways.append('jax.config.update("jax_enable_x64", True) allows 64 bits, as_numpy=True gives NumPy arrays')
-    return [f"({'; '.join(ways)})"] if ways else []

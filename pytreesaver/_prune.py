@@ -1,7 +1,13 @@
-"""Structures of parts of trees, and of names that never had a tree. Pure functions on the plain data of a structure."""
+"""Structures of parts of trees, of trees with other names, and of names that never had a tree.
+
+Pure functions on the plain data of a structure.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from pytreesaver._names import SINGLE_LEAF_NAME
+from pytreesaver._values import decode_value
 
 
 def prune_structure(structure: Any, kept: Mapping[int, int]) -> Any:
@@ -108,6 +114,62 @@ def _leaves(node: Any) -> Iterator[int]:
             yield from _leaves(child)
 
 
+def move_structure(structure: Any, names: Sequence[str], moved: Mapping[int, Sequence[tuple[str, int]]]) -> Any:
+    """The structure of a tree whose leaves have other names now.
+
+    Args:
+        structure: of the tree as it was.
+        names: the name that each leaf had.
+        moved: for each leaf that stays, its new names and their positions.
+
+    A branch of which every leaf moves in the same way stays what it is, under its new name; around those branches there
+    are dicts.
+
+    Example:
+        >>> move_structure({"old": {"$tuple": [0, 1]}}, ["old/0", "old/1"], {0: [("new/0", 0)], 1: [("new/1", 1)]})
+        {'new': {'$tuple': [0, 1]}}
+    """
+    branches = list(_moved_branches(structure, None, names, moved))
+    if len(branches) == 1 and branches[0][0] is None:
+        return branches[0][1]
+    return _nested([(SINGLE_LEAF_NAME if name is None else name, branch) for name, branch in branches])
+
+
+def _moved_branches(
+    node: Any, path: str | None, names: Sequence[str], moved: Mapping[int, Sequence[tuple[str, int]]]
+) -> Iterator[tuple[str | None, Any]]:
+    """The (new name, structure) of the largest branches that move as they are; the name of the root is None."""
+    if type(node) is int:
+        for name, position in moved.get(node, ()):
+            yield (None if name == SINGLE_LEAF_NAME else name), position
+        return
+    leaves = list(_leaves(node))
+    if not leaves:
+        return
+    places = {_new_place(names[leaf], path, [name for name, _ in moved.get(leaf, ())]) for leaf in leaves}
+    place = places.pop() if len(places) == 1 else _NOWHERE
+    if place is not _NOWHERE and (place is not None or len(leaves) == len(moved)):
+        yield place, _renumbered(node, {leaf: moved[leaf][0][1] for leaf in leaves})
+        return
+    parts = _parts(node)
+    for key, child in zip(parts.keys, parts.children, strict=True):
+        component = str(decode_value(key))
+        yield from _moved_branches(child, component if path is None else f"{path}/{component}", names, moved)
+
+
+_NOWHERE: Any = object()
+
+
+def _new_place(name: str, path: str | None, new_names: Sequence[str]) -> Any:
+    """Where a branch at `path` would have to be for its leaf to have its new name; the root is None."""
+    if len(new_names) != 1:
+        return _NOWHERE
+    rest = name if path is None else name[len(path) + 1 :]
+    if new_names[0] == rest:
+        return None
+    return new_names[0].removesuffix(f"/{rest}") if new_names[0].endswith(f"/{rest}") else _NOWHERE
+
+
 def structure_of_names(names: Sequence[str]) -> Any:
     """The structure of nested dicts in which the leaves have these names, in this order.
 
@@ -118,25 +180,20 @@ def structure_of_names(names: Sequence[str]) -> Any:
         >>> structure_of_names(["dense/kernel", "dense/bias", "step"])
         {'dense': {'kernel': 0, 'bias': 1}, 'step': 2}
     """
-    if list(names) == ["."]:
+    if list(names) == [SINGLE_LEAF_NAME]:
         return 0
     return _nested([(name, position) for position, name in enumerate(names)])
 
 
-def _nested(entries: Sequence[tuple[str, int]]) -> Any:
-    groups: dict[str, list[tuple[str, int]]] = {}
-    leaves = {name for name, _ in entries}
+def _nested(entries: Sequence[tuple[str, Any]]) -> Any:
+    groups: dict[str, list[tuple[str, Any]]] = {}
+    whole = {name for name, _ in entries}
     items: dict[str, Any] = {}
-    for name, position in entries:
+    for name, node in entries:
         first, slash, rest = name.partition("/")
-        if not slash or first in leaves:
-            items[name] = position
-            continue
-        if first not in groups:
-            groups[first] = []
-            items[first] = groups[first]
-        groups[first].append((rest, position))
-    built = {key: _nested(value) if isinstance(value, list) else value for key, value in items.items()}
-    if any(key.startswith("$") for key in built):
-        return {"$dict": [[key, value] for key, value in built.items()]}
-    return built
+        if not slash or first in whole:
+            items[name] = node
+        else:
+            groups.setdefault(first, []).append((rest, node))
+            items[first] = None
+    return _as_dict([[key, _nested(groups[key]) if key in groups else node] for key, node in items.items()])

@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 
 from pytreesaver._background import SaveFuture, close_on_exit
-from pytreesaver._checkpoint import RestoreOptions, restore_with, write_contents
+from pytreesaver._checkpoint import write_contents
 from pytreesaver._contents import snapshot
 from pytreesaver._paths import PathLike, canonical, local_path
 from pytreesaver._records import Record, encode_record
+from pytreesaver._restoring import RestoreArguments, RestoreOptions, restore_with
 from pytreesaver._run_directory import (
     is_complete,
     saved_at,
@@ -221,19 +222,16 @@ class Saver:
         self,
         save_path: PathLike,
         like: Any = None,
-        *,
-        missing: Any = "error",
-        unexpected: Any = "error",
-        as_numpy: bool = False,
-        verify: bool = True,
+        **options: Unpack[RestoreArguments],
     ) -> Any:
-        """Restore the variables of this Saver. The arguments are those of `pytreesaver.restore`.
+        """Restore the variables of this Saver. The other arguments are those of `pytreesaver.restore`.
 
         With `like`, leaves outside of `var_list` are the template's own objects. Without it, a `var_list` that is a
-        dict gives nested dicts of the variable names.
+        dict gives nested dicts of the variable names. `only` selects among the variables of `var_list`.
 
         Raises:
-            ValueError: `save_path` is None, as `latest_checkpoint` gives it where there is none.
+            ValueError: `save_path` is None, as `latest_checkpoint` gives it where there is none; or `rename` is given
+                and `var_list` has names for the variables already.
             What `pytreesaver.restore` raises.
 
         Example:
@@ -246,19 +244,18 @@ class Saver:
         if given is None:
             raise ValueError("Can't load save_path when it is None: there was no checkpoint")
         self._session.queue.settle()
-        options = RestoreOptions(
-            missing=missing,
-            unexpected=unexpected,
-            as_numpy=as_numpy,
-            verify=verify,
-            reshape=self._settings.reshape,
-            sequentially=self._settings.restore_sequentially,
-            may_be_empty=self._settings.allow_empty,
-            only=self._variables.selection,
-            stored_names=self._variables.stored_names,
+        if self._variables.renaming is not None and options.get("rename") is not None:
+            raise ValueError("rename: var_list gives the variables their names in the checkpoint already")
+        everything = RestoreOptions(
+            sequentially=self._settings.restore_sequentially, may_be_empty=self._settings.allow_empty, **options
+        )
+        everything = everything._replace(
+            only=self._variables.selected_by(options.get("only")),
+            rename=self._variables.renaming or everything.rename,
+            reshape=everything.reshape or (self._settings.reshape and like is not None),
         )
         with jax.profiler.TraceAnnotation(f"{self._label}.restore"):
-            return restore_with(save_path, like, options)
+            return restore_with(save_path, like, everything)
 
     # What it remembers.
 

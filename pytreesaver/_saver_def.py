@@ -9,6 +9,7 @@ import numpy as np
 from pytreesaver._contents import contents_of, renamed
 from pytreesaver._errors import VariableNotFoundError
 from pytreesaver._names import duplicates, listed_with_suggestions
+from pytreesaver._rename import ByName, Renaming
 from pytreesaver._select import Selection, as_selection
 from pytreesaver._settings import check_count, check_duration, check_format
 from pytreesaver._structure import flatten_tree
@@ -61,33 +62,44 @@ def checked_saver_def(settings: SaverDef) -> SaverDef:
 
 
 class VariableList:
-    """What `var_list` says: a selection of variables, or names for some of them, or nothing."""
+    """What `var_list` says: a selection of variables, or names for some of them, or nothing.
+
+    Attributes:
+        selection: of variables by their names in the tree; None for all.
+        renaming: their names in the checkpoint; None if they are the same.
+    """
 
     def __init__(self, var_list: Any, allow_empty: bool) -> None:
         self._allow_empty = allow_empty
         self.selection: Selection | None = None
-        self.stored_names: dict[str, str] | None = None
+        self.renaming: Renaming | None = None
+        self._stored_names: dict[str, str] | None = None
         if isinstance(var_list, Mapping) and all(isinstance(name, str) for name in var_list.values()):
-            self.stored_names = _by_variable(var_list)
+            self._stored_names = _by_variable(var_list)
+            self.selection = as_selection(self._stored_names.__contains__)
+            self.renaming = ByName(self._stored_names, "var_list")
         elif var_list is not None:
             self.selection = as_selection(var_list)
-        if self.stored_names == {} and not allow_empty:
+        if self._stored_names == {} and not allow_empty:
             raise ValueError("No variables to save: var_list is empty; allow_empty=True accepts that")
+
+    def selected_by(self, only: Any) -> Selection | None:
+        """The selection of what is selected here and by `only`."""
+        if only is None or self.selection is None:
+            return self.selection if only is None else as_selection(only)
+        return self.selection & as_selection(only)
 
     def contents(self, tree: Any, metadata: Mapping[str, Any] | None) -> TreeContents:
         """What is to be written of a tree."""
-        only = self.selection
-        if self.stored_names is not None:
-            only = as_selection(self.stored_names.__contains__)
-        may_be_empty = self._allow_empty or self.stored_names is not None
-        contents = contents_of(tree, metadata, only=only, may_be_empty=may_be_empty)
-        absent = set(self.stored_names or ()).difference(contents.names)
+        may_be_empty = self._allow_empty or self._stored_names is not None
+        contents = contents_of(tree, metadata, only=self.selection, may_be_empty=may_be_empty)
+        absent = set(self._stored_names or ()).difference(contents.names)
         if absent:
             lines = "\n".join(listed_with_suggestions(sorted(absent), flatten_tree(tree).names))
             raise VariableNotFoundError(f"the tree lacks variables that var_list names:\n{lines}")
         if not contents.names and not self._allow_empty:
             raise ValueError("No variables to save: the tree is empty; Saver(allow_empty=True) accepts that")
-        return contents if self.stored_names is None else renamed(contents, self.stored_names)
+        return contents if self._stored_names is None else renamed(contents, self._stored_names)
 
 
 def _by_variable(var_list: Mapping[Any, str]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """What a template asks of each leaf, and the leaf made from stored bytes that answers it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
+from pytreesaver._convert import LossError, convert, convert_python_number
 from pytreesaver._leaves import (
     PYTHON_KINDS,
     LeafError,
@@ -35,6 +35,10 @@ class Template(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
     sharding: Any = None
     has_value: bool = True
+
+    def with_sharding(self, sharding: Any) -> "Template":
+        """The same leaf elsewhere."""
+        return msgspec.structs.replace(self, sharding=sharding)
 
 
 def template_of(leaf: Any) -> Template:
@@ -111,24 +115,29 @@ def python_kind_of(dtype: np.dtype[Any]) -> str | None:
 
 
 def build_leaf(array: np.ndarray, stored: LeafType, target: LeafType, sharding: Any = None) -> Any:
-    """The leaf of type `target` that a stored array gives. The two types must fit: see `pytreesaver._match`."""
+    """The leaf of type `target` that a stored array gives. The two types must fit: see `pytreesaver._match`.
+
+    Raises:
+        LossError: the dtypes differ, and the values cannot be had in the other one.
+    """
     if target.kind in PYTHON_KINDS:
         value = python_value(array, stored) if stored.kind in PYTHON_KINDS else array.item()
-        return _PYTHON_BUILTINS[target.kind](value)
+        return value if stored.kind == target.kind else convert_python_number(value, target.kind)
     if stored.kind in PYTHON_KINDS:
-        array = np.array(python_value(array, stored)).astype(storage_dtype(target))
+        array = np.array(python_value(array, stored))
     if target.kind == "key":
-        keys = jax.random.wrap_key_data(jnp.asarray(array), impl=target.key_impl)
+        keys = jax.random.wrap_key_data(jax.device_put(array), impl=target.key_impl)
         return keys if sharding is None else jax.device_put(keys, sharding)
+    if stored.kind in PYTHON_KINDS or array.dtype != storage_dtype(target):
+        if array.dtype == object:
+            raise LossError(f"a number of {array.item().bit_length()} bits is no {target.dtype} value")
+        converted = np.empty(array.shape, storage_dtype(target))
+        convert(array, converted)
+        array = converted
     if target.kind == "jax":
         return _jax_array(array, target, sharding)
     array = numpy_value(array, target)
     return array[()] if target.kind == "numpy_scalar" else array
-
-
-_PYTHON_BUILTINS: dict[str, Callable[[Any], Any]] = {
-    cls.__name__: cls for cls in (bool, int, float, complex, str, bytes)
-}
 
 
 def _jax_array(array: np.ndarray, target: LeafType, sharding: Any) -> Any:
@@ -137,15 +146,17 @@ def _jax_array(array: np.ndarray, target: LeafType, sharding: Any) -> Any:
         return weak if sharding is None else jax.device_put(weak, sharding)
     if sharding is None:
         return jax.device_put(array)  # uncommitted, as a fresh array is: it may be used with arrays on any device
+    if len(sharding.device_set) == 1:
+        return jax.device_put(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _weakly_typed(array: np.ndarray) -> Any:
     # Weak types come from Python scalars only, so one is spread out and overwritten.
-    kind = python_kind_of(array.dtype)
-    if kind in ("int", "float", "complex"):
+    zero = {"int": 0, "float": 0.0, "complex": 0j}.get(str(python_kind_of(array.dtype)))
+    if zero is not None:
         with jax.enable_x64(array.dtype.name in X64_DTYPES):
-            scalar = jnp.asarray(_PYTHON_BUILTINS[kind](0))
+            scalar = jnp.asarray(zero)
             if scalar.dtype == array.dtype:
                 return jnp.broadcast_to(scalar, array.shape).at[...].set(jnp.asarray(array))
     return jax.device_put(array)

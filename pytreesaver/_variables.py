@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from pytreesaver._boxes import box_shape
 from pytreesaver._errors import CorruptCheckpointError, VariableNotFoundError
 from pytreesaver._leaves import PYTHON_KINDS, describe, logical_shape, numpy_value, storage_dtype
 from pytreesaver._names import did_you_mean, shown
@@ -107,7 +108,9 @@ class Variable:
                 into = (*[slice(None)] * axis, slice(i - low, i - low + 1))
                 whole[into] = self._read_box(single, steps)
             return whole
-        return self._reader.read_part(self._position, [a for a, _ in box], [b for _, b in box], verify=True)
+        part = np.empty(box_shape(tuple(box)), storage_dtype(self._leaf_type))
+        self._reader.read_boxes(self._position, [tuple(box)], [part], verify=True)
+        return part
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:

@@ -222,6 +222,7 @@ def test_a_checkpoint_that_nobody_closed_is_closed():
     import os
 
     pts.save(TREE, "model")
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         pts.load_checkpoint("model")["embed"][1:2]

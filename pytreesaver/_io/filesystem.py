@@ -65,6 +65,20 @@ def read_into(descriptor: int, buffer: np.ndarray, offset: int) -> int:
     return os.preadv(descriptor, [buffer], offset)  # type: ignore[list-item]
 
 
+def map_file(descriptor: int, nbytes: int) -> np.ndarray:
+    """The first bytes of an open file as uint8[nbytes] that is read from the file when it is first looked at.
+
+    Writing to the array copies the page that is written to, and leaves the file as it is.
+    """
+    # Without this flag a system that does not overcommit would count every byte of the file as memory in use.
+    flags = mmap.MAP_PRIVATE | (_MAP_NORESERVE if sys.platform == "linux" else 0)
+    memory = mmap.mmap(descriptor, nbytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    return np.frombuffer(memory, np.uint8)
+
+
+_MAP_NORESERVE = 0x4000
+
+
 def file_size(descriptor: int) -> int:
     """The size of an open file in bytes."""
     return os.fstat(descriptor).st_size

@@ -1,11 +1,12 @@
 """The formats in which a checkpoint can lie on disk: one module for each, all behind the same small protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from pytreesaver._boxes import Box
 from pytreesaver._leaves import Cells, LeafType
 
 PINNED_NAME = "pinned"
@@ -56,8 +57,46 @@ class CheckpointReader(Protocol):
             CorruptCheckpointError: naming every variable whose bytes are damaged (only if `verify`) or not there.
         """
 
-    def read_part(self, position: int, starts: Sequence[int], stops: Sequence[int], *, verify: bool) -> np.ndarray:
-        """One box of a stored array, from `starts` up to `stops` on each axis; little more than its bytes is read."""
+    def read_boxes(
+        self,
+        position: int,
+        boxes: Sequence[Box],
+        outputs: Sequence[np.ndarray],
+        *,
+        verify: bool,
+        shape: tuple[int, ...] | None = None,
+        assign: Callable[[np.ndarray, np.ndarray], None] = np.copyto,
+    ) -> None:
+        """Fill each output with one box of a stored array. Little more than the bytes of the boxes is read, once, and
+        a bounded part of them is held beside the outputs.
+
+        Args:
+            position: which array.
+            boxes: parts of it.
+            outputs: arrays of the shapes of the boxes.
+            verify: compare what is read with its checksums.
+            shape: another shape of as many elements, in which the boxes are meant.
+            assign: called with a part of an output and the stored values for it, in several threads. It may keep
+                neither.
+
+        Raises:
+            CorruptCheckpointError: the bytes are damaged (only if `verify`) or not there.
+        """
+
+    def map(self, position: int, box: Box, *, verify: bool) -> np.ndarray | None:
+        """A box of a stored array as it lies in the file, which may be written to: the file does not change.
+
+        None if it cannot be had in this way: if the bytes do not lie together, or are compressed.
+
+        Raises:
+            CorruptCheckpointError: the bytes are damaged (only if `verify`) or not there.
+        """
+
+    def digest(self, position: int) -> Any:
+        """A value that is the same for two variables of one type and shape only if their bytes are the same; or None.
+
+        No array is read for it.
+        """
 
     def verify(self) -> None:
         """Read every byte of every file.

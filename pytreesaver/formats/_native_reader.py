@@ -1,81 +1,42 @@
 """Read a native checkpoint: whole variables in parallel, or the parts of them that are asked for."""
 
 import math
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
-from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import block_count
-from pytreesaver._io.reading import EndOfFileError, Range, read_file, read_fully, read_ranges
-from pytreesaver._leaves import LeafType, grid_cells, storage_dtype, stored_array
-from pytreesaver._names import shown
-from pytreesaver.formats._index import (
-    Chunk,
-    Index,
-    chunk_counts,
-    chunk_nbytes,
-    decode_checksums,
-    decode_index,
-    decode_record,
-    first_positions,
-    header_checksum,
+from pytreesaver._boxes import (
+    Box,
+    box_index,
+    box_shape,
+    byte_runs,
+    intersection,
+    pieces_of_run,
+    shifted,
+    whole_box,
 )
+from pytreesaver._io import filesystem
+from pytreesaver._io.parallel import run_all
+from pytreesaver._io.reading import EndOfFileError, Range, read_fully, read_ranges
+from pytreesaver._leaves import LeafType, storage_dtype, stored_array
+from pytreesaver.formats._index import Chunk
+from pytreesaver.formats._native_files import NativeFiles
 
-INDEX_NAME = "index.json"
-_MOST_INDEX_NBYTES = 4 << 30
 _WINDOW_NBYTES = 64 << 20  # how many bytes are held beside the result at a time
-_MOST_WASTE_NBYTES = 4 << 20  # how many bytes that nobody asked for may be read with a part of an array
-
-
-def read_index(path: Path) -> Index:
-    """The index of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
-    return decode_index(_index_bytes(path), str(path / INDEX_NAME))
-
-
-def read_record(path: Path) -> Any:
-    """The record of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
-    return decode_record(_index_bytes(path), str(path / INDEX_NAME))
-
-
-def _index_bytes(path: Path) -> bytes:
-    try:
-        descriptor = filesystem.open_existing(path / INDEX_NAME)
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointNotFoundError(_why_not_found(path)) from None
-    try:
-        size = filesystem.file_size(descriptor)
-        if size > _MOST_INDEX_NBYTES:
-            raise CorruptCheckpointError(f"{path / INDEX_NAME}: expected an index, found a file of {size} bytes")
-        return read_file(descriptor)
-    finally:
-        filesystem.close(descriptor)
-
-
-def _why_not_found(path: Path) -> str:
-    if not path.exists():
-        return f"{path}: expected a checkpoint, found nothing there"
-    if not path.is_dir():
-        return f"{path}: expected a checkpoint, which is a directory, found a file"
-    inside = sorted(path.glob(f"*/{INDEX_NAME}"), key=lambda index: index.stat().st_mtime)
-    names = ", ".join(index.parent.name for index in inside[-3:])
-    hint = f"; there are checkpoints in it, the newest last: {names}" if inside else ""
-    return (
-        f"{path}: expected a checkpoint, found a directory without {INDEX_NAME}: "
-        f"it is none, or its save did not finish{hint}"
-    )
+_SLICE_NBYTES = 8 << 20  # how many bytes of a part of an array one thread reads at a time
+_GAP_NBYTES = 64 << 10  # it costs less to read this much than to make another system call
 
 
 class NativeReader:
     """An open native checkpoint. See `pytreesaver.formats.CheckpointReader`."""
 
     def __init__(self, path: Path) -> None:
-        index = read_index(path)
+        self._files = NativeFiles(path)
+        index = self._files.index
         self.path = path
         self.names: Sequence[str] = index.names
         self.types: Sequence[LeafType] = [index.types[i] for i in index.type_of]
@@ -83,31 +44,21 @@ class NativeReader:
         self.structure = index.structure
         self.metadata = index.metadata
         self.record = index.record
-        self._index = index
-        self._descriptors: dict[int, int] = {}
-        self._checked: set[int] = set()
-        # Closes the files of a checkpoint that nobody closed.
-        self._finalizer = weakref.finalize(self, _close_all, self._descriptors)
-        self._chunk_nbytes = chunk_nbytes(index)
-        self._first_chunk = first_positions(chunk_counts(index))
-        self._first_block = first_positions([block_count(n, index.checksum_block_nbytes) for n in self._chunk_nbytes])
-        self._checksums = decode_checksums(index.checksums)
-        self._open_files()
 
     def close(self) -> None:
-        """Close the data files."""
-        self._finalizer()
+        """Close the data files. What was mapped stays."""
+        self._files.close()
 
     def was_replaced(self) -> bool:
-        """Whether a save has replaced the checkpoint between the reading of its index and the opening of its data."""
-        return len(self._descriptors) < len(self._index.files) and read_index(self.path).files != self._index.files
+        """See `NativeFiles.was_replaced`."""
+        return self._files.was_replaced()
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """See `pytreesaver.formats.CheckpointReader.read`."""
         results: dict[int, np.ndarray] = {}
         damaged: dict[str, None] = {}
-        whole = [position for position in positions if str(position) not in self._index.grids]
-        chunks = [next(self._chunks(position)) for position in whole]
+        whole = [position for position in positions if not self._files.is_grid(position)]
+        chunks = [next(self._files.chunks(position)) for position in whole]
         data = self._read_chunks(whole, chunks, verify, damaged)
         for position, array in zip(whole, data, strict=True):
             results[position] = stored_array(array, self.types[position], self.shapes[position])
@@ -115,77 +66,178 @@ class NativeReader:
             if position not in results:
                 results[position] = self._read_grid(position, verify, damaged)
         if damaged:
-            raise self._corrupt([], damaged)
+            raise self._files.corrupt([], damaged)
         return [results[position] for position in positions]
 
     def _read_grid(self, position: int, verify: bool, damaged: dict[str, None]) -> np.ndarray:
-        """A variable of several chunks, put together from a bounded number of them at a time."""
+        """A variable of several chunks."""
         leaf_type, shape = self.types[position], self.shapes[position]
         nbytes = math.prod(shape) * storage_dtype(leaf_type).itemsize
         whole = stored_array(filesystem.new_memory(nbytes), leaf_type, shape)
-        for group in _bounded((position, chunk) for chunk in self._chunks(position)):
-            chunks = [chunk for _, chunk in group]
-            arrays = self._read_chunks([position] * len(chunks), chunks, verify, damaged)
-            for chunk, array in zip(chunks, arrays, strict=True):
-                box = tuple(slice(a, a + n) for a, n in zip(chunk.start, chunk.shape, strict=True))
-                whole[box] = stored_array(array, leaf_type, chunk.shape)
+        if not self._read_boxes(position, [whole_box(shape)], [whole], verify, shape, np.copyto):
+            damaged[self.names[position]] = None
         return whole
 
-    def read_part(self, position: int, starts: Sequence[int], stops: Sequence[int], *, verify: bool) -> np.ndarray:
-        """See `pytreesaver.formats.CheckpointReader.read_part`."""
+    def read_boxes(
+        self,
+        position: int,
+        boxes: Sequence[Box],
+        outputs: Sequence[np.ndarray],
+        *,
+        verify: bool,
+        shape: tuple[int, ...] | None = None,
+        assign: Callable[[np.ndarray, np.ndarray], None] = np.copyto,
+    ) -> None:
+        """See `pytreesaver.formats.CheckpointReader.read_boxes`."""
+        stored_shape = self.shapes[position]
+        shape = stored_shape if shape is None else shape
+        if shape != stored_shape and self._files.is_grid(position):
+            (array,) = self.read([position], verify=verify)
+            array = array.reshape(shape)
+            for box, output in zip(boxes, outputs, strict=True):
+                assign(output, array[box_index(box)])
+        elif not self._read_boxes(position, boxes, outputs, verify, shape, assign):
+            raise self._files.corrupt([], [self.names[position]])
+
+    def _read_boxes(
+        self,
+        position: int,
+        boxes: Sequence[Box],
+        outputs: Sequence[np.ndarray],
+        verify: bool,
+        shape: tuple[int, ...],
+        assign: Callable[[np.ndarray, np.ndarray], None],
+    ) -> bool:
+        """Read boxes of a variable window by window; False if a checksum does not fit."""
         dtype = storage_dtype(self.types[position])
-        result = np.empty([b - a for a, b in zip(starts, stops, strict=True)], dtype)
-        if result.nbytes == 0:
-            return result
-        for chunk in self._chunks(position):
-            low = [max(a, s) for a, s in zip(starts, chunk.start, strict=True)]
-            high = [min(b, s + n) for b, s, n in zip(stops, chunk.start, chunk.shape, strict=True)]
-            if any(a >= b for a, b in zip(low, high, strict=True)):
-                continue
-            inside = [(a - s, b - s) for a, b, s in zip(low, high, chunk.start, strict=True)]
-            into = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, starts, strict=True))
-            self._read_box(position, chunk, inside, result[into] if into else result, verify)
-        return result
+        if dtype.itemsize == 0:
+            return True
+        block = math.lcm(self._files.block_nbytes if verify else _GAP_NBYTES, dtype.itemsize)
+        window_nbytes = max(_SLICE_NBYTES // block, 1) * block
+        bad: list[Chunk] = []
+        local = threading.local()
+        tasks: list[Callable[[], None]] = []
+        nbytes = 0
+        is_grid = self._files.is_grid(position)
+        for chunk in self._files.chunks(position):
+            chunk_shape = chunk.shape if is_grid else shape
+            origin = chunk.start if is_grid else (0,) * len(shape)
+            here = shifted(whole_box(chunk_shape), [-zero for zero in origin])
+            parts = []
+            for box, output in zip(boxes, outputs, strict=True):
+                shared = intersection(box, here)
+                if shared is not None:
+                    inside = box_index(shifted(shared, [start for start, _ in box]))
+                    parts.append((shifted(shared, origin), output[inside]))
+            for begin, end in byte_runs(chunk_shape, dtype.itemsize, [box for box, _ in parts], block):
+                nbytes += end - begin
+                for low in range(begin, end, window_nbytes):
+                    run = (low, min(low + window_nbytes, end))
+                    tasks.append(
+                        partial(self._read_window, chunk, run, chunk_shape, dtype, parts, assign, verify, bad, local)
+                    )
+        run_all(tasks, nbytes)
+        return not bad
+
+    def _read_window(
+        self,
+        chunk: Chunk,
+        run: tuple[int, int],
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        parts: Sequence[tuple[Box, np.ndarray]],
+        assign: Callable[[np.ndarray, np.ndarray], None],
+        verify: bool,
+        bad: list[Chunk],
+        local: threading.local,
+    ) -> None:
+        begin, end = run
+        if getattr(local, "memory", None) is None or local.memory.nbytes < end - begin:
+            local.memory = filesystem.new_memory(end - begin)
+        data = local.memory[: end - begin]
+        descriptor = self._files.descriptor(chunk.file)
+        try:
+            read_fully(descriptor, data, chunk.offset + begin)
+        except EndOfFileError:
+            raise self._files.truncated(chunk.file, filesystem.file_size(descriptor)) from None
+        if verify and not self._files.is_intact(chunk, begin, data):
+            bad.append(chunk)
+            return
+        elements = data.view(dtype)
+        for first, piece in pieces_of_run(shape, begin // dtype.itemsize, end // dtype.itemsize):
+            lowest = [start for start, _ in piece]
+            skipped = first - begin // dtype.itemsize
+            values = elements[skipped : skipped + math.prod(box_shape(piece))].reshape(box_shape(piece))
+            for box, output in parts:
+                shared = intersection(box, piece)
+                if shared is not None:
+                    into = box_index(shifted(shared, [start for start, _ in box]))
+                    assign(output[into], values[box_index(shifted(shared, lowest))])
+
+    def map(self, position: int, box: Box, *, verify: bool) -> np.ndarray | None:
+        """See `pytreesaver.formats.CheckpointReader.map`."""
+        dtype = storage_dtype(self.types[position])
+        if dtype.itemsize == 0 or math.prod(box_shape(box)) == 0:
+            return None
+        for chunk in self._files.chunks(position):
+            inside = shifted(box, chunk.start)
+            if intersection(inside, whole_box(chunk.shape)) == inside:
+                break
+        else:
+            return None
+        data = self._files.mapped(chunk.file)[chunk.offset : chunk.offset + chunk.nbytes]
+        if verify:
+            self._check_mapped(position, chunk, data, byte_runs(chunk.shape, dtype.itemsize, [inside], 1))
+        array: np.ndarray = data.view(dtype).reshape(chunk.shape)[box_index(inside)]
+        return array
+
+    def _check_mapped(self, position: int, chunk: Chunk, data: np.ndarray, runs: Sequence[tuple[int, int]]) -> None:
+        block = self._files.block_nbytes
+        window = max(_SLICE_NBYTES // block, 1) * block
+        bad: list[int] = []
+
+        def check(low: int, high: int) -> None:
+            if not self._files.is_intact(chunk, low, data[low:high]):
+                bad.append(low)
+
+        begin, end = runs[0][0] // block * block, min(-(-runs[-1][1] // block) * block, chunk.nbytes)
+        run_all([partial(check, low, min(low + window, end)) for low in range(begin, end, window)], end - begin)
+        if bad:
+            raise self._files.corrupt([], [self.names[position]])
+
+    def digest(self, position: int) -> Any:
+        """See `pytreesaver.formats.CheckpointReader.digest`."""
+        checksums = [self._files.expected(chunk) for chunk in self._files.chunks(position)]
+        return self._files.block_nbytes, self._files.index.grids.get(str(position)), checksums
 
     def check(self) -> None:
         """See `pytreesaver.formats.CheckpointReader.check`."""
-        reasons, damaged = self._check_files()
+        reasons, damaged = self._files.check()
         if reasons:
-            raise self._corrupt(reasons, damaged)
-
-    def _check_files(self) -> tuple[list[str], dict[str, None]]:
-        damaged: dict[str, None] = {}
-        reasons = []
-        for file in range(len(self._index.files)):
-            try:
-                self._check_file(file)
-            except CorruptCheckpointError as error:
-                reasons.append(str(error).partition("\n")[0])
-                damaged |= dict.fromkeys(error.damaged)
-        return reasons, damaged
+            raise self._files.corrupt(reasons, damaged)
 
     def verify(self) -> None:
         """See `pytreesaver.formats.CheckpointReader.verify`. Holds a bounded part of the bytes in memory."""
-        reasons, damaged = self._check_files()
+        reasons, damaged = self._files.check()
         for group in _bounded(self._slices()):
             # What a file lacks is counted as damaged already; the rest of it is looked at all the same.
-            there = [(i, c) for i, c in group if self._end(c.file) >= c.offset + c.nbytes]
+            there = [(i, c) for i, c in group if self._files.size(c.file) >= c.offset + c.nbytes]
             chunks = [chunk for _, chunk in there]
             for file in {chunk.file for chunk in chunks}:
                 mine = [i for i, chunk in enumerate(chunks) if chunk.file == file]
-                ranges = [Range(chunks[i].offset, chunks[i].nbytes, self._expected(chunks[i])) for i in mine]
+                ranges = [Range(chunks[i].offset, chunks[i].nbytes, self._files.expected(chunks[i])) for i in mine]
                 # The arrays are dropped at once, before the next group is read.
-                bad = read_ranges(self._descriptors[file], ranges, self._index.checksum_block_nbytes)[1]
+                bad = read_ranges(self._files.descriptors[file], ranges, self._files.block_nbytes)[1]
                 damaged |= dict.fromkeys(self.names[there[mine[i]][0]] for i in bad)
         if damaged or reasons:
-            raise self._corrupt(reasons, damaged)
+            raise self._files.corrupt(reasons, damaged)
 
     def _slices(self) -> Iterator[tuple[int, Chunk]]:
         """Every chunk with its variable, large ones in slices of whole blocks."""
-        block = self._index.checksum_block_nbytes
+        block = self._files.block_nbytes
         most = max(_WINDOW_NBYTES // block, 1) * block
         for position in range(len(self.names)):
-            for chunk in self._chunks(position):
+            for chunk in self._files.chunks(position):
                 for begin in range(0, chunk.nbytes, most):
                     yield (
                         position,
@@ -196,27 +248,6 @@ class NativeReader:
                         ),
                     )
 
-    def _end(self, file: int) -> int:
-        return filesystem.file_size(self._descriptors[file]) if file in self._descriptors else -1
-
-    def _chunks(self, position: int) -> Iterator[Chunk]:
-        boundaries = self._index.grids.get(str(position))
-        shape = self.shapes[position]
-        cells = [((0,) * len(shape), shape)] if boundaries is None else grid_cells(boundaries)
-        for i, (start, cell_shape) in enumerate(cells, self._first_chunk[position]):
-            yield Chunk(
-                start,
-                cell_shape,
-                self._index.chunk_files[i],
-                self._index.chunk_offsets[i],
-                self._chunk_nbytes[i],
-                self._first_block[i],
-            )
-
-    def _expected(self, chunk: Chunk, first: int = 0, stop: int | None = None) -> list[int]:
-        blocks = -(-chunk.nbytes // self._index.checksum_block_nbytes)
-        return self._checksums[chunk.first_block + first : chunk.first_block + (blocks if stop is None else stop)]
-
     def _read_chunks(
         self, positions: Sequence[int], chunks: Sequence[Chunk], verify: bool, damaged: dict[str, None]
     ) -> list[np.ndarray]:
@@ -225,7 +256,8 @@ class NativeReader:
         for file in dict.fromkeys(chunk.file for chunk in chunks):
             mine = [i for i, chunk in enumerate(chunks) if chunk.file == file]
             ranges = [
-                Range(chunks[i].offset, chunks[i].nbytes, self._expected(chunks[i]) if verify else None) for i in mine
+                Range(chunks[i].offset, chunks[i].nbytes, self._files.expected(chunks[i]) if verify else None)
+                for i in mine
             ]
             arrays, bad = self._read_ranges(file, ranges)
             for i, array in zip(mine, arrays, strict=True):
@@ -234,99 +266,11 @@ class NativeReader:
         return data
 
     def _read_ranges(self, file: int, ranges: Sequence[Range]) -> tuple[list[np.ndarray], list[int]]:
-        descriptor = self._descriptor(file)
+        descriptor = self._files.descriptor(file)
         try:
-            return read_ranges(descriptor, ranges, self._index.checksum_block_nbytes)
+            return read_ranges(descriptor, ranges, self._files.block_nbytes)
         except EndOfFileError:
-            raise self._truncated(file, filesystem.file_size(descriptor)) from None
-
-    def _read_box(
-        self, position: int, chunk: Chunk, box: list[tuple[int, int]], result: np.ndarray, verify: bool
-    ) -> None:
-        """Read a box of one chunk: in one run of bytes where that holds little else, otherwise in halves."""
-        itemsize = result.dtype.itemsize
-        strides = [math.prod(chunk.shape[axis + 1 :]) * itemsize for axis in range(len(chunk.shape))]
-        first = sum(a * stride for (a, _), stride in zip(box, strides, strict=True))
-        last = sum((b - 1) * stride for (_, b), stride in zip(box, strides, strict=True)) + itemsize
-        wasteful = last - first > _MOST_WASTE_NBYTES + 2 * result.nbytes
-        if wasteful or (last - first > _WINDOW_NBYTES and result.size > 1):
-            axis = next(i for i, (a, b) in enumerate(box) if b - a > 1)
-            a, b = box[axis]
-            middle = (a + b) // 2
-            before = (slice(None),) * axis
-            for low, high in ((a, middle), (middle, b)):
-                half = [*box[:axis], (low, high), *box[axis + 1 :]]
-                self._read_box(position, chunk, half, result[(*before, slice(low - a, high - a))], verify)
-            return
-        block = self._index.checksum_block_nbytes
-        begin, end = (first // block * block, min(-(-last // block) * block, chunk.nbytes)) if verify else (first, last)
-        expected = self._expected(chunk, begin // block, -(-end // block)) if verify else None
-        (data,), bad = self._read_ranges(chunk.file, [Range(chunk.offset + begin, end - begin, expected)])
-        if bad:
-            raise self._corrupt([], [self.names[position]])
-        run = data[first - begin : last - begin]
-        if run.ctypes.data % result.dtype.alignment:
-            run = run.copy()
-        result[...] = np.ndarray(result.shape, result.dtype, buffer=run, strides=strides)
-
-    def _open_files(self) -> None:
-        try:
-            for file, expected in enumerate(self._index.files):
-                with suppress(FileNotFoundError):
-                    self._descriptors[file] = filesystem.open_existing(self.path / expected.name)
-        except BaseException:
-            self.close()
-            raise
-
-    def _descriptor(self, file: int) -> int:
-        if file not in self._checked:
-            self._check_file(file)
-            self._checked.add(file)
-        try:
-            return self._descriptors[file]
-        except KeyError:
-            raise self._closed_error() from None
-
-    def _check_file(self, file: int) -> None:
-        """Make sure that a data file is whole and the one that the index was written for."""
-        expected = self._index.files[file]
-        where = self.path / expected.name
-        if not self._finalizer.alive:
-            raise self._closed_error()
-        if file not in self._descriptors:
-            raise self._corrupt([f"{where}: expected a data file, found none"], self._in_file(file, 0))
-        descriptor = self._descriptors[file]
-        size = filesystem.file_size(descriptor)
-        if size != expected.nbytes:
-            raise self._truncated(file, size)
-        header = np.empty(expected.header_nbytes, np.uint8)
-        read_fully(descriptor, header, 0)
-        if header_checksum(header.tobytes()) != expected.header_checksum:
-            raise CorruptCheckpointError(f"{where}: its header is damaged, or it is the data of another checkpoint")
-
-    def _closed_error(self) -> ValueError:
-        return ValueError(f"{self.path}: the checkpoint was closed; open it again to read more")
-
-    def _truncated(self, file: int, size: int) -> CorruptCheckpointError:
-        expected = self._index.files[file]
-        reason = f"{self.path / expected.name}: expected {expected.nbytes} bytes, found {size}"
-        return self._corrupt([reason], self._in_file(file, size))
-
-    def _in_file(self, file: int, size: int) -> list[str]:
-        """The names of the variables with bytes of a file at `size` or beyond."""
-        return [
-            name
-            for position, name in enumerate(self.names)
-            if any(c.file == file and c.nbytes and c.offset + c.nbytes > size for c in self._chunks(position))
-        ]
-
-    def _corrupt(self, reasons: Sequence[str], damaged: Iterable[str]) -> CorruptCheckpointError:
-        wanted = set(damaged)
-        names = [name for name in self.names if name in wanted]
-        lines = list(reasons)
-        if names:
-            lines.append(f"{self.path}: {len(names)} of {len(self.names)} variables damaged:")
-        return CorruptCheckpointError("\n".join([*lines, *(f"  {shown(name)}" for name in names)]), damaged=names)
+            raise self._files.truncated(file, filesystem.file_size(descriptor)) from None
 
 
 def _bounded(chunks: Iterable[tuple[int, Chunk]]) -> Iterator[list[tuple[int, Chunk]]]:
@@ -341,8 +285,3 @@ def _bounded(chunks: Iterable[tuple[int, Chunk]]) -> Iterator[list[tuple[int, Ch
         nbytes += chunk.nbytes
     if group:
         yield group
-
-
-def _close_all(descriptors: dict[int, int]) -> None:
-    while descriptors:
-        filesystem.close(descriptors.popitem()[1])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from pytreesaver._boxes import Box, box_index, box_shape
 from pytreesaver._contents import contents_of
 from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
 from pytreesaver._leaves import Cells, cell_bytes, stored_array
@@ -66,12 +67,15 @@ class FormatConformance:
         assert_holds(self.format, tmp_path / "checkpoint", contents)
         reader = self.format.open(tmp_path / "checkpoint")
         position = list(reader.names).index("sharded")
-        bounds = [sorted(data.draw(st.tuples(*[st.integers(0, length)] * 2))) for length in array.shape]
-        part = reader.read_part(position, [a for a, _ in bounds], [b for _, b in bounds], verify=True)
+        boxes = [_drawn_box(data, array.shape) for _ in range(2)]
+        outputs = [np.empty(box_shape(box), array.dtype) for box in boxes]
+        reader.read_boxes(position, boxes, outputs, verify=True)
+        mapped = [reader.map(position, box, verify=True) for box in boxes]
         reader.close()
-        expected = np.asarray(array)[tuple(slice(a, b) for a, b in bounds)]
-        assert part.shape == expected.shape
-        assert part.tobytes() == expected.tobytes()
+        for box, part, view in zip(boxes, outputs, mapped, strict=True):
+            expected = np.asarray(array)[box_index(box)]
+            assert part.tobytes() == expected.tobytes()
+            assert view is None or view.tobytes() == expected.tobytes()
 
     def test_creates_parent_directories(self, tmp_path: Path) -> None:
         """A path below directories that do not exist is written all the same."""
@@ -262,3 +266,8 @@ def _remove(path: Path) -> None:
         file.unlink()
     if path.is_dir():
         path.rmdir()
+
+
+def _drawn_box(data: st.DataObject, shape: tuple[int, ...]) -> Box:
+    bounds = [sorted(data.draw(st.tuples(*[st.integers(0, length)] * 2))) for length in shape]
+    return tuple((low, high) for low, high in bounds)

@@ -1,0 +1,145 @@
+"""Boxes of row-major arrays, and the stretches of bytes that hold them. Pure functions on shapes."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Box = tuple[tuple[int, int], ...]
+"""A part of an array: (start, stop) for each axis."""
+
+
+def whole_box(shape: Sequence[int]) -> Box:
+    """The box of all of an array."""
+    return tuple((0, length) for length in shape)
+
+
+def box_shape(box: Box) -> tuple[int, ...]:
+    """The shape of what is in a box.
+
+    Example:
+        >>> box_shape(((1, 3), (0, 5)))
+        (2, 5)
+    """
+    return tuple(stop - start for start, stop in box)
+
+
+def box_index(box: Box) -> Any:
+    """The index that takes a box from an array, as a view of it even where it has no axes."""
+    return (*(slice(start, stop) for start, stop in box), ...)
+
+
+def intersection(a: Box, b: Box) -> Box | None:
+    """What two boxes share, or None.
+
+    Example:
+        >>> intersection(((0, 4),), ((2, 6),)), intersection(((0, 2),), ((2, 6),))
+        (((2, 4),), None)
+    """
+    shared = tuple((max(low, start), min(high, stop)) for (low, high), (start, stop) in zip(a, b, strict=True))
+    return None if any(low >= high for low, high in shared) else shared
+
+
+def shifted(box: Box, origin: Sequence[int]) -> Box:
+    """The same box as seen from another origin.
+
+    Example:
+        >>> shifted(((4, 6), (1, 2)), (4, 0))
+        ((0, 2), (1, 2))
+    """
+    return tuple((start - zero, stop - zero) for (start, stop), zero in zip(box, origin, strict=True))
+
+
+def index_box(index: Sequence[slice] | None, shape: Sequence[int]) -> Box:
+    """The box that an index of slices without steps means, as a sharding gives it.
+
+    Example:
+        >>> index_box((slice(None), slice(2, 4)), (3, 8))
+        ((0, 3), (2, 4))
+    """
+    return tuple(part.indices(length)[:2] for part, length in zip(index or (), shape, strict=True))
+
+
+def split_box(box: Box, most: int) -> Iterator[Box]:
+    """A box in boxes of up to `most` elements, in row-major order.
+
+    Example:
+        >>> list(split_box(((0, 3), (0, 4)), 8))
+        [((0, 2), (0, 4)), ((2, 3), (0, 4))]
+    """
+    size = math.prod(box_shape(box))
+    if size <= max(most, 1):
+        yield box
+        return
+    axis = next(i for i, (start, stop) in enumerate(box) if stop - start > 1)
+    start, stop = box[axis]
+    rows = max(most // (size // (stop - start)), 1)
+    for low in range(start, stop, rows):
+        yield from split_box((*box[:axis], (low, min(low + rows, stop)), *box[axis + 1 :]), most)
+
+
+def byte_runs(shape: Sequence[int], itemsize: int, boxes: Iterable[Box], block: int) -> list[tuple[int, int]]:
+    """The stretches (begin, end) of a row-major array's bytes that hold some boxes, rounded out to whole blocks.
+
+    They are in order and do not touch.
+
+    Example:
+        >>> byte_runs((100, 100), 8, [((0, 1), (0, 1)), ((50, 52), (0, 100))], block=1024)
+        [(0, 1024), (39936, 41984)]
+    """
+    total = math.prod(shape) * itemsize
+    strides = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
+    runs: list[tuple[int, int]] = []
+    for box in boxes:
+        if math.prod(box_shape(box)) == 0:
+            continue
+        span = itemsize
+        outer = len(shape)
+        while outer and ((n := box[outer - 1][1] - box[outer - 1][0]) == 1 or strides[outer - 1] - span <= block):
+            outer -= 1
+            span += (n - 1) * strides[outer]
+        begins = np.array([sum(start * stride for (start, _), stride in zip(box, strides, strict=True))])
+        for (start, stop), stride in zip(box[:outer], strides, strict=False):
+            begins = (begins[:, None] + np.arange(stop - start) * stride).reshape(-1)
+        runs += [(int(b) // block * block, min(-(-(int(b) + span) // block) * block, total)) for b in begins]
+    runs.sort()
+    merged: list[tuple[int, int]] = []
+    for begin, end in runs:
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((begin, end))
+    return merged
+
+
+class Piece(NamedTuple):
+    """A box that is a stretch of a row-major array: its first element is number `first` of those of the array."""
+
+    first: int
+    box: Box
+
+
+def pieces_of_run(shape: Sequence[int], begin: int, end: int) -> Iterator[Piece]:
+    """The boxes that elements number `begin` up to `end` of a row-major array form, in order.
+
+    Example:
+        >>> [piece.box for piece in pieces_of_run((4, 5), 3, 12)]
+        [((0, 1), (3, 5)), ((1, 2), (0, 5)), ((2, 3), (0, 2))]
+    """
+    if not shape:
+        if begin < end:
+            yield Piece(0, ())
+        return
+    stride = math.prod(shape[1:])
+    while begin < end:
+        row, column = divmod(begin, stride)
+        if column == 0 and end - begin >= stride:
+            rows = (end - begin) // stride
+            yield Piece(begin, ((row, row + rows), *whole_box(shape[1:])))
+            begin += rows * stride
+        else:
+            stop = min(stride, column + end - begin)
+            for first, box in pieces_of_run(shape[1:], column, stop):
+                yield Piece(row * stride + first, ((row, row + 1), *box))
+            begin += stop - column

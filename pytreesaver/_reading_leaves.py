@@ -1,0 +1,248 @@
+"""Read the variables that a plan asks for and make leaves of them, with little in memory beside the leaves."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pytreesaver._boxes import Box, box_shape, index_box, whole_box
+from pytreesaver._convert import LossError, convert
+from pytreesaver._errors import CorruptCheckpointError, MismatchError
+from pytreesaver._io.filesystem import new_memory
+from pytreesaver._leaves import (
+    LeafType,
+    describe,
+    described_dtype,
+    logical_shape,
+    storage_dtype,
+)
+from pytreesaver._match import LeafPlan
+from pytreesaver._names import shown
+from pytreesaver._templates import build_leaf
+from pytreesaver.formats import CheckpointReader
+
+_WINDOW_NBYTES = 64 << 20
+"""How many bytes of leaves that still have to be copied are held at a time."""
+_SMALL_NBYTES = 1 << 20
+"""Up to here a variable is read whole, whatever is to become of it."""
+
+
+class ReadOptions(NamedTuple):
+    """How to read: the arguments of `pytreesaver.restore` of these names, and whether one variable at a time."""
+
+    as_numpy: bool = False
+    mmap: bool = False
+    verify: bool = True
+    sequentially: bool = False
+
+
+def read_leaves(
+    reader: CheckpointReader, plans: Sequence[LeafPlan], names: Sequence[str], options: ReadOptions
+) -> list[Any]:
+    """The leaf for each plan; `names` are those of the leaves.
+
+    Raises:
+        CorruptCheckpointError: naming every damaged variable.
+        MismatchError: naming every variable with values that the wanted dtype does not have.
+    """
+    leaves: list[Any] = [None] * len(plans)
+    damage: list[CorruptCheckpointError] = []
+    losses: dict[str, tuple[LeafPlan, LossError]] = {}
+    groups = list(_groups(reader, plans, options))
+    for group in groups:
+        try:
+            sources = _read_group(reader, [plans[i] for i in group], options)
+        except CorruptCheckpointError as error:
+            if not error.damaged:
+                raise
+            damage.append(error)
+            continue
+        used: set[int] = set()
+        for i in group:
+            # Once anything is wrong the rest is only read to find all that is.
+            position = plans[i].position
+            source = sources.get(position)
+            if source is not None and position in used:
+                source = source.copy()  # no two leaves share memory: one of them may be written to
+            used.add(position)
+            try:
+                leaf = _leaf(reader, plans[i], source, options)
+            except LossError as loss:
+                losses[names[i]] = plans[i], loss
+            except CorruptCheckpointError as error:
+                if not error.damaged:
+                    raise
+                damage.append(error)
+            else:
+                leaves[i] = None if damage or losses else leaf
+        if len(groups) > 1:
+            arrays = [leaves[i] for i in group if isinstance(leaves[i], jax.Array)]
+            jax.block_until_ready(arrays)  # type: ignore[no-untyped-call]
+    if damage:
+        raise damage[0] if len(damage) == 1 else _joined_damage(reader, damage)
+    if losses:
+        raise _loss_error(reader, losses)
+    return leaves
+
+
+def _joined_damage(reader: CheckpointReader, damage: Sequence[CorruptCheckpointError]) -> CorruptCheckpointError:
+    damaged = {name for error in damage for name in error.damaged}
+    names = [name for name in reader.names if name in damaged]
+    count = f"{len(names)} of {len(reader.names)} variables damaged:"
+    # Each message names its variables after a line of this kind; what comes before says why.
+    reasons = [str(error).rpartition(f"{reader.path}: {len(error.damaged)} of ")[0] for error in damage]
+    lines = [line for line in dict.fromkeys("".join(reasons).splitlines()) if line]
+    return CorruptCheckpointError(
+        "\n".join([*lines, f"{reader.path}: {count}", *(f"  {shown(name)}" for name in names)]), damaged=names
+    )
+
+
+def _loss_error(reader: CheckpointReader, losses: Mapping[str, tuple[LeafPlan, LossError]]) -> MismatchError:
+    lines, dtypes = [], {}
+    for name, (plan, loss) in losses.items():
+        stored = reader.types[plan.position]
+        expected = describe(plan.target.type, plan.target.shape)
+        found = describe(stored, logical_shape(stored, reader.shapes[plan.position]))
+        lines.append(f"  {shown(name)}: expected {expected}, found {found} ({loss})")
+        dtypes[name] = described_dtype(plan.target.type), described_dtype(stored)
+    count = len(lines)
+    return MismatchError(
+        f"{count} variable{'s' * (count != 1)} of {reader.path} cannot be cast without loss:\n" + "\n".join(lines),
+        dtype=dtypes,
+    )
+
+
+def _groups(reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOptions) -> Iterator[list[int]]:
+    """The plans in groups whose variables are read together; those of one variable are in one group."""
+    group: list[int] = []
+    nbytes, last = 0, -1
+    for i in sorted(range(len(plans)), key=lambda i: plans[i].position):
+        position = plans[i].position
+        size = 0 if position == last else _nbytes(reader, position)
+        full = nbytes + size > _WINDOW_NBYTES or options.sequentially
+        if group and full and position != last:
+            yield group
+            group, nbytes = [], 0
+        group.append(i)
+        nbytes, last = nbytes + size, position
+    if group:
+        yield group
+
+
+def _nbytes(reader: CheckpointReader, position: int) -> int:
+    return math.prod(reader.shapes[position]) * storage_dtype(reader.types[position]).itemsize
+
+
+def _read_group(reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOptions) -> dict[int, np.ndarray]:
+    """The stored arrays, by their positions, of the plans that take a variable whole."""
+    positions = list(dict.fromkeys(plan.position for plan in plans if not _is_read_in_parts(reader, plan, options)))
+    arrays: dict[int, np.ndarray] = {}
+    if options.mmap:
+        for position in positions:
+            mapped = reader.map(position, whole_box(reader.shapes[position]), verify=options.verify)
+            if mapped is not None:
+                arrays[position] = mapped
+    rest = [position for position in positions if position not in arrays]
+    return arrays | dict(zip(rest, reader.read(rest, verify=options.verify), strict=True)) if rest else arrays
+
+
+def _is_read_in_parts(reader: CheckpointReader, plan: LeafPlan, options: ReadOptions) -> bool:
+    """Whether a leaf is made of copies of parts of its variable, so that the variable need not be held whole."""
+    stored, target = reader.types[plan.position], plan.target
+    kinds = ("jax", "numpy", "numpy_scalar")
+    if stored.kind not in kinds or target.type.kind not in kinds or target.type.weak_type:
+        return False
+    if _nbytes(reader, plan.position) <= _SMALL_NBYTES:
+        return False
+    is_sharded = target.sharding is not None and len(target.sharding.device_set) > 1 and not options.as_numpy
+    return is_sharded or storage_dtype(stored) != storage_dtype(target.type)
+
+
+def _leaf(reader: CheckpointReader, plan: LeafPlan, source: np.ndarray | None, options: ReadOptions) -> Any:
+    """The leaf of a plan, from its whole stored array, or from parts of it that are read now."""
+    position, target = plan
+    name, stored, wanted = reader.names[position], reader.types[position], target.type
+    shape = logical_shape(stored, reader.shapes[position])
+    if options.as_numpy and wanted.kind in ("jax", "key"):
+        wanted = LeafType("numpy", wanted.dtype)
+    sharding = None if options.as_numpy else target.sharding
+    try:
+        if source is None:
+            return _leaf_of_parts(reader, position, wanted, target.shape, sharding, options)
+        if shape != target.shape:
+            source = source.reshape(*target.shape, *source.shape[len(shape) :])
+        return build_leaf(source, stored, wanted, sharding)
+    except UnicodeDecodeError as error:
+        raise CorruptCheckpointError(
+            f"{reader.path}: {shown(name)}: the stored bytes are no str: {error}", damaged=[name]
+        ) from error
+    except CorruptCheckpointError:
+        raise
+    except (ValueError, TypeError) as error:
+        where = "" if sharding is None else f" with {sharding}"
+        raise MismatchError(
+            f"{shown(name)} of {reader.path}: {describe(stored, shape)} cannot be made{where}: {error}"
+        ) from error
+
+
+def _leaf_of_parts(
+    reader: CheckpointReader,
+    position: int,
+    wanted: LeafType,
+    shape: tuple[int, ...],
+    sharding: Any,
+    options: ReadOptions,
+) -> Any:
+    if sharding is None or len(sharding.device_set) == 1:
+        whole = whole_box(shape)
+        array = _read_boxes(reader, position, [whole], wanted, shape, options)[whole]
+        return build_leaf(array, wanted, wanted, sharding)
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    boxes = list(dict.fromkeys(index_box(index, shape) for index in indices))
+    parts = _read_boxes(reader, position, boxes, wanted, shape, options)
+    return jax.make_array_from_callback(shape, sharding, lambda index: parts[index_box(index, shape)])
+
+
+def _read_boxes(
+    reader: CheckpointReader,
+    position: int,
+    boxes: Sequence[Box],
+    wanted: LeafType,
+    shape: tuple[int, ...],
+    options: ReadOptions,
+) -> dict[Box, np.ndarray]:
+    """Boxes of a variable in the wanted shape and dtype, each in memory of its own or as it lies in the file."""
+    dtype = storage_dtype(wanted)
+    parts: dict[Box, np.ndarray] = {}
+    if options.mmap and dtype == storage_dtype(reader.types[position]) and shape == reader.shapes[position]:
+        for box in boxes:
+            mapped = reader.map(position, box, verify=options.verify)
+            if mapped is not None:
+                parts[box] = mapped
+    rest = [box for box in boxes if box not in parts]
+    for box in rest:
+        nbytes = math.prod(box_shape(box)) * dtype.itemsize
+        parts[box] = new_memory(nbytes).view(dtype).reshape(box_shape(box))
+    losses: list[LossError] = []
+    reader.read_boxes(
+        position,
+        rest,
+        [parts[box] for box in rest],
+        verify=options.verify,
+        shape=shape,
+        assign=partial(_assign, losses),
+    )
+    if losses:
+        raise losses[0]
+    return parts
+
+
+def _assign(losses: list[LossError], output: np.ndarray, values: np.ndarray) -> None:
+    # The rest is still read when something is lost, because its checksums may tell why.
+    try:
+        convert(values, output)
+    except LossError as loss:
+        losses.append(loss)

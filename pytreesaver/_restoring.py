@@ -1,0 +1,289 @@
+"""Restore: open a checkpoint, fit the template to it, read what the plan asks for, and put the tree together."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypedDict
+
+import jax
+import numpy as np
+
+from pytreesaver._contents import refuse_duplicates
+from pytreesaver._convert import floating_dtype, is_floating
+from pytreesaver._errors import (
+    CorruptCheckpointError,
+    DuplicateNameError,
+    StructureWarning,
+    UnsupportedLeafError,
+    VariableNotFoundError,
+)
+from pytreesaver._leaves import PYTHON_KINDS, LeafError, LeafType, logical_shape, python_value
+from pytreesaver._match import LeafPlan, Missing, StoredVariables, Unexpected, check_targets, match_template
+from pytreesaver._names import listed_with_suggestions, shown
+from pytreesaver._paths import PathLike, named_os_errors
+from pytreesaver._prune import move_structure, prune_structure
+from pytreesaver._reading_leaves import ReadOptions, read_leaves
+from pytreesaver._rename import ByName, Renaming, as_renaming
+from pytreesaver._select import Selection, as_selection, selected
+from pytreesaver._shardings import ShardingRule, sharding_rule
+from pytreesaver._structure import FlatTree, MalformedStructureError, flatten_tree, rebuild_tree
+from pytreesaver._templates import X64_DTYPES, Template, template_of
+from pytreesaver._variables import open_reader
+from pytreesaver.formats import CheckpointReader
+
+
+class RestoreArguments(TypedDict, total=False):
+    """The arguments of `pytreesaver.restore`, for functions that pass them on."""
+
+    only: Any
+    rename: Any
+    missing: Missing
+    unexpected: Unexpected
+    cast: Any
+    reshape: bool
+    sharding: Any
+    as_numpy: bool
+    mmap: bool
+    verify: bool
+
+
+class RestoreOptions(NamedTuple):
+    """How to restore: the arguments of `pytreesaver.restore`, and what a `Saver` adds to them.
+
+    With `may_be_empty` a selection of nothing is no error; `sequentially` holds one variable at a time beside the
+    result.
+    """
+
+    only: Any = None
+    rename: Any = None
+    missing: Missing = "error"
+    unexpected: Unexpected = "error"
+    cast: Any = False
+    reshape: bool = False
+    sharding: Any = None
+    as_numpy: bool = False
+    mmap: bool = False
+    verify: bool = True
+    sequentially: bool = False
+    may_be_empty: bool = False
+
+    def checked(self, like: Any) -> "RestoreOptions":
+        """The options with a `Selection` and a `Renaming` in them.
+
+        Raises:
+            TypeError, ValueError: an option makes no sense, or not with the others.
+        """
+        if self.missing not in ("error", "keep"):
+            raise ValueError(f'missing: expected "error" or "keep", found {self.missing!r}')
+        if self.unexpected not in ("error", "ignore"):
+            raise ValueError(f'unexpected: expected "error" or "ignore", found {self.unexpected!r}')
+        for flag in ("reshape", "as_numpy", "mmap", "verify"):
+            if not isinstance(getattr(self, flag), bool | np.bool_):
+                raise TypeError(f"{flag}: expected True or False, found {getattr(self, flag)!r}")
+        if self.as_numpy and self.sharding is not None:
+            raise ValueError("sharding places JAX arrays, and with as_numpy=True there are none: leave one of them out")
+        only = None if self.only is None else as_selection(self.only)
+        renaming = None if self.rename is None else as_renaming(self.rename)
+        cast = bool(self.cast) if isinstance(self.cast, bool | np.bool_) else floating_dtype(self.cast)
+        if like is None:
+            if (self.missing, self.unexpected, self.reshape) != ("error", "error", False):
+                raise ValueError("missing, unexpected and reshape compare with a template: pass one as like=")
+            if renaming is not None and not isinstance(renaming, ByName):
+                raise ValueError(
+                    "rename: a function or regular expressions say how the names of a template are called in the "
+                    "checkpoint: pass a template as like=, or rename with a dict"
+                )
+        elif not isinstance(cast, bool):
+            raise ValueError(f"cast: the template decides the dtypes: expected True or False, found {self.cast!r}")
+        return self._replace(only=only, rename=renaming, cast=cast)
+
+
+def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklevel: int = 3) -> Any:
+    """What `pytreesaver.restore` gives, under options that need not all be its own. Raises what it raises."""
+    options = options.checked(like)
+    with _opened(path) as reader:
+        if like is None:
+            return _restore_all(reader, options, stacklevel)
+        return _restore_like(reader, like, options)
+
+
+@contextmanager
+def _opened(path: PathLike) -> Iterator[CheckpointReader]:
+    reader = open_reader(path)
+    try:
+        with named_os_errors("read", reader.path):
+            yield reader
+    finally:
+        reader.close()
+
+
+# Without a template.
+
+
+def _restore_all(reader: CheckpointReader, options: RestoreOptions, stacklevel: int) -> Any:
+    names, positions, structure = _selected_variables(reader, options)
+    types, shapes = [reader.types[i] for i in positions], [reader.shapes[i] for i in positions]
+    stored = StoredVariables([reader.names[i] for i in positions], types, shapes)
+    placed = sharding_rule(options.sharding, names)
+    targets: dict[str, Template] = {}
+    for name, leaf_type, shape in zip(names, types, shapes, strict=True):
+        logical = logical_shape(leaf_type, shape)
+        sharding = placed(name, logical) if leaf_type.kind in ("jax", "key") else None
+        targets[name] = Template(_target_type(leaf_type, options), logical, sharding)
+    where, x64_enabled = str(reader.path), _x64_enabled() or options.as_numpy
+    check_targets(targets, stored, where=where, x64_enabled=x64_enabled)
+    plans = [LeafPlan(position, target) for position, target in zip(positions, targets.values(), strict=True)]
+    leaves = read_leaves(reader, plans, names, _read_options(options))
+    try:
+        tree, problems = rebuild_tree(structure, leaves)
+    except MalformedStructureError as error:
+        raise CorruptCheckpointError(f"{reader.path}: {error}") from error
+    if problems:
+        warnings.warn(
+            f"{reader.path} was restored without a template, and not every container is what it was:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+            + "\nImport the classes first, or pass a template as like=.",
+            StructureWarning,
+            stacklevel=stacklevel + 1,
+        )
+    return tree
+
+
+def _selected_variables(reader: CheckpointReader, options: RestoreOptions) -> tuple[list[str], list[int], Any]:
+    """The names that the leaves shall have, the positions of their variables, and the structure of their tree."""
+    names, positions, structure = list(reader.names), list(range(len(reader.names))), reader.structure
+    if options.rename is not None:
+        names, positions = _renamed_variables(reader, options.rename, options.only)
+    if options.only is not None:
+        flags = selected(options.only, names, str(reader.path), may_be_empty=options.may_be_empty)
+        names = [name for name, flag in zip(names, flags, strict=True) if flag]
+        positions = [position for position, flag in zip(positions, flags, strict=True) if flag]
+    if options.rename is not None:
+        moved: dict[int, list[tuple[str, int]]] = {}
+        for i, (name, position) in enumerate(zip(names, positions, strict=True)):
+            moved.setdefault(position, []).append((name, i))
+        structure = move_structure(structure, reader.names, moved)
+    elif options.only is not None:
+        structure = prune_structure(structure, {position: i for i, position in enumerate(positions)})
+    return names, positions, structure
+
+
+def _renamed_variables(
+    reader: CheckpointReader, renaming: Renaming, only: Selection | None
+) -> tuple[list[str], list[int]]:
+    pairs = [(name, i) for i, stored in enumerate(reader.names) for name in renaming.tree_names(stored)]
+    unused = renaming.unused([name for name, _ in pairs])
+    if unused:
+        raise VariableNotFoundError(
+            f"{reader.path} lacks variables that {renaming.label} names:\n"
+            + "\n".join(listed_with_suggestions([renaming.stored_name(entry) for entry in unused], reader.names))
+        )
+    kept = {position for _, position in pairs}
+    lost = [name for i, name in enumerate(reader.names) if i not in kept]
+    if lost and only is None:
+        raise DuplicateNameError(
+            f"{renaming.label} gives names to some variables of {reader.path} and leaves none for others; rename those "
+            "too, or select the ones that are wanted with only=:\n" + "\n".join(f"  {shown(name)}" for name in lost)
+        )
+    return [name for name, _ in pairs], [position for _, position in pairs]
+
+
+def _target_type(stored: LeafType, options: RestoreOptions) -> LeafType:
+    """What a variable becomes where there is no template."""
+    if stored.kind not in ("jax", "numpy", "numpy_scalar"):
+        return stored
+    if options.cast is True:
+        if stored.kind == "jax" and not (_x64_enabled() or options.as_numpy):
+            return LeafType("jax", X64_DTYPES.get(stored.dtype, stored.dtype), stored.weak_type)
+    elif options.cast and is_floating(stored.dtype):
+        return LeafType(stored.kind, options.cast)
+    return stored
+
+
+# With a template.
+
+
+def _restore_like(reader: CheckpointReader, like: Any, options: RestoreOptions) -> Any:
+    flat = flatten_tree(like)
+    refuse_duplicates(flat, like)
+    flags = [True] * len(flat.names)
+    if options.only is not None:
+        flags = selected(options.only, flat.names, "the template (like)", may_be_empty=options.may_be_empty)
+    templates = _templates_of(flat, flags, sharding_rule(options.sharding, flat.names), options)
+    renaming: Renaming | None = options.rename
+    for_arrays = {
+        renaming.stored_name(name) if renaming else name
+        for name, template in templates.items()
+        if template.type.kind not in PYTHON_KINDS
+    }
+    # Whether a Python number fits an array depends on its value: those are read first, all at once.
+    numbers = [
+        i
+        for i, (name, leaf_type) in enumerate(zip(reader.names, reader.types, strict=True))
+        if leaf_type.kind in PYTHON_KINDS and name in for_arrays
+    ]
+    arrays = reader.read(numbers, verify=options.verify) if numbers else []
+    values = {i: python_value(array, reader.types[i]) for i, array in zip(numbers, arrays, strict=True)}
+    plan = match_template(
+        templates,
+        StoredVariables(reader.names, reader.types, reader.shapes),
+        where=str(reader.path),
+        missing=options.missing,
+        unexpected=options.unexpected,
+        cast=options.cast,
+        reshape=options.reshape,
+        renaming=renaming,
+        template_names=flat.names,
+        considered=_considered(options),
+        value_of=values.__getitem__,
+        x64_enabled=_x64_enabled() or options.as_numpy,
+    )
+    names = [name for name, each in zip(templates, plan, strict=True) if each is not None]
+    plans = [each for each in plan if each is not None]
+    restored = dict(zip(names, read_leaves(reader, plans, names, _read_options(options)), strict=True))
+    leaves = [restored.get(name, own) for name, own in zip(flat.names, flat.leaves, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _considered(options: RestoreOptions) -> Callable[[str], bool]:
+    """Whether a stored variable that no leaf takes is unexpected: not if it was never asked for."""
+    only: Selection | None = options.only
+    renaming: Renaming | None = options.rename
+    if only is None:
+        return lambda stored: True
+    if renaming is None:
+        return only.selects
+    return lambda stored: any(only.selects(name) for name in renaming.tree_names(stored))
+
+
+def _templates_of(
+    flat: FlatTree, flags: Sequence[bool], placed: ShardingRule, options: RestoreOptions
+) -> dict[str, Template]:
+    templates: dict[str, Template] = {}
+    problems = []
+    for name, leaf, flag in zip(flat.names, flat.leaves, flags, strict=True):
+        if not flag:
+            continue
+        try:
+            template = template_of(leaf)
+        except LeafError as problem:
+            problems.append(
+                f"  {shown(name)}: expected an array, a ShapeDtypeStruct or a value, found a leaf {problem}"
+            )
+            continue
+        if template.type.kind in ("jax", "key") and not options.as_numpy:
+            sharding = placed(name, template.shape)
+            templates[name] = template if sharding is None else template.with_sharding(sharding)
+        else:
+            templates[name] = template.with_sharding(None)
+    if problems:
+        raise UnsupportedLeafError("the template (like) holds what cannot be restored:\n" + "\n".join(problems))
+    return templates
+
+
+def _read_options(options: RestoreOptions) -> ReadOptions:
+    return ReadOptions(options.as_numpy, options.mmap, options.verify, options.sequentially)
+
+
+def _x64_enabled() -> bool:
+    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]

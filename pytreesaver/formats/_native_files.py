@@ -1,0 +1,229 @@
+"""The open files of a native checkpoint: where each chunk lies in them, and whether they are what the index says."""
+
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
+from pytreesaver._io import filesystem
+from pytreesaver._io.checksums import block_checksums, block_count
+from pytreesaver._io.reading import read_file, read_fully
+from pytreesaver._leaves import grid_cells
+from pytreesaver._names import shown
+from pytreesaver.formats._index import (
+    Chunk,
+    Index,
+    chunk_counts,
+    chunk_nbytes,
+    decode_checksums,
+    decode_index,
+    decode_record,
+    first_positions,
+    header_checksum,
+)
+
+INDEX_NAME = "index.json"
+_MOST_INDEX_NBYTES = 4 << 30
+
+
+def read_index(path: Path) -> Index:
+    """The index of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
+    return decode_index(_index_bytes(path), str(path / INDEX_NAME))
+
+
+def read_record(path: Path) -> Any:
+    """The record of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
+    return decode_record(_index_bytes(path), str(path / INDEX_NAME))
+
+
+def _index_bytes(path: Path) -> bytes:
+    try:
+        descriptor = filesystem.open_existing(path / INDEX_NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointNotFoundError(_why_not_found(path)) from None
+    try:
+        size = filesystem.file_size(descriptor)
+        if size > _MOST_INDEX_NBYTES:
+            raise CorruptCheckpointError(f"{path / INDEX_NAME}: expected an index, found a file of {size} bytes")
+        return read_file(descriptor)
+    finally:
+        filesystem.close(descriptor)
+
+
+def _why_not_found(path: Path) -> str:
+    if not path.exists():
+        return f"{path}: expected a checkpoint, found nothing there"
+    if not path.is_dir():
+        return f"{path}: expected a checkpoint, which is a directory, found a file"
+    inside = sorted(path.glob(f"*/{INDEX_NAME}"), key=lambda index: index.stat().st_mtime)
+    names = ", ".join(index.parent.name for index in inside[-3:])
+    hint = f"; there are checkpoints in it, the newest last: {names}" if inside else ""
+    return (
+        f"{path}: expected a checkpoint, found a directory without {INDEX_NAME}: "
+        f"it is none, or its save did not finish{hint}"
+    )
+
+
+class NativeFiles:
+    """The index and the data files of a checkpoint, open.
+
+    Attributes:
+        path: the directory of the checkpoint.
+        index: what its index says.
+        block_nbytes: how many bytes of a chunk one checksum covers.
+        descriptors: the file descriptors of the data files that are there, checked or not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.index = index = read_index(path)
+        self.block_nbytes = index.checksum_block_nbytes
+        self.descriptors: dict[int, int] = {}
+        self._checked: set[int] = set()
+        self._maps: dict[int, np.ndarray] = {}
+        # Closes the files of a checkpoint that nobody closed.
+        self._finalizer = weakref.finalize(self, _close_all, self.descriptors)
+        self._chunk_nbytes = chunk_nbytes(index)
+        self._first_chunk = first_positions(chunk_counts(index))
+        self._first_block = first_positions([block_count(n, index.checksum_block_nbytes) for n in self._chunk_nbytes])
+        self._checksums = decode_checksums(index.checksums)
+        self._open_files()
+
+    def close(self) -> None:
+        """Close the data files. What was mapped stays."""
+        self._maps.clear()
+        self._finalizer()
+
+    def was_replaced(self) -> bool:
+        """Whether a save has replaced the checkpoint between the reading of its index and the opening of its data."""
+        return len(self.descriptors) < len(self.index.files) and read_index(self.path).files != self.index.files
+
+    def is_grid(self, position: int) -> bool:
+        """Whether a variable lies in several chunks."""
+        return str(position) in self.index.grids
+
+    def size(self, file: int) -> int:
+        """The size of a data file in bytes, -1 if it is not there."""
+        return filesystem.file_size(self.descriptors[file]) if file in self.descriptors else -1
+
+    def chunks(self, position: int) -> Iterator[Chunk]:
+        """The chunks of a variable, in row-major order."""
+        boundaries = self.index.grids.get(str(position))
+        shape = tuple(self.index.shapes[position])
+        cells = [((0,) * len(shape), shape)] if boundaries is None else grid_cells(boundaries)
+        for i, (start, cell_shape) in enumerate(cells, self._first_chunk[position]):
+            yield Chunk(
+                start,
+                cell_shape,
+                self.index.chunk_files[i],
+                self.index.chunk_offsets[i],
+                self._chunk_nbytes[i],
+                self._first_block[i],
+            )
+
+    def expected(self, chunk: Chunk, first: int = 0, stop: int | None = None) -> list[int]:
+        """The checksums of the blocks of a chunk, from number `first` up to `stop`."""
+        blocks = -(-chunk.nbytes // self.block_nbytes)
+        return self._checksums[chunk.first_block + first : chunk.first_block + (blocks if stop is None else stop)]
+
+    def is_intact(self, chunk: Chunk, begin: int, data: np.ndarray) -> bool:
+        """Whether the bytes of a chunk from a block's `begin` on have the checksums they should have."""
+        block = self.block_nbytes
+        first = begin // block
+        expected = self.expected(chunk, first, first + block_count(data.nbytes, block))
+        return list(block_checksums(data, block)) == expected
+
+    def mapped(self, file: int) -> np.ndarray:
+        """A data file as uint8[n]; see `filesystem.map_file`."""
+        descriptor = self.descriptor(file)
+        if file not in self._maps:
+            self._maps[file] = filesystem.map_file(descriptor, self.index.files[file].nbytes)
+        return self._maps[file]
+
+    def check(self) -> tuple[list[str], dict[str, None]]:
+        """What is wrong with the data files, one line each, and the names of the variables that are cut off by it."""
+        damaged: dict[str, None] = {}
+        reasons = []
+        for file in range(len(self.index.files)):
+            try:
+                self._check_file(file)
+            except CorruptCheckpointError as error:
+                reasons.append(str(error).partition("\n")[0])
+                damaged |= dict.fromkeys(error.damaged)
+        return reasons, damaged
+
+    def _open_files(self) -> None:
+        try:
+            for file, expected in enumerate(self.index.files):
+                with suppress(FileNotFoundError):
+                    self.descriptors[file] = filesystem.open_existing(self.path / expected.name)
+        except BaseException:
+            self.close()
+            raise
+
+    def descriptor(self, file: int) -> int:
+        """The file descriptor of a data file, which is checked when it is first used.
+
+        Raises:
+            CorruptCheckpointError: it is not there, not whole, or that of another checkpoint.
+            ValueError: the checkpoint was closed.
+        """
+        if file not in self._checked:
+            self._check_file(file)
+            self._checked.add(file)
+        try:
+            return self.descriptors[file]
+        except KeyError:
+            raise self._closed_error() from None
+
+    def _check_file(self, file: int) -> None:
+        """Make sure that a data file is whole and the one that the index was written for."""
+        expected = self.index.files[file]
+        where = self.path / expected.name
+        if not self._finalizer.alive:
+            raise self._closed_error()
+        if file not in self.descriptors:
+            raise self.corrupt([f"{where}: expected a data file, found none"], self._in_file(file, 0))
+        descriptor = self.descriptors[file]
+        size = filesystem.file_size(descriptor)
+        if size != expected.nbytes:
+            raise self.truncated(file, size)
+        header = np.empty(expected.header_nbytes, np.uint8)
+        read_fully(descriptor, header, 0)
+        if header_checksum(header.tobytes()) != expected.header_checksum:
+            raise CorruptCheckpointError(f"{where}: its header is damaged, or it is the data of another checkpoint")
+
+    def _closed_error(self) -> ValueError:
+        return ValueError(f"{self.path}: the checkpoint was closed; open it again to read more")
+
+    def truncated(self, file: int, size: int) -> CorruptCheckpointError:
+        """The error that a data file has `size` bytes, which are not as many as it should have."""
+        expected = self.index.files[file]
+        reason = f"{self.path / expected.name}: expected {expected.nbytes} bytes, found {size}"
+        return self.corrupt([reason], self._in_file(file, size))
+
+    def _in_file(self, file: int, size: int) -> list[str]:
+        """The names of the variables with bytes of a file at `size` or beyond."""
+        return [
+            name
+            for position, name in enumerate(self.index.names)
+            if any(c.file == file and c.nbytes and c.offset + c.nbytes > size for c in self.chunks(position))
+        ]
+
+    def corrupt(self, reasons: Sequence[str], damaged: Iterable[str]) -> CorruptCheckpointError:
+        """The error that says what is wrong and which variables are damaged."""
+        wanted = set(damaged)
+        names = [name for name in self.index.names if name in wanted]
+        lines = list(reasons)
+        if names:
+            lines.append(f"{self.path}: {len(names)} of {len(self.index.names)} variables damaged:")
+        return CorruptCheckpointError("\n".join([*lines, *(f"  {shown(name)}" for name in names)]), damaged=names)
+
+
+def _close_all(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        filesystem.close(descriptors.popitem()[1])
