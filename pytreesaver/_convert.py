@@ -81,8 +81,9 @@ def convert(values: np.ndarray, output: np.ndarray) -> None:
     if values.dtype == output.dtype:
         output[...] = values
         return
-    for box in split_box(whole_box(values.shape), _MOST_ELEMENTS):
-        _convert(values[box_index(box)], output[box_index(box)])
+    with np.errstate(all="ignore"):  # what overflows is found and refused
+        for box in split_box(whole_box(values.shape), _MOST_ELEMENTS):
+            _convert(values[box_index(box)], output[box_index(box)])
 
 
 _MOST_ELEMENTS = 1 << 17  # so that what the checks need stays small, and in the cache
@@ -93,11 +94,10 @@ def _convert(values: np.ndarray, output: np.ndarray) -> None:
     if source == 3 and target < 3:
         _refuse(values, values.imag != 0, output.dtype)
         values = values.real
-    if values.dtype.kind not in "biufc":  # NumPy lacks many functions of the small dtypes
+    if values.dtype.isbuiltin != 1 or values.dtype == np.float16:  # too small to compare them with all limits
         values = values.astype(np.int32 if source == 1 else np.float32)
     if target >= _FLOATING:
-        with np.errstate(all="ignore"):
-            output[...] = values
+        output[...] = values
         _refuse_overflow(values, output)
     else:
         _refuse(values, ~_is_exact(values, output.dtype), output.dtype)
@@ -125,8 +125,7 @@ def _refuse_overflow(values: np.ndarray, output: np.ndarray) -> None:
         if after.dtype.itemsize > 1 and np.isfinite(after).all():
             continue
         limits = jnp.finfo(after.dtype)  # type: ignore[no-untyped-call]
-        with np.errstate(all="ignore"):
-            rounded = after.astype(np.float64)
+        rounded = after.astype(np.float64)
         lost = ~np.isfinite(rounded) if before.dtype.kind in "biu" else np.isfinite(before) != np.isfinite(rounded)
         if before.dtype.kind == "f":
             lost |= np.isnan(before) != np.isnan(rounded)

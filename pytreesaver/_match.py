@@ -152,6 +152,8 @@ def _layout_problem(wanted: Template) -> str:
         wanted.sharding.shard_shape(wanted.shape)
     except ValueError as error:
         return str(error).partition("\n")[0]
+    except IndexError:  # what JAX makes of a scalar
+        return "the sharding is for arrays of more axes"
     return ""
 
 
@@ -169,8 +171,10 @@ def check_targets(targets: Mapping[str, Template], stored: StoredVariables, *, w
         misfit = _layout_problem(target)
         if _needs_x64(target.type, x64_enabled):
             narrow = LeafType("jax", X64_DTYPES[target.type.dtype])
-            problems.differ[name] = Difference(describe(narrow, target.shape), found, X64_NOTE)
+            wide = describe(target.type, target.shape)
+            problems.differ[name] = Difference(describe(narrow, target.shape), wide, X64_NOTE)
             problems.dtype[name] = (narrow.dtype, target.type.dtype)
+            problems.narrowing_helps |= target.type == stored.types[position]
         elif misfit:
             expected = f"{describe(target.type, target.shape)} with {target.sharding}"
             problems.differ[name] = Difference(expected, found, misfit)

@@ -34,7 +34,7 @@ class Problems:
         unused: entries of the renaming that say nothing of the template, each as it is shown and with what it could
             have meant.
         label: what the renaming is called.
-        cast_helps, reshape_helps: whether an argument of `restore` would mend some of it.
+        cast_helps, reshape_helps, narrowing_helps: whether an argument of `restore` would mend some of it.
     """
 
     where: str
@@ -49,6 +49,7 @@ class Problems:
     label: str = "rename"
     cast_helps: bool = False
     reshape_helps: bool = False
+    narrowing_helps: bool = False
 
     def raise_if_any(self) -> None:
         """Raise a `MismatchError` if there is anything."""
@@ -112,6 +113,8 @@ class Problems:
             ways.append("reshape=True takes any shape of as many elements")
         if any(difference.note == X64_NOTE for difference in self.differ.values()):
             ways.append('jax.config.update("jax_enable_x64", True) allows 64 bits, as_numpy=True gives NumPy arrays')
+        if self.narrowing_helps:
+            ways.append("cast=True gives 32 bits")
         return ways
 
 

@@ -37,7 +37,11 @@ def near_names(name: str, candidates: Sequence[str], most: int = 3) -> list[str]
 
     alike = process.extract(name, candidates, scorer=fuzz.WRatio, limit=4 * most, score_cutoff=80)
     # What only contains a similar part is as good to that scorer as what is similar as a whole.
-    return sorted((near for near, _, _ in alike), key=lambda near: -fuzz.ratio(name, near))[:most]
+    found: list[str] = []
+    for near in sorted((near for near, _, _ in alike), key=lambda near: -fuzz.ratio(name, near)):
+        if not any(near.startswith(f"{better}/") for better in found):
+            found.append(near)
+    return found[:most]
 
 
 def did_you_mean(name: str, candidates: Sequence[str]) -> str:

@@ -146,11 +146,15 @@ def _moved_branches(
     leaves = list(_leaves(node))
     if not leaves:
         return
-    places = {_new_place(names[leaf], path, [name for name, _ in moved.get(leaf, ())]) for leaf in leaves}
-    place = places.pop() if len(places) == 1 else _NOWHERE
-    if place is not _NOWHERE and (place is not None or len(leaves) == len(moved)):
-        yield place, _renumbered(node, {leaf: moved[leaf][0][1] for leaf in leaves})
-        return
+    places = {tuple(_new_place(names[leaf], path, name) for name, _ in moved.get(leaf, ())) for leaf in leaves}
+    if len(places) == 1:
+        (place_of_all,) = places
+        # At the root there is room for nothing else.
+        is_alone = len(leaves) == len(moved) and len(place_of_all) == 1
+        if _NOWHERE not in place_of_all and (None not in place_of_all or is_alone):
+            for i, place in enumerate(place_of_all):
+                yield place, _renumbered(node, {leaf: moved[leaf][i][1] for leaf in leaves})
+            return
     parts = _parts(node)
     for key, child in zip(parts.keys, parts.children, strict=True):
         component = str(decode_value(key))
@@ -160,14 +164,12 @@ def _moved_branches(
 _NOWHERE: Any = object()
 
 
-def _new_place(name: str, path: str | None, new_names: Sequence[str]) -> Any:
+def _new_place(name: str, path: str | None, new_name: str) -> Any:
     """Where a branch at `path` would have to be for its leaf to have its new name; the root is None."""
-    if len(new_names) != 1:
-        return _NOWHERE
     rest = name if path is None else name[len(path) + 1 :]
-    if new_names[0] == rest:
+    if new_name == rest:
         return None
-    return new_names[0].removesuffix(f"/{rest}") if new_names[0].endswith(f"/{rest}") else _NOWHERE
+    return new_name.removesuffix(f"/{rest}") if new_name.endswith(f"/{rest}") else _NOWHERE
 
 
 def structure_of_names(names: Sequence[str]) -> Any:

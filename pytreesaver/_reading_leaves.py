@@ -11,7 +11,7 @@ import numpy as np
 from pytreesaver._boxes import Box, box_shape, index_box, whole_box
 from pytreesaver._convert import LossError, convert
 from pytreesaver._errors import CorruptCheckpointError, MismatchError
-from pytreesaver._io.filesystem import new_memory
+from pytreesaver._io import filesystem
 from pytreesaver._leaves import (
     LeafType,
     describe,
@@ -49,43 +49,63 @@ def read_leaves(
         MismatchError: naming every variable with values that the wanted dtype does not have.
     """
     leaves: list[Any] = [None] * len(plans)
-    damage: list[CorruptCheckpointError] = []
-    losses: dict[str, tuple[LeafPlan, LossError]] = {}
+    found = _Found([], {})
     groups = list(_groups(reader, plans, options))
     for group in groups:
-        try:
-            sources = _read_group(reader, [plans[i] for i in group], options)
-        except CorruptCheckpointError as error:
-            if not error.damaged:
-                raise
-            damage.append(error)
-            continue
-        used: set[int] = set()
-        for i in group:
-            # Once anything is wrong the rest is only read to find all that is.
-            position = plans[i].position
-            source = sources.get(position)
-            if source is not None and position in used:
-                source = source.copy()  # no two leaves share memory: one of them may be written to
-            used.add(position)
-            try:
-                leaf = _leaf(reader, plans[i], source, options)
-            except LossError as loss:
-                losses[names[i]] = plans[i], loss
-            except CorruptCheckpointError as error:
-                if not error.damaged:
-                    raise
-                damage.append(error)
-            else:
-                leaves[i] = None if damage or losses else leaf
-        if len(groups) > 1:
-            arrays = [leaves[i] for i in group if isinstance(leaves[i], jax.Array)]
-            jax.block_until_ready(arrays)  # type: ignore[no-untyped-call]
-    if damage:
-        raise damage[0] if len(damage) == 1 else _joined_damage(reader, damage)
-    if losses:
-        raise _loss_error(reader, losses)
+        made = _leaves_of_group(reader, [plans[i] for i in group], [names[i] for i in group], options, found)
+        if found.damage or found.losses:
+            leaves.clear()  # the rest is only read to find all that is wrong
+        else:
+            for i, leaf in zip(group, made, strict=True):
+                leaves[i] = leaf
+        if len(groups) > 1:  # what is on its way to a device still takes memory here
+            jax.block_until_ready([leaf for leaf in made if isinstance(leaf, jax.Array)])  # type: ignore[no-untyped-call]
+    if found.damage:
+        raise found.damage[0] if len(found.damage) == 1 else _joined_damage(reader, found.damage)
+    if found.losses:
+        raise _loss_error(reader, found.losses)
     return leaves
+
+
+class _Found(NamedTuple):
+    """What is wrong with the variables that were read so far."""
+
+    damage: list[CorruptCheckpointError]
+    losses: dict[str, tuple[LeafPlan, LossError]]
+
+
+def _leaves_of_group(
+    reader: CheckpointReader,
+    plans: Sequence[LeafPlan],
+    names: Sequence[str],
+    options: ReadOptions,
+    found: _Found,
+) -> list[Any]:
+    """The leaves of some plans, None for those of which something is wrong."""
+    sources = _read_group(reader, plans, options, found.damage)
+    leaves: list[Any] = []
+    used: set[int] = set()
+    for plan, name in zip(plans, names, strict=True):
+        leaf = None
+        source = sources.get(plan.position)
+        if source is not None and plan.position in used:
+            source = source.copy()  # no two leaves share memory: one of them may be written to
+        used.add(plan.position)
+        if source is not None or _is_read_in_parts(reader, plan, options):
+            try:
+                leaf = _leaf(reader, plan, source, options)
+            except LossError as loss:
+                found.losses[name] = plan, loss
+            except CorruptCheckpointError as error:
+                _add_damage(found.damage, error)
+        leaves.append(leaf)
+    return leaves
+
+
+def _add_damage(damage: list[CorruptCheckpointError], error: CorruptCheckpointError) -> None:
+    if not error.damaged:
+        raise error  # nothing can be trusted then
+    damage.append(error)
 
 
 def _joined_damage(reader: CheckpointReader, damage: Sequence[CorruptCheckpointError]) -> CorruptCheckpointError:
@@ -136,17 +156,28 @@ def _nbytes(reader: CheckpointReader, position: int) -> int:
     return math.prod(reader.shapes[position]) * storage_dtype(reader.types[position]).itemsize
 
 
-def _read_group(reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOptions) -> dict[int, np.ndarray]:
-    """The stored arrays, by their positions, of the plans that take a variable whole."""
-    positions = list(dict.fromkeys(plan.position for plan in plans if not _is_read_in_parts(reader, plan, options)))
+def _read_group(
+    reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOptions, damage: list[CorruptCheckpointError]
+) -> dict[int, np.ndarray]:
+    """The stored arrays, by their positions, of the plans that take a variable whole; nothing of what is damaged."""
+    rest = list(dict.fromkeys(plan.position for plan in plans if not _is_read_in_parts(reader, plan, options)))
     arrays: dict[int, np.ndarray] = {}
-    if options.mmap:
-        for position in positions:
+    for position in list(rest) if options.mmap else []:
+        try:
             mapped = reader.map(position, whole_box(reader.shapes[position]), verify=options.verify)
+        except CorruptCheckpointError as error:
+            _add_damage(damage, error)
+            rest.remove(position)
+        else:
             if mapped is not None:
                 arrays[position] = mapped
-    rest = [position for position in positions if position not in arrays]
-    return arrays | dict(zip(rest, reader.read(rest, verify=options.verify), strict=True)) if rest else arrays
+    rest = [position for position in rest if position not in arrays]
+    if rest:
+        try:
+            arrays |= zip(rest, reader.read(rest, verify=options.verify), strict=True)
+        except CorruptCheckpointError as error:
+            _add_damage(damage, error)
+    return arrays
 
 
 def _is_read_in_parts(reader: CheckpointReader, plan: LeafPlan, options: ReadOptions) -> bool:
@@ -225,7 +256,7 @@ def _read_boxes(
     rest = [box for box in boxes if box not in parts]
     for box in rest:
         nbytes = math.prod(box_shape(box)) * dtype.itemsize
-        parts[box] = new_memory(nbytes).view(dtype).reshape(box_shape(box))
+        parts[box] = filesystem.new_memory(nbytes).view(dtype).reshape(box_shape(box))
     losses: list[LossError] = []
     reader.read_boxes(
         position,

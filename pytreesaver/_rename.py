@@ -56,6 +56,11 @@ class ByName(Renaming):
         found[stored] = None
         return [name for name in found if self.stored_name(name) == stored]
 
+    def moved_names(self, stored: str) -> list[str]:
+        """The same where nothing but the renaming says what the tree has: what is renamed has no more its old name."""
+        names = self.tree_names(stored)
+        return [name for name in names if name != stored or name in self.entries] or names
+
     def unused(self, names: Iterable[str]) -> list[str]:
         used = {next((key for key in _keys(name) if key in self.entries), None) for name in names}
         return [key for key in self.entries if key not in used]

@@ -169,9 +169,9 @@ def _selected_variables(reader: CheckpointReader, options: RestoreOptions) -> tu
 
 
 def _renamed_variables(
-    reader: CheckpointReader, renaming: Renaming, only: Selection | None
+    reader: CheckpointReader, renaming: ByName, only: Selection | None
 ) -> tuple[list[str], list[int]]:
-    pairs = [(name, i) for i, stored in enumerate(reader.names) for name in renaming.tree_names(stored)]
+    pairs = [(name, i) for i, stored in enumerate(reader.names) for name in renaming.moved_names(stored)]
     unused = renaming.unused([name for name, _ in pairs])
     if unused:
         raise VariableNotFoundError(

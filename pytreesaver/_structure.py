@@ -53,8 +53,11 @@ def flatten_tree(tree: Any) -> FlatTree:
         (['b', 'w/0'], [2, 1.0], {'w': {'$tuple': [1, None]}, 'b': 0})
     """
     flattener = _Flattener()
-    structure = flattener.visit(tree, None)
-    return FlatTree(flattener.names, flattener.leaves, structure, flattener.problems)
+    try:
+        structure = flattener.visit(tree, None)
+        return FlatTree(flattener.names, flattener.leaves, structure, flattener.problems)
+    finally:
+        flattener.forget()
 
 
 class _Flattener:
@@ -74,6 +77,11 @@ class _Flattener:
             collections.OrderedDict: lambda node, name: {"$ordereddict": self._visit_items(node, name, list(node))},
             collections.defaultdict: self._visit_default_dict,
         }
+
+    def forget(self) -> None:
+        """Refer no more to what was visited: the visitors refer to this object, and would keep the leaves alive."""
+        self._visitors.clear()
+        self.leaves = []
 
     def visit(self, node: Any, name: str | None) -> Any:
         kind = type(node)

@@ -1,5 +1,8 @@
 """Containers that flatten in unusual ways."""
 
+import gc
+import weakref
+
 import jax
 import numpy as np
 import pytest
@@ -59,3 +62,17 @@ def test_a_node_with_its_class_as_auxiliary_data_can_be_saved():
     assert_trees_equal(pts.restore("model", like=tree), tree)
     with pytest.warns(pts.StructureWarning, match="KnowsItsClass comes back as a list of its children"):
         assert_trees_equal(pts.restore("model"), [tree.x])
+
+
+def test_nothing_refers_to_a_tree_that_was_saved():
+    """Else its memory would be free only when Python next looks for reference cycles."""
+    array = np.zeros(100)
+    watched = weakref.ref(array)
+    gc.disable()
+    try:
+        path = pts.save({"w": array, "more": (array[:1], [3])}, "model")
+        pts.restore(path, {"w": array, "more": (np.zeros(1), [0])})
+        del array
+        assert watched() is None
+    finally:
+        gc.enable()

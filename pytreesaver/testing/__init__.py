@@ -28,7 +28,10 @@ from pytreesaver.testing._strategies import (
     prng_keys,
     python_values,
     pytrees,
+    renamings,
+    selections,
     sharded_arrays,
+    shardings,
 )
 
 __all__ = [
@@ -46,6 +49,9 @@ __all__ = [
     "prng_keys",
     "python_values",
     "pytrees",
+    "renamings",
+    "selections",
     "sharded_arrays",
+    "shardings",
     "tree_differences",
 ]

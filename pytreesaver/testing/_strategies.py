@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import hypothesis.extra.numpy as hnp
@@ -11,6 +13,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
+
+import pytreesaver
 
 _NUMPY_NAMES = (
     "bool",
@@ -120,6 +124,72 @@ def sharded_arrays(draw: st.DrawFn) -> jax.Array:
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))  # type: ignore[no-untyped-call]
     array: jax.Array = jax.device_put(values, sharding)
     return array
+
+
+@st.composite
+def shardings(draw: st.DrawFn, shape: tuple[int, ...]) -> jax.sharding.Sharding:
+    """Shardings that an array of this shape can have: over 1, 2, 4, ... local devices, in any order of the axes."""
+    count = draw(st.sampled_from([n for n in (1, 2, 4, 8, 16) if n <= len(jax.devices())]))
+    rows = draw(st.sampled_from([n for n in range(1, count + 1) if count % n == 0]))
+    devices = np.array(draw(st.permutations(jax.devices()))[:count])
+    mesh = jax.sharding.Mesh(devices.reshape(rows, count // rows), ("x", "y"))
+    free = {"x": rows, "y": count // rows}
+    parts: list[Any] = []
+    for length in shape:
+        fitting = [name for name, size in free.items() if length % size == 0]
+        chosen = draw(
+            st.sampled_from([None, *fitting, *([("x", "y")] if len(free) == 2 and length % count == 0 else [])])
+        )
+        for name in chosen or ():
+            del free[name]
+        parts.append(chosen)
+    spec = jax.sharding.PartitionSpec(*parts)  # type: ignore[no-untyped-call]
+    return jax.sharding.NamedSharding(mesh, spec)
+
+
+@st.composite
+def selections(draw: st.DrawFn, names: Sequence[str]) -> Any:
+    """What `only` takes for a tree with these names, in every form; each selects at least one of them.
+
+    Example:
+        >>> from hypothesis import given
+        >>> path = pytreesaver.save({"encoder": {"w": 1, "b": 2}, "step": 3}, "small")
+        >>> @given(selections(["encoder/w", "encoder/b", "step"]))
+        ... def test_a_part_is_not_empty(selection):
+        ...     assert jax.tree.leaves(pytreesaver.restore(path, only=selection))
+        >>> test_a_part_is_not_empty()
+    """
+    name = draw(st.sampled_from(list(names)))
+    some = set(draw(st.lists(st.sampled_from(list(names)), max_size=4))) | {name}
+    exact = re.compile(f"\\A{re.escape(name)}\\Z")
+    forms = [
+        "**",
+        exact,
+        re.compile(re.escape(name[: len(name) // 2])),
+        some.__contains__,
+        [exact, some.__contains__],
+        {other: other in some for other in names},
+        pytreesaver.regex(exact) | pytreesaver.glob("nothing"),
+        pytreesaver.regex(exact) & pytreesaver.glob("**"),
+        ~pytreesaver.regex("nothing") & pytreesaver.glob("**"),
+    ]
+    return draw(st.sampled_from(forms if set("*?") & set(name) else [*forms, name, pytreesaver.glob(name)]))
+
+
+@st.composite
+def renamings(draw: st.DrawFn, names: Sequence[str]) -> tuple[dict[str, str], Any]:
+    """New names for these names, each another one, and a value for `rename` that leads from them back to the old ones.
+
+    The first is {new name: old name}; the second is that dict, a function, or regular expressions of the same meaning.
+    """
+    prefix = draw(st.sampled_from(["", "new/", "a/b/"]))
+    order = draw(st.permutations(list(names)))
+    back = {
+        f"{prefix}{i}.{name.replace('/', '-')}" if i % 2 else f"{prefix}{i}/x": name for i, name in enumerate(order)
+    }
+    patterns = [(f"\\A{re.escape(new)}\\Z", old.replace("\\", "\\\\")) for new, old in back.items()]
+    plain = not any(name.endswith("/") for name in names)
+    return back, draw(st.sampled_from([*([back] if plain else []), back.__getitem__, patterns]))
 
 
 @st.composite

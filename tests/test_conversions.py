@@ -1,0 +1,249 @@
+"""Leaves in other dtypes and shapes than those that were saved, and what is refused because it would be lost."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pytreesaver as pts
+from pytreesaver import _reading_leaves
+from pytreesaver._convert import LossError, convert
+from pytreesaver.formats import _native_reader
+from pytreesaver.testing import assert_trees_equal, dtypes
+
+
+def message_of(error, call):
+    with pytest.raises(error) as caught:
+        call()
+    return str(caught.value)
+
+
+NUMBERS = [
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+    *("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float4_e2m1fn", "int4", "uint2"),
+]
+
+
+def dtype_of(name):
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+@given(st.sampled_from(NUMBERS), st.sampled_from(NUMBERS), st.data())
+@settings(max_examples=500)
+def test_a_conversion_keeps_every_number_or_refuses(source, target, data):
+    bits = data.draw(st.binary(min_size=dtype_of(source).itemsize, max_size=dtype_of(source).itemsize))
+    values = np.frombuffer(bits, np.uint8)
+    values = (values & {"bool": 1, "int4": 15, "uint2": 3, "float4_e2m1fn": 15}.get(source, 255)).view(dtype_of(source))
+    output = np.empty(1, dtype_of(target))
+    try:
+        convert(values, output)
+    except LossError:
+        converted = None
+    else:
+        converted = complex(output[0])
+    given_value = complex(values[0])
+    is_exact_kind = dtype_of(target).kind in "biu" or target in ("int4", "uint2")
+    if converted is None:
+        # It was refused for a reason: no number of the target is near.
+        assert not is_near(given_value, values, target)
+    elif is_exact_kind:
+        assert converted == given_value
+    else:
+        assert np.isfinite(converted) == np.isfinite(given_value)
+        assert np.isnan(converted) == np.isnan(given_value)
+
+
+def is_near(value, values, target):
+    if value.imag and dtype_of(target).kind != "c":
+        return False
+    real = value.real
+    if target == "bool":
+        return real in (0, 1)
+    if dtype_of(target).kind in "iu" or target in ("int4", "uint2"):
+        info = jnp.iinfo(dtype_of(target))
+        exact = int(values[0].real) if np.isfinite(real) else None
+        return exact is not None and exact == values[0].real and int(info.min) <= exact <= int(info.max)
+    info = jnp.finfo(np.empty(0, dtype_of(target)).real.dtype)
+    parts = [value.real, value.imag] if dtype_of(target).kind == "c" else [value.real]
+    if target == "float8_e8m0fnu" and real <= 0:
+        return False
+    return all(np.isfinite(part) and float(info.min) <= part <= float(info.max) for part in parts)
+
+
+def test_cast_follows_the_template():
+    tree = {"w": jnp.linspace(0, 1, 5), "n": np.int64([1, 2]), "step": 3, "lr": 0.1, "half": np.float16(0.5)}
+    path = pts.save(tree, "model")
+    like = {
+        "w": jnp.zeros(5, jnp.bfloat16),
+        "n": np.zeros(2, np.uint8),
+        "step": np.zeros((), np.float32),
+        "lr": jnp.float32(0),
+        "half": 0.0,
+    }
+    restored = pts.restore(path, like, cast=True)
+    assert_trees_equal(
+        restored,
+        {
+            "w": tree["w"].astype(jnp.bfloat16),
+            "n": np.uint8([1, 2]),
+            "step": np.asarray(3, np.float32),
+            "lr": jnp.float32(0.1),
+            "half": 0.5,
+        },
+    )
+    message = message_of(pts.MismatchError, lambda: pts.restore(path, like))
+    assert "w: expected bfloat16[5], found float32[5]" in message
+    assert message.endswith("(cast=True converts to the template's dtypes)")
+
+
+def test_what_would_be_lost_is_refused_by_name():
+    tree = {"a": np.array([1.5, 2.0]), "b": np.int64([1, 2**40]), "c": np.array([1e300]), "d": 2**70, "ok": np.ones(2)}
+    path = pts.save(tree, "model")
+    like = {
+        "a": np.zeros(2, np.int32),
+        "b": jnp.zeros(2, jnp.int32),
+        "c": np.zeros(1, np.float16),
+        "d": jnp.int32(0),
+        "ok": np.zeros(2, np.int8),
+    }
+    with pytest.raises(pts.MismatchError) as caught:
+        pts.restore(path, like, cast=True)
+    assert str(caught.value) == (
+        "4 variables of model cannot be cast without loss:\n"
+        "  a: expected int32[2], found float64[2] (1.5 is no int32 value)\n"
+        "  b: expected int32[2], found int64[2] (1099511627776 is no int32 value)\n"
+        "  c: expected float16[1], found float64[1] (1e+300 is no float16 value)\n"
+        "  d: expected int32[], found int (a number of 71 bits is no int32 value)"
+    )
+    assert caught.value.dtype["a"] == ("int32", "float64")
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [("text", 0), (b"x", np.uint8(0)), (np.array("M8", "U2"), 0.0), (np.array(3, "M8[s]"), np.int64(0))],
+    ids=repr,
+)
+def test_what_is_no_number_is_never_cast(stored, wanted):
+    path = pts.save({"x": stored}, "model")
+    with pytest.raises(pts.MismatchError, match="of another shape or dtype"):
+        pts.restore(path, {"x": wanted}, cast=True)
+
+
+def test_keys_are_never_cast():
+    path = pts.save({"x": jax.random.key(0)}, "model")
+    for wanted in (jax.random.key(0, impl="rbg"), jnp.zeros(2, jnp.uint32)):
+        with pytest.raises(pts.MismatchError, match="expected"):
+            pts.restore(path, {"x": wanted}, cast=True)
+
+
+@pytest.mark.parametrize(("stored", "wanted"), [(3, 0.5), (3.0, 7), (1, True), (2 + 0j, 0.5), (True, 3), (3, 1j)])
+def test_python_numbers_are_cast(stored, wanted):
+    path = pts.save({"x": stored, "array": np.asarray(stored)}, "model")
+    restored = pts.restore(path, {"x": wanted, "array": wanted}, cast=True)
+    assert restored == {"x": stored, "array": stored}
+    assert type(restored["x"]) is type(restored["array"]) is type(wanted)
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "said"),
+    [(3.5, 7, "3.5 is no int"), (2, True, "2 is no bool"), (1j, 0.5, "1j is no float"), (10**400, 0.5, "is no float")],
+)
+def test_python_numbers_that_do_not_fit(stored, wanted, said):
+    path = pts.save({"x": stored}, "model")
+    with pytest.raises(pts.MismatchError, match=said):
+        pts.restore(path, {"x": wanted}, cast=True)
+
+
+def test_a_dtype_for_all_floating_leaves_without_a_template():
+    tree = {
+        "w": jnp.ones(3),
+        "n": np.ones(2),
+        "s": np.float64(1),
+        "i": jnp.arange(2),
+        "f": 0.5,
+        "c": np.ones(1, complex),
+    }
+    path = pts.save(tree, "model")
+    for dtype in (jnp.bfloat16, "bfloat16", np.dtype(jnp.bfloat16)):
+        restored = pts.restore(path, cast=dtype)
+        small = np.dtype(jnp.bfloat16)
+        assert [np.asarray(restored[name]).dtype for name in "wns"] == [small] * 3
+        assert_trees_equal({n: restored[n] for n in "ifc"}, {n: tree[n] for n in "ifc"})
+        assert isinstance(restored["w"], jax.Array)
+        assert isinstance(restored["n"], np.ndarray)
+    for nonsense in ("int32", "nothing", 3, np.int8, ">x"):
+        with pytest.raises(TypeError, match="cast: expected True, False, or a floating dtype"):
+            pts.restore(path, cast=nonsense)
+    with pytest.raises(ValueError, match="the template decides the dtypes"):
+        pts.restore(path, tree, cast=jnp.bfloat16)
+    with pytest.raises(pts.MismatchError, match=r"w: expected float32\[3\], found float64\[3\] \(JAX holds no 64-bit"):
+        pts.restore(path, cast=np.float64)
+    assert pts.restore(path, cast=np.float64, as_numpy=True)["w"].dtype == np.float64
+
+
+def test_64_bits_become_32_where_jax_has_no_others():
+    with jax.enable_x64(True):
+        tree = {"f": jnp.array([0.1]), "i": jnp.array([7]), "c": jnp.array([1j]), "n": np.ones(1)}
+        path = pts.save(tree, "model")
+        pts.save({"i": jnp.array([2**40])}, "large")
+    message = message_of(pts.MismatchError, lambda: pts.restore(path))
+    assert "cast=True" in message
+    assert "as_numpy=True" in message
+    restored = pts.restore(path, cast=True)
+    assert {name: restored[name].dtype.name for name in restored} == {
+        "f": "float32",
+        "i": "int32",
+        "c": "complex64",
+        "n": "float64",
+    }
+    assert pts.restore(path, cast=True, as_numpy=True)["f"].dtype == np.float64
+    with pytest.raises(pts.MismatchError, match="1099511627776 is no int32 value"):
+        pts.restore("large", cast=True)
+
+
+def test_large_leaves_are_cast_in_bounded_pieces(monkeypatch):
+    monkeypatch.setattr(_native_reader, "_SLICE_NBYTES", 1 << 20)
+    array = np.random.default_rng(0).normal(size=(1000, 1003)).astype(np.float32)
+    path = pts.save({"w": array, "bad": np.where(array == array[700, 5], np.float32(0.5), 0)}, "model")
+    like = {"w": jax.ShapeDtypeStruct(array.shape, jnp.bfloat16), "bad": np.zeros(array.shape, np.int8)}
+    for mmap in (False, True):
+        restored = pts.restore(path, like, cast=True, only="w", mmap=mmap)["w"]
+        assert_trees_equal(restored, jnp.asarray(array).astype(jnp.bfloat16))
+        with pytest.raises(pts.MismatchError, match=r"bad: .*\(0.5 is no int8 value"):
+            pts.restore(path, like, cast=True, mmap=mmap)
+
+
+@given(dtypes(), st.permutations([2, 3, 4]), st.sampled_from([(24,), (6, 4), (1, 24, 1), (4, 3, 2)]))
+@settings(max_examples=50)
+def test_reshape_is_numpys(dtype, shape, wanted):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_reading_leaves, "_SMALL_NBYTES", 0)
+        array = (np.arange(24 * dtype.itemsize, dtype=np.uint8) // 3 % 2).view(dtype).reshape(shape)
+        path = pts.save({"x": array}, "reshaped", overwrite=True)
+        like = {"x": jax.ShapeDtypeStruct(wanted, dtype)}
+        for mmap in (False, True):
+            restored = pts.restore(path, like, reshape=True, mmap=mmap)["x"]
+            assert np.asarray(restored).tobytes() == array.tobytes()
+            assert restored.shape == wanted
+
+
+def test_reshape_is_offered_where_it_would_help():
+    path = pts.save({"x": np.arange(6), "y": np.arange(3)}, "model")
+    message = message_of(pts.MismatchError, lambda: pts.restore(path, {"x": np.zeros((2, 3)), "y": np.arange(4)}))
+    assert message == (
+        "2 variables of model do not fit:\n"
+        "of another shape or dtype (2):\n"
+        "  x: expected float64[2,3], found int64[6]\n"
+        "  y: expected int64[4], found int64[3]\n"
+        "(cast=True converts to the template's dtypes; reshape=True takes any shape of as many elements)"
+    )
+    restored = pts.restore(path, {"x": np.zeros((2, 3))}, only="x", cast=True, reshape=True)
+    assert_trees_equal(restored, {"x": np.arange(6.0).reshape(2, 3)})
+    with pytest.raises(ValueError, match="compare with a template"):
+        pts.restore(path, reshape=True)
+    with pytest.raises(pts.MismatchError, match=r"x: expected float64\[7\], found int64\[6\]"):
+        pts.restore(path, {"x": np.zeros(7)}, only="x", cast=True, reshape=True)

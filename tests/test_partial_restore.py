@@ -1,0 +1,346 @@
+"""A part of a checkpoint, under other names, in other dtypes and shapes, in other places."""
+
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import pytreesaver as pts
+from pytreesaver._select import as_selection
+from pytreesaver._structure import flatten_tree
+from pytreesaver.formats._native_reader import NativeReader
+from pytreesaver.testing import (
+    assert_trees_equal,
+    pytrees,
+    renamings,
+    selections,
+)
+
+
+def save_anew(tree, path="checkpoint", **options):
+    shutil.rmtree(path, ignore_errors=True)
+    return pts.save(tree, path, durable=False, **options)
+
+
+def names_of(tree):
+    return flatten_tree(tree).names
+
+
+def message_of(error, call):
+    with pytest.raises(error) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the variables that are read, in order."""
+    names = []
+    reals = {method: getattr(NativeReader, method) for method in ("read", "read_boxes", "map")}
+    for method, real in reals.items():
+
+        def counted(self, positions, *args, real=real, **options):
+            names.extend(self.names[i] for i in ([positions] if isinstance(positions, int) else positions))
+            return real(self, positions, *args, **options)
+
+        monkeypatch.setattr(NativeReader, method, counted)
+    return names
+
+
+# Selections.
+
+
+@given(pytrees(max_leaves=8), st.data())
+@settings(max_examples=150)
+def test_restoring_a_selection_is_restoring_each_of_its_leaves_alone(tree, data):
+    names = names_of(tree)
+    assume(names)
+    selection = data.draw(selections(names))
+    path = save_anew(tree)
+    chosen = {name for name in names if as_selection(selection).selects(name)}
+    part = pts.restore(path, tree, only=selection)
+    assert jax.tree.structure(part) == jax.tree.structure(tree)
+    alone = {name: pts.restore(path, tree, only=[re.compile(rf"\A{re.escape(name)}\Z")]) for name in chosen}
+    flat, whole = flatten_tree(part), flatten_tree(tree)
+    for i, (name, leaf, own) in enumerate(zip(flat.names, flat.leaves, whole.leaves, strict=True)):
+        if name in chosen:
+            assert_trees_equal(leaf, flatten_tree(alone[name]).leaves[i])
+            assert_trees_equal(leaf, own)
+        else:
+            assert leaf is own
+
+
+@given(pytrees(max_leaves=8), st.data())
+@settings(max_examples=100)
+def test_a_selection_without_a_template_is_that_part_of_the_tree(tree, data):
+    names = names_of(tree)
+    assume(names)
+    selection = data.draw(selections(names))
+    whole = flatten_tree(tree)
+    chosen = {
+        name: leaf for name, leaf in zip(names, whole.leaves, strict=True) if as_selection(selection).selects(name)
+    }
+    restored = flatten_tree(pts.restore(save_anew(tree), only=selection))
+    saved = flatten_tree(pts.restore(save_anew(tree, only=selection)))
+    for part in (restored, saved):
+        assert_trees_equal(dict(zip(part.names, part.leaves, strict=True)), chosen)
+
+
+def test_what_is_not_selected_is_not_read(reads):
+    tree = {"a": {"w": np.ones(3), "b": 2.0}, "c": np.zeros(4), "key": jax.random.key(0)}
+    path = pts.save(tree, "model")
+    pts.restore(path, only="a")
+    assert sorted(reads) == ["a/b", "a/w"]
+    reads.clear()
+    pts.restore(path, tree, only="c")
+    assert reads == ["c"]
+    reads.clear()
+    pts.restore(path, {"x": np.zeros(4), "y": np.zeros(4)}, rename={"x": "c", "y": "c"}, unexpected="ignore")
+    assert reads == ["c"]  # once, though two leaves take it
+    reads.clear()
+    pts.restore(path, {"c": np.zeros(4), "other": 1}, missing="keep", unexpected="ignore", mmap=True)
+    assert reads == ["c"]
+
+
+@given(pytrees(max_leaves=6), st.data())
+@settings(max_examples=50)
+def test_the_plan_never_reads_a_variable_that_nothing_takes(tree, data):
+    names = names_of(tree)
+    assume(names)
+    selection = data.draw(selections(names))
+    path = save_anew(tree)
+    taken = {name for name in names if as_selection(selection).selects(name)}
+    read = []
+    real = NativeReader.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            NativeReader, "read", lambda self, p, **o: read.extend(self.names[i] for i in p) or real(self, p, **o)
+        )
+        pts.restore(path, only=selection)
+    assert sorted(read) == sorted(taken)
+
+
+def test_a_selection_that_selects_nothing_shows_near_names():
+    path = pts.save({"encoder": {"kernel": 1, "bias": 2}, "head": 3}, "model")
+    assert message_of(pts.VariableNotFoundError, lambda: pts.restore(path, only="encodr")) == (
+        "expected a selection of the 3 variables of model:\n  'encodr' selects none; did you mean 'encoder'?"
+    )
+    assert message_of(pts.VariableNotFoundError, lambda: pts.restore(path, only=["head", "encoder/kernal"])) == (
+        "expected a selection of the 3 variables of model:\n"
+        "  'encoder/kernal' selects none; did you mean 'encoder/kernel' or 'encoder'?"
+    )
+    assert "of the template (like)" in message_of(
+        pts.VariableNotFoundError, lambda: pts.restore(path, {"head": 3}, only=re.compile("tail"))
+    )
+    with pytest.raises(pts.VariableNotFoundError, match="of the tree:\n  'hed' selects none; did you mean 'head'"):
+        pts.save({"head": 3}, "part", only="hed")
+    with pytest.raises(pts.VariableNotFoundError, match="hed"):
+        pts.save_async({"head": 3}, "part", only="hed")
+    with pytest.raises(TypeError, match="expected a glob"):
+        pts.restore(path, only=3)
+
+
+def test_stored_variables_outside_of_the_selection_are_nobodys_business():
+    path = pts.save({"encoder": {"w": 1, "extra": 2}, "head": 3}, "model")
+    like = {"encoder": {"w": 0}, "tail": 9}
+    assert message_of(pts.MismatchError, lambda: pts.restore(path, like, only="encoder")) == (
+        "1 variable of model does not fit:\n"
+        "in the checkpoint but not in the template (1):\n"
+        "  encoder/extra\n"
+        '(unexpected="ignore" leaves what the template lacks)'
+    )
+    assert pts.restore(path, like, only="encoder", unexpected="ignore") == {"encoder": {"w": 1}, "tail": 9}
+
+
+def test_an_asynchronous_save_of_a_selection():
+    tree = {"params": {"w": jnp.ones(3)}, "opt": (jnp.zeros(3), 4)}
+    assert_trees_equal(pts.restore(pts.save_async(tree, "model", only="params").result()), {"params": tree["params"]})
+
+
+# Renaming.
+
+
+@given(pytrees(max_leaves=8), st.data())
+@settings(max_examples=150)
+def test_renaming_there_and_back_is_the_identity(tree, data):
+    names = names_of(tree)
+    assume(names)
+    back, rename = data.draw(renamings(names))
+    path = save_anew(tree)
+    leaves = dict(zip(names, flatten_tree(tree).leaves, strict=True))
+    template = {new: leaves[old] for new, old in back.items()}
+    there = pts.restore(path, template, rename=rename)
+    assert_trees_equal(there, template)
+    again = pts.restore(save_anew(there, "renamed"), tree, rename={old: new for new, old in back.items()}.__getitem__)
+    assert_trees_equal(again, tree)
+
+
+@given(pytrees(max_leaves=8), st.data())
+@settings(max_examples=100)
+def test_renaming_without_a_template_moves_each_leaf(tree, data):
+    names = names_of(tree)
+    assume(names and not any(name.endswith("/") for name in names))
+    back, _ = data.draw(renamings(names))
+    leaves = dict(zip(names, flatten_tree(tree).leaves, strict=True))
+    flat = flatten_tree(pts.restore(save_anew(tree), rename=back))
+    assert_trees_equal(dict(zip(flat.names, flat.leaves, strict=True)), {new: leaves[old] for new, old in back.items()})
+
+
+FORMS = {
+    "names": {"backbone/w": "encoder/w", "backbone/b": "encoder/b"},
+    "prefix": {"backbone/": "encoder/"},
+    "prefix and exception": {"backbone/": "nowhere/", "backbone/w": "encoder/w", "backbone/b": "encoder/b"},
+    "regular expression": [(r"^backbone/(\w)$", r"encoder/\1")],
+    "compiled": [(re.compile("backbone"), "encoder"), ("head", "tail")],
+    "function": lambda name: name.replace("backbone", "encoder"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_forms_of_rename(form):
+    path = pts.save({"encoder": {"w": 1, "b": 2}, "head": 3, "tail": 4}, "model")
+    like = {"backbone": {"w": 0, "b": 0}, "head": 0}
+    if form == "prefix and exception":
+        FORMS[form].pop("backbone/", None)
+    restored = pts.restore(path, like, rename=FORMS[form], unexpected="ignore")
+    assert restored == {"backbone": {"w": 1, "b": 2}, "head": 4 if form == "compiled" else 3}
+
+
+def test_a_name_counts_before_a_prefix_and_a_long_prefix_before_a_short_one():
+    path = pts.save({"a": {"w": 1, "b": {"w": 2}}, "c": {"w": 3, "w2": 4}}, "model")
+    like = {"x": {"w": 0, "b": {"w": 0}}, "y": {"w": 0}}
+    rename = {"x/": "a/", "x/b/": "c/", "y/w": "a/b/w"}
+    assert pts.restore(path, like, rename=rename, unexpected="ignore") == {"x": {"w": 1, "b": {"w": 3}}, "y": {"w": 2}}
+
+
+def test_the_first_regular_expression_that_is_found_counts():
+    path = pts.save({"left": {"w": 1}, "right": {"w": 2}}, "model")
+    swapped = pts.restore(path, {"left": {"w": 0}, "right": {"w": 0}}, rename=[("^left", "right"), ("^right", "left")])
+    assert swapped == {"left": {"w": 2}, "right": {"w": 1}}
+
+
+def test_a_slash_is_the_root():
+    path = pts.save({"params": {"w": (1, 2)}, "step": 7}, "state")
+    assert pts.restore(path, {"w": (0, 0)}, rename={"/": "params/"}, unexpected="ignore") == {"w": (1, 2)}
+    assert pts.restore(path, rename={"/": "params/"}, only="w") == {"w": (1, 2)}
+    assert pts.restore(path, 0, rename={"/": "params/w/1/"}, unexpected="ignore") == 2
+    assert pts.restore(path, rename={"run/": "/"}) == {"run": {"params": {"w": (1, 2)}, "step": 7}}
+    single = pts.save(np.arange(3), "single")
+    assert_trees_equal(pts.restore(single, rename={"w": "."}), {"w": np.arange(3)})
+    assert_trees_equal(pts.restore(single, {"w": np.zeros(3, int)}, rename={"w/": "/"}), {"w": np.arange(3)})
+
+
+def test_without_a_template_what_is_renamed_keeps_its_containers():
+    path = pts.save({"encoder": [{"w": 1}, (2, 3)], "head": {4: 5}}, "model")
+    assert pts.restore(path, rename={"backbone/": "encoder/"}) == {"backbone": [{"w": 1}, (2, 3)], "head": {4: 5}}
+    assert pts.restore(path, rename={"first": "encoder/0/w"}, only="first") == {"first": 1}
+    assert pts.restore(path, rename={"a/": "encoder/1/", "b/": "encoder/1/"}, only=["a", "b"]) == {
+        "a": (2, 3),
+        "b": (2, 3),
+    }
+    with pytest.raises(ValueError, match="pass a template as like=, or rename with a dict"):
+        pts.restore(path, rename=str.lower)
+    message = message_of(pts.VariableNotFoundError, lambda: pts.restore(path, rename={"backbone/": "encodr/"}))
+    assert message.startswith("model lacks variables that rename names:\n  encodr/")
+    message = message_of(pts.DuplicateNameError, lambda: pts.restore(path, rename={"head/4": "encoder/0/w"}))
+    assert message.endswith("\n  head/4")
+
+
+def test_one_variable_into_several_leaves_that_share_no_memory():
+    path = pts.save({"w": np.arange(4.0), "big": jnp.zeros(1 << 19)}, "model")
+    like = {"a": np.zeros(4), "b": np.zeros(4), "c": jnp.zeros(1 << 19), "d": np.zeros(1 << 19, np.float32)}
+    rename = {"a": "w", "b": "w", "c": "big", "d": "big"}
+    for mmap in (False, True):
+        restored = pts.restore(path, like, rename=rename, mmap=mmap)
+        restored["a"][:] = 9
+        restored["d"][:] = 9
+        assert restored["b"].tolist() == [0, 1, 2, 3]
+        assert not restored["c"].any()
+
+
+def test_entries_that_match_nothing_are_refused_with_everything_else():
+    path = pts.save({"encoder": {"w": 1, "b": 2}, "head": 3}, "model")
+    like = {"backbone": {"w": 0, "b": 0.5}, "head": 0}
+    with pytest.raises(pts.MismatchError) as caught:
+        pts.restore(path, like, rename={"bakbone/": "encoder/", "backbone/b": "encoder/b", "backbone/w": "encodr/w"})
+    assert str(caught.value) == (
+        "3 variables of model do not fit:\n"
+        "entries of rename that match no variable of the template (1):\n"
+        "  bakbone/; did you mean 'backbone/b' or 'backbone/w'?\n"
+        "missing from the checkpoint (1):\n"
+        "  backbone/w (in the checkpoint: encodr/w); did you mean 'encoder/w'?\n"
+        "in the checkpoint but not in the template (1):\n"
+        "  encoder/w\n"
+        "of another shape or dtype (1):\n"
+        "  backbone/b: expected float, found int\n"
+        '(missing="keep" keeps the template\'s own values; unexpected="ignore" leaves what the template lacks; '
+        "cast=True converts to the template's dtypes)"
+    )
+    assert caught.value.unused == ["bakbone/"]
+    only_that = message_of(
+        pts.MismatchError, lambda: pts.restore(path, {"head": 0}, only="head", rename={"hed": "head"})
+    )
+    assert only_that == ("entries of rename that match no variable of the template (1):\n  hed; did you mean 'head'?")
+    with pytest.raises(pts.MismatchError, match=r"backbone; a prefix ends in '/': 'backbone/': 'encoder/'"):
+        pts.restore(path, like, rename={"backbone": "encoder"})
+    with pytest.raises(pts.MismatchError, match=r"\(2\):\n  '\^backbon\$'"):
+        pts.restore(path, like, rename=[("^backbon$", "x"), ("^backbone", "encoder"), ("backbone", "never reached")])
+
+
+@pytest.mark.parametrize(
+    ("rename", "error", "said"),
+    [
+        (
+            {"a/": "b"},
+            ValueError,
+            r"expected a name for a name, or a prefix ending in '/' for a prefix, found 'a/': 'b'",
+        ),
+        ({"a": 3}, TypeError, "found 'a': 3"),
+        ("a", TypeError, "expected a dict of names"),
+        (["a"], TypeError, "found the entry 'a'"),
+        ([("(", "b")], ValueError, "is no regular expression"),
+        ([("w", r"\7")], ValueError, "cannot replace 'w': invalid group reference"),
+        (lambda name: None, TypeError, "expected a function that gives a str, found None for 'w'"),
+    ],
+)
+def test_renamings_that_make_no_sense(rename, error, said):
+    path = pts.save({"w": 1}, "model")
+    with pytest.raises(error, match=said):
+        pts.restore(path, {"w": 0}, rename=rename)
+
+
+def test_a_mistyped_key_among_thousands_is_on_the_first_screen():
+    tree = {f"layer_{i}": {"attention": {"query": i}} for i in range(3000)}
+    path = pts.save(tree, "model")
+    like = dict(tree)
+    like["layer_1234"] = {"atention": {"query": 0}}
+    first = message_of(pts.MismatchError, lambda: pts.restore(path, like)).splitlines()[:3]
+    assert first[2] == "  layer_1234/atention/query; did you mean 'layer_1234/attention/query'?"
+    names = [f"layer_{i}/attention/query" for i in range(3000)]
+    names[77] = "layer_77/atention/query"
+    first = message_of(pts.VariableNotFoundError, lambda: pts.restore(path, only=names)).splitlines()[:2]
+    assert first[1].startswith("  'layer_77/atention/query' selects none; did you mean 'layer_77/attention/query'")
+    rename = {f"layer_{i}/attention/query": f"layer_{i}/attention/query" for i in range(2999)}
+    rename["layer_2999/attention/qeury"] = "layer_2999/attention/query"
+    first = message_of(pts.MismatchError, lambda: pts.restore(path, tree, rename=rename)).splitlines()[:2]
+    assert first[1].startswith("  layer_2999/attention/qeury; did you mean 'layer_2999/attention/query'")
+
+
+def test_a_prefix_that_is_off_is_found():
+    layers = {f"layer_{i}": {"w": i, "b": -i} for i in range(200)}
+    path = pts.save({"params": layers, "step": 1}, "model")
+    message = message_of(pts.MismatchError, lambda: pts.restore(path, layers))
+    assert message.splitlines()[1:3] == [
+        "missing from the checkpoint (400):",
+        "  all of them are there under another prefix: rename={'/': 'params/'} finds them",
+    ]
+    assert pts.restore(path, layers, rename={"/": "params/"}, unexpected="ignore") == layers
+    message = message_of(pts.MismatchError, lambda: pts.restore(path, {"model": layers, "step": 0}))
+    assert "rename={'model/': 'params/'}" in message
+    message = message_of(pts.MismatchError, lambda: pts.restore(path, {"model": layers, "step": 0, "new": 3}))
+    assert "under another prefix" not in message
