@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytreesaver._assignment import init_from_checkpoint
     from pytreesaver._background import SaveFuture
     from pytreesaver._checkpoint import restore, save, save_async
     from pytreesaver._errors import (
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from pytreesaver._select import Selection, glob, regex
     from pytreesaver._state_file import CheckpointState
     from pytreesaver._variables import Checkpoint, Variable, list_variables, load_checkpoint, load_variable, verify
+    from pytreesaver._vocabulary import VocabInfo
+    from pytreesaver._warm_start import warm_start
     from pytreesaver._watch import checkpoints_iterator
 
 __version__ = "0.1.0"
@@ -87,11 +90,13 @@ __all__ = [
     "UnsupportedVersionError",
     "Variable",
     "VariableNotFoundError",
+    "VocabInfo",
     "checkpoint_exists",
     "checkpoints_iterator",
     "get_checkpoint_mtimes",
     "get_checkpoint_state",
     "glob",
+    "init_from_checkpoint",
     "latest_checkpoint",
     "list_variables",
     "load_checkpoint",
@@ -103,9 +108,11 @@ __all__ = [
     "save_async",
     "update_checkpoint_state",
     "verify",
+    "warm_start",
 ]
 
 _MODULES = {
+    "_assignment": ("init_from_checkpoint",),
     "_background": ("SaveFuture",),
     "_checkpoint": ("restore", "save", "save_async"),
     "_manager": ("CheckpointManager",),
@@ -134,6 +141,8 @@ _MODULES = {
     "_select": ("Selection", "glob", "regex"),
     "_state_file": ("CheckpointState",),
     "_variables": ("Checkpoint", "Variable", "list_variables", "load_checkpoint", "load_variable", "verify"),
+    "_vocabulary": ("VocabInfo",),
+    "_warm_start": ("warm_start",),
     "_watch": ("checkpoints_iterator",),
 }
 

@@ -119,3 +119,15 @@ class Problems:
 
 
 _MOST_SUGGESTIONS = 20
+
+
+def joined(errors: Sequence[MismatchError]) -> MismatchError:
+    """One error that says what all of them say."""
+    return MismatchError(
+        "\n".join(map(str, errors)),
+        missing=[name for error in errors for name in error.missing],
+        unexpected=[name for error in errors for name in error.unexpected],
+        shape={name: shapes for error in errors for name, shapes in error.shape.items()},
+        dtype={name: dtypes for error in errors for name, dtypes in error.dtype.items()},
+        unused=[entry for error in errors for entry in error.unused],
+    )

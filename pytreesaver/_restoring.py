@@ -1,7 +1,7 @@
 """Restore: open a checkpoint, fit the template to it, read what the plan asks for, and put the tree together."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypedDict
 
@@ -101,14 +101,16 @@ class RestoreOptions(NamedTuple):
 def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklevel: int = 3) -> Any:
     """What `pytreesaver.restore` gives, under options that need not all be its own. Raises what it raises."""
     options = options.checked(like)
-    with _opened(path) as reader:
+    with opened(path) as reader:
         if like is None:
             return _restore_all(reader, options, stacklevel)
-        return _restore_like(reader, like, options)
+        plan = plan_like(reader, like, options)
+        return plan.with_leaves(plan.read(reader, options))
 
 
 @contextmanager
-def _opened(path: PathLike) -> Iterator[CheckpointReader]:
+def opened(path: PathLike) -> Iterator[CheckpointReader]:
+    """The reader of the checkpoint at `path`, closed in the end."""
     reader = open_reader(path)
     try:
         with named_os_errors("read", reader.path):
@@ -203,7 +205,30 @@ def _target_type(stored: LeafType, options: RestoreOptions) -> LeafType:
 # With a template.
 
 
-def _restore_like(reader: CheckpointReader, like: Any, options: RestoreOptions) -> Any:
+class TreePlan(NamedTuple):
+    """How a tree comes about that is like another one: `plans` has the names of the leaves that are restored."""
+
+    like: Any
+    flat: FlatTree
+    plans: dict[str, LeafPlan]
+
+    def read(self, reader: CheckpointReader, options: RestoreOptions) -> dict[str, Any]:
+        """The leaves that are restored. Raises what `read_leaves` raises."""
+        leaves = read_leaves(reader, list(self.plans.values()), list(self.plans), _read_options(options))
+        return dict(zip(self.plans, leaves, strict=True))
+
+    def with_leaves(self, restored: Mapping[str, Any]) -> Any:
+        """The tree with these leaves, and all others as they were."""
+        leaves = [restored.get(name, own) for name, own in zip(self.flat.names, self.flat.leaves, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(self.like), leaves)
+
+
+def plan_like(reader: CheckpointReader, like: Any, options: RestoreOptions) -> TreePlan:
+    """Fit a template to a checkpoint. Reads nothing but Python numbers that are to become arrays.
+
+    Raises:
+        MismatchError, VariableNotFoundError, UnsupportedLeafError, DuplicateNameError: as `pytreesaver.restore` does.
+    """
     flat = flatten_tree(like)
     refuse_duplicates(flat, like)
     flags = [True] * len(flat.names)
@@ -238,11 +263,7 @@ def _restore_like(reader: CheckpointReader, like: Any, options: RestoreOptions) 
         value_of=values.__getitem__,
         x64_enabled=_x64_enabled() or options.as_numpy,
     )
-    names = [name for name, each in zip(templates, plan, strict=True) if each is not None]
-    plans = [each for each in plan if each is not None]
-    restored = dict(zip(names, read_leaves(reader, plans, names, _read_options(options)), strict=True))
-    leaves = [restored.get(name, own) for name, own in zip(flat.names, flat.leaves, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return TreePlan(like, flat, {name: each for name, each in zip(templates, plan, strict=True) if each is not None})
 
 
 def _considered(options: RestoreOptions) -> Callable[[str], bool]:

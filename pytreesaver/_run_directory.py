@@ -269,6 +269,12 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
     return offered
 
 
+def checkpoint_at(path: PathLike) -> Path:
+    """The checkpoint at a path, or the newest one of the run directory there; the path itself if there is neither."""
+    target = local_path(path)
+    return target if native.recognizes(target) else latest_checkpoint(target) or target
+
+
 def listed_checkpoints(directory: Path, name: str) -> list[Path]:
     """The paths in a state file, the newest last; with a warning, none if it is damaged."""
     try:

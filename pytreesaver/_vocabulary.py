@@ -1,0 +1,107 @@
+"""Vocabularies of an embedding: which row of the old one each row of the new one is. Reads the vocabulary files."""
+
+import operator
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Vocabulary = str | os.PathLike[str] | Sequence[str]
+
+
+@dataclass(frozen=True)
+class VocabInfo:
+    """How the rows (or columns) of a variable follow from those of an old one with another vocabulary.
+
+    After `tf.estimator.VocabInfo`. A row of the new variable is that row of the old one which has the same token. Rows
+    of new tokens, and those of out-of-vocabulary buckets, which come last, are what `backup_initializer` gives.
+
+    Args:
+        new_vocab: the new vocabulary, in the order of the rows: the path of a file with a token in each line, or a list
+            of tokens.
+        new_vocab_size: how many of its tokens are used, from the first on.
+        num_oov_buckets: how many rows follow after those of the tokens.
+        old_vocab: the old vocabulary.
+        old_vocab_size: how many of its tokens count, from the first on; -1 for all. As in TensorFlow it is for axis 0
+            only, and all tokens count on axis 1.
+        backup_initializer: called with the shape and the dtype of the whole new variable. An initializer of JAX takes
+            a key first: ``functools.partial(jax.nn.initializers.normal(0.02), key)``. None means zeros.
+        axis: 0 if the tokens are the rows, 1 if they are the columns.
+
+    Raises:
+        ValueError: `axis` is neither 0 nor 1, or a number is negative.
+
+    Example:
+        >>> info = VocabInfo(["a", "c", "d"], 3, 1, ["a", "b", "c"])
+        >>> old_positions(info)
+        (array([ 0,  2, -1, -1]), 3)
+    """
+
+    new_vocab: Vocabulary
+    new_vocab_size: int
+    num_oov_buckets: int
+    old_vocab: Vocabulary
+    old_vocab_size: int = -1
+    backup_initializer: Callable[[tuple[int, ...], Any], Any] | None = None
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        if self.axis not in (0, 1):
+            raise ValueError(
+                f"The only supported values for the axis argument are 0 and 1.  Provided axis: {self.axis}"
+            )
+        for name, least in (("new_vocab_size", 1), ("num_oov_buckets", 0), ("old_vocab_size", -1)):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not hasattr(number, "__index__") or operator.index(number) < least:
+                raise ValueError(f"{name}: expected an integer of at least {least}, found {number!r}")
+        if self.old_vocab_size == 0:
+            raise ValueError("old_vocab_size: expected -1 for all tokens, or how many count, found 0")
+
+    @property
+    def length(self) -> int:
+        """The length of the new variable on the axis of the tokens."""
+        return self.new_vocab_size + self.num_oov_buckets
+
+
+def old_positions(info: VocabInfo) -> tuple[np.ndarray, int]:
+    """For each row of the new variable the row of the old one that it is, -1 if it has to be initialized: int64[n].
+
+    And how many rows the old variable has at least.
+
+    Raises:
+        ValueError: a vocabulary has fewer tokens than are to be used, or the old one has a token twice.
+        OSError: a vocabulary file cannot be read.
+    """
+    new, old = _tokens("new_vocab", info.new_vocab), _used_old_tokens(info)
+    if len(new) < info.new_vocab_size:
+        raise ValueError(f"new_vocab: expected at least {info.new_vocab_size} tokens, found {len(new)}")
+    positions = {token: i for i, token in enumerate(old)}
+    if len(positions) < len(old):
+        again = next(token for i, token in enumerate(old) if positions[token] != i)
+        raise ValueError(f"old_vocab: expected every token once, found {again.decode(errors='replace')!r} again")
+    found = [positions.get(token, -1) for token in new[: info.new_vocab_size]]
+    return np.array(found + [-1] * info.num_oov_buckets, np.int64), len(old)
+
+
+def _used_old_tokens(info: VocabInfo) -> list[bytes]:
+    tokens = _tokens("old_vocab", info.old_vocab)
+    if info.axis == 1 or info.old_vocab_size == -1:
+        return tokens
+    if len(tokens) < info.old_vocab_size:
+        raise ValueError(f"old_vocab: expected at least {info.old_vocab_size} tokens, found {len(tokens)}")
+    return tokens[: info.old_vocab_size]
+
+
+def _tokens(what: str, vocabulary: Vocabulary) -> list[bytes]:
+    if not isinstance(vocabulary, str | os.PathLike):
+        tokens: list[Any] = list(vocabulary)
+        wrong = [token for token in tokens if not isinstance(token, str)]
+        if wrong:
+            raise ValueError(f"{what}: expected the path of a file or a list of str, found {wrong[0]!r} in it")
+        return [token.encode("utf-8", "surrogatepass") for token in tokens]
+    # As TensorFlow reads them: a token is a line without its end, and a carriage return belongs to the end.
+    lines = Path(vocabulary).expanduser().read_bytes().split(b"\n")
+    return [line.replace(b"\r", b"") for line in (lines if lines[-1] else lines[:-1])]
