@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from pytreesaver._assignment import init_from_checkpoint
     from pytreesaver._background import SaveFuture
     from pytreesaver._checkpoint import restore, save, save_async
+    from pytreesaver._diff import Diff, VariableChange, diff
     from pytreesaver._errors import (
         CheckpointError,
         CheckpointExistsError,
@@ -68,6 +69,7 @@ __all__ = [
     "ConcurrentWriterError",
     "CorruptCheckpointError",
     "Decision",
+    "Diff",
     "DuplicateNameError",
     "KeepAll",
     "KeepBest",
@@ -89,10 +91,12 @@ __all__ = [
     "UnsupportedLeafError",
     "UnsupportedVersionError",
     "Variable",
+    "VariableChange",
     "VariableNotFoundError",
     "VocabInfo",
     "checkpoint_exists",
     "checkpoints_iterator",
+    "diff",
     "get_checkpoint_mtimes",
     "get_checkpoint_state",
     "glob",
@@ -115,6 +119,7 @@ _MODULES = {
     "_assignment": ("init_from_checkpoint",),
     "_background": ("SaveFuture",),
     "_checkpoint": ("restore", "save", "save_async"),
+    "_diff": ("Diff", "VariableChange", "diff"),
     "_manager": ("CheckpointManager",),
     "_retention": (
         "Decision",
