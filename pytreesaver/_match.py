@@ -132,11 +132,16 @@ def _unused_entries(renaming: Renaming, template_names: Sequence[str]) -> dict[s
         if isinstance(renaming, ByName) and any(name.startswith(f"{entry}/") for name in template_names):
             hints[entry] = f"; a prefix ends in '/': {entry + '/'!r}: {renaming.entries[entry].rstrip('/') + '/'!r}"
         else:
-            hints[entry] = did_you_mean(entry, template_names) if i < _MOST_SUGGESTIONS else ""
+            candidates = _prefixes(template_names) if entry.endswith("/") else template_names
+            hints[entry] = did_you_mean(entry, candidates) if i < _MOST_SUGGESTIONS else ""
     return hints
 
 
 _MOST_SUGGESTIONS = 20
+
+
+def _prefixes(names: Sequence[str]) -> list[str]:
+    return sorted({name[: i + 1] for name in names for i, character in enumerate(name) if character == "/"})
 
 
 def _is_reshapable(found: LeafType, found_shape: tuple[int, ...], wanted: Template) -> bool:

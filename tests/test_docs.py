@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/training.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/partial.md", "docs/training.md"])
 def test_the_examples_of_a_page_run(page, capsys):
     text = (ROOT / page).read_text()
     names = {}
