@@ -1,6 +1,7 @@
 """init_from_checkpoint: an assignment map from the variables of a checkpoint to the leaves of a tree."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +14,13 @@ from pytreesaver._errors import MismatchError
 from pytreesaver._io import filesystem
 from pytreesaver._leaves import describe, storage_dtype
 from pytreesaver._mismatch import joined
-from pytreesaver._names import did_you_mean, shown
+from pytreesaver._names import prefixes, shown, suggestions
 from pytreesaver._paths import PathLike
 from pytreesaver._rename import ByName
-from pytreesaver._restoring import RestoreOptions, opened, plan_like
+from pytreesaver._restoring import RestoreOptions, named_template, opened, plan_like
 from pytreesaver._run_directory import checkpoint_at
 from pytreesaver._structure import FlatTree, flatten_tree
-from pytreesaver._templates import Template, build_leaf, template_of
+from pytreesaver._templates import Template, build_leaf
 from pytreesaver.formats import CheckpointReader
 
 AssignmentMap = Mapping[str, Any] | Sequence[tuple[str, Any]]
@@ -36,7 +37,7 @@ def init_from_checkpoint(tree: Any, path: PathLike, assignment_map: AssignmentMa
     ``"a/b": tree["scope"]``    a variable, to that leaf itself (the same object)
     ``"a/b": ["w/0", "w/1"]``   a variable, to leaves that together are as large: each takes its slice, one after the
                                 other along the one axis on which they are shorter
-    ``"a/b": "w"``              the same, where there is no leaf ``w`` but leaves under it
+    ``"a/b": "w"``              the same, where there is no leaf ``w`` but leaves under it: ``w/2`` before ``w/10``
     ``"old/": "new/"``          to every leaf under ``new/`` the variable that has the rest of its name under ``old/``
     ``"/": "new/"``             the same from the root of the checkpoint; ``"old/": "/"`` is to the root of the tree
     ==========================  ======================================================================================
@@ -61,30 +62,69 @@ def init_from_checkpoint(tree: Any, path: PathLike, assignment_map: AssignmentMa
     """
     flat = flatten_tree(tree)
     refuse_duplicates(flat, tree)
-    entries = list(assignment_map.items()) if isinstance(assignment_map, Mapping) else list(assignment_map)
+    entries = _entries(assignment_map)
     with opened(checkpoint_at(path)) as reader:
-        assigned, sliced = _Assignments({}, {}), []
+        positions = {name: i for i, name in enumerate(reader.names)}
+        assigned = _Assignments({}, {})
         problems: list[MismatchError] = []
-        lines = _resolve(entries, flat, list(reader.names), assigned)
+        lines = _resolve(entries, _Names(flat, list(reader.names)), assigned)
         if lines:
             problems.append(MismatchError(f"the assignment map does not fit {reader.path}:\n" + "\n".join(lines)))
         options = RestoreOptions(
-            only=assigned.whole.__contains__, rename=assigned.whole.__getitem__, unexpected="ignore", may_be_empty=True
+            only=assigned.whole.__contains__,
+            rename=assigned.whole.__getitem__,
+            unexpected="ignore",
+            may_be_empty=True,
+            hints=False,
         ).checked(tree)
         try:
             plan = plan_like(reader, tree, options)
         except MismatchError as error:
             problems.append(error)
         leaves = dict(zip(flat.names, flat.leaves, strict=True))
+        sliced: list[_Slice] = []
         for names, stored_name in assigned.sliced.items():
+            templates = {name: named_template(name, leaves[name]) for name in names}
             try:
-                sliced += _plan_slices(reader, stored_name, {name: template_of(leaves[name]) for name in names})
+                sliced += _plan_slices(reader, positions[stored_name], templates)
             except MismatchError as error:
                 problems.append(error)
         if problems:
             raise joined(problems)
         restored = plan.read(reader, options)
         return plan.with_leaves(restored | {each.name: _slice_leaf(reader, each) for each in sliced})
+
+
+def _entries(assignment_map: Any) -> list[tuple[str, Any]]:
+    is_list = isinstance(assignment_map, list | tuple)
+    entries = list(assignment_map.items()) if isinstance(assignment_map, Mapping) else assignment_map
+    for entry in entries if isinstance(assignment_map, Mapping) or is_list else [assignment_map]:
+        if not isinstance(entry, tuple | list) or len(entry) != 2 or not isinstance(entry[0], str):
+            raise TypeError(
+                "assignment_map: expected a dict, or a list of pairs, of variables in the checkpoint and leaves of the "
+                f"tree, found {entry!r}"
+            )
+    return list(entries)
+
+
+class _Names:
+    """The names of a tree and of a checkpoint, and what lies under each, looked up in no time."""
+
+    def __init__(self, flat: FlatTree, stored: Sequence[str]) -> None:
+        self.names = flat.names
+        self.present = set(flat.names)
+        self.stored = set(stored)
+        self.under: dict[str, list[str]] = {"/": flat.names}
+        for name in flat.names:
+            for prefix in prefixes(name):
+                if prefix != name:
+                    self.under.setdefault(f"{prefix}/", []).append(name)
+        self.stored_prefixes = {f"{prefix}/" for name in stored for prefix in prefixes(name) if prefix != name}
+        self.by_identity: dict[int, list[str]] = {}
+        for name, leaf in zip(flat.names, flat.leaves, strict=True):
+            self.by_identity.setdefault(id(leaf), []).append(name)
+        self.suggest_stored = suggestions(stored)
+        self.suggest = suggestions([*sorted(set(self.under) - {"/"}), *flat.names])
 
 
 class _Assignments(NamedTuple):
@@ -94,19 +134,13 @@ class _Assignments(NamedTuple):
     sliced: dict[tuple[str, ...], str]
 
 
-def _resolve(entries: Sequence[Any], flat: FlatTree, stored: Sequence[str], assigned: _Assignments) -> list[str]:
+def _resolve(entries: Sequence[tuple[str, Any]], known: _Names, assigned: _Assignments) -> list[str]:
     """Fill in what is assigned to what. Gives a line for each entry that makes no sense."""
     problems: list[str] = []
     taken: dict[str, str] = {}
-    for entry in entries:
-        if not isinstance(entry, tuple | list) or len(entry) != 2 or not isinstance(entry[0], str):
-            raise TypeError(
-                f"assignment_map: expected a dict, or a list of pairs, of variables in the checkpoint and leaves of "
-                f"the tree, found {entry!r}"
-            )
-        old, new = entry
+    for old, new in entries:
         try:
-            whole, sliced = _targets(old, new, flat, stored)
+            whole, sliced = _targets(old, new, known)
         except _EntryError as error:
             problems.append(f"  {old!r}: {error}")
             continue
@@ -124,7 +158,7 @@ class _EntryError(Exception):
     """Why an entry of the map makes no sense, as the end of a sentence."""
 
 
-def _targets(old: str, new: Any, flat: FlatTree, stored: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _targets(old: str, new: Any, known: _Names) -> tuple[dict[str, str], list[str]]:
     """{leaf: variable} of an entry, or the leaves that are slices of one variable."""
     if isinstance(new, str) and (old.endswith("/") or new.endswith("/")):
         if not (old.endswith("/") and new.endswith("/")):
@@ -132,39 +166,35 @@ def _targets(old: str, new: Any, flat: FlatTree, stored: Sequence[str]) -> tuple
                 f"Assignment map with scope only name {old if old.endswith('/') else new} should map to scope only "
                 f"{new if old.endswith('/') else old}. Should be 'scope/': 'other_scope/'."
             )
-        under = [name for name in flat.names if new == "/" or name.startswith(new)]
+        under = known.under.get(new, [])
         if not under:
-            raise _EntryError(f"expected leaves of the tree under {new!r}, found none{_near(new, flat.names)}")
+            raise _EntryError(f"expected leaves of the tree under {new!r}, found none{known.suggest(new)}")
         renaming = ByName({new: old})
         return {name: renaming.stored_name(name) for name in under}, []
-    if old not in stored:
-        hint = "; a prefix ends in '/'" if any(name.startswith(f"{old}/") for name in stored) else ""
-        raise _EntryError(f"expected a variable of the checkpoint, found none{hint or did_you_mean(old, stored)}")
-    if isinstance(new, str):
-        if new in flat.names:
-            return {new: old}, []
-        under = [name for name in flat.names if name.startswith(f"{new}/")]
-        if under:
-            return {}, under
-        raise _EntryError(f"expected a leaf of the tree, found none that is called {new!r}{_near(new, flat.names)}")
+    if old not in known.stored:
+        hint = "; a prefix ends in '/'" if f"{old}/" in known.stored_prefixes else known.suggest_stored(old)
+        raise _EntryError(f"expected a variable of the checkpoint, found none{hint}")
+    if isinstance(new, str) and new not in known.present and f"{new}/" in known.under:
+        return {}, sorted(known.under[f"{new}/"], key=_as_counted)
     if isinstance(new, list | tuple):
-        return {}, [_leaf_name(each, flat) for each in new]
-    return {_leaf_name(new, flat): old}, []
+        if not new:
+            raise _EntryError("expected leaves of the tree, found an empty list")
+        return {}, [_leaf_name(each, known) for each in new]
+    return {_leaf_name(new, known): old}, []
 
 
-def _near(name: str, names: Sequence[str]) -> str:
-    prefixes = {f"{name[:i]}/" for name in names for i, character in enumerate(name) if character == "/"}
-    return did_you_mean(name, [*sorted(prefixes), *names])
+def _as_counted(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by in which ``part_10`` comes after ``part_9``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
-def _leaf_name(given: Any, flat: FlatTree) -> str:
+def _leaf_name(given: Any, known: _Names) -> str:
     if isinstance(given, str):
-        if given not in flat.names:
-            raise _EntryError(
-                f"expected a leaf of the tree, found none that is called {given!r}{_near(given, flat.names)}"
-            )
+        if given not in known.present:
+            hint = known.suggest(given)
+            raise _EntryError(f"expected a leaf of the tree, found none that is called {given!r}{hint}")
         return given
-    names = [name for name, leaf in zip(flat.names, flat.leaves, strict=True) if leaf is given]
+    names = known.by_identity.get(id(given), [])
     is_array = isinstance(given, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
     if not is_array or len(names) != 1:
         found = f"{len(names)} places in the tree with this {type(given).__name__}" if is_array else repr(given)
@@ -181,15 +211,14 @@ class _Slice(NamedTuple):
     box: Box
 
 
-def _plan_slices(reader: CheckpointReader, stored_name: str, templates: Mapping[str, Template]) -> list[_Slice]:
+def _plan_slices(reader: CheckpointReader, position: int, templates: Mapping[str, Template]) -> list[_Slice]:
     """Raises a MismatchError if the leaves are not what a variable can be cut into."""
-    position = list(reader.names).index(stored_name)
     stored, shape = reader.types[position], reader.shapes[position]
     parts = [template.shape for template in templates.values()]
     described = ", ".join(f"{shown(n)}: {describe(t.type, t.shape)}" for n, t in templates.items())
     wrong = MismatchError(
-        f"{shown(stored_name)}: expected leaves that together are {describe(stored, shape)}, cut along one axis, "
-        f"found {described}"
+        f"{shown(reader.names[position])}: expected leaves that together are {describe(stored, shape)}, cut along one "
+        f"axis, found {described}"
     )
     if stored.kind not in ("jax", "numpy") or any(
         t.type.kind not in ("jax", "numpy") or t.type.dtype != stored.dtype for t in templates.values()

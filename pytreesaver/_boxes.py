@@ -113,6 +113,18 @@ def byte_runs(shape: Sequence[int], itemsize: int, boxes: Iterable[Box], block: 
     return merged
 
 
+def outer_run(shape: Sequence[int], itemsize: int, box: Box) -> tuple[int, int]:
+    """The stretch (begin, end) of a row-major array's bytes from the first to the last of a box that is not empty.
+
+    Example:
+        >>> outer_run((4, 5), 8, ((1, 3), (0, 5))), outer_run((4, 5), 8, ((1, 3), (0, 1)))
+        ((40, 120), (40, 88))
+    """
+    strides = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
+    begin = sum(start * stride for (start, _), stride in zip(box, strides, strict=True))
+    return begin, sum((stop - 1) * stride for (_, stop), stride in zip(box, strides, strict=True)) + itemsize
+
+
 class Piece(NamedTuple):
     """A box that is a stretch of a row-major array: its first element is number `first` of those of the array."""
 

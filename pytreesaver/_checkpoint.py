@@ -146,20 +146,22 @@ def restore(
         rename: from names in the result to names in the checkpoint: a dict of names, or of prefixes that end in ``/``
             (``/`` alone is the root); a list of (regular expression, replacement), of which the first that is found in
             a name counts; or a function. Only a dict can be used without `like`. Several names may have one variable.
+            With `only`, a variable that no leaf takes is unexpected if the name that it would have in the result is
+            selected; unless `rename` is a dict, that is taken for the name that it has in the checkpoint.
         missing: ``"keep"`` keeps the template's own leaf where the checkpoint has no such variable. A
             `jax.ShapeDtypeStruct` has no value to keep, and is an error all the same.
         unexpected: ``"ignore"`` leaves out variables that the template does not have.
         cast: convert numbers to the template's dtypes. Without `like`, a dtype is that of all floating arrays, and
-            True is what JAX makes of 64 bits while ``jax_enable_x64`` is off. Floats are rounded; an overflow, and
-            what an integer or bool cannot hold, is an error.
+            True is what JAX makes of 64 bits while ``jax_enable_x64`` is off. Floats are rounded to the nearest; an
+            overflow, and an integer or a fraction that the other dtype does not have, is an error.
         reshape: take arrays of another shape with as many elements.
         sharding: where JAX arrays go, if not where the template has them: a `jax.sharding.Sharding` or a device for
             all, a tree of those that is a prefix of the result, or a function of name and shape. None is no wish.
         as_numpy: give NumPy arrays in place of JAX arrays, and the data of PRNG keys; no device is touched.
-        mmap: give arrays that are read from the file when they are first used, and take no memory of their own: NumPy
-            arrays, and JAX arrays on the CPU. What has to be converted, or put together from shards, is read all the
-            same. Such a checkpoint may be replaced or deleted, but its files must not be changed in place.
-        verify: check every byte against its checksum.
+        mmap: give arrays that are the file itself, and take no memory of their own: NumPy arrays, and JAX arrays on the
+            CPU. What has to be converted, or put together from shards, is read all the same. Such a checkpoint may be
+            replaced or deleted, but its files must not be changed in place.
+        verify: check every byte against its checksum. Without it, and with `mmap`, nothing is read before it is used.
 
     Beside the result no more than about 64 MiB are held in memory; on an accelerator, the largest leaf if that is more.
 

@@ -1,5 +1,7 @@
 """Numbers of one dtype made numbers of another, and a refusal where more than rounding would be lost. Pure."""
 
+import functools
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -51,6 +53,8 @@ def floating_dtype(given: Any) -> str:
         ('bfloat16', 'float32')
     """
     try:
+        if given is None:  # NumPy takes it for float64
+            raise TypeError
         name = given if isinstance(given, str) else dtype_name(np.dtype(given))
         if is_floating(name):
             return name
@@ -62,12 +66,12 @@ def floating_dtype(given: Any) -> str:
 def convert(values: np.ndarray, output: np.ndarray) -> None:
     """Fill `output` with `values` as numbers of its dtype.
 
-    Numbers become floats by rounding to the nearest, and complex numbers in the same way, part by part. Whatever else
-    the dtypes are, the values have to be the same afterwards.
+    Floats become floats by rounding to the nearest, and complex numbers in the same way, part by part. Whatever else
+    the dtypes are, the numbers have to be the same afterwards.
 
     Raises:
         LossError: a finite number would become infinite or NaN, or a number would not be there at all in the other
-            dtype: a fraction or 300 as int8, 2 as bool, 1+2j as float32.
+            dtype: a fraction or 300 as int8, 2 as bool, 257 as bfloat16 if it was an integer, 1+2j as float32.
 
     Example:
         >>> output = np.empty(2, np.int8)
@@ -91,20 +95,25 @@ _MOST_ELEMENTS = 1 << 17  # so that what the checks need stays small, and in the
 
 def _convert(values: np.ndarray, output: np.ndarray) -> None:
     source, target = _category(values.dtype), _category(output.dtype)
-    if source == 3 and target < 3:
+    if source > _FLOATING >= target:
         _refuse(values, values.imag != 0, output.dtype)
         values = values.real
     if values.dtype.isbuiltin != 1 or values.dtype == np.float16:  # too small to compare them with all limits
-        values = values.astype(np.int32 if source == 1 else np.float32)
-    if target >= _FLOATING:
+        values = values.astype(np.int32 if source < _FLOATING else np.float32)
+    if target < _FLOATING:
+        _refuse(values, ~_is_whole_number_of(values, output.dtype), output.dtype)
         output[...] = values
-        _refuse_overflow(values, output)
+    elif source < _FLOATING:
+        output[...] = values
+        _refuse(values, ~_is_same(values, output), output.dtype)
+    elif output.dtype.kind == "c":
+        for part, into in ((values.real, output.real), (values.imag, output.imag)):
+            _round(part, into)
     else:
-        _refuse(values, ~_is_exact(values, output.dtype), output.dtype)
-        output[...] = values
+        _round(values, output)
 
 
-def _is_exact(values: np.ndarray, target: np.dtype[Any]) -> Any:
+def _is_whole_number_of(values: np.ndarray, target: np.dtype[Any]) -> Any:
     """For each number whether an integer or boolean dtype has it."""
     if target == np.bool_:
         return (values == 0) | (values == 1)
@@ -118,21 +127,48 @@ def _is_exact(values: np.ndarray, target: np.dtype[Any]) -> Any:
     return (values >= max(low, np.iinfo(values.dtype).min)) & (values <= min(high, np.iinfo(values.dtype).max))
 
 
-def _refuse_overflow(values: np.ndarray, output: np.ndarray) -> None:
-    is_complex = output.dtype.kind == "c"
-    parts = [(values.real, output.real), (values.imag, output.imag)] if is_complex else [(values, output)]
-    for before, after in parts:
-        if after.dtype.itemsize > 1 and np.isfinite(after).all():
-            continue
-        limits = jnp.finfo(after.dtype)  # type: ignore[no-untyped-call]
-        rounded = after.astype(np.float64)
-        lost = ~np.isfinite(rounded) if before.dtype.kind in "biu" else np.isfinite(before) != np.isfinite(rounded)
-        if before.dtype.kind == "f":
-            lost |= np.isnan(before) != np.isnan(rounded)
-        # The smallest floats have no infinity: what is too large becomes the largest number, or NaN.
-        if after.dtype.itemsize == 1:
-            lost |= np.isfinite(before) & ((before > float(limits.max)) | (before < float(limits.min)))
-        _refuse(before, lost, after.dtype)
+def _is_same(integers: np.ndarray, floats: np.ndarray) -> Any:
+    """For each integer or bool whether the float that was made of it is the same number."""
+    if integers.dtype == np.bool_:
+        integers = integers.astype(np.uint8)
+    exact = floats.real.astype(np.float64)
+    info = np.iinfo(integers.dtype)
+    fits = (exact >= float(info.min)) & (exact < float(int(info.max) + 1))
+    return fits & (np.where(fits, exact, 0).astype(integers.dtype) == integers)
+
+
+def _round(values: np.ndarray, output: np.ndarray) -> None:
+    """Fill floats with floats, rounded to the nearest; refuse an overflow, and NaN or infinity where there is none."""
+    over_float32 = values.dtype == np.float64 and output.dtype.isbuiltin != 1
+    output[...] = _rounded_to_odd(values) if over_float32 else values
+    if np.isfinite(output).all() and _has_nan(output.dtype):
+        return
+    rounded = output.astype(np.float64)
+    lost = (np.isfinite(values) != np.isfinite(rounded)) | (np.isnan(values) != np.isnan(rounded))
+    if not _has_nan(output.dtype):  # then what is too large becomes the largest number
+        info = jnp.finfo(output.dtype)  # type: ignore[no-untyped-call]
+        largest = float(info.max)
+        half_step = 2.0 ** (math.frexp(largest)[1] - 2 - int(info.nmant))
+        lost |= np.isfinite(values) & (np.abs(values) >= largest + half_step)
+    _refuse(values, lost, output.dtype)
+
+
+@functools.lru_cache
+def _has_nan(dtype: np.dtype[Any]) -> bool:
+    with np.errstate(all="ignore"):
+        return bool(np.isnan(np.array(np.nan).astype(dtype).astype(np.float64)))
+
+
+def _rounded_to_odd(values: np.ndarray) -> np.ndarray:
+    """float64 as float32 in such a way that rounding that again rounds the numbers as they were.
+
+    ml_dtypes knows no other way from float64 than over float32, and to round twice to the nearest can go wrong.
+    """
+    rounded = values.astype(np.float32)
+    back = rounded.astype(np.float64)
+    bits = rounded.view(np.uint32)
+    inexact = np.isfinite(values) & (back != values)
+    return np.where(inexact, (bits - (np.abs(back) > np.abs(values))) | 1, bits).astype(np.uint32).view(np.float32)
 
 
 def _refuse(values: np.ndarray, lost: Any, target: np.dtype[Any]) -> None:
@@ -158,10 +194,43 @@ def convert_python_number(value: Any, kind: str) -> Any:
     try:
         number = _PYTHON_NUMBERS[kind](value)
     except (OverflowError, TypeError, ValueError):
-        raise LossError(f"{value} is no {kind}") from None
-    if kind in ("bool", "int") and number != value:
-        raise LossError(f"{value} is no {kind}")
+        raise LossError(f"{shown_number(value)} is no {kind}") from None
+    is_nan = isinstance(value, float) and math.isnan(value)
+    if number != value and not is_nan:
+        raise LossError(f"{shown_number(value)} is no {kind}")
     return number
 
 
 _PYTHON_NUMBERS: dict[str, Any] = {cls.__name__: cls for cls in (bool, int, float, complex)}
+
+
+def array_of_python_number(value: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    """A Python number as a 0-d array, under the same rule.
+
+    Raises:
+        LossError: the dtype has no such number.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        if _category(dtype) >= _FLOATING:
+            value = convert_python_number(value, "float")
+        else:
+            info = None if dtype == np.bool_ else jnp.iinfo(dtype)  # type: ignore[no-untyped-call]
+            if not (value in (0, 1) if info is None else int(info.min) <= value <= int(info.max)):
+                raise LossError(f"{shown_number(value)} is no {dtype.name} value")
+            return np.array(value, dtype)
+        exact = np.array(value)
+        output = np.empty((), dtype)
+        convert(exact, output)
+        if complex(output[()]) != value:
+            raise LossError(f"{shown_number(int(value))} is no {dtype.name} value")
+        return output
+    output = np.empty((), dtype)
+    convert(np.array(value), output)
+    return output
+
+
+def shown_number(value: Any) -> str:
+    """A Python number as it stands in messages."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)

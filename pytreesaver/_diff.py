@@ -1,5 +1,6 @@
 """Compare two checkpoints variable by variable, in bounded memory."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -188,18 +189,31 @@ def _compare(name: str, one: CheckpointReader, i: int, other: CheckpointReader, 
         values = [
             python_value(reader.read([k], verify=True)[0], reader.types[k]) for reader, k in ((one, i), (other, j))
         ]
-        # Equal numbers may differ in their bits, and NaN is not equal to itself.
-        equal = dtypes[0] == dtypes[1] and repr(values[0]) == repr(values[1])
-        return None if equal else replace(change, values=(values[0], values[1]))
-    if any(of_python) or shapes[0] != shapes[1]:
+        return None if _is_same_value(*values) else replace(change, values=(values[0], values[1]))
+    is_number = is_castable(*types)
+    if any(of_python) or shapes[0] != shapes[1] or (dtypes[0] != dtypes[1] and not is_number):
         return change
-    sums = _Sums(is_number=is_castable(*types))
-    for box in split_box(whole_box(change.shape[0]), _PART_ELEMENTS):
+    sums = _Sums(is_number=is_number)
+    most = _PART_NBYTES // max(_element_nbytes(one, i), _element_nbytes(other, j), 1)
+    for box in split_box(whole_box(change.shape[0]), most):
         sums.add(_part(one, i, box), _part(other, j, box))
     return None if same and not sums.differing else replace(change, **sums.results())
 
 
-_PART_ELEMENTS = 1 << 19
+def _is_same_value(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    # Equal numbers may differ in their bits, and NaN is not equal to itself.
+    return repr(a) == repr(b) if isinstance(a, float | complex) else bool(a == b)
+
+
+_PART_NBYTES = 4 << 20
+
+
+def _element_nbytes(reader: CheckpointReader, position: int) -> int:
+    leaf_type, shape = reader.types[position], reader.shapes[position]
+    words = shape[len(logical_shape(leaf_type, shape)) :]
+    return storage_dtype(leaf_type).itemsize * math.prod(words)
 
 
 def _part(reader: CheckpointReader, position: int, box: Box) -> np.ndarray:

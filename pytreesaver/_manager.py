@@ -293,6 +293,7 @@ class CheckpointManager:
             >>> manager.restore(), manager.restore(step=1)
             ({'w': array([2, 2])}, {'w': array([1, 1])})
         """
+        checked = RestoreOptions.of("CheckpointManager.restore", options)
         self._session.queue.settle()
         state = self._state()
         candidates = self._run.candidates(state)
@@ -307,7 +308,7 @@ class CheckpointManager:
 
         def restored(saved: SavedCheckpoint) -> Any:
             with jax.profiler.TraceAnnotation("CheckpointManager.restore"):
-                return restore_with(path / saved.path, like, RestoreOptions(**options), stacklevel=5)
+                return restore_with(path / saved.path, like, checked, stacklevel=5)
 
         saved, tree, problems = _first_intact(candidates, restored)
         if saved is not None:
@@ -340,6 +341,7 @@ class CheckpointManager:
         """
         is_function = callable(init) and jax.tree_util.all_leaves([init])  # some modules are both tree and function
         tree = init() if is_function else init
+        RestoreOptions.of("CheckpointManager.restore_or_init", options).checked(tree)  # whether it is needed or not
         self._session.queue.settle()
         return self.restore(tree, **options) if self._run.candidates(self._state()) else tree
 

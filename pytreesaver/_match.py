@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-from pytreesaver._convert import is_castable
+from pytreesaver._convert import is_castable, shown_number
 from pytreesaver._leaves import PYTHON_KINDS, LeafType, describe, described_dtype, logical_shape, storage_dtype
 from pytreesaver._mismatch import X64_NOTE, Difference, Problems
-from pytreesaver._names import did_you_mean
-from pytreesaver._rename import ByName, Renaming
+from pytreesaver._rename import Renaming
 from pytreesaver._templates import X64_DTYPES, Template, python_kind_of, value_fits
 
 Missing = Literal["error", "keep"]
@@ -47,6 +46,7 @@ def match_template(
     renaming: Renaming | None = None,
     template_names: Sequence[str],
     considered: Callable[[str], bool],
+    hints: bool = True,
     value_of: Callable[[int], Any],
     x64_enabled: bool,
 ) -> list[LeafPlan | None]:
@@ -63,6 +63,7 @@ def match_template(
         renaming: gives the names in the checkpoint.
         template_names: the names of all leaves, restored or not: an entry of the renaming has to be for one of them.
         considered: whether a stored variable that no leaf takes is worth a word.
+        hints: whether the message may name arguments of `pytreesaver.restore`.
         value_of: gives the value of a stored Python number by its position: an int fits an int32 leaf only if it is
             small enough.
         x64_enabled: whether JAX can hold 64 bits.
@@ -75,10 +76,10 @@ def match_template(
     stored_names = {name: renaming.stored_name(name) if renaming else name for name in template}
     plan: list[LeafPlan | None] = []
     absent: dict[str, str] = {}
-    problems = Problems(where, stored.names)
+    problems = Problems(where, stored.names, hints=hints)
     if renaming is not None:
         problems.label = renaming.label
-        problems.unused = _unused_entries(renaming, template_names)
+        problems.unused = renaming.unused(template_names)
 
     for name, wanted in template.items():
         position = positions.get(stored_names[name])
@@ -115,33 +116,14 @@ def match_template(
             problems.differ[name] = Difference(expected, describe(found, found_shape), note or "")
 
     taken = set(stored_names.values())
-    problems.surplus = [name for name in stored.names if name not in taken and considered(name)]
-    problems.unexpected = problems.surplus if unexpected == "error" else []
+    problems.surplus = [name for name in stored.names if name not in taken]
+    problems.unexpected = [name for name in problems.surplus if considered(name)] if unexpected == "error" else []
+    problems.nothing_to_keep = missing == "keep"
     problems.missing = {
         name: stored_name for name, stored_name in absent.items() if missing == "error" or not template[name].has_value
     }
     problems.raise_if_any()
     return plan
-
-
-def _unused_entries(renaming: Renaming, template_names: Sequence[str]) -> dict[str, str]:
-    """The entries that are for none of the names, each with what it could have meant."""
-    unused = renaming.unused(template_names)
-    hints = {}
-    for i, entry in enumerate(unused):
-        if isinstance(renaming, ByName) and any(name.startswith(f"{entry}/") for name in template_names):
-            hints[entry] = f"; a prefix ends in '/': {entry + '/'!r}: {renaming.entries[entry].rstrip('/') + '/'!r}"
-        else:
-            candidates = _prefixes(template_names) if entry.endswith("/") else template_names
-            hints[entry] = did_you_mean(entry, candidates) if i < _MOST_SUGGESTIONS else ""
-    return hints
-
-
-_MOST_SUGGESTIONS = 20
-
-
-def _prefixes(names: Sequence[str]) -> list[str]:
-    return sorted({name[: i + 1] for name in names for i, character in enumerate(name) if character == "/"})
 
 
 def _is_reshapable(found: LeafType, found_shape: tuple[int, ...], wanted: Template) -> bool:
@@ -210,11 +192,5 @@ def _compare(
         if value_fits(stored_value, target):
             return None
         same_category = python_kind_of(storage_dtype(target)) == found.kind
-        return f"{_shown_number(stored_value)} is no {target.dtype} value" if same_category else ""
+        return f"{shown_number(stored_value)} is no {target.dtype} value" if same_category else ""
     return None if storage_dtype(found) == storage_dtype(target) else ""
-
-
-def _shown_number(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 256:
-        return f"a number of {value.bit_length()} bits"
-    return repr(value)

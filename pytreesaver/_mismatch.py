@@ -1,11 +1,11 @@
 """Everything in which a template and a checkpoint differ, gathered into one error. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pytreesaver._errors import MismatchError
-from pytreesaver._names import did_you_mean, listed_with_suggestions, shown
+from pytreesaver._names import listed_with_suggestions, shown, suggestions
 from pytreesaver._rename import likely_renaming
 
 X64_NOTE = "JAX holds no 64-bit arrays while jax_enable_x64 is off"
@@ -31,9 +31,10 @@ class Problems:
         surplus: names of all variables that no leaf takes.
         shape, dtype: as in `MismatchError`.
         differ: what the message says of each variable of another shape or dtype.
-        unused: entries of the renaming that say nothing of the template, each as it is shown and with what it could
-            have meant.
+        unused: entries of the renaming that say nothing of the template, each with a hint at what could be meant.
         label: what the renaming is called.
+        nothing_to_keep: whether the missing ones are those whose template has no value that could be kept.
+        hints: whether arguments of `restore` may be named at all.
         cast_helps, reshape_helps, narrowing_helps: whether an argument of `restore` would mend some of it.
     """
 
@@ -45,11 +46,13 @@ class Problems:
     shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     dtype: dict[str, tuple[str, str]] = field(default_factory=dict)
     differ: dict[str, Difference] = field(default_factory=dict)
-    unused: Mapping[str, str] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
     label: str = "rename"
     cast_helps: bool = False
     reshape_helps: bool = False
     narrowing_helps: bool = False
+    nothing_to_keep: bool = False
+    hints: bool = True
 
     def raise_if_any(self) -> None:
         """Raise a `MismatchError` if there is anything."""
@@ -95,15 +98,18 @@ class Problems:
                 hint = f"  all of them are there under another prefix: rename={renaming} finds them"
                 return [hint, *(f"  {shown(name)}" for name in self.missing)]
             return listed_with_suggestions(list(self.missing), self.surplus or self.stored_names)
+        suggest = suggestions(self.surplus or self.stored_names)
         return [
-            f"  {shown(name)} (in the checkpoint: {shown(stored)})"
-            f"{did_you_mean(stored, self.surplus or self.stored_names) if i < _MOST_SUGGESTIONS else ''}"
-            for i, (name, stored) in enumerate(self.missing.items())
+            f"  {shown(name)} (looked for as {shown(stored)}){suggest(stored)}" for name, stored in self.missing.items()
         ]
 
     def _ways_out(self) -> list[str]:
-        ways = []
-        if self.missing:
+        ways: list[str] = []
+        if not self.hints:
+            return ways
+        if self.missing and self.nothing_to_keep:
+            ways.append("a ShapeDtypeStruct has no value that could be kept")
+        elif self.missing:
             ways.append('missing="keep" keeps the template\'s own values')
         if self.unexpected:
             ways.append('unexpected="ignore" leaves what the template lacks')
@@ -116,9 +122,6 @@ class Problems:
         if self.narrowing_helps:
             ways.append("cast=True gives 32 bits")
         return ways
-
-
-_MOST_SUGGESTIONS = 20
 
 
 def joined(errors: Sequence[MismatchError]) -> MismatchError:

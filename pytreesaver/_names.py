@@ -1,6 +1,7 @@
 """Variable names: the path of a leaf in its tree, its entries joined with ``/``. Pure functions on strings."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -57,13 +58,40 @@ def listed_with_suggestions(names: Sequence[str], candidates: Sequence[str]) -> 
         >>> listed_with_suggestions(["dens/w"], ["dense/w"])
         ["  dens/w; did you mean 'dense/w'?"]
     """
-    return [
-        f"  {shown(name)}{did_you_mean(name, candidates) if i < _MOST_SUGGESTIONS else ''}"
-        for i, name in enumerate(names)
-    ]
+    suggest = suggestions(candidates)
+    return [f"  {shown(name)}{suggest(name)}" for name in names]
+
+
+def suggestions(candidates: Iterable[str]) -> Callable[[str], str]:
+    """`did_you_mean` for a message of many lines: only the first names that are asked for get an answer.
+
+    The candidates are looked at when the first name is asked for.
+    """
+    known: list[str] = []
+    asked = itertools.count()
+
+    def suggest(name: str) -> str:
+        if not known:
+            known.extend(candidates)
+        return did_you_mean(name, known) if next(asked) < _MOST_SUGGESTIONS else ""
+
+    return suggest
 
 
 _MOST_SUGGESTIONS = 20
+
+
+def prefixes(name: str) -> Iterator[str]:
+    """A name and every name that it lies under.
+
+    Example:
+        >>> list(prefixes("params/dense/kernel"))
+        ['params/dense/kernel', 'params', 'params/dense']
+    """
+    yield name
+    for i, character in enumerate(name):
+        if character == "/":
+            yield name[:i]
 
 
 def shown(name: str) -> str:

@@ -6,7 +6,7 @@ Pure functions on the plain data of a structure.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pytreesaver._names import SINGLE_LEAF_NAME
+from pytreesaver._names import SINGLE_LEAF_NAME, duplicates, prefixes
 from pytreesaver._values import decode_value
 
 
@@ -114,6 +114,10 @@ def _leaves(node: Any) -> Iterator[int]:
             yield from _leaves(child)
 
 
+class TakenNameError(Exception):
+    """The name that a leaf cannot have because there are leaves under it."""
+
+
 def move_structure(structure: Any, names: Sequence[str], moved: Mapping[int, Sequence[tuple[str, int]]]) -> Any:
     """The structure of a tree whose leaves have other names now.
 
@@ -122,26 +126,93 @@ def move_structure(structure: Any, names: Sequence[str], moved: Mapping[int, Seq
         names: the name that each leaf had.
         moved: for each leaf that stays, its new names and their positions.
 
-    A branch of which every leaf moves in the same way stays what it is, under its new name; around those branches there
-    are dicts.
+    A branch of which every leaf moves in the same way stays what it is, under its new name. So does every container
+    that only loses or gains leaves, but that a list, or a class, of which a part is gone or new is a dict.
+
+    Raises:
+        TakenNameError: a leaf and a container would have one name.
 
     Example:
         >>> move_structure({"old": {"$tuple": [0, 1]}}, ["old/0", "old/1"], {0: [("new/0", 0)], 1: [("new/1", 1)]})
         {'new': {'$tuple': [0, 1]}}
     """
-    branches = list(_moved_branches(structure, None, names, moved))
+    staying = {
+        leaf: position
+        for leaf, places in moved.items()
+        for name, position in places
+        if name == names[leaf] and name != SINGLE_LEAF_NAME
+    }
+    branches = [
+        (name, branch)
+        for name, branch, path in _moved_branches(structure, None, names, moved)
+        if name is None or name != path
+    ]
     if len(branches) == 1 and branches[0][0] is None:
         return branches[0][1]
-    return _nested([(SINGLE_LEAF_NAME if name is None else name, branch) for name, branch in branches])
+    result = _prune(structure, staying)
+    result = {} if result is _ABSENT else result
+    entries = [(SINGLE_LEAF_NAME if name is None else name, branch) for name, branch in branches]
+    for name in duplicates(name for name, _ in entries):
+        raise TakenNameError(name)
+    return _with_branches(result, entries) if entries else result
+
+
+def _with_branches(node: Any, entries: Sequence[tuple[str, Any]]) -> Any:
+    """A container with more branches, at names as seen from it."""
+    if type(node) is int:
+        raise TakenNameError(entries[0][0])
+    parts = _parts(node)
+    children = list(parts.children)
+    at = {str(decode_value(key)): i for i, key in enumerate(parts.keys)}
+    begun = {prefix for component in at for prefix in prefixes(component)}
+    inside: dict[int, list[tuple[str, Any]]] = {}
+    new: list[tuple[str, Any]] = []
+    for name, branch in entries:
+        if name in at or (name in begun and type(branch) is int):
+            raise TakenNameError(name)
+        # The longest key counts: with a key "a/b" beside "a", what is under "a/b" is in there.
+        holders = [p for p in prefixes(name) if p in at and type(children[at[p]]) is not int]
+        if holders:
+            holder = max(holders, key=len)
+            inside.setdefault(at[holder], []).append((name[len(holder) + 1 :], branch))
+        else:
+            new.append((name, branch))
+    for i, inner in inside.items():
+        children[i] = _with_branches(children[i], inner)
+    if not new:
+        return parts.of_all(children)
+    # Where the first component is a leaf there is no place to nest, and the whole name is the key.
+    added = [item for item in new if item[0].partition("/")[0] in at]
+    nested = _nested_items([item for item in new if item[0].partition("/")[0] not in at])
+    more = [*([key, branch] for key, branch in added), *nested]
+    items = [[key, child] for key, child in zip(parts.keys, children, strict=True)]
+    if items and all(type(key) is int for key, _ in items) and all(_is_number(key) for key, _ in more):
+        return _dict_of([*items, *([int(key), branch] for key, branch in more)])
+    if all(type(key) is str for key, _ in items):
+        return parts.of_some([*items, *more]) if _keeps_kind(node) else _dict_of([*items, *more])
+    return _dict_of([*([component, children[i]] for component, i in at.items()), *more])
+
+
+def _is_number(key: str) -> bool:
+    return key.isascii() and key.isdigit() and str(int(key)) == key
+
+
+def _keeps_kind(node: Any) -> bool:
+    """Whether a container stays of its kind when it gets another str key."""
+    return type(node) is dict and _is_tagged(node) and next(iter(node)) in ("$ordereddict", "$defaultdict")
+
+
+def _dict_of(items: list[list[Any]]) -> Any:
+    return _as_dict(items) if all(type(key) is str for key, _ in items) else {"$dict": items}
 
 
 def _moved_branches(
     node: Any, path: str | None, names: Sequence[str], moved: Mapping[int, Sequence[tuple[str, int]]]
-) -> Iterator[tuple[str | None, Any]]:
-    """The (new name, structure) of the largest branches that move as they are; the name of the root is None."""
+) -> Iterator[tuple[str | None, Any, str | None]]:
+    """The (new name, structure, old name) of the largest branches that move as they are; that of the root is None."""
     if type(node) is int:
         for name, position in moved.get(node, ()):
-            yield (None if name == SINGLE_LEAF_NAME else name), position
+            yield (None if name == SINGLE_LEAF_NAME else name), position, path
         return
     leaves = list(_leaves(node))
     if not leaves:
@@ -153,7 +224,7 @@ def _moved_branches(
         is_alone = len(leaves) == len(moved) and len(place_of_all) == 1
         if _NOWHERE not in place_of_all and (None not in place_of_all or is_alone):
             for i, place in enumerate(place_of_all):
-                yield place, _renumbered(node, {leaf: moved[leaf][i][1] for leaf in leaves})
+                yield place, _renumbered(node, {leaf: moved[leaf][i][1] for leaf in leaves}), path
             return
     parts = _parts(node)
     for key, child in zip(parts.keys, parts.children, strict=True):
@@ -188,6 +259,10 @@ def structure_of_names(names: Sequence[str]) -> Any:
 
 
 def _nested(entries: Sequence[tuple[str, Any]]) -> Any:
+    return _as_dict(_nested_items(entries))
+
+
+def _nested_items(entries: Sequence[tuple[str, Any]]) -> list[list[Any]]:
     groups: dict[str, list[tuple[str, Any]]] = {}
     whole = {name for name, _ in entries}
     items: dict[str, Any] = {}
@@ -198,4 +273,4 @@ def _nested(entries: Sequence[tuple[str, Any]]) -> Any:
         else:
             groups.setdefault(first, []).append((rest, node))
             items[first] = None
-    return _as_dict([[key, _nested(groups[key]) if key in groups else node] for key, node in items.items()])
+    return [[key, _nested(groups[key]) if key in groups else node] for key, node in items.items()]

@@ -1,6 +1,7 @@
 """Read the variables that a plan asks for and make leaves of them, with little in memory beside the leaves."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -84,13 +85,13 @@ def _leaves_of_group(
     """The leaves of some plans, None for those of which something is wrong."""
     sources = _read_group(reader, plans, options, found.damage)
     leaves: list[Any] = []
-    used: set[int] = set()
+    uses = Counter(plan.position for plan in plans)
     for plan, name in zip(plans, names, strict=True):
         leaf = None
         source = sources.get(plan.position)
-        if source is not None and plan.position in used:
-            source = source.copy()  # no two leaves share memory: one of them may be written to
-        used.add(plan.position)
+        uses[plan.position] -= 1
+        if source is not None and uses[plan.position]:
+            source = source.copy()  # no two leaves share memory: one of them may be written to, now or later
         if source is not None or _is_read_in_parts(reader, plan, options):
             try:
                 leaf = _leaf(reader, plan, source, options)
@@ -184,11 +185,12 @@ def _is_read_in_parts(reader: CheckpointReader, plan: LeafPlan, options: ReadOpt
     """Whether a leaf is made of copies of parts of its variable, so that the variable need not be held whole."""
     stored, target = reader.types[plan.position], plan.target
     kinds = ("jax", "numpy", "numpy_scalar")
-    if stored.kind not in kinds or target.type.kind not in kinds or target.type.weak_type:
+    if stored.kind not in kinds or target.type.kind not in kinds:
         return False
     if _nbytes(reader, plan.position) <= _SMALL_NBYTES:
         return False
     is_sharded = target.sharding is not None and len(target.sharding.device_set) > 1 and not options.as_numpy
+    is_sharded = is_sharded and not target.type.weak_type
     return is_sharded or storage_dtype(stored) != storage_dtype(target.type)
 
 

@@ -1,12 +1,13 @@
 """Which name a variable of the tree has in the checkpoint: the forms of `rename`, as values that act on names. Pure."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from pytreesaver._names import SINGLE_LEAF_NAME
+from pytreesaver._names import SINGLE_LEAF_NAME, prefixes, suggestions
 
 
 class Renaming:
@@ -26,8 +27,8 @@ class Renaming:
         from that name, the name itself."""
         return [stored]
 
-    def unused(self, names: Iterable[str]) -> list[str]:
-        """The entries that say nothing of any of these names of the tree."""
+    def unused(self, names: Sequence[str]) -> dict[str, str]:
+        """The entries that say nothing of any of these names of the tree, each with a hint at what could be meant."""
         raise NotImplementedError
 
 
@@ -47,23 +48,46 @@ class ByName(Renaming):
         return name
 
     def tree_names(self, stored: str) -> list[str]:
-        found: dict[str, None] = {}
-        for key, value in self.entries.items():
-            if stored == value:
-                found[key] = None
-            if key.endswith("/") and value.endswith("/") and _is_under(stored, value):
+        exact, under = self._by_stored
+        found = dict.fromkeys(exact.get(stored, ()))
+        for value in _keys(stored):
+            for key in under.get(value, ()):
                 found[_joined(key, _rest(stored, value))] = None
         found[stored] = None
         return [name for name in found if self.stored_name(name) == stored]
+
+    @cached_property
+    def _by_stored(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The entries by their names and by their prefixes in the checkpoint."""
+        exact: dict[str, list[str]] = {}
+        under: dict[str, list[str]] = {}
+        for key, value in self.entries.items():
+            exact.setdefault(value, []).append(key)
+            if key.endswith("/") and value.endswith("/"):
+                under.setdefault(value, []).append(key)
+        return exact, under
 
     def moved_names(self, stored: str) -> list[str]:
         """The same where nothing but the renaming says what the tree has: what is renamed has no more its old name."""
         names = self.tree_names(stored)
         return [name for name in names if name != stored or name in self.entries] or names
 
-    def unused(self, names: Iterable[str]) -> list[str]:
+    def unused(self, names: Sequence[str]) -> dict[str, str]:
         used = {next((key for key in _keys(name) if key in self.entries), None) for name in names}
-        return [key for key in self.entries if key not in used]
+        idle = [key for key in self.entries if key not in used]
+        if not idle:
+            return {}
+        under = {prefix for name in names for prefix in prefixes(name)}
+        suggest, suggest_prefix = suggestions(names), suggestions(sorted(f"{prefix}/" for prefix in under - set(names)))
+        hints = {}
+        for key in idle:
+            if key.rstrip("/") in under and key.endswith("/"):
+                hints[key] = "; longer entries match all that it matches"
+            elif key in under:
+                hints[key] = f"; a prefix ends in '/': {key + '/'!r}: {self.entries[key].rstrip('/') + '/'!r}"
+            else:
+                hints[key] = (suggest_prefix if key.endswith("/") else suggest)(key)
+        return hints
 
 
 def _keys(name: str) -> Iterator[str]:
@@ -109,10 +133,14 @@ class _ByPattern(Renaming):
                     raise ValueError(f"rename: {replacement!r} cannot replace {pattern.pattern!r}: {error}") from None
         return name
 
-    def unused(self, names: Iterable[str]) -> list[str]:
-        names = list(names)
-        first = {next((i for i, (pattern, _) in enumerate(self.pairs) if pattern.search(n)), None) for n in names}
-        return [repr(pattern.pattern) for i, (pattern, _) in enumerate(self.pairs) if i not in first]
+    def unused(self, names: Sequence[str]) -> dict[str, str]:
+        found = [[i for i, (pattern, _) in enumerate(self.pairs) if pattern.search(name)] for name in names]
+        first, any_place = {each[0] for each in found if each}, {i for each in found for i in each}
+        return {
+            repr(pattern.pattern): "; entries before it match all that it matches" if i in any_place else ""
+            for i, (pattern, _) in enumerate(self.pairs)
+            if i not in first
+        }
 
 
 @dataclass(frozen=True)
@@ -125,8 +153,8 @@ class _ByFunction(Renaming):
             raise TypeError(f"rename: expected a function that gives a str, found {stored!r} for {name!r}")
         return stored
 
-    def unused(self, names: Iterable[str]) -> list[str]:
-        return []
+    def unused(self, names: Sequence[str]) -> dict[str, str]:
+        return {}
 
 
 def as_renaming(given: Any) -> Renaming:

@@ -19,9 +19,9 @@ from pytreesaver._errors import (
 )
 from pytreesaver._leaves import PYTHON_KINDS, LeafError, LeafType, logical_shape, python_value
 from pytreesaver._match import LeafPlan, Missing, StoredVariables, Unexpected, check_targets, match_template
-from pytreesaver._names import listed_with_suggestions, shown
+from pytreesaver._names import did_you_mean, listed_with_suggestions, shown
 from pytreesaver._paths import PathLike, named_os_errors
-from pytreesaver._prune import move_structure, prune_structure
+from pytreesaver._prune import TakenNameError, move_structure, prune_structure
 from pytreesaver._reading_leaves import ReadOptions, read_leaves
 from pytreesaver._rename import ByName, Renaming, as_renaming
 from pytreesaver._select import Selection, as_selection, selected
@@ -51,7 +51,7 @@ class RestoreOptions(NamedTuple):
     """How to restore: the arguments of `pytreesaver.restore`, and what a `Saver` adds to them.
 
     With `may_be_empty` a selection of nothing is no error; `sequentially` holds one variable at a time beside the
-    result.
+    result; without `hints` messages name no arguments of `restore`.
     """
 
     only: Any = None
@@ -66,6 +66,20 @@ class RestoreOptions(NamedTuple):
     verify: bool = True
     sequentially: bool = False
     may_be_empty: bool = False
+    hints: bool = True
+
+    @classmethod
+    def of(cls, caller: str, given: RestoreArguments) -> "RestoreOptions":
+        """The options of a function that passes them on.
+
+        Raises:
+            TypeError: there is no option of such a name.
+        """
+        known = RestoreArguments.__annotations__
+        for name in given:
+            if name not in known:
+                raise TypeError(f"{caller} has no argument {name!r}{did_you_mean(name, list(known))}")
+        return cls(**given)
 
     def checked(self, like: Any) -> "RestoreOptions":
         """The options with a `Selection` and a `Renaming` in them.
@@ -164,7 +178,13 @@ def _selected_variables(reader: CheckpointReader, options: RestoreOptions) -> tu
         moved: dict[int, list[tuple[str, int]]] = {}
         for i, (name, position) in enumerate(zip(names, positions, strict=True)):
             moved.setdefault(position, []).append((name, i))
-        structure = move_structure(structure, reader.names, moved)
+        try:
+            structure = move_structure(structure, reader.names, moved)
+        except TakenNameError as error:
+            raise DuplicateNameError(
+                f"{options.rename.label}: {shown(str(error))} would be a leaf of {reader.path}, and there are leaves "
+                "under that name; rename those too, or leave them out with only="
+            ) from None
     elif options.only is not None:
         structure = prune_structure(structure, {position: i for i, position in enumerate(positions)})
     return names, positions, structure
@@ -176,10 +196,8 @@ def _renamed_variables(
     pairs = [(name, i) for i, stored in enumerate(reader.names) for name in renaming.moved_names(stored)]
     unused = renaming.unused([name for name, _ in pairs])
     if unused:
-        raise VariableNotFoundError(
-            f"{reader.path} lacks variables that {renaming.label} names:\n"
-            + "\n".join(listed_with_suggestions([renaming.stored_name(entry) for entry in unused], reader.names))
-        )
+        lines = listed_with_suggestions([renaming.stored_name(entry) for entry in unused], reader.names)
+        raise VariableNotFoundError(f"{reader.path} lacks variables that {renaming.label} names:\n" + "\n".join(lines))
     kept = {position for _, position in pairs}
     lost = [name for i, name in enumerate(reader.names) if i not in kept]
     if lost and only is None:
@@ -260,6 +278,7 @@ def plan_like(reader: CheckpointReader, like: Any, options: RestoreOptions) -> T
         renaming=renaming,
         template_names=flat.names,
         considered=_considered(options),
+        hints=options.hints,
         value_of=values.__getitem__,
         x64_enabled=_x64_enabled() or options.as_numpy,
     )
@@ -286,11 +305,9 @@ def _templates_of(
         if not flag:
             continue
         try:
-            template = template_of(leaf)
-        except LeafError as problem:
-            problems.append(
-                f"  {shown(name)}: expected an array, a ShapeDtypeStruct or a value, found a leaf {problem}"
-            )
+            template = named_template(name, leaf)
+        except UnsupportedLeafError as problem:
+            problems.append(f"  {problem}")
             continue
         if template.type.kind in ("jax", "key") and not options.as_numpy:
             sharding = placed(name, template.shape)
@@ -300,6 +317,16 @@ def _templates_of(
     if problems:
         raise UnsupportedLeafError("the template (like) holds what cannot be restored:\n" + "\n".join(problems))
     return templates
+
+
+def named_template(name: str, leaf: Any) -> Template:
+    """What a leaf of a template asks for. Raises an UnsupportedLeafError if nothing like it can be restored."""
+    try:
+        return template_of(leaf)
+    except LeafError as problem:
+        raise UnsupportedLeafError(
+            f"{shown(name)}: expected an array, a ShapeDtypeStruct or a value, found a leaf {problem}"
+        ) from None
 
 
 def _read_options(options: RestoreOptions) -> ReadOptions:

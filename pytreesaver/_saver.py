@@ -246,13 +246,13 @@ class Saver:
         self._session.queue.settle()
         if self._variables.renaming is not None and options.get("rename") is not None:
             raise ValueError("rename: var_list gives the variables their names in the checkpoint already")
-        everything = RestoreOptions(
-            sequentially=self._settings.restore_sequentially, may_be_empty=self._settings.allow_empty, **options
-        )
-        everything = everything._replace(
-            only=self._variables.selected_by(options.get("only")),
-            rename=self._variables.renaming or everything.rename,
-            reshape=everything.reshape or (self._settings.reshape and like is not None),
+        given_options = RestoreOptions.of("Saver.restore", options)
+        everything = given_options._replace(
+            only=self._variables.selected_by(given_options.only),
+            rename=self._variables.renaming or given_options.rename,
+            reshape=options.get("reshape", self._settings.reshape and like is not None),
+            sequentially=self._settings.restore_sequentially,
+            may_be_empty=self._settings.allow_empty,
         )
         with jax.profiler.TraceAnnotation(f"{self._label}.restore"):
             return restore_with(save_path, like, everything)

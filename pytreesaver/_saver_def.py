@@ -10,7 +10,7 @@ from pytreesaver._contents import contents_of, renamed
 from pytreesaver._errors import VariableNotFoundError
 from pytreesaver._names import duplicates, listed_with_suggestions
 from pytreesaver._rename import ByName, Renaming
-from pytreesaver._select import Selection, as_selection
+from pytreesaver._select import OneOf, Selection, as_selection
 from pytreesaver._settings import check_count, check_duration, check_format
 from pytreesaver._structure import flatten_tree
 from pytreesaver.formats import TreeContents
@@ -76,7 +76,7 @@ class VariableList:
         self._stored_names: dict[str, str] | None = None
         if isinstance(var_list, Mapping) and all(isinstance(name, str) for name in var_list.values()):
             self._stored_names = _by_variable(var_list)
-            self.selection = as_selection(self._stored_names.__contains__)
+            self.selection = OneOf(self._stored_names, "var_list")
             self.renaming = ByName(self._stored_names, "var_list")
         elif var_list is not None:
             self.selection = as_selection(var_list)

@@ -1,28 +1,40 @@
 """Which variables are meant: globs, regular expressions, predicates and masks, as values that act on names. Pure."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
+
+import numpy as np
 
 from pytreesaver._errors import UnsupportedLeafError, VariableNotFoundError
-from pytreesaver._names import SINGLE_LEAF_NAME, did_you_mean, shown
+from pytreesaver._names import SINGLE_LEAF_NAME, prefixes, shown, suggestions
 from pytreesaver._structure import flatten_tree
 
 
 class Selection:
-    """Says of every variable name whether it is meant. Selections are joined with ``|``, ``&`` and ``~``."""
+    """Says of every variable name whether it is meant.
+
+    Selections are joined with ``|``, ``&`` and ``~``, also with anything that `only` takes for one. Other than the
+    members of a list, the parts of such an expression need not select anything.
+    """
 
     def selects(self, name: str) -> bool:
         """Whether the variable of this name is meant."""
         raise NotImplementedError
 
-    def __or__(self, other: "Selection") -> "Selection":
-        return _Any((self, other))
+    def __or__(self, other: Any) -> "Selection":
+        return _Any((self, as_selection(other)))
 
-    def __and__(self, other: "Selection") -> "Selection":
-        return _All((self, other))
+    def __ror__(self, other: Any) -> "Selection":
+        return _Any((as_selection(other), self))
+
+    def __and__(self, other: Any) -> "Selection":
+        return _All((self, as_selection(other)))
+
+    def __rand__(self, other: Any) -> "Selection":
+        return _All((as_selection(other), self))
 
     def __invert__(self) -> "Selection":
         return _Not(self)
@@ -51,7 +63,10 @@ def regex(pattern: str | re.Pattern[str]) -> Selection:
         >>> regex(r"layer_[0-3]/").selects("encoder/layer_2/w"), regex(r"^layer").selects("encoder/layer_2/w")
         (True, False)
     """
-    return _Regex(re.compile(pattern))
+    try:
+        return _Regex(re.compile(pattern))
+    except re.error as error:
+        raise ValueError(f"regex: {pattern!r} is no regular expression: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,13 @@ class _Glob(Selection):
     def is_literal(self) -> bool:
         """Whether it is a name, which also stands for everything under it."""
         return "*" not in self.pattern and "?" not in self.pattern
+
+    @property
+    def beginning(self) -> str:
+        """The components before the first one with a wildcard; every name that it selects is that or lies under it."""
+        components = self.pattern.split("/")
+        wild = next((i for i, part in enumerate(components) if "*" in part or "?" in part), len(components))
+        return "/".join(components[:wild])
 
     @cached_property
     def _compiled(self) -> re.Pattern[str]:
@@ -141,8 +163,45 @@ class _Not(Selection):
 class _EachOf(_Any):
     """The members of a list: unlike the parts of ``a | b``, each of them has to select something."""
 
+    def selects(self, name: str) -> bool:
+        return bool(self.members_for(name))
+
+    def members_for(self, name: str) -> set[int]:
+        """The positions of the members that select a name.
+
+        Lists of thousands of names are usual: a glob is looked up by the components that it begins with.
+        """
+        begins, others = self._by_beginning
+        candidates = [*begins.get("", ()), *(i for prefix in prefixes(name) for i in begins.get(prefix, ()))]
+        return {i for i in (*candidates, *others) if self.parts[i].selects(name)}
+
+    @cached_property
+    def _by_beginning(self) -> tuple[dict[str, list[int]], list[int]]:
+        begins: dict[str, list[int]] = {}
+        others: list[int] = []
+        for i, part in enumerate(self.parts):
+            if isinstance(part, _Glob):
+                begins.setdefault(part.beginning, []).append(i)
+            else:
+                others.append(i)
+        return begins, others
+
     def __repr__(self) -> str:
         return f"[{', '.join(map(repr, self.parts))}]"
+
+
+@dataclass(frozen=True)
+class OneOf(Selection):
+    """Selects a set of names. `label` is what messages call it."""
+
+    names: Collection[str]
+    label: str
+
+    def selects(self, name: str) -> bool:
+        return name in self.names
+
+    def __repr__(self) -> str:
+        return self.label
 
 
 @dataclass(frozen=True)
@@ -200,9 +259,9 @@ def _as_mask(given: Any) -> _Mask | None:
         flat = flatten_tree(given)
     except UnsupportedLeafError:
         return None
-    if not flat.leaves or not all(type(leaf) is bool for leaf in flat.leaves):
+    if not flat.leaves or not all(isinstance(leaf, bool | np.bool_) for leaf in flat.leaves):
         return None
-    return _Mask(dict(zip(flat.names, flat.leaves, strict=True)))
+    return _Mask({name: bool(leaf) for name, leaf in zip(flat.names, flat.leaves, strict=True)})
 
 
 def selected(selection: Selection, names: Sequence[str], where: str, *, may_be_empty: bool = False) -> list[bool]:
@@ -210,37 +269,27 @@ def selected(selection: Selection, names: Sequence[str], where: str, *, may_be_e
 
     Raises:
         VariableNotFoundError: nothing is selected, or nothing by one member of a list; the message has similar names.
-            Or a mask does not say anything of some names.
+            Or a mask does not say anything of some names, or True of what is not there.
 
     Example:
         >>> selected(glob("params"), ["params/w", "step"], "the tree")
         [True, False]
     """
-    parts = selection.parts if isinstance(selection, _EachOf) else (selection,)
-    literals = {part.pattern for part in parts if _is_literal(part)}
-    others = [part for part in parts if not _is_literal(part)]
-    used: set[Any] = set()
+    each_of = selection if isinstance(selection, _EachOf) else _EachOf((selection,))
+    used: set[int] = set()
     flags = []
     for name in names:
-        # Lists of thousands of names are usual: those are looked up, and not compared one by one.
-        by = {prefix for prefix in _prefixes(name) if prefix in literals} if literals else set()
-        matching = {i for i, part in enumerate(others) if part.selects(name)}
-        used |= by | {id(others[i]) for i in matching}
-        flags.append(bool(by or matching))
-    idle = [part for part in parts if (part.pattern if _is_literal(part) else id(part)) not in used]
-    problems = (
-        []
-        if may_be_empty
-        else [
-            f"  {part!r} selects none{_near(part, names) if i < _MOST_SUGGESTIONS else ''}"
-            for i, part in enumerate(idle)
-        ]
-    )
+        matching = each_of.members_for(name)
+        used |= matching
+        flags.append(bool(matching))
+    suggest = suggestions(_known_names(names))
+    problems = []
+    if not may_be_empty:
+        idle = [part for i, part in enumerate(each_of.parts) if i not in used]
+        problems = [f"  {part!r} selects none{_near(part, suggest)}" for part in idle]
     if isinstance(selection, _Mask):
-        problems += [
-            f"  {shown(n)}: the mask says neither True nor False" for n in names if selection.flag_of(n) is None
-        ]
-    if problems or not (parts or may_be_empty):
+        problems += _mask_problems(selection, names, suggest)
+    if problems or not (each_of.parts or may_be_empty):
         lines = problems or [f"  {selection!r} is empty"]
         raise VariableNotFoundError(
             f"expected a selection of the {len(names)} variables of {where}:\n" + "\n".join(lines)
@@ -248,24 +297,23 @@ def selected(selection: Selection, names: Sequence[str], where: str, *, may_be_e
     return flags
 
 
-_MOST_SUGGESTIONS = 20
+def _mask_problems(mask: _Mask, names: Sequence[str], suggest: Callable[[str], str]) -> list[str]:
+    known = {prefix for name in names for prefix in prefixes(name)} | {SINGLE_LEAF_NAME}
+    problems = [f"  {shown(n)}: the mask says neither True nor False" for n in names if mask.flag_of(n) is None]
+    # What is not wanted may be absent: a Saver's mask is for the tree that was saved a part of.
+    idle = [name for name, flag in mask.flags.items() if flag and name not in known]
+    return problems + [f"  {shown(n)}: the mask says True, and there is nothing{suggest(n)}" for n in idle]
 
 
-def _is_literal(part: Selection) -> TypeGuard["_Glob"]:
-    return isinstance(part, _Glob) and part.is_literal
+def _known_names(names: Sequence[str]) -> Iterator[str]:
+    yield from sorted({prefix for name in names for prefix in prefixes(name)} - set(names))
+    yield from names
 
 
-def _prefixes(name: str) -> Iterator[str]:
-    """A name and every name that it lies under."""
-    yield name
-    for i, character in enumerate(name):
-        if character == "/":
-            yield name[:i]
-
-
-def _near(part: Selection, names: Sequence[str]) -> str:
+def _near(part: Selection, suggest: Callable[[str], str]) -> str:
+    if isinstance(part, _Any | _All):
+        return next(filter(None, (_near(each, suggest) for each in part.parts)), "")
     if not isinstance(part, _Glob):
         return ""
-    prefixes = {prefix for name in names for prefix in _prefixes(name)} - set(names)
     wanted = re.sub(r"/?\*+/?$|^\*+/", "", part.pattern)
-    return did_you_mean(wanted, [*sorted(prefixes), *names]) if wanted else ""
+    return suggest(wanted) if wanted else ""

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from pytreesaver._errors import MismatchError
-from pytreesaver._names import SINGLE_LEAF_NAME, did_you_mean, name_component, shown
+from pytreesaver._names import SINGLE_LEAF_NAME, name_component, prefixes, shown, suggestions
 
 ShardingRule = Callable[[str, tuple[int, ...]], Any]
 """The sharding of a leaf by its name and shape, or None for no wish."""
@@ -23,29 +23,26 @@ def sharding_rule(given: Any, names: Sequence[str]) -> ShardingRule:
     if given is None or _is_placement(given):
         whole = _as_sharding(given)
         return lambda name, shape: whole
-    if callable(given):
+    if callable(given) and jax.tree_util.all_leaves([given]) and not isinstance(given, jax.sharding.Mesh):
         return lambda name, shape: _checked(given(name, shape), name)
     entries = jax.tree_util.tree_flatten_with_path(given, is_leaf=lambda x: x is None)[0]
     by_name = {"/".join(map(name_component, path)) or SINGLE_LEAF_NAME: _checked(leaf, path) for path, leaf in entries}
-    places = {name: next((prefix for prefix in _prefixes(name) if prefix in by_name), None) for name in names}
+    places = {name: max((p for p in prefixes(name) if p in by_name), key=len, default=None) for name in names}
+    if SINGLE_LEAF_NAME in by_name:
+        places = {name: place or SINGLE_LEAF_NAME for name, place in places.items()}
     _refuse_misfits(by_name, places)
     return lambda name, shape: by_name[places[name] or SINGLE_LEAF_NAME]
 
 
-def _prefixes(name: str) -> Sequence[str]:
-    """A name and every name that it lies under, the longest first."""
-    ends = [i for i, character in enumerate(name) if character == "/"]
-    return [name, *(name[:i] for i in reversed(ends)), SINGLE_LEAF_NAME]
-
-
 def _refuse_misfits(entries: dict[str, Any], places: dict[str, str | None]) -> None:
     uncovered = [name for name, place in places.items() if place is None]
-    idle = [name for name in entries if name not in places.values()]
+    used = set(places.values())
+    idle = [name for name in entries if name not in used]
     if not uncovered and not idle:
         return
-    known = sorted({prefix for name in places for prefix in _prefixes(name)} - {SINGLE_LEAF_NAME})
+    suggest = suggestions(sorted({prefix for name in places for prefix in prefixes(name)}))
     lines = [f"  {shown(name)}: expected a sharding or None, found nothing" for name in uncovered]
-    lines += [f"  {shown(name)}: expected a part of the tree, found none{did_you_mean(name, known)}" for name in idle]
+    lines += [f"  {shown(name)}: expected a part of the tree, found none{suggest(name)}" for name in idle]
     raise MismatchError("sharding is no prefix of the tree:\n" + "\n".join(lines))
 
 
@@ -61,7 +58,8 @@ def _checked(value: Any, where: Any) -> Any:
     if value is None or _is_placement(value):
         return _as_sharding(value)
     name = where if isinstance(where, str) else "/".join(map(name_component, where))
-    hint = "; NamedSharding(mesh, spec) makes one" if isinstance(value, jax.sharding.PartitionSpec) else ""
+    is_half = isinstance(value, jax.sharding.PartitionSpec | jax.sharding.Mesh)
+    hint = "; NamedSharding(mesh, spec) makes one" if is_half else ""
     raise TypeError(
         f"sharding: {shown(name)}: expected a jax.sharding.Sharding, a device or None, found {value!r}{hint}"
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from pytreesaver._convert import LossError, convert, convert_python_number
+from pytreesaver._convert import array_of_python_number, convert, convert_python_number
 from pytreesaver._leaves import (
     PYTHON_KINDS,
     LeafError,
@@ -123,14 +123,12 @@ def build_leaf(array: np.ndarray, stored: LeafType, target: LeafType, sharding: 
     if target.kind in PYTHON_KINDS:
         value = python_value(array, stored) if stored.kind in PYTHON_KINDS else array.item()
         return value if stored.kind == target.kind else convert_python_number(value, target.kind)
-    if stored.kind in PYTHON_KINDS:
-        array = np.array(python_value(array, stored))
     if target.kind == "key":
         keys = jax.random.wrap_key_data(jax.device_put(array), impl=target.key_impl)
         return keys if sharding is None else jax.device_put(keys, sharding)
-    if stored.kind in PYTHON_KINDS or array.dtype != storage_dtype(target):
-        if array.dtype == object:
-            raise LossError(f"a number of {array.item().bit_length()} bits is no {target.dtype} value")
+    if stored.kind in PYTHON_KINDS:
+        array = array_of_python_number(python_value(array, stored), storage_dtype(target))
+    elif array.dtype != storage_dtype(target):
         converted = np.empty(array.shape, storage_dtype(target))
         convert(array, converted)
         array = converted

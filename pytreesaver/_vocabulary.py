@@ -1,5 +1,6 @@
 """Vocabularies of an embedding: which row of the old one each row of the new one is. Reads the vocabulary files."""
 
+import codecs
 import operator
 import os
 from collections.abc import Callable, Sequence
@@ -97,11 +98,13 @@ def _used_old_tokens(info: VocabInfo) -> list[bytes]:
 
 def _tokens(what: str, vocabulary: Vocabulary) -> list[bytes]:
     if not isinstance(vocabulary, str | os.PathLike):
+        if not isinstance(vocabulary, Sequence):
+            raise ValueError(f"{what}: expected the path of a file or a list of str, found {vocabulary!r}")
         tokens: list[Any] = list(vocabulary)
         wrong = [token for token in tokens if not isinstance(token, str)]
         if wrong:
             raise ValueError(f"{what}: expected the path of a file or a list of str, found {wrong[0]!r} in it")
         return [token.encode("utf-8", "surrogatepass") for token in tokens]
     # As TensorFlow reads them: a token is a line without its end, and a carriage return belongs to the end.
-    lines = Path(vocabulary).expanduser().read_bytes().split(b"\n")
+    lines = Path(vocabulary).expanduser().read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     return [line.replace(b"\r", b"") for line in (lines if lines[-1] else lines[:-1])]

@@ -13,13 +13,13 @@ from pytreesaver._errors import MismatchError, VariableNotFoundError
 from pytreesaver._io import filesystem
 from pytreesaver._leaves import describe, storage_dtype
 from pytreesaver._mismatch import joined
-from pytreesaver._names import did_you_mean, shown
+from pytreesaver._names import did_you_mean, shown, suggestions
 from pytreesaver._paths import PathLike
-from pytreesaver._restoring import RestoreOptions, opened, plan_like
+from pytreesaver._restoring import RestoreOptions, named_template, opened, plan_like
 from pytreesaver._run_directory import checkpoint_at
 from pytreesaver._select import Selection, selected
 from pytreesaver._structure import flatten_tree
-from pytreesaver._templates import Template, build_leaf, template_of
+from pytreesaver._templates import Template, build_leaf
 from pytreesaver._vocabulary import VocabInfo, old_positions
 from pytreesaver.formats import CheckpointReader
 
@@ -69,7 +69,11 @@ def warm_start(
     _refuse_unused(flat.names, chosen if vars_to_warm_start is not None else set(flat.names), previous, vocabularies)
     plain = set() if vars_to_warm_start is None else chosen - set(vocabularies)
     options = RestoreOptions(
-        only=plain.__contains__, rename=lambda name: previous.get(name, name), unexpected="ignore", may_be_empty=True
+        only=plain.__contains__,
+        rename=lambda name: previous.get(name, name),
+        unexpected="ignore",
+        may_be_empty=True,
+        hints=False,
     ).checked(tree)
     leaves = dict(zip(flat.names, flat.leaves, strict=True))
     problems: list[MismatchError] = []
@@ -81,16 +85,19 @@ def warm_start(
             problems.append(error)
     with opened(checkpoint_at(path)) as reader:
         plans: list[_VocabularyPlan] = []
+        at = {name: i for i, name in enumerate(reader.names)}
         try:
             plan = plan_like(reader, tree, options)
         except MismatchError as error:
             problems.append(error)
         for name, (positions, count) in rows.items():
-            stored_name, info = previous.get(name, name), vocabularies[name]
+            template, stored_name = named_template(name, leaves[name]), previous.get(name, name)
+            plan_of_name = _VocabularyPlan(name, at.get(stored_name, -1), template, positions, vocabularies[name])
             try:
-                plans.append(_plan_vocabulary(reader, name, leaves[name], stored_name, positions, count, info))
+                _check_vocabulary(reader, plan_of_name, stored_name, count)
             except MismatchError as error:
                 problems.append(error)
+            plans.append(plan_of_name)
         if problems:
             raise joined(problems)
         restored = plan.read(reader, options)
@@ -109,10 +116,14 @@ def _chosen_names(given: Any, names: list[str], vocabularies: Mapping[str, Vocab
     wrong = [each for each in given if not isinstance(each, str | re.Pattern)]
     if wrong:
         raise ValueError(f"If `vars_to_warm_start` is a list, it must be all `str`.  Found {wrong[0]!r} in it")
-    patterns = [re.compile(each) for each in given]
+    try:
+        patterns = [re.compile(each) for each in given]
+    except re.error as error:
+        raise ValueError(f"vars_to_warm_start: found what is no regular expression: {error}") from error
     idle = [pattern.pattern for pattern in patterns if not any(map(pattern.match, names))]
     if idle:
-        lines = [f"  {pattern!r} matches none{did_you_mean(pattern, names)}" for pattern in idle]
+        suggest = suggestions(names)
+        lines = [f"  {pattern!r} matches none{suggest(pattern)}" for pattern in idle]
         raise VariableNotFoundError(
             "vars_to_warm_start: expected regular expressions that match variables of the tree:\n" + "\n".join(lines)
         )
@@ -123,14 +134,15 @@ def _refuse_unused(
     names: list[str], usable: set[str], previous: Mapping[str, str], vocabularies: Mapping[str, VocabInfo]
 ) -> None:
     lines, unused = [], []
+    present, suggest = set(names), suggestions(names)
     for argument, given, known in (
         ("var_name_to_prev_var_name", previous, usable | set(vocabularies)),
-        ("var_name_to_vocab_info", vocabularies, usable & set(names)),
+        ("var_name_to_vocab_info", vocabularies, usable),
     ):
         for name in given:
-            if name in known and name in names:
+            if name in known and name in present:
                 continue
-            hint = did_you_mean(name, names) if name not in names else "; vars_to_warm_start does not select it"
+            hint = suggest(name) if name not in present else "; vars_to_warm_start does not select it"
             lines.append(f"  {argument}: {shown(name)}{hint}")
             unused.append(name)
     if unused:
@@ -159,24 +171,14 @@ def _rows(name: str, info: VocabInfo) -> tuple[np.ndarray, int]:
         raise MismatchError(f"{shown(name)}: {error}") from error
 
 
-def _plan_vocabulary(
-    reader: CheckpointReader,
-    name: str,
-    leaf: Any,
-    stored_name: str,
-    positions: np.ndarray,
-    old_token_count: int,
-    info: VocabInfo,
-) -> _VocabularyPlan:
+def _check_vocabulary(reader: CheckpointReader, plan: _VocabularyPlan, stored_name: str, old_token_count: int) -> None:
     """Raises a MismatchError if the variable does not fit."""
-    if stored_name not in reader.names:
-        where = "" if stored_name == name else f" (in the checkpoint: {shown(stored_name)})"
-        raise MismatchError(
-            f"missing from {reader.path}:\n  {shown(name)}{where}{did_you_mean(stored_name, reader.names)}",
-            missing=[name],
-        )
-    template, position = template_of(leaf), list(reader.names).index(stored_name)
-    stored, stored_shape = reader.types[position], reader.shapes[position]
+    name, template, info = plan.name, plan.template, plan.info
+    if plan.position < 0:
+        where = "" if stored_name == name else f" (looked for as {shown(stored_name)})"
+        hint = did_you_mean(stored_name, reader.names)
+        raise MismatchError(f"missing from {reader.path}:\n  {shown(name)}{where}{hint}", missing=[name])
+    stored, stored_shape = reader.types[plan.position], reader.shapes[plan.position]
     found = describe(stored, stored_shape)
     if template.type.kind not in ("jax", "numpy") or stored.kind not in ("jax", "numpy"):
         expected = "an array" if template.type.kind in ("jax", "numpy") else describe(template.type, template.shape)
@@ -187,7 +189,9 @@ def _plan_vocabulary(
             dtype={name: (template.type.dtype, stored.dtype)},
         )
     axis = info.axis
-    same = len(template.shape) == len(stored_shape) > axis and all(
+    if len(stored_shape) <= axis:
+        raise MismatchError(f"{shown(name)}: expected an array of more than {axis} axes, found {found}")
+    same = len(template.shape) == len(stored_shape) and all(
         i == axis or a == b for i, (a, b) in enumerate(zip(template.shape, stored_shape, strict=True))
     )
     if not same or template.shape[axis] != info.length:
@@ -202,7 +206,6 @@ def _plan_vocabulary(
             f"{shown(name)}: expected at most {stored_shape[axis]} tokens in old_vocab, as the axis {axis} of {found} "
             f"is long, found {old_token_count}"
         )
-    return _VocabularyPlan(name, position, template, positions, info)
 
 
 def _remapped_leaf(reader: CheckpointReader, plan: _VocabularyPlan) -> Any:

@@ -98,7 +98,7 @@ def test_distances_are_those_of_exact_arithmetic(one, other, size, seed):
         bits = bits & {"bool": 1, "int4": 7}.get(name, 255)
         arrays.append(bits.view(dtype))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_diff, "_PART_ELEMENTS", 3)
+        patch.setattr(_diff, "_PART_NBYTES", 24)
         change = diff_of({"x": arrays[0]}, {"x": arrays[1]}).changed.get("x")
     a, b = ([complex(v) if np.iscomplexobj(v) else number_of(v) for v in array] for array in arrays)
     if change is None:
@@ -115,9 +115,11 @@ def test_distances_are_those_of_exact_arithmetic(one, other, size, seed):
 
 
 def number_of(value):
-    return (
-        int(value) if np.isfinite(value) and float(value).is_integer() and abs(float(value)) < 2**65 else float(value)
-    )
+    """The number itself: an int where it is whole, so that nothing is rounded."""
+    if isinstance(value, np.integer | np.bool_):
+        return int(value)
+    number = float(value)  # int() of a bfloat16 overflows
+    return int(number) if number.is_integer() else number
 
 
 def test_equal_checksums_are_not_read_again(monkeypatch):
@@ -184,3 +186,25 @@ def test_trees_that_are_the_same_have_no_diff():
     tree = {"a": [1, (2.0, np.ones(3))], "b": jax.random.split(jax.random.key(0), 2)}
     assert not tree_differences(tree, pts.restore(pts.save(tree, "first")))
     assert not diff_of(tree, tree)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (np.array(["abc", "de"]), np.array(["abcde", "de"])),
+        (np.array([b"abc"]), np.array([3])),
+        (jax.random.split(jax.random.key(0), 8), np.zeros((8, 2), np.uint32)),
+        (np.array([3], "M8[s]"), np.array([3], "m8[s]")),
+        (10**5000, 10**5000 + 1),
+        (1, True),
+        (1, 1.0),
+        ("1", b"1"),
+    ],
+    ids=["strings", "bytes", "keys", "dates", "huge", "bool", "float", "text"],
+)
+def test_what_cannot_be_subtracted_is_changed_all_the_same(first, second):
+    result = diff_of({"x": first}, {"x": second})
+    assert list(result.changed) == ["x"]
+    repr(result)
+    assert result.changed["x"].max_abs_difference is None
+    assert not diff_of({"x": first}, {"x": first})

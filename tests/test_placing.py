@@ -1,5 +1,6 @@
 """Restored arrays go where they are wanted: to any sharding, into NumPy, into the file itself, and in little memory."""
 
+import dataclasses
 import gc
 import math
 import os
@@ -329,3 +330,86 @@ def test_many_leaves_are_cast_in_groups(most_memory):
     restored = pts.restore("model", cast=jnp.bfloat16)
     assert sum(leaf.nbytes for leaf in restored.values()) == 128 * MIB
     assert most_memory() <= (128 + 64 + 16) * MIB
+
+
+@pytest.mark.parametrize("options", [{}, {"cast": True}], ids=str)
+@pytest.mark.parametrize("saved", [None, ("x",), (None, "x")], ids=str)
+@pytest.mark.parametrize("wanted", [None, ("x",), (None, "x")], ids=str)
+def test_a_large_array_takes_another_shape(saved, wanted, options, most_memory):
+    values = np.arange(4096 * 2048, dtype=np.float32).reshape(4096, 2048)  # 32 MiB
+    path = pts.save({"w": values if saved is None else jax.device_put(values, spread(*saved))}, "model", durable=False)
+    shape, dtype = (1024, 8, 1024), jnp.bfloat16 if options else jnp.float32
+    sharding = None if wanted is None else spread(*wanted)
+    like = {"w": jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)}
+    for mmap in (False, True):
+        restored = pts.restore(path, like, reshape=True, mmap=mmap, **options)["w"]
+        expected = jax.device_put(jnp.asarray(values).astype(dtype).reshape(shape), sharding)
+        assert_trees_equal(restored, expected)
+
+
+@given(sharded_arrays(), st.data())
+@settings(max_examples=75)
+def test_any_array_takes_any_shape_on_any_devices(array, data):
+    shape = data.draw(st.sampled_from([array.shape, (array.size,), (1, array.size, 1), array.shape[::-1]]))
+    wanted = data.draw(shardings(shape))
+    path = save_anew({"w": array})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_reading_leaves, "_SMALL_NBYTES", 0)
+        patch.setattr(_native_reader, "_SLICE_NBYTES", 8)
+        patch.setattr(_native_reader, "_GAP_NBYTES", 8)
+        patch.setattr(_native_reader, "_RESHAPED_NBYTES", data.draw(st.sampled_from([1, 24, 1 << 20])))
+        like = {"w": jax.ShapeDtypeStruct(shape, array.dtype, sharding=wanted)}
+        restored = pts.restore(path, like, reshape=True, mmap=data.draw(st.booleans()))["w"]
+    assert restored.sharding == wanted
+    assert np.asarray(restored).tobytes() == np.asarray(array).tobytes()
+
+
+def test_reshaping_what_was_sharded_takes_the_result_and_a_window(most_memory):
+    array = jax.device_put(np.zeros((1024, 64 << 10), np.float32), spread(None, "x"))
+    pts.save({"w": array}, "model", durable=False)
+    like = {"w": jax.ShapeDtypeStruct((2048, 32 << 10), jnp.float32, sharding=spread("x"))}
+    assert pts.restore("model", like, reshape=True)["w"].nbytes == 256 * MIB
+    assert most_memory() <= (256 + 64) * MIB
+
+
+def test_only_bytes_that_lie_together_are_mapped(monkeypatch):
+    array = np.arange(1 << 21, dtype=np.float32).reshape(-1, 8)  # a row for each of 262,144 short stretches
+    path = pts.save({"w": array}, "model", durable=False)
+    nbytes, real = [], filesystem.read_into
+    monkeypatch.setattr(filesystem, "read_into", lambda d, b, o: nbytes.append(b.nbytes) or real(d, b, o))
+    restored = pts.restore(path, sharding=spread(None, "x"), mmap=True)["w"]
+    assert np.asarray(restored).tobytes() == array.tobytes()
+    assert sum(nbytes) <= array.nbytes + 20_000
+
+
+def test_an_item_of_many_long_strings_is_read_alone(most_memory):
+    path = pts.save({"a": np.full(20_000, "é" * 999)}, "model", durable=False)  # 80 MB
+    with pts.load_checkpoint(path) as checkpoint:
+        assert checkpoint["a"][7] == "é" * 999
+    assert most_memory() <= 8 * MIB
+    assert not pts.diff(path, path)
+
+
+def test_damage_in_a_mapped_file_is_looked_for_once():
+    path = pts.save({str(i): np.full(8, i) for i in range(3000)}, "model", durable=False)
+    os.truncate(path / "data-00000-of-00001.safetensors", 20_000)
+    with pytest.raises(pts.CorruptCheckpointError) as caught:
+        pts.restore(path, mmap=True)
+    assert len(caught.value.damaged) > 2000
+
+
+def test_a_tree_of_shardings_may_be_callable():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Module:
+        w: object
+
+        def __call__(self, x):
+            return x
+
+    module = Module(jnp.ones(8))
+    path = pts.save(module, "model")
+    restored = pts.restore(path, module, sharding=Module(spread("x")))
+    assert restored.w.sharding == spread("x")
+    with pytest.raises(TypeError, match=r"found Mesh.*NamedSharding\(mesh, spec\) makes one"):
+        pts.restore(path, module, sharding=spread("x").mesh)

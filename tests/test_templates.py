@@ -189,7 +189,8 @@ def test_64_bit_leaves_are_never_cut_to_32():
         "1 variable of model does not fit:\n"
         "of another shape or dtype (1):\n"
         "  count: expected int32[], found int64[] (JAX holds no 64-bit arrays while jax_enable_x64 is off)\n"
-        '(jax.config.update("jax_enable_x64", True) allows 64 bits, as_numpy=True gives NumPy arrays)'
+        '(jax.config.update("jax_enable_x64", True) allows 64 bits, as_numpy=True gives NumPy arrays; '
+        "cast=True gives 32 bits)"
     )
     assert pts.restore("model", as_numpy=True)["count"] == 2**40
     with jax.enable_x64(True):

@@ -89,7 +89,7 @@ def test_everything_that_does_not_fit_is_in_one_error(old):
         ),
     )
     for part in (
-        "new (in the checkpoint: othr); did you mean 'other'?",
+        "new (looked for as othr); did you mean 'other'?",
         "v1: expected float64[3], found float64[2]",
         "v2: expected int64[2], found float64[2]",
         "missing from old:\n  embed",
@@ -372,13 +372,58 @@ def test_everything_wrong_with_a_map_is_in_one_error():
         "found 0 places in the tree with this ndarray\n"
         "2 variables of model do not fit:\n"
         "missing from the checkpoint (1):\n"
-        "  extra/more (in the checkpoint: a/more)\n"
+        "  extra/more (looked for as a/more)\n"
         "of another shape or dtype (1):\n"
         "  wrong: expected float32[3], found float64[3]\n"
-        "(missing=\"keep\" keeps the template's own values; cast=True converts to the template's dtypes)\n"
         "root: expected leaves that together are float64[3], cut along one axis, "
         "found parts/0: float64[1,2], parts/1: float64[3,2]"
     )
-    for nonsense in ([("a/w",)], ["a/w"], {3: "new/w"}):
+    with pytest.raises(pts.MismatchError, match="expected leaves of the tree, found an empty list"):
+        pts.init_from_checkpoint(tree, path, {"a/w": []})
+    with pytest.raises(pts.UnsupportedLeafError, match="w/0: expected an array"):
+        pts.init_from_checkpoint({"w": [print, np.ones(1)]}, path, {"a/w": "w"})
+    for nonsense in ([("a/w",)], ["a/w"], {3: "new/w"}, None, "a/w", 3):
         with pytest.raises(TypeError, match="assignment_map: expected a dict, or a list of pairs"):
             pts.init_from_checkpoint(tree, path, nonsense)
+
+
+def test_slices_are_counted_and_not_spelled():
+    path = pts.save({"emb": np.arange(13.0)}, "model")
+    tree = {"emb": {f"part_{i}": np.zeros(1) for i in range(13)}}
+    result = pts.init_from_checkpoint(tree, path, {"emb": "emb"})["emb"]
+    assert [result[f"part_{i}"][0] for i in range(13)] == list(range(13))
+
+
+def test_messages_name_no_arguments_that_there_are_not(old):
+    for call in (
+        lambda: pts.warm_start({"v1": np.zeros(2, np.float32), "v9": np.zeros((1, 2))}, old),
+        lambda: pts.init_from_checkpoint(
+            {"a": np.zeros(2, np.float32), "b": np.zeros((1, 2))}, old, {"v1": "a", "v2": "b"}
+        ),
+    ):
+        message = message_of(pts.MismatchError, call)
+        assert "cast=" not in message
+        assert "reshape=" not in message
+        assert "missing=" not in message
+
+
+def test_more_that_makes_no_sense(old):
+    with pytest.raises(ValueError, match="no regular expression"):
+        pts.warm_start(NEW, old, "*")
+    info = pts.VocabInfo(["a", "b"], 2, 0, {"a", "b"})
+    with pytest.raises(pts.MismatchError, match=r"v1: old_vocab: expected the path of a file or a list of str"):
+        pts.warm_start(NEW, old, "v1", var_name_to_vocab_info={"v1": info})
+    info = pts.VocabInfo(["a"], 1, 1, ["a"], axis=1)
+    with pytest.raises(pts.MismatchError, match=r"v1: expected an array of more than 1 axes, found float64\[2\]"):
+        pts.warm_start(NEW, old, "v1", var_name_to_vocab_info={"v1": info})
+    info = pts.VocabInfo(["a"], 1, 1, ["a"])
+    with pytest.raises(pts.UnsupportedLeafError, match="v1: expected an array"):
+        pts.warm_start({"v1": print}, old, None, var_name_to_vocab_info={"v1": info})
+
+
+def test_a_byte_order_mark_is_no_part_of_a_token():
+    Path("vocab.txt").write_bytes("\ufeffa\nb\n".encode())
+    path = pts.save({"w": np.array([[1.0], [2.0]])}, "model")
+    info = pts.VocabInfo(["b", "a"], 2, 0, "vocab.txt")
+    result = pts.warm_start({"w": np.zeros((2, 1))}, path, var_name_to_vocab_info={"w": info})
+    assert result["w"].ravel().tolist() == [2, 1]

@@ -84,6 +84,7 @@ class NativeFiles:
         self.block_nbytes = index.checksum_block_nbytes
         self.descriptors: dict[int, int] = {}
         self._checked: set[int] = set()
+        self._failures: dict[int, tuple[str, list[str]]] = {}  # to look for what is damaged takes time
         self._maps: dict[int, np.ndarray] = {}
         # Closes the files of a checkpoint that nobody closed.
         self._finalizer = weakref.finalize(self, _close_all, self.descriptors)
@@ -172,8 +173,15 @@ class NativeFiles:
             CorruptCheckpointError: it is not there, not whole, or that of another checkpoint.
             ValueError: the checkpoint was closed.
         """
+        if file in self._failures:
+            reason, damaged = self._failures[file]
+            raise CorruptCheckpointError(reason, damaged=damaged)
         if file not in self._checked:
-            self._check_file(file)
+            try:
+                self._check_file(file)
+            except CorruptCheckpointError as error:
+                self._failures[file] = str(error), error.damaged
+                raise
             self._checked.add(file)
         try:
             return self.descriptors[file]

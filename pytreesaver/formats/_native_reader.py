@@ -15,6 +15,7 @@ from pytreesaver._boxes import (
     box_shape,
     byte_runs,
     intersection,
+    outer_run,
     pieces_of_run,
     shifted,
     whole_box,
@@ -28,6 +29,8 @@ from pytreesaver.formats._native_files import NativeFiles
 
 _WINDOW_NBYTES = 64 << 20  # how many bytes are held beside the result at a time
 _SLICE_NBYTES = 8 << 20  # how many bytes of a part of an array one thread reads at a time
+_MOST_NUMBER_NBYTES = 16
+_RESHAPED_NBYTES = 32 << 20  # how many bytes of elements that change their shape are held at a time
 _GAP_NBYTES = 64 << 10  # it costs less to read this much than to make another system call
 
 
@@ -92,12 +95,35 @@ class NativeReader:
         stored_shape = self.shapes[position]
         shape = stored_shape if shape is None else shape
         if shape != stored_shape and self._files.is_grid(position):
-            (array,) = self.read([position], verify=verify)
-            array = array.reshape(shape)
-            for box, output in zip(boxes, outputs, strict=True):
-                assign(output, array[box_index(box)])
+            self._read_reshaped_grid(position, boxes, outputs, verify, shape, assign)
         elif not self._read_boxes(position, boxes, outputs, verify, shape, assign):
             raise self._files.corrupt([], [self.names[position]])
+
+    def _read_reshaped_grid(
+        self,
+        position: int,
+        boxes: Sequence[Box],
+        outputs: Sequence[np.ndarray],
+        verify: bool,
+        shape: tuple[int, ...],
+        assign: Callable[[np.ndarray, np.ndarray], None],
+    ) -> None:
+        """Read boxes of another shape than that of the chunks, over stretches of elements, which no shape changes."""
+        stored_shape, dtype = self.shapes[position], storage_dtype(self.types[position])
+        size = math.prod(shape)
+        most = max(_RESHAPED_NBYTES // dtype.itemsize, 1)
+        memory = filesystem.new_memory(min(most, size) * dtype.itemsize).view(dtype)
+        for begin in range(0, size, most):
+            elements = memory[: min(most, size - begin)]
+            end = begin + elements.size
+            pieces = list(pieces_of_run(stored_shape, begin, end))
+            parts = [_piece_values(elements, first - begin, box) for first, box in pieces]
+            if not self._read_boxes(position, [box for _, box in pieces], parts, verify, stored_shape, np.copyto):
+                raise self._files.corrupt([], [self.names[position]])
+            for first, box in pieces_of_run(shape, begin, end):
+                _assign_piece(
+                    _piece_values(elements, first - begin, box), box, zip(boxes, outputs, strict=True), assign
+                )
 
     def _read_boxes(
         self,
@@ -112,7 +138,15 @@ class NativeReader:
         dtype = storage_dtype(self.types[position])
         if dtype.itemsize == 0:
             return True
-        block = math.lcm(self._files.block_nbytes if verify else _GAP_NBYTES, dtype.itemsize)
+        block = self._files.block_nbytes if verify else _GAP_NBYTES
+        bytes_of_items: tuple[int, ...] = ()
+        if dtype.itemsize <= _MOST_NUMBER_NBYTES:
+            block = math.lcm(block, dtype.itemsize)
+        else:  # strings may lie across the borders of blocks: their bytes are read
+            bytes_of_items = (dtype.itemsize,)
+            boxes = [(*box, (0, dtype.itemsize)) for box in boxes]
+            outputs = [output[..., None].view(np.uint8) for output in outputs]
+            dtype, shape = np.dtype(np.uint8), (*shape, *bytes_of_items)
         window_nbytes = max(_SLICE_NBYTES // block, 1) * block
         bad: list[Chunk] = []
         local = threading.local()
@@ -120,8 +154,8 @@ class NativeReader:
         nbytes = 0
         is_grid = self._files.is_grid(position)
         for chunk in self._files.chunks(position):
-            chunk_shape = chunk.shape if is_grid else shape
-            origin = chunk.start if is_grid else (0,) * len(shape)
+            chunk_shape = (*chunk.shape, *bytes_of_items) if is_grid else shape
+            origin = (*chunk.start, *(0 for _ in bytes_of_items)) if is_grid else (0,) * len(shape)
             here = shifted(whole_box(chunk_shape), [-zero for zero in origin])
             parts = []
             for box, output in zip(boxes, outputs, strict=True):
@@ -165,14 +199,8 @@ class NativeReader:
             return
         elements = data.view(dtype)
         for first, piece in pieces_of_run(shape, begin // dtype.itemsize, end // dtype.itemsize):
-            lowest = [start for start, _ in piece]
-            skipped = first - begin // dtype.itemsize
-            values = elements[skipped : skipped + math.prod(box_shape(piece))].reshape(box_shape(piece))
-            for box, output in parts:
-                shared = intersection(box, piece)
-                if shared is not None:
-                    into = box_index(shifted(shared, [start for start, _ in box]))
-                    assign(output[into], values[box_index(shifted(shared, lowest))])
+            values = _piece_values(elements, first - begin // dtype.itemsize, piece)
+            _assign_piece(values, piece, parts, assign)
 
     def map(self, position: int, box: Box, *, verify: bool) -> np.ndarray | None:
         """See `pytreesaver.formats.CheckpointReader.map`."""
@@ -185,13 +213,15 @@ class NativeReader:
                 break
         else:
             return None
+        begin, end = outer_run(chunk.shape, dtype.itemsize, inside)
+        if end - begin != math.prod(box_shape(box)) * dtype.itemsize:
+            return None  # something else lies in between
         data = self._files.mapped(chunk.file)[chunk.offset : chunk.offset + chunk.nbytes]
         if verify:
-            self._check_mapped(position, chunk, data, byte_runs(chunk.shape, dtype.itemsize, [inside], 1))
-        array: np.ndarray = data.view(dtype).reshape(chunk.shape)[box_index(inside)]
-        return array
+            self._check_mapped(position, chunk, data, begin, end)
+        return data[begin:end].view(dtype).reshape(box_shape(box))
 
-    def _check_mapped(self, position: int, chunk: Chunk, data: np.ndarray, runs: Sequence[tuple[int, int]]) -> None:
+    def _check_mapped(self, position: int, chunk: Chunk, data: np.ndarray, begin: int, end: int) -> None:
         block = self._files.block_nbytes
         window = max(_SLICE_NBYTES // block, 1) * block
         bad: list[int] = []
@@ -200,7 +230,7 @@ class NativeReader:
             if not self._files.is_intact(chunk, low, data[low:high]):
                 bad.append(low)
 
-        begin, end = runs[0][0] // block * block, min(-(-runs[-1][1] // block) * block, chunk.nbytes)
+        begin, end = begin // block * block, min(-(-end // block) * block, chunk.nbytes)
         run_all([partial(check, low, min(low + window, end)) for low in range(begin, end, window)], end - begin)
         if bad:
             raise self._files.corrupt([], [self.names[position]])
@@ -271,6 +301,27 @@ class NativeReader:
             return read_ranges(descriptor, ranges, self._files.block_nbytes)
         except EndOfFileError:
             raise self._files.truncated(file, filesystem.file_size(descriptor)) from None
+
+
+def _piece_values(elements: np.ndarray, first: int, box: Box) -> np.ndarray:
+    """The elements from number `first` on that form a box."""
+    shape = box_shape(box)
+    return elements[first : first + math.prod(shape)].reshape(shape)
+
+
+def _assign_piece(
+    values: np.ndarray,
+    piece: Box,
+    parts: Iterable[tuple[Box, np.ndarray]],
+    assign: Callable[[np.ndarray, np.ndarray], None],
+) -> None:
+    """Give each output what it shares with a piece; the parts are boxes with their outputs."""
+    lowest = [start for start, _ in piece]
+    for box, output in parts:
+        shared = intersection(box, piece)
+        if shared is not None:
+            into = box_index(shifted(shared, [start for start, _ in box]))
+            assign(output[into], values[box_index(shifted(shared, lowest))])
 
 
 def _bounded(chunks: Iterable[tuple[int, Chunk]]) -> Iterator[list[tuple[int, Chunk]]]:
