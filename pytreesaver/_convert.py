@@ -122,7 +122,9 @@ def _is_whole_number_of(values: np.ndarray, target: np.dtype[Any]) -> Any:
     if values.dtype.kind == "f":
         # high + 1 is a power of two, and a float; high itself may not be one.
         return (values >= float(low)) & (values < float(high + 1)) & (values == np.trunc(values))
-    if values.dtype == np.bool_ or (np.iinfo(values.dtype).min >= low and np.iinfo(values.dtype).max <= high):
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8)
+    if np.iinfo(values.dtype).min >= low and np.iinfo(values.dtype).max <= high:
         return np.ones(values.shape, bool)
     return (values >= max(low, np.iinfo(values.dtype).min)) & (values <= min(high, np.iinfo(values.dtype).max))
 

@@ -292,6 +292,8 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             unsigned = np.dtype(f"u{a.dtype.itemsize}")
             return np.asarray(np.where(a > b, (a - b).astype(unsigned), (b - a).astype(unsigned)), np.float64)
         kind = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
-        distances: np.ndarray = np.abs(a.astype(kind) - b.astype(kind))
-        distances[a == b] = 0
+        a, b = a.astype(kind), b.astype(kind)
+        # Part by part, because infinity minus infinity would be no number.
+        parts = [np.where(x == y, 0.0, np.abs(x - y)) for x, y in ((a.real, b.real), (a.imag, b.imag))]
+        distances: np.ndarray = np.hypot(*parts)
         return distances

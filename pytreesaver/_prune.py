@@ -6,7 +6,7 @@ Pure functions on the plain data of a structure.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pytreesaver._names import SINGLE_LEAF_NAME, duplicates, prefixes
+from pytreesaver._names import SINGLE_LEAF_NAME, prefixes
 from pytreesaver._values import decode_value
 
 
@@ -79,17 +79,23 @@ def _is_tagged(node: Any) -> bool:
     return len(node) == 1 and next(iter(node)).startswith("$")
 
 
-def _prune(node: Any, kept: Mapping[int, int]) -> Any:
-    if node is None:
-        return _ABSENT
+def _prune(node: Any, kept: Mapping[int, int], *, keep_empty: bool = False) -> Any:
     if type(node) is int:
         return kept.get(node, _ABSENT)
+    if not _has_leaves(node):
+        return node if keep_empty else _ABSENT
     if _keeps_all(node, kept):
         return _renumbered(node, kept)
     parts = _parts(node)
-    pruned = [[key, _prune(child, kept)] for key, child in zip(parts.keys, parts.children, strict=True)]
+    pruned = [
+        [key, _prune(child, kept, keep_empty=keep_empty)] for key, child in zip(parts.keys, parts.children, strict=True)
+    ]
     some = [item for item in pruned if item[1] is not _ABSENT]
     return parts.of_some(some) if some else _ABSENT
+
+
+def _has_leaves(node: Any) -> bool:
+    return next(_leaves(node), None) is not None
 
 
 def _renumbered(node: Any, kept: Mapping[int, int]) -> Any:
@@ -102,8 +108,7 @@ def _renumbered(node: Any, kept: Mapping[int, int]) -> Any:
 
 
 def _keeps_all(node: Any, kept: Mapping[int, int]) -> bool:
-    leaves = list(_leaves(node))
-    return bool(leaves) and all(leaf in kept for leaf in leaves)
+    return all(leaf in kept for leaf in _leaves(node))
 
 
 def _leaves(node: Any) -> Iterator[int]:
@@ -118,13 +123,20 @@ class TakenNameError(Exception):
     """The name that a leaf cannot have because there are leaves under it."""
 
 
-def move_structure(structure: Any, names: Sequence[str], moved: Mapping[int, Sequence[tuple[str, int]]]) -> Any:
+def move_structure(
+    structure: Any,
+    names: Sequence[str],
+    moved: Mapping[int, Sequence[tuple[str, int]]],
+    *,
+    keep_empty: bool,
+) -> Any:
     """The structure of a tree whose leaves have other names now.
 
     Args:
         structure: of the tree as it was.
         names: the name that each leaf had.
         moved: for each leaf that stays, its new names and their positions.
+        keep_empty: whether containers without any leaf stay.
 
     A branch of which every leaf moves in the same way stays what it is, under its new name. So does every container
     that only loses or gains leaves, but that a list, or a class, of which a part is gone or new is a dict.
@@ -133,64 +145,86 @@ def move_structure(structure: Any, names: Sequence[str], moved: Mapping[int, Seq
         TakenNameError: a leaf and a container would have one name.
 
     Example:
-        >>> move_structure({"old": {"$tuple": [0, 1]}}, ["old/0", "old/1"], {0: [("new/0", 0)], 1: [("new/1", 1)]})
-        {'new': {'$tuple': [0, 1]}}
+        >>> names, moved = ["old/0", "old/1", "step"], {0: [("new/0", 0)], 1: [("new/1", 1)], 2: [("step", 2)]}
+        >>> move_structure({"old": {"$tuple": [0, 1]}, "step": 2}, names, moved, keep_empty=True)
+        {'step': 2, 'new': {'$tuple': [0, 1]}}
     """
-    staying = {
-        leaf: position
-        for leaf, places in moved.items()
-        for name, position in places
-        if name == names[leaf] and name != SINGLE_LEAF_NAME
-    }
-    branches = [
-        (name, branch)
-        for name, branch, path in _moved_branches(structure, None, names, moved)
-        if name is None or name != path
-    ]
+    branches = list(_moved_branches(structure, None, names, moved))
     if len(branches) == 1 and branches[0][0] is None:
         return branches[0][1]
-    result = _prune(structure, staying)
-    result = {} if result is _ABSENT else result
-    entries = [(SINGLE_LEAF_NAME if name is None else name, branch) for name, branch in branches]
-    for name in duplicates(name for name, _ in entries):
-        raise TakenNameError(name)
-    return _with_branches(result, entries) if entries else result
+    if any(name is None for name, _, _ in branches):
+        raise TakenNameError(SINGLE_LEAF_NAME)
+    staying = {leaf: position for leaf, places in moved.items() for name, position in places if name == names[leaf]}
+    rest = _prune(structure, staying, keep_empty=keep_empty)
+    entries = [(name, branch) for name, branch, path in branches if name is not None and name != path]
+    return _with_branches({} if rest is _ABSENT or type(rest) is int else rest, entries, "")
 
 
-def _with_branches(node: Any, entries: Sequence[tuple[str, Any]]) -> Any:
-    """A container with more branches, at names as seen from it."""
-    if type(node) is int:
-        raise TakenNameError(entries[0][0])
-    parts = _parts(node)
+def _with_branches(node: Any, entries: Sequence[tuple[str, Any]], path: str) -> Any:
+    """A container with more branches, at names as seen from it; `path` is the beginning of its own for messages."""
+    if not entries:
+        return node
+    parts = _parts({} if node is None else node)
     children = list(parts.children)
     at = {str(decode_value(key)): i for i, key in enumerate(parts.keys)}
-    begun = {prefix for component in at for prefix in prefixes(component)}
     inside: dict[int, list[tuple[str, Any]]] = {}
-    new: list[tuple[str, Any]] = []
+    groups: dict[str, list[tuple[str, Any]]] = {}
+    flat: list[tuple[str, Any]] = []
     for name, branch in entries:
-        if name in at or (name in begun and type(branch) is int):
-            raise TakenNameError(name)
         # The longest key counts: with a key "a/b" beside "a", what is under "a/b" is in there.
-        holders = [p for p in prefixes(name) if p in at and type(children[at[p]]) is not int]
-        if holders:
+        holders = [p for p in prefixes(name) if p in at and p != name and type(children[at[p]]) is not int]
+        if name in at:
+            child = children[at[name]]
+            if not _has_leaves(child):
+                children[at[name]] = branch
+            elif type(branch) is int:
+                raise TakenNameError(path + name)
+            elif type(child) is int:  # beside a leaf of that name there is no place for a container
+                flat += _children_of(branch, name)
+            else:
+                inside.setdefault(at[name], []).extend(_children_of(branch, ""))
+        elif holders:
             holder = max(holders, key=len)
             inside.setdefault(at[holder], []).append((name[len(holder) + 1 :], branch))
+        elif name.partition("/")[0] in at:
+            flat.append((name, branch))
         else:
-            new.append((name, branch))
+            groups.setdefault(name.partition("/")[0], []).append((name, branch))
+    components = list(at)
     for i, inner in inside.items():
-        children[i] = _with_branches(children[i], inner)
-    if not new:
+        children[i] = _with_branches(children[i], inner, f"{path}{components[i]}/")
+    for first, group in groups.items():
+        flat += _grown(first, group, path)
+    if not flat:
         return parts.of_all(children)
-    # Where the first component is a leaf there is no place to nest, and the whole name is the key.
-    added = [item for item in new if item[0].partition("/")[0] in at]
-    nested = _nested_items([item for item in new if item[0].partition("/")[0] not in at])
-    more = [*([key, branch] for key, branch in added), *nested]
     items = [[key, child] for key, child in zip(parts.keys, children, strict=True)]
-    if items and all(type(key) is int for key, _ in items) and all(_is_number(key) for key, _ in more):
-        return _dict_of([*items, *([int(key), branch] for key, branch in more)])
+    if items and all(type(key) is int for key, _ in items) and all(_is_number(key) for key, _ in flat):
+        return _dict_of([*items, *([int(key), branch] for key, branch in flat)])
+    more = [[key, branch] for key, branch in flat]
     if all(type(key) is str for key, _ in items):
         return parts.of_some([*items, *more]) if _keeps_kind(node) else _dict_of([*items, *more])
     return _dict_of([*([component, children[i]] for component, i in at.items()), *more])
+
+
+def _grown(first: str, group: Sequence[tuple[str, Any]], path: str) -> list[tuple[str, Any]]:
+    """The keys of a container for new names that have their first component in common."""
+    leaves = [branch for name, branch in group if name == first and type(branch) is int]
+    containers = [branch for name, branch in group if name == first and type(branch) is not int]
+    below = [(name, branch) for name, branch in group if name != first]
+    if leaves:  # beside a leaf of that name there is no place for a container
+        return [(first, leaves[0]), *below, *(child for branch in containers for child in _children_of(branch, first))]
+    rest = [(name[len(first) + 1 :], branch) for name, branch in below]
+    rest += [child for branch in containers[1:] for child in _children_of(branch, "")]
+    return [(first, _with_branches(containers[0] if containers else {}, rest, f"{path}{first}/"))]
+
+
+def _children_of(branch: Any, name: str) -> list[tuple[str, Any]]:
+    parts = _parts(branch)
+    components = [str(decode_value(key)) for key in parts.keys]
+    return [
+        (f"{name}/{component}" if name else component, child)
+        for component, child in zip(components, parts.children, strict=True)
+    ]
 
 
 def _is_number(key: str) -> bool:
@@ -241,6 +275,26 @@ def _new_place(name: str, path: str | None, new_name: str) -> Any:
     if new_name == rest:
         return None
     return new_name.removesuffix(f"/{rest}") if new_name.endswith(f"/{rest}") else _NOWHERE
+
+
+def names_without_leaves(structure: Any) -> Iterator[str]:
+    """The names of all containers in which there is no leaf, and of None.
+
+    Example:
+        >>> list(names_without_leaves({"w": 0, "b": None, "opt": [{}, 1]}))
+        ['b', 'opt/0']
+    """
+    return _names_without_leaves(structure, None)
+
+
+def _names_without_leaves(node: Any, path: str | None) -> Iterator[str]:
+    if type(node) is int:
+        return
+    if not _has_leaves(node):
+        yield SINGLE_LEAF_NAME if path is None else path
+    if node is not None:
+        for component, child in _children_of(node, ""):
+            yield from _names_without_leaves(child, component if path is None else f"{path}/{component}")
 
 
 def structure_of_names(names: Sequence[str]) -> Any:

@@ -21,7 +21,7 @@ from pytreesaver._leaves import PYTHON_KINDS, LeafError, LeafType, logical_shape
 from pytreesaver._match import LeafPlan, Missing, StoredVariables, Unexpected, check_targets, match_template
 from pytreesaver._names import did_you_mean, listed_with_suggestions, shown
 from pytreesaver._paths import PathLike, named_os_errors
-from pytreesaver._prune import TakenNameError, move_structure, prune_structure
+from pytreesaver._prune import TakenNameError, move_structure, names_without_leaves, prune_structure
 from pytreesaver._reading_leaves import ReadOptions, read_leaves
 from pytreesaver._rename import ByName, Renaming, as_renaming
 from pytreesaver._select import Selection, as_selection, selected
@@ -140,7 +140,7 @@ def _restore_all(reader: CheckpointReader, options: RestoreOptions, stacklevel: 
     names, positions, structure = _selected_variables(reader, options)
     types, shapes = [reader.types[i] for i in positions], [reader.shapes[i] for i in positions]
     stored = StoredVariables([reader.names[i] for i in positions], types, shapes)
-    placed = sharding_rule(options.sharding, names)
+    placed = sharding_rule(options.sharding, names, lambda: names_without_leaves(structure))
     targets: dict[str, Template] = {}
     for name, leaf_type, shape in zip(names, types, shapes, strict=True):
         logical = logical_shape(leaf_type, shape)
@@ -179,7 +179,7 @@ def _selected_variables(reader: CheckpointReader, options: RestoreOptions) -> tu
         for i, (name, position) in enumerate(zip(names, positions, strict=True)):
             moved.setdefault(position, []).append((name, i))
         try:
-            structure = move_structure(structure, reader.names, moved)
+            structure = move_structure(structure, reader.names, moved, keep_empty=options.only is None)
         except TakenNameError as error:
             raise DuplicateNameError(
                 f"{options.rename.label}: {shown(str(error))} would be a leaf of {reader.path}, and there are leaves "
@@ -252,7 +252,8 @@ def plan_like(reader: CheckpointReader, like: Any, options: RestoreOptions) -> T
     flags = [True] * len(flat.names)
     if options.only is not None:
         flags = selected(options.only, flat.names, "the template (like)", may_be_empty=options.may_be_empty)
-    templates = _templates_of(flat, flags, sharding_rule(options.sharding, flat.names), options)
+    placed = sharding_rule(options.sharding, flat.names, lambda: names_without_leaves(flat.structure))
+    templates = _templates_of(flat, flags, placed, options)
     renaming: Renaming | None = options.rename
     for_arrays = {
         renaming.stored_name(name) if renaming else name

@@ -44,7 +44,8 @@ def glob(pattern: str) -> Selection:
     """Selects the names that a pattern fits.
 
     ``*`` stands for anything within one component of a name, ``?`` for one character of it, and ``**`` as a component
-    for any number of components. A pattern without any of these also selects everything under it.
+    for any number of components, at its end for everything that lies under the rest. A pattern without any of these
+    also selects everything under it.
 
     Example:
         >>> selection = glob("encoder/**") & ~glob("**/bias")

@@ -1,6 +1,6 @@
 """Which sharding each restored leaf shall have: the forms of `sharding`, as a function of name and shape. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,11 @@ ShardingRule = Callable[[str, tuple[int, ...]], Any]
 """The sharding of a leaf by its name and shape, or None for no wish."""
 
 
-def sharding_rule(given: Any, names: Sequence[str]) -> ShardingRule:
+def sharding_rule(given: Any, names: Sequence[str], empty: Callable[[], Iterable[str]]) -> ShardingRule:
     """A rule from any of the forms that a user may give it in: a sharding or device for all leaves, a tree of them that
     is a prefix of the tree with these names, or a function of name and shape. None, also in a tree, is no wish.
+
+    `empty` gives the names of containers without leaves, and of None: a tree may have entries for those too.
 
     Raises:
         MismatchError: the tree says nothing of a name, or something of what is not there.
@@ -30,14 +32,17 @@ def sharding_rule(given: Any, names: Sequence[str]) -> ShardingRule:
     places = {name: max((p for p in prefixes(name) if p in by_name), key=len, default=None) for name in names}
     if SINGLE_LEAF_NAME in by_name:
         places = {name: place or SINGLE_LEAF_NAME for name, place in places.items()}
-    _refuse_misfits(by_name, places)
+    _refuse_misfits(by_name, places, empty)
     return lambda name, shape: by_name[places[name] or SINGLE_LEAF_NAME]
 
 
-def _refuse_misfits(entries: dict[str, Any], places: dict[str, str | None]) -> None:
+def _refuse_misfits(entries: dict[str, Any], places: dict[str, str | None], empty: Callable[[], Iterable[str]]) -> None:
     uncovered = [name for name, place in places.items() if place is None]
     used = set(places.values())
     idle = [name for name in entries if name not in used]
+    if idle:
+        allowed = set(empty())
+        idle = [name for name in idle if name not in allowed]
     if not uncovered and not idle:
         return
     suggest = suggestions(sorted({prefix for name in places for prefix in prefixes(name)}))

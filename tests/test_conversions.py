@@ -320,3 +320,9 @@ def test_reshape_is_offered_where_it_would_help():
         pts.restore(path, reshape=True)
     with pytest.raises(pts.MismatchError, match=r"x: expected float64\[7\], found int64\[6\]"):
         pts.restore(path, {"x": np.zeros(7)}, only="x", cast=True, reshape=True)
+
+
+def test_there_is_no_true_in_one_signed_bit():
+    path = pts.save({"x": np.array([True])}, "model")
+    with pytest.raises(pts.MismatchError, match="is no int1 value"):
+        pts.restore(path, {"x": np.zeros(1, ml_dtypes.int1)}, cast=True)

@@ -208,3 +208,11 @@ def test_what_cannot_be_subtracted_is_changed_all_the_same(first, second):
     repr(result)
     assert result.changed["x"].max_abs_difference is None
     assert not diff_of({"x": first}, {"x": first})
+
+
+def test_infinities_are_no_numbers_apart():
+    first = {"z": np.array([0.5, 2j, np.inf, complex(-np.inf, 2)]), "x": np.array([np.inf, np.inf])}
+    second = {"z": np.array([0.5, 2j, np.inf, complex(-np.inf, 1)]), "x": np.array([np.inf, 1.0])}
+    changed = diff_of(first, second).changed
+    assert (changed["z"].max_abs_difference, changed["z"].mean_abs_difference) == (1, 0.25)
+    assert changed["x"].max_abs_difference == np.inf

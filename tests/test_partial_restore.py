@@ -11,11 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import pytreesaver as pts
+from pytreesaver._names import prefixes
 from pytreesaver._select import as_selection
 from pytreesaver._structure import flatten_tree
 from pytreesaver.formats._native_reader import NativeReader
 from pytreesaver.testing import (
     assert_trees_equal,
+    python_values,
     pytrees,
     renamings,
     selections,
@@ -358,11 +360,67 @@ def test_only_what_is_renamed_moves():
     assert pts.restore(path, rename={"opt/new/deep": "step"})["opt"] == {"0": {"m": 3}, "1": (4, 5), "new": {"deep": 8}}
 
 
-@pytest.mark.parametrize("rename", [{"b": "a"}, {"x": "a", "x/": "b/"}], ids=str)
+@pytest.mark.parametrize("rename", [{"b": "a"}, {".": "a"}], ids=str)
 def test_a_name_cannot_be_a_leaf_and_a_container(rename):
     path = pts.save({"a": 1, "b": {"x": 1, "y": 2}}, "model")
-    with pytest.raises(pts.DuplicateNameError, match="rename"):
+    with pytest.raises(pts.DuplicateNameError, match=r"rename: [b.] would be a leaf of model"):
         pts.restore(path, rename=rename)
+
+
+@pytest.mark.parametrize(
+    ("tree", "rename", "expected"),
+    [
+        (
+            {"encoder": {"w": 1, "b": 2}, "params": {"head": 3}},
+            {"params/": "encoder/", "params/head": "params/head"},
+            {"params": {"w": 1, "b": 2, "head": 3}},
+        ),
+        (
+            {"a": {"p": 1, "q": 2}, "b": {"r": 3}, "head": {"k": 1}},
+            {"m/": "a/", "m/r": "b/r"},
+            {"m": {"p": 1, "q": 2, "r": 3}, "head": {"k": 1}},
+        ),
+        ({"a": {"w": 1}, "b": {"w": 2}}, {"m/": "a/", "m/0/": "b/"}, {"m": {"w": 1, "0": {"w": 2}}}),
+        ({"a": {}, "old": {"a": 1}}, {"/": "old/", "old/a": "old/a"}, {"a": 1, "old": {"a": 1}}),
+        ({"a": {"w": 1}, "b": {"w2": 2}}, {"m/": "a/", "m/w2": "b/w2"}, {"m": {"w": 1, "w2": 2}}),
+        (
+            {"opt": (), "params": {"w": 1, "e": None}, "mask": None, "step": 2},
+            {"it": "step", "params/v": "params/w"},
+            {"opt": (), "params": {"v": 1, "e": None}, "mask": None, "it": 2},
+        ),
+    ],
+    ids=str,
+)
+def test_branches_that_meet_are_joined(tree, rename, expected):
+    assert pts.restore(pts.save(tree, "model"), rename=rename) == expected
+
+
+@given(pytrees(python_values(), max_leaves=10), st.data())
+@settings(max_examples=150)
+def test_renaming_prefixes_without_a_template_moves_what_is_under_them(tree, data):
+    flat = flatten_tree(tree)
+    under = sorted({f"{prefix}/" for name in flat.names for prefix in prefixes(name) if prefix != name} | {"/"})
+    assume(flat.names and "/" not in "".join(name[-1:] for name in flat.names))
+    old = data.draw(st.sampled_from(under))
+    new = data.draw(st.sampled_from([*under, "new/", "a/b/", "0/"]))
+    expected = {}
+    for name, leaf in zip(flat.names, flat.leaves, strict=True):
+        rest = name if old == "/" else name.removeprefix(old)
+        is_under = old == "/" or name.startswith(old)
+        target = name
+        if is_under:
+            target = (new[:-1] if rest == "." else new + rest) if new != "/" else rest
+        expected.setdefault(target, []).append(leaf)
+    try:
+        restored = flatten_tree(pts.restore(save_anew(tree), rename={new: old}))
+    except pts.DuplicateNameError:
+        names = [name for name, leaves in expected.items() for _ in leaves]
+        hidden = [n for n in flat.names if new == "/" or n.startswith(new) or f"{n}/" == new]
+        assert hidden or len(set(names)) < len(names) or any(n.startswith(f"{m}/") for n in names for m in names)
+        return
+    assert sorted(restored.names) == sorted(expected)
+    for name, leaf in zip(restored.names, restored.leaves, strict=True):
+        assert_trees_equal(leaf, expected[name][0])
 
 
 def test_mistakes_in_a_mask_are_named():

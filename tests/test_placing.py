@@ -413,3 +413,19 @@ def test_a_tree_of_shardings_may_be_callable():
     assert restored.w.sharding == spread("x")
     with pytest.raises(TypeError, match=r"found Mesh.*NamedSharding\(mesh, spec\) makes one"):
         pts.restore(path, module, sharding=spread("x").mesh)
+
+
+def test_a_tree_of_shardings_is_a_prefix_where_there_are_no_leaves():
+    device = jax.devices()[3]
+    tree = {"w": jnp.ones(2), "bias": None, "opt": (jnp.zeros(2), ())}
+    path = pts.save(tree, "model")
+    for sharding in (
+        jax.tree.map(lambda leaf: SingleDeviceSharding(device), tree),
+        {"w": device, "bias": None, "opt": device},
+        {"w": device, "bias": device, "opt": (device, device)},
+    ):
+        for like in (None, tree):
+            restored = pts.restore(path, like, sharding=sharding)
+            assert restored["w"].devices() == restored["opt"][0].devices() == {device}
+            assert restored["bias"] is None
+            assert restored["opt"][1] == ()
