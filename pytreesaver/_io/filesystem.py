@@ -4,6 +4,7 @@ The rest of pytreesaver reaches the disk through these functions only, so that a
 in their place and stop it at every state that a crash could leave.
 """
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -58,6 +59,19 @@ def reserve(descriptor: int, nbytes: int) -> None:
 def write(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
     """Write up to `MOST_BUFFERS` buffers one after the other at `offset`; gives how many bytes were written."""
     return os.pwritev(descriptor, buffers, offset)  # type: ignore[arg-type]
+
+
+def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
+    """Have the operating system begin to write some bytes of a file to the disk, so that a later sync has less to do.
+
+    It promises nothing; where there is no such call, nothing happens.
+    """
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(nbytes), _SYNC_FILE_RANGE_WRITE)
+
+
+_SYNC_FILE_RANGE_WRITE = 2
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
 
 
 def read_into(descriptor: int, buffer: np.ndarray, offset: int) -> int:

@@ -22,8 +22,10 @@ class Stretch(NamedTuple):
     load: Callable[[], np.ndarray]
 
 
-def write_stretches(descriptor: int, stretches: Sequence[Stretch]) -> np.ndarray:
-    """Write every stretch. Gives uint64[n]: the checksums of the blocks of all of them, in the given order."""
+def write_stretches(descriptor: int, stretches: Sequence[Stretch], *, durable: bool = False) -> np.ndarray:
+    """Write every stretch, and if it is going to be made durable, have the system start with that at once.
+
+    Gives uint64[n]: the checksums of the blocks of all of them, in the given order."""
     first_block = np.concatenate([[0], np.cumsum([block_count(s.nbytes) for s in stretches], dtype=np.int64)])
     checksums = np.zeros(int(first_block[-1]), np.uint64)
     tasks: list[Callable[[], None]] = []
@@ -34,7 +36,7 @@ def write_stretches(descriptor: int, stretches: Sequence[Stretch]) -> np.ndarray
         nonlocal group, group_nbytes
         if group:
             tasks.append(
-                partial(_write_group, descriptor, [stretches[i] for i in group], checksums, first_block[group])
+                partial(_write_group, descriptor, [stretches[i] for i in group], checksums, first_block[group], durable)
             )
         group, group_nbytes = [], 0
 
@@ -47,7 +49,7 @@ def write_stretches(descriptor: int, stretches: Sequence[Stretch]) -> np.ndarray
             shared = _SharedBytes(load, block_count(nbytes, _SLICE_NBYTES))
             for start in range(0, nbytes, _SLICE_NBYTES):
                 block = int(first_block[i]) + start // BLOCK_NBYTES
-                tasks.append(partial(_write_slice, descriptor, shared, start, offset, checksums, block))
+                tasks.append(partial(_write_slice, descriptor, shared, start, offset, checksums, block, durable))
             continue
         follows = bool(group) and sum(stretches[group[-1]][:2]) == offset
         if not follows or group_nbytes + nbytes > _SLICE_NBYTES or len(group) == filesystem.MOST_BUFFERS:
@@ -59,12 +61,16 @@ def write_stretches(descriptor: int, stretches: Sequence[Stretch]) -> np.ndarray
     return checksums
 
 
-def _write_group(descriptor: int, group: Sequence[Stretch], checksums: np.ndarray, first_block: np.ndarray) -> None:
+def _write_group(
+    descriptor: int, group: Sequence[Stretch], checksums: np.ndarray, first_block: np.ndarray, durable: bool
+) -> None:
     buffers = [stretch.load() for stretch in group]
     for data, block in zip(buffers, first_block.tolist(), strict=True):
         for i, value in enumerate(block_checksums(data), block):
             checksums[i] = value
     write_fully(descriptor, buffers, group[0].offset)
+    if durable:
+        filesystem.start_writeback(descriptor, group[0].offset, sum(data.nbytes for data in buffers))
 
 
 class _SharedBytes:
@@ -86,12 +92,14 @@ class _SharedBytes:
 
 
 def _write_slice(
-    descriptor: int, shared: _SharedBytes, start: int, offset: int, checksums: np.ndarray, block: int
+    descriptor: int, shared: _SharedBytes, start: int, offset: int, checksums: np.ndarray, block: int, durable: bool
 ) -> None:
     data = shared.take(start)
     for i, value in enumerate(block_checksums(data), block):
         checksums[i] = value
     write_fully(descriptor, [data], offset + start)
+    if durable:
+        filesystem.start_writeback(descriptor, offset + start, data.nbytes)
 
 
 def write_fully(descriptor: int, buffers: Sequence[filesystem.Buffer], offset: int) -> None:

@@ -169,7 +169,7 @@ def _write_files(
 ) -> tuple[int, int]:
     """Write the data and the index that belongs to it. The files stay locked until `open_files` is closed."""
     data = open_locked(directory / data_name, open_files)
-    index = _write_data(data, data_name, contents)
+    index = _write_data(data, data_name, contents, durable)
     if durable:
         filesystem.sync_file(data)
     index_file = open_locked(directory / index_name, open_files)
@@ -180,7 +180,7 @@ def _write_files(
     return data, index_file
 
 
-def _write_data(descriptor: int, data_name: str, contents: TreeContents) -> Index:
+def _write_data(descriptor: int, data_name: str, contents: TreeContents, durable: bool) -> Index:
     types = list(dict.fromkeys(contents.types))
     type_positions = {leaf_type: i for i, leaf_type in enumerate(types)}
     index = Index(
@@ -210,7 +210,7 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents) -> Inde
             chunk = len(stretches)
             load = partial(cell_bytes, array, leaf_type)
             stretches.append(Stretch(len(header) + offsets[chunk], sizes[chunk], load))
-    index.checksums = encode_checksums(write_stretches(descriptor, stretches))
+    index.checksums = encode_checksums(write_stretches(descriptor, stretches, durable=durable))
 
     # The header names its contents by their checksums, so that an index never passes for that of other data.
     content_id = header_checksum(index.checksums.encode())
