@@ -154,7 +154,6 @@ def check_targets(targets: Mapping[str, Template], stored: StoredVariables, *, w
     """
     problems = Problems(where, stored.names)
     for position, (name, target) in enumerate(targets.items()):
-        found = describe(stored.types[position], stored.logical_shape(position))
         misfit = _layout_problem(target)
         if _needs_x64(target.type, x64_enabled):
             narrow = LeafType("jax", X64_DTYPES[target.type.dtype])
@@ -164,6 +163,7 @@ def check_targets(targets: Mapping[str, Template], stored: StoredVariables, *, w
             problems.narrowing_helps |= target.type == stored.types[position]
         elif misfit:
             expected = f"{describe(target.type, target.shape)} with {target.sharding}"
+            found = describe(stored.types[position], stored.logical_shape(position))
             problems.differ[name] = Difference(expected, found, misfit)
     problems.raise_if_any()
 

@@ -85,6 +85,8 @@ def _leaves_of_group(
     """The leaves of some plans, None for those of which something is wrong."""
     sources = _read_group(reader, plans, options, found.damage)
     leaves: list[Any] = []
+    # JAX takes many arrays in one call in half the time that it needs for each alone.
+    together: dict[int, np.ndarray] = {}
     uses = Counter(plan.position for plan in plans)
     for plan, name in zip(plans, names, strict=True):
         leaf = None
@@ -92,6 +94,10 @@ def _leaves_of_group(
         uses[plan.position] -= 1
         if source is not None and uses[plan.position]:
             source = source.copy()  # no two leaves share memory: one of them may be written to, now or later
+        if source is not None and not options.as_numpy and _is_taken_as_it_is(reader, plan):
+            together[len(leaves)] = source
+            leaves.append(None)
+            continue
         if source is not None or _is_read_in_parts(reader, plan, options):
             try:
                 leaf = _leaf(reader, plan, source, options)
@@ -100,7 +106,22 @@ def _leaves_of_group(
             except CorruptCheckpointError as error:
                 _add_damage(found.damage, error)
         leaves.append(leaf)
+    for i, leaf in zip(together, jax.device_put(list(together.values())), strict=True):
+        leaves[i] = leaf
     return leaves
+
+
+def _is_taken_as_it_is(reader: CheckpointReader, plan: LeafPlan) -> bool:
+    """Whether a stored array is the leaf, but that it has to be given to JAX."""
+    stored, target = reader.types[plan.position], plan.target
+    return (
+        target.type.kind == "jax"
+        and target.sharding is None
+        and not target.type.weak_type
+        and stored.dtype == target.type.dtype
+        and stored.kind in ("jax", "numpy")
+        and reader.shapes[plan.position] == target.shape
+    )
 
 
 def _add_damage(damage: list[CorruptCheckpointError], error: CorruptCheckpointError) -> None:
@@ -142,7 +163,7 @@ def _groups(reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOp
     nbytes, last = 0, -1
     for i in sorted(range(len(plans)), key=lambda i: plans[i].position):
         position = plans[i].position
-        size = 0 if position == last else _nbytes(reader, position)
+        size = 0 if position == last else reader.nbytes[position]
         full = nbytes + size > _WINDOW_NBYTES or options.sequentially
         if group and full and position != last:
             yield group
@@ -151,10 +172,6 @@ def _groups(reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOp
         nbytes, last = nbytes + size, position
     if group:
         yield group
-
-
-def _nbytes(reader: CheckpointReader, position: int) -> int:
-    return math.prod(reader.shapes[position]) * storage_dtype(reader.types[position]).itemsize
 
 
 def _read_group(
@@ -183,11 +200,11 @@ def _read_group(
 
 def _is_read_in_parts(reader: CheckpointReader, plan: LeafPlan, options: ReadOptions) -> bool:
     """Whether a leaf is made of copies of parts of its variable, so that the variable need not be held whole."""
+    if reader.nbytes[plan.position] <= _SMALL_NBYTES:
+        return False
     stored, target = reader.types[plan.position], plan.target
     kinds = ("jax", "numpy", "numpy_scalar")
     if stored.kind not in kinds or target.type.kind not in kinds:
-        return False
-    if _nbytes(reader, plan.position) <= _SMALL_NBYTES:
         return False
     is_sharded = target.sharding is not None and len(target.sharding.device_set) > 1 and not options.as_numpy
     is_sharded = is_sharded and not target.type.weak_type

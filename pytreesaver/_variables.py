@@ -45,7 +45,7 @@ class Variable:
         stored_shape = reader.shapes[position]
         self.name: str = reader.names[position]
         self.kind: str = leaf_type.kind
-        self.nbytes: int = math.prod(stored_shape) * storage_dtype(leaf_type).itemsize
+        self.nbytes: int = reader.nbytes[position]
         as_object = leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8"
         self.dtype: np.dtype[Any] = np.dtype(object) if as_object else dtype_from_name(leaf_type.dtype)
         self.shape: tuple[int, ...] = () if as_object else stored_shape

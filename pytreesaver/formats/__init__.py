@@ -32,12 +32,14 @@ class TreeContents(NamedTuple):
 
 class CheckpointReader(Protocol):
     """An open checkpoint: what it holds is known, its arrays are read when asked for. A position is an index into the
-    columns `names`, `types` and `shapes`."""
+    columns `names`, `types`, `shapes` and `nbytes`."""
 
     path: Path
     names: Sequence[str]
     types: Sequence[LeafType]
     shapes: Sequence[tuple[int, ...]]
+    nbytes: Sequence[int]
+    """How many bytes each stored array has."""
     structure: Any
     """As in `TreeContents`; None if the format keeps none, and then the tree is nested dicts of the names."""
     metadata: Any

@@ -174,13 +174,15 @@ def _check(index: Index) -> None:
         _require(0 <= file.header_nbytes <= file.nbytes < _MOST_NBYTES, f"a header within {file.name}")
     for leaf_type in index.types:
         _check_type(leaf_type)
-    for name, type_of, shape in zip(index.names, index.type_of, index.shapes, strict=True):
+    # Trees of thousands of leaves have few shapes: each is looked at once.
+    distinct = dict(zip(zip(index.type_of, map(tuple, index.shapes), strict=True), index.names, strict=True))
+    for (type_of, distinct_shape), name in distinct.items():
         leaf_type = index.types[type_of]
-        if not _fits_kind(leaf_type, shape):
+        if not _fits_kind(leaf_type, distinct_shape):
             raise _BrokenRuleError(
-                f"{name}: expected a shape for {leaf_type.kind} of {leaf_type.dtype}, found {shape[:9]}"
+                f"{name}: expected a shape for {leaf_type.kind} of {leaf_type.dtype}, found {list(distinct_shape[:9])}"
             )
-        if not _is_shape(shape, storage_dtype(leaf_type).itemsize):
+        if not _is_shape(distinct_shape, storage_dtype(leaf_type).itemsize):
             raise _BrokenRuleError(f"{name}: expected at most 64 axes, no negative length, and fewer than 2**63 bytes")
     for key, boundaries in index.grids.items():
         known = _POSITION.fullmatch(key) is not None and int(key) < count
@@ -273,11 +275,16 @@ def chunk_counts(index: Index) -> list[int]:
 def chunk_nbytes(index: Index) -> list[int]:
     """The size of every chunk in bytes."""
     itemsizes = [storage_dtype(leaf_type).itemsize for leaf_type in index.types]
+    kinds = list(zip(index.type_of, map(tuple, index.shapes), strict=True))
+    size_of = {(type_of, shape): math.prod(shape) * itemsizes[type_of] for type_of, shape in set(kinds)}
+    if not index.grids:
+        return [size_of[kind] for kind in kinds]
     sizes: list[int] = []
-    for i, (type_of, shape) in enumerate(zip(index.type_of, index.shapes, strict=True)):
-        boundaries = index.grids.get(str(i)) if index.grids else None
+    for i, kind in enumerate(kinds):
+        type_of = kind[0]
+        boundaries = index.grids.get(str(i))
         if boundaries is None:
-            sizes.append(math.prod(shape) * itemsizes[type_of])
+            sizes.append(size_of[kind])
         else:
             lengths = [[b - a for a, b in itertools.pairwise(axis)] for axis in boundaries]
             sizes += [

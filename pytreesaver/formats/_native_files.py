@@ -105,26 +105,38 @@ class NativeFiles:
 
     def is_grid(self, position: int) -> bool:
         """Whether a variable lies in several chunks."""
-        return str(position) in self.index.grids
+        return bool(self.index.grids) and str(position) in self.index.grids
 
     def size(self, file: int) -> int:
         """The size of a data file in bytes, -1 if it is not there."""
         return filesystem.file_size(self.descriptors[file]) if file in self.descriptors else -1
 
+    @property
+    def nbytes(self) -> list[int]:
+        """The size of every variable in bytes."""
+        if not self.index.grids:
+            return self._chunk_nbytes
+        ends = [*self._first_chunk[1:], len(self._chunk_nbytes)]
+        return [sum(self._chunk_nbytes[a:b]) for a, b in zip(self._first_chunk, ends, strict=True)]
+
     def chunks(self, position: int) -> Iterator[Chunk]:
         """The chunks of a variable, in row-major order."""
         boundaries = self.index.grids.get(str(position))
-        shape = tuple(self.index.shapes[position])
-        cells = [((0,) * len(shape), shape)] if boundaries is None else grid_cells(boundaries)
-        for i, (start, cell_shape) in enumerate(cells, self._first_chunk[position]):
-            yield Chunk(
-                start,
-                cell_shape,
-                self.index.chunk_files[i],
-                self.index.chunk_offsets[i],
-                self._chunk_nbytes[i],
-                self._first_block[i],
-            )
+        if boundaries is None:
+            yield self.single_chunk(position, tuple(self.index.shapes[position]))
+            return
+        for i, (start, shape) in enumerate(grid_cells(boundaries), self._first_chunk[position]):
+            yield self._chunk(i, start, shape)
+
+    def single_chunk(self, position: int, shape: tuple[int, ...]) -> Chunk:
+        """The chunk of a variable of that shape that lies in one."""
+        return self._chunk(self._first_chunk[position], (0,) * len(shape), shape)
+
+    def _chunk(self, i: int, start: tuple[int, ...], shape: tuple[int, ...]) -> Chunk:
+        index = self.index
+        return Chunk(
+            start, shape, index.chunk_files[i], index.chunk_offsets[i], self._chunk_nbytes[i], self._first_block[i]
+        )
 
     def expected(self, chunk: Chunk, first: int = 0, stop: int | None = None) -> list[int]:
         """The checksums of the blocks of a chunk, from number `first` up to `stop`."""

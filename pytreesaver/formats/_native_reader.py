@@ -44,6 +44,7 @@ class NativeReader:
         self.names: Sequence[str] = index.names
         self.types: Sequence[LeafType] = [index.types[i] for i in index.type_of]
         self.shapes: Sequence[tuple[int, ...]] = list(map(tuple, index.shapes))
+        self.nbytes: Sequence[int] = self._files.nbytes
         self.structure = index.structure
         self.metadata = index.metadata
         self.record = index.record
@@ -61,7 +62,7 @@ class NativeReader:
         results: dict[int, np.ndarray] = {}
         damaged: dict[str, None] = {}
         whole = [position for position in positions if not self._files.is_grid(position)]
-        chunks = [next(self._files.chunks(position)) for position in whole]
+        chunks = [self._files.single_chunk(position, self.shapes[position]) for position in whole]
         data = self._read_chunks(whole, chunks, verify, damaged)
         for position, array in zip(whole, data, strict=True):
             results[position] = stored_array(array, self.types[position], self.shapes[position])
@@ -75,8 +76,7 @@ class NativeReader:
     def _read_grid(self, position: int, verify: bool, damaged: dict[str, None]) -> np.ndarray:
         """A variable of several chunks."""
         leaf_type, shape = self.types[position], self.shapes[position]
-        nbytes = math.prod(shape) * storage_dtype(leaf_type).itemsize
-        whole = stored_array(filesystem.new_memory(nbytes), leaf_type, shape)
+        whole = stored_array(filesystem.new_memory(self.nbytes[position]), leaf_type, shape)
         if not self._read_boxes(position, [whole_box(shape)], [whole], verify, shape, np.copyto):
             damaged[self.names[position]] = None
         return whole
