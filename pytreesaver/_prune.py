@@ -171,19 +171,23 @@ def _with_branches(node: Any, entries: Sequence[tuple[str, Any]], path: str) -> 
     groups: dict[str, list[tuple[str, Any]]] = {}
     flat: list[tuple[str, Any]] = []
     for name, branch in entries:
-        # The longest key counts: with a key "a/b" beside "a", what is under "a/b" is in there.
-        holders = [p for p in prefixes(name) if p in at and p != name and type(children[at[p]]) is not int]
+        if name not in at:
+            continue
+        child = children[at[name]]
+        if not _has_leaves(child):
+            children[at[name]] = branch
+        elif type(branch) is int:
+            raise TakenNameError(path + name)
+        elif type(child) is int:  # beside a leaf of that name there is no place for a container
+            flat += _children_of(branch, name)
+        else:
+            inside.setdefault(at[name], []).extend(_children_of(branch, ""))
+    for name, branch in entries:
         if name in at:
-            child = children[at[name]]
-            if not _has_leaves(child):
-                children[at[name]] = branch
-            elif type(branch) is int:
-                raise TakenNameError(path + name)
-            elif type(child) is int:  # beside a leaf of that name there is no place for a container
-                flat += _children_of(branch, name)
-            else:
-                inside.setdefault(at[name], []).extend(_children_of(branch, ""))
-        elif holders:
+            continue
+        # The longest key counts: with a key "a/b" beside "a", what is under "a/b" is in there.
+        holders = [p for p in prefixes(name) if p in at and type(children[at[p]]) is not int]
+        if holders:
             holder = max(holders, key=len)
             inside.setdefault(at[holder], []).append((name[len(holder) + 1 :], branch))
         elif name.partition("/")[0] in at:

@@ -383,6 +383,7 @@ def test_a_name_cannot_be_a_leaf_and_a_container(rename):
         ({"a": {"w": 1}, "b": {"w": 2}}, {"m/": "a/", "m/0/": "b/"}, {"m": {"w": 1, "0": {"w": 2}}}),
         ({"a": {}, "old": {"a": 1}}, {"/": "old/", "old/a": "old/a"}, {"a": 1, "old": {"a": 1}}),
         ({"a": {"w": 1}, "b": {"w2": 2}}, {"m/": "a/", "m/w2": "b/w2"}, {"m": {"w": 1, "w2": 2}}),
+        ({"a": {}, "c": 1, "d": 2}, {"a/x": "c", "a": "d"}, {"a": 2, "a/x": 1}),
         (
             {"opt": (), "params": {"w": 1, "e": None}, "mask": None, "step": 2},
             {"it": "step", "params/v": "params/w"},
