@@ -199,6 +199,7 @@ def _with_branches(node: Any, entries: Sequence[tuple[str, Any]], path: str) -> 
         children[i] = _with_branches(children[i], inner, f"{path}{components[i]}/")
     for first, group in groups.items():
         flat += _grown(first, group, path)
+    flat = _apart(flat)
     if not flat:
         return parts.of_all(children)
     items = [[key, child] for key, child in zip(parts.keys, children, strict=True)]
@@ -220,6 +221,22 @@ def _grown(first: str, group: Sequence[tuple[str, Any]], path: str) -> list[tupl
     rest = [(name[len(first) + 1 :], branch) for name, branch in below]
     rest += [child for branch in containers[1:] for child in _children_of(branch, "")]
     return [(first, _with_branches(containers[0] if containers else {}, rest, f"{path}{first}/"))]
+
+
+def _apart(entries: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The same branches as keys of one container: of several with one name only one stays whole."""
+    result: dict[str, Any] = {}
+    waiting = list(entries)
+    while waiting:
+        name, branch = waiting.pop()
+        if name in result and type(branch) is int:
+            waiting += _children_of(result[name], name)
+            result[name] = branch
+        elif name in result:
+            waiting += _children_of(branch, name)
+        else:
+            result[name] = branch
+    return list(reversed(result.items()))
 
 
 def _children_of(branch: Any, name: str) -> list[tuple[str, Any]]:

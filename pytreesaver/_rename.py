@@ -42,9 +42,13 @@ class ByName(Renaming):
 
     def stored_name(self, name: str) -> str:
         for key in _keys(name):
-            if key in self.entries:
-                stored = self.entries[key]
-                return _joined(stored, _rest(name, key)) if key.endswith("/") and key != name else stored
+            stored = self.entries.get(key)
+            if stored is None:
+                continue
+            if key.endswith("/") and stored.endswith("/"):
+                return _joined(stored, _rest(name, key))
+            if key == name:
+                return stored
         return name
 
     def tree_names(self, stored: str) -> list[str]:
@@ -105,17 +109,17 @@ def _is_under(name: str, prefix: str) -> bool:
     return prefix == "/" or name.startswith(prefix) or name == prefix[:-1]
 
 
-def _rest(name: str, prefix: str) -> str:
-    """What follows a prefix in a name; nothing if the name is the prefix itself, a subtree that is a single leaf."""
+def _rest(name: str, prefix: str) -> str | None:
+    """What follows a prefix in a name; None if the name is the prefix itself, a subtree that is a single leaf."""
     if prefix == "/":
-        return "" if name == SINGLE_LEAF_NAME else name
-    return name[len(prefix) :]
+        return None if name == SINGLE_LEAF_NAME else name
+    return None if name == prefix[:-1] else name[len(prefix) :]
 
 
-def _joined(prefix: str, rest: str) -> str:
-    if prefix == "/":
-        return rest or SINGLE_LEAF_NAME
-    return prefix + rest if rest else prefix[:-1]
+def _joined(prefix: str, rest: str | None) -> str:
+    if rest is None:
+        return SINGLE_LEAF_NAME if prefix == "/" else prefix[:-1]
+    return rest if prefix == "/" else prefix + rest
 
 
 @dataclass(frozen=True)
