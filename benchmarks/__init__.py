@@ -1,0 +1,1 @@
+"""pytreesaver beside its peers and beside what the disk and the memory can do, measured in one run."""

@@ -1,0 +1,121 @@
+"""The contestants, each behind the same few functions. A peer that is not installed does not take part."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import pytreesaver as pts
+from benchmarks import raw
+from benchmarks.trees import named_leaves
+
+
+class Contestant(NamedTuple):
+    """One way to save a tree to a path that does not exist and to restore it.
+
+    `save` returns when it is done; `restore` is given the tree that was saved, as a template. `start` starts a save in
+    the background and gives a function that waits for it.
+    """
+
+    name: str
+    save: Callable[[Any, Path], Any]
+    restore: Callable[[Path, Any], Any]
+    start: Callable[[Any, Path], Callable[[], Any]] | None = None
+
+
+def contestants(*, durable: bool) -> list[Contestant]:
+    """Those whose saves are durable, or those whose saves are not, and the raw limit of the same promise."""
+    ours = Contestant(
+        "pytreesaver",
+        lambda tree, path: pts.save(tree, path, durable=durable),
+        pts.restore,
+        lambda tree, path: pts.save_async(tree, path, durable=durable).result,
+    )
+    limit = Contestant(
+        "raw",
+        lambda tree, path: raw.write(str(path), [np.asarray(leaf) for leaf in jax.tree.leaves(tree)], durable=durable),
+        lambda path, tree: raw.read(str(path)),
+    )
+    return [limit, ours, *(_durable_peers() if durable else _other_peers())]
+
+
+def _durable_peers() -> list[Contestant]:
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError:
+        return []
+
+    def save(tree: Any, path: Path) -> None:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), tree)
+            checkpointer.wait_until_finished()
+
+    def start(tree: Any, path: Path) -> Callable[[], Any]:
+        checkpointer = ocp.StandardCheckpointer()
+        checkpointer.save(path.absolute(), tree)
+
+        def wait() -> None:
+            checkpointer.wait_until_finished()
+            checkpointer.close()
+
+        return wait
+
+    def restore(path: Path, tree: Any) -> Any:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path.absolute(), tree)
+
+    return [Contestant("orbax", save, restore, start)]
+
+
+def _other_peers() -> list[Contestant]:
+    found = []
+    try:
+        import safetensors.flax
+
+        found.append(
+            Contestant(
+                "safetensors",
+                lambda tree, path: safetensors.flax.save_file(named_leaves(tree), str(path)),
+                lambda path, tree: safetensors.flax.load_file(str(path)),
+            )
+        )
+    except ImportError:
+        pass
+    try:
+        import flax.serialization
+
+        found.append(
+            Contestant(
+                "flax msgpack",
+                lambda tree, path: path.write_bytes(flax.serialization.to_bytes(tree)),
+                lambda path, tree: flax.serialization.from_bytes(tree, path.read_bytes()),
+            )
+        )
+    except ImportError:
+        pass
+    try:
+        import equinox
+
+        found.append(
+            Contestant(
+                "equinox",
+                lambda tree, path: equinox.tree_serialise_leaves(str(path) + ".eqx", tree),
+                lambda path, tree: equinox.tree_deserialise_leaves(str(path) + ".eqx", tree),
+            )
+        )
+    except ImportError:
+        pass
+    return found
+
+
+def remove(path: Path) -> None:
+    """Delete what a contestant has saved."""
+    for each in (path, Path(f"{path}.eqx")):
+        if each.is_dir():
+            shutil.rmtree(each)
+        elif each.exists():
+            os.unlink(each)
