@@ -330,22 +330,4 @@ def structure_of_names(names: Sequence[str]) -> Any:
     """
     if list(names) == [SINGLE_LEAF_NAME]:
         return 0
-    return _nested([(name, position) for position, name in enumerate(names)])
-
-
-def _nested(entries: Sequence[tuple[str, Any]]) -> Any:
-    return _as_dict(_nested_items(entries))
-
-
-def _nested_items(entries: Sequence[tuple[str, Any]]) -> list[list[Any]]:
-    groups: dict[str, list[tuple[str, Any]]] = {}
-    whole = {name for name, _ in entries}
-    items: dict[str, Any] = {}
-    for name, node in entries:
-        first, slash, rest = name.partition("/")
-        if not slash or first in whole:
-            items[name] = node
-        else:
-            groups.setdefault(first, []).append((rest, node))
-            items[first] = None
-    return [[key, _nested(groups[key]) if key in groups else node] for key, node in items.items()]
+    return _with_branches({}, [(name, position) for position, name in enumerate(names)], "")
