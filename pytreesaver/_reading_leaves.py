@@ -106,8 +106,9 @@ def _leaves_of_group(
             except CorruptCheckpointError as error:
                 _add_damage(found.damage, error)
         leaves.append(leaf)
-    for i, leaf in zip(together, jax.device_put(list(together.values())), strict=True):
-        leaves[i] = leaf
+    if together and not (found.damage or found.losses):
+        for i, leaf in zip(together, jax.device_put(list(together.values())), strict=True):
+            leaves[i] = leaf
     return leaves
 
 
