@@ -39,9 +39,8 @@ def message_of(error, call):
     return str(caught.value)
 
 
-@pytest.fixture
-def reads(monkeypatch):
-    """The names of the variables that are read, in order."""
+def count_reads(patch):
+    """The names of the variables that are read from now on, in order."""
     names = []
     reals = {method: getattr(NativeReader, method) for method in ("read", "read_boxes", "map")}
     for method, real in reals.items():
@@ -50,8 +49,13 @@ def reads(monkeypatch):
             names.extend(self.names[i] for i in ([positions] if isinstance(positions, int) else positions))
             return real(self, positions, *args, **options)
 
-        monkeypatch.setattr(NativeReader, method, counted)
+        patch.setattr(NativeReader, method, counted)
     return names
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    return count_reads(monkeypatch)
 
 
 # Selections.
@@ -117,12 +121,8 @@ def test_the_plan_never_reads_a_variable_that_nothing_takes(tree, data):
     selection = data.draw(selections(names))
     path = save_anew(tree)
     taken = {name for name in names if as_selection(selection).selects(name)}
-    read = []
-    real = NativeReader.read
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            NativeReader, "read", lambda self, p, **o: read.extend(self.names[i] for i in p) or real(self, p, **o)
-        )
+        read = count_reads(patch)
         pts.restore(path, only=selection)
     assert sorted(read) == sorted(taken)
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -275,28 +276,9 @@ def test_mapped_bytes_are_verified_too():
 
 
 @pytest.fixture
-def most_memory(monkeypatch):
-    """How many bytes of fresh buffers were alive at once; NumPy's own are counted by tracemalloc."""
-    import tracemalloc
-    import weakref
-
-    alive = {"now": 0, "most": 0}
-    real = filesystem.new_memory
-
-    def counted(nbytes):
-        memory = real(nbytes)
-        alive["now"] += nbytes
-        alive["most"] = max(alive["most"], alive["now"] + tracemalloc.get_traced_memory()[0])
-
-        def gone():
-            alive["now"] -= nbytes
-
-        weakref.finalize(memory.base.obj if hasattr(memory.base, "obj") else memory, gone)
-        return memory
-
-    monkeypatch.setattr(filesystem, "new_memory", counted)
+def most_memory(most_memory):
     tracemalloc.start()
-    yield lambda: alive["most"]
+    yield most_memory
     tracemalloc.stop()
 
 

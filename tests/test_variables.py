@@ -176,31 +176,6 @@ def test_a_single_leaf_has_the_name_dot():
     assert pts.restore("model").tolist() == [0, 1, 2]
 
 
-@pytest.fixture
-def most_memory(monkeypatch):
-    """Tells how much memory for reading was alive at once."""
-    import weakref
-
-    from pytreesaver._io import filesystem
-
-    alive = {"now": 0, "most": 0}
-    real = filesystem.new_memory
-
-    def counted(nbytes):
-        memory = real(nbytes)
-        alive["now"] += nbytes
-        alive["most"] = max(alive["most"], alive["now"])
-
-        def gone():
-            alive["now"] -= nbytes
-
-        weakref.finalize(memory.base.obj if hasattr(memory.base, "obj") else memory, gone)
-        return memory
-
-    monkeypatch.setattr(filesystem, "new_memory", counted)
-    return lambda: alive["most"]
-
-
 def test_verify_reads_in_bounded_memory(most_memory):
     pts.save({"huge": np.zeros(300 << 20, np.uint8), "more": np.zeros(80 << 20, np.uint8)}, "model", durable=False)
     pts.verify("model")
