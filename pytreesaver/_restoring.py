@@ -23,10 +23,11 @@ from pytreesaver._names import did_you_mean, listed_with_suggestions, shown
 from pytreesaver._paths import PathLike, named_os_errors
 from pytreesaver._prune import TakenNameError, move_structure, names_without_leaves, prune_structure
 from pytreesaver._reading_leaves import ReadOptions, read_leaves
+from pytreesaver._rebuild import MalformedStructureError, rebuild_tree
 from pytreesaver._rename import ByName, Renaming, as_renaming
 from pytreesaver._select import Selection, as_selection, selected
 from pytreesaver._shardings import ShardingRule, sharding_rule
-from pytreesaver._structure import FlatTree, MalformedStructureError, flatten_tree, rebuild_tree
+from pytreesaver._structure import FlatTree, flatten_tree
 from pytreesaver._templates import X64_DTYPES, Template, template_of
 from pytreesaver._variables import open_reader
 from pytreesaver.formats import CheckpointReader

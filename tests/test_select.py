@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import pytreesaver as pts
 from pytreesaver._prune import prune_structure, structure_of_names
+from pytreesaver._rebuild import rebuild_tree
 from pytreesaver._select import as_selection, selected
-from pytreesaver._structure import flatten_tree, rebuild_tree
+from pytreesaver._structure import flatten_tree
 from pytreesaver.testing import pytrees
 
 NAMES = [
