@@ -205,10 +205,24 @@ def new_memory(nbytes: int) -> np.ndarray:
     """
     if nbytes == 0:
         return np.empty(0, np.uint8)
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= 1 << 21:
-        try:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel built without huge pages
-    return np.frombuffer(memory, np.uint8)
+    in_huge_pages = nbytes // _HUGE_PAGE_NBYTES * _HUGE_PAGE_NBYTES if hasattr(mmap, "MADV_HUGEPAGE") else 0
+    # What is mapped beyond the memory, so that it can begin where a huge page does, is never touched and costs nothing.
+    mapped_nbytes = nbytes + (_HUGE_PAGE_NBYTES if in_huge_pages else 0)
+    try:
+        memory = mmap.mmap(-1, mapped_nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:  # a process may have 65,530 mappings; those of malloc are fewer
+        spare = np.empty(nbytes + mmap.PAGESIZE, np.uint8)
+        return _from_multiple_of(mmap.PAGESIZE, spare)[:nbytes]
+    if not in_huge_pages:
+        return np.frombuffer(memory, np.uint8)
+    aligned = _from_multiple_of(_HUGE_PAGE_NBYTES, np.frombuffer(memory, np.uint8))
+    with suppress(OSError):  # a kernel built without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE, mapped_nbytes - aligned.nbytes, in_huge_pages)
+    return aligned[:nbytes]
+
+
+def _from_multiple_of(alignment: int, memory: np.ndarray) -> np.ndarray:
+    return memory[-memory.ctypes.data % alignment :]
+
+
+_HUGE_PAGE_NBYTES = 2 << 20

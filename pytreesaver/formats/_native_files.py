@@ -11,7 +11,7 @@ import numpy as np
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import block_checksums, block_count
-from pytreesaver._io.reading import read_file, read_fully
+from pytreesaver._io.reading import Ranges, read_file, read_fully
 from pytreesaver._leaves import grid_cells
 from pytreesaver._names import shown
 from pytreesaver.formats._index import (
@@ -75,6 +75,7 @@ class NativeFiles:
         path: the directory of the checkpoint.
         index: what its index says.
         block_nbytes: how many bytes of a chunk one checksum covers.
+        checksums: those of the blocks of all chunks, one chunk after the other.
         descriptors: the file descriptors of the data files that are there, checked or not.
     """
 
@@ -91,7 +92,7 @@ class NativeFiles:
         self._chunk_nbytes = chunk_nbytes(index)
         self._first_chunk = first_positions(chunk_counts(index))
         self._first_block = first_positions([block_count(n, index.checksum_block_nbytes) for n in self._chunk_nbytes])
-        self._checksums = decode_checksums(index.checksums)
+        self.checksums = decode_checksums(index.checksums)
         self._open_files()
 
     def close(self) -> None:
@@ -123,14 +124,35 @@ class NativeFiles:
         """The chunks of a variable, in row-major order."""
         boundaries = self.index.grids.get(str(position))
         if boundaries is None:
-            yield self.single_chunk(position, tuple(self.index.shapes[position]))
+            shape = tuple(self.index.shapes[position])
+            yield self._chunk(self._first_chunk[position], (0,) * len(shape), shape)
             return
         for i, (start, shape) in enumerate(grid_cells(boundaries), self._first_chunk[position]):
             yield self._chunk(i, start, shape)
 
-    def single_chunk(self, position: int, shape: tuple[int, ...]) -> Chunk:
-        """The chunk of a variable of that shape that lies in one."""
-        return self._chunk(self._first_chunk[position], (0,) * len(shape), shape)
+    def single_chunks(self, positions: Sequence[int]) -> dict[int, tuple[Sequence[int], Sequence[int]]]:
+        """For each data file, which of the positions are those of variables that lie in one chunk, and in which."""
+        mine: Sequence[int] = range(len(positions))
+        if self.index.grids:
+            mine = [i for i in mine if not self.is_grid(positions[i])]
+        chunks = [self._first_chunk[positions[i]] for i in mine]
+        if len(self.index.files) == 1 and chunks:
+            return {0: (mine, chunks)}
+        by_file: dict[int, tuple[list[int], list[int]]] = {}
+        for i, chunk in zip(mine, chunks, strict=True):
+            in_file = by_file.setdefault(self.index.chunk_files[chunk], ([], []))
+            in_file[0].append(i)
+            in_file[1].append(chunk)
+        return dict(by_file)
+
+    def ranges(self, chunks: Sequence[int], verify: bool) -> Ranges:
+        """Where the chunks of these numbers lie in their file."""
+        return Ranges(
+            [self.index.chunk_offsets[i] for i in chunks],
+            [self._chunk_nbytes[i] for i in chunks],
+            [self._first_block[i] for i in chunks],
+            self.checksums if verify else None,
+        )
 
     def _chunk(self, i: int, start: tuple[int, ...], shape: tuple[int, ...]) -> Chunk:
         index = self.index
@@ -141,7 +163,7 @@ class NativeFiles:
     def expected(self, chunk: Chunk, first: int = 0, stop: int | None = None) -> list[int]:
         """The checksums of the blocks of a chunk, from number `first` up to `stop`."""
         blocks = -(-chunk.nbytes // self.block_nbytes)
-        return self._checksums[chunk.first_block + first : chunk.first_block + (blocks if stop is None else stop)]
+        return self.checksums[chunk.first_block + first : chunk.first_block + (blocks if stop is None else stop)]
 
     def is_intact(self, chunk: Chunk, begin: int, data: np.ndarray) -> bool:
         """Whether the bytes of a chunk from a block's `begin` on have the checksums they should have."""

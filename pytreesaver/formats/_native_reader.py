@@ -22,7 +22,7 @@ from pytreesaver._boxes import (
 )
 from pytreesaver._io import filesystem
 from pytreesaver._io.parallel import run_all
-from pytreesaver._io.reading import EndOfFileError, Range, read_fully, read_ranges
+from pytreesaver._io.reading import EndOfFileError, Ranges, read_fully, read_ranges
 from pytreesaver._leaves import LeafType, storage_dtype, stored_array
 from pytreesaver.formats._index import Chunk
 from pytreesaver.formats._native_files import NativeFiles
@@ -44,6 +44,7 @@ class NativeReader:
         self.names: Sequence[str] = index.names
         self.types: Sequence[LeafType] = [index.types[i] for i in index.type_of]
         self.shapes: Sequence[tuple[int, ...]] = list(map(tuple, index.shapes))
+        self._dtypes = [storage_dtype(leaf_type) for leaf_type in index.types]
         self.nbytes: Sequence[int] = self._files.nbytes
         self.structure = index.structure
         self.metadata = index.metadata
@@ -59,19 +60,33 @@ class NativeReader:
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """See `pytreesaver.formats.CheckpointReader.read`."""
-        results: dict[int, np.ndarray] = {}
         damaged: dict[str, None] = {}
-        whole = [position for position in positions if not self._files.is_grid(position)]
-        chunks = [self._files.single_chunk(position, self.shapes[position]) for position in whole]
-        data = self._read_chunks(whole, chunks, verify, damaged)
-        for position, array in zip(whole, data, strict=True):
-            results[position] = stored_array(array, self.types[position], self.shapes[position])
-        for position in positions:
-            if position not in results:
-                results[position] = self._read_grid(position, verify, damaged)
+        results = self._read_whole(positions, verify, damaged)
+        if self._files.index.grids:
+            for i, position in enumerate(positions):
+                if self._files.is_grid(position):
+                    results[i] = self._read_grid(position, verify, damaged)
         if damaged:
             raise self._files.corrupt([], damaged)
-        return [results[position] for position in positions]
+        return results
+
+    def _read_whole(self, positions: Sequence[int], verify: bool, damaged: dict[str, None]) -> list[np.ndarray]:
+        """The variables that lie in one chunk, and anything for the others."""
+        results: list[Any] = [None] * len(positions)
+        type_of, dtypes = self._files.index.type_of, self._dtypes
+        for file, (mine, chunks) in self._files.single_chunks(positions).items():
+            data, bad = self._read_ranges(file, self._files.ranges(chunks, verify))
+            for i, array in zip(mine, data, strict=True):
+                position = positions[i]
+                dtype = dtypes[type_of[position]]
+                # A view of the shape and dtype in one call; NumPy makes U1 of U0 there.
+                results[i] = (
+                    np.ndarray(self.shapes[position], dtype, array)
+                    if dtype.itemsize
+                    else stored_array(array, self.types[position], self.shapes[position])
+                )
+            damaged |= dict.fromkeys(self.names[positions[mine[i]]] for i in bad)
+        return results
 
     def _read_grid(self, position: int, verify: bool, damaged: dict[str, None]) -> np.ndarray:
         """A variable of several chunks."""
@@ -255,7 +270,12 @@ class NativeReader:
             chunks = [chunk for _, chunk in there]
             for file in {chunk.file for chunk in chunks}:
                 mine = [i for i, chunk in enumerate(chunks) if chunk.file == file]
-                ranges = [Range(chunks[i].offset, chunks[i].nbytes, self._files.expected(chunks[i])) for i in mine]
+                ranges = Ranges(
+                    [chunks[i].offset for i in mine],
+                    [chunks[i].nbytes for i in mine],
+                    [chunks[i].first_block for i in mine],
+                    self._files.checksums,
+                )
                 # The arrays are dropped at once, before the next group is read.
                 bad = read_ranges(self._files.descriptors[file], ranges, self._files.block_nbytes)[1]
                 damaged |= dict.fromkeys(self.names[there[mine[i]][0]] for i in bad)
@@ -278,24 +298,7 @@ class NativeReader:
                         ),
                     )
 
-    def _read_chunks(
-        self, positions: Sequence[int], chunks: Sequence[Chunk], verify: bool, damaged: dict[str, None]
-    ) -> list[np.ndarray]:
-        """uint8[n] of every chunk; the names of variables with damaged ones go into `damaged`."""
-        data: list[Any] = [None] * len(chunks)
-        for file in dict.fromkeys(chunk.file for chunk in chunks):
-            mine = [i for i, chunk in enumerate(chunks) if chunk.file == file]
-            ranges = [
-                Range(chunks[i].offset, chunks[i].nbytes, self._files.expected(chunks[i]) if verify else None)
-                for i in mine
-            ]
-            arrays, bad = self._read_ranges(file, ranges)
-            for i, array in zip(mine, arrays, strict=True):
-                data[i] = array
-            damaged |= dict.fromkeys(self.names[positions[mine[i]]] for i in bad)
-        return data
-
-    def _read_ranges(self, file: int, ranges: Sequence[Range]) -> tuple[list[np.ndarray], list[int]]:
+    def _read_ranges(self, file: int, ranges: Ranges) -> tuple[list[np.ndarray], list[int]]:
         descriptor = self._files.descriptor(file)
         try:
             return read_ranges(descriptor, ranges, self._files.block_nbytes)
