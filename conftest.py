@@ -46,7 +46,8 @@ def most_memory(monkeypatch: pytest.MonkeyPatch) -> Any:
         def gone() -> None:
             alive["now"] -= nbytes
 
-        weakref.finalize(memory.base.obj if hasattr(memory.base, "obj") else memory, gone)
+        owner = memory if memory.base is None else memory.base
+        weakref.finalize(getattr(owner, "obj", owner), gone)
         return memory
 
     monkeypatch.setattr(filesystem, "new_memory", counted)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from pytreesaver._convert import is_castable, shown_number
 from pytreesaver._leaves import PYTHON_KINDS, LeafType, describe, described_dtype, logical_shape, storage_dtype
 from pytreesaver._mismatch import X64_NOTE, Difference, Problems
@@ -27,7 +29,7 @@ class StoredVariables(NamedTuple):
         return logical_shape(self.types[position], self.shapes[position])
 
 
-class LeafPlan(NamedTuple):
+class LeafPlan(msgspec.Struct, frozen=True, gc=False):
     """Which variable a leaf takes, and what it is to become: in type and shape that may differ from what is stored."""
 
     position: int

@@ -13,6 +13,7 @@ from pytreesaver._boxes import Box, box_shape, index_box, whole_box
 from pytreesaver._convert import LossError, convert
 from pytreesaver._errors import CorruptCheckpointError, MismatchError
 from pytreesaver._io import filesystem
+from pytreesaver._jax_arrays import jax_arrays
 from pytreesaver._leaves import (
     LeafType,
     describe,
@@ -25,8 +26,8 @@ from pytreesaver._names import shown
 from pytreesaver._templates import build_leaf
 from pytreesaver.formats import CheckpointReader
 
-_WINDOW_NBYTES = 64 << 20
-"""How many bytes of leaves that still have to be copied are held at a time."""
+_WINDOW_NBYTES = 32 << 20
+"""How many bytes of leaves that have to be copied are held at a time; twice as many while they go to a device."""
 _SMALL_NBYTES = 1 << 20
 """Up to here a variable is read whole, whatever is to become of it."""
 
@@ -51,16 +52,17 @@ def read_leaves(
     """
     leaves: list[Any] = [None] * len(plans)
     found = _Found([], {})
-    groups = list(_groups(reader, plans, options))
-    for group in groups:
+    on_its_way: list[Any] = []
+    for group in _groups(reader, plans, options):
         made = _leaves_of_group(reader, [plans[i] for i in group], [names[i] for i in group], options, found)
         if found.damage or found.losses:
             leaves.clear()  # the rest is only read to find all that is wrong
-        else:
-            for i, leaf in zip(group, made, strict=True):
-                leaves[i] = leaf
-        if len(groups) > 1:  # what is on its way to a device still takes memory here
-            jax.block_until_ready([leaf for leaf in made if isinstance(leaf, jax.Array)])  # type: ignore[no-untyped-call]
+            continue
+        for i, leaf in zip(group, made, strict=True):
+            leaves[i] = leaf
+        # What is on its way to a device still takes memory here; one group may be while the next one is read.
+        jax.block_until_ready(on_its_way)  # type: ignore[no-untyped-call]
+        on_its_way = [] if len(group) == len(plans) else [leaf for leaf in made if isinstance(leaf, jax.Array)]
     if found.damage:
         raise found.damage[0] if len(found.damage) == 1 else _joined_damage(reader, found.damage)
     if found.losses:
@@ -85,20 +87,23 @@ def _leaves_of_group(
     """The leaves of some plans, None for those of which something is wrong."""
     sources = _read_group(reader, plans, options, found.damage)
     leaves: list[Any] = []
-    # JAX takes many arrays in one call in half the time that it needs for each alone.
-    together: dict[int, np.ndarray] = {}
-    uses = Counter(plan.position for plan in plans)
+    for_jax: dict[int, np.ndarray] = {}
+    uses = Counter(plan.position for plan in plans) if len(sources) < len(plans) else {}
     for plan, name in zip(plans, names, strict=True):
         leaf = None
         source = sources.get(plan.position)
-        uses[plan.position] -= 1
-        if source is not None and uses[plan.position]:
-            source = source.copy()  # no two leaves share memory: one of them may be written to, now or later
-        if source is not None and not options.as_numpy and _is_taken_as_it_is(reader, plan):
-            together[len(leaves)] = source
-            leaves.append(None)
-            continue
-        if source is not None or _is_read_in_parts(reader, plan, options):
+        if uses and source is not None:
+            uses[plan.position] -= 1
+            if uses[plan.position]:
+                source = source.copy()  # no two leaves share memory: one of them may be written to, now or later
+        if source is not None and _is_taken_as_it_is(reader, plan, options):
+            if not (options.as_numpy or plan.target.type.kind == "numpy"):
+                for_jax[len(leaves)] = source
+            elif source.flags.aligned:
+                leaf = source
+            else:
+                leaf = source.copy()
+        elif source is not None or _is_read_in_parts(reader, plan, options):
             try:
                 leaf = _leaf(reader, plan, source, options)
             except LossError as loss:
@@ -106,22 +111,23 @@ def _leaves_of_group(
             except CorruptCheckpointError as error:
                 _add_damage(found.damage, error)
         leaves.append(leaf)
-    if together and not (found.damage or found.losses):
-        for i, leaf in zip(together, jax.device_put(list(together.values())), strict=True):
+    if not (found.damage or found.losses):
+        for i, leaf in zip(for_jax, jax_arrays(list(for_jax.values())), strict=True):
             leaves[i] = leaf
     return leaves
 
 
-def _is_taken_as_it_is(reader: CheckpointReader, plan: LeafPlan) -> bool:
-    """Whether a stored array is the leaf, but that it has to be given to JAX."""
-    stored, target = reader.types[plan.position], plan.target
+def _is_taken_as_it_is(reader: CheckpointReader, plan: LeafPlan, options: ReadOptions) -> bool:
+    """Whether a stored array is the leaf, but that it may have to be given to JAX."""
+    target = plan.target
+    stored, wanted = reader.types[plan.position], target.type
     return (
-        target.type.kind == "jax"
-        and target.sharding is None
-        and not target.type.weak_type
-        and stored.dtype == target.type.dtype
-        and stored.kind in ("jax", "numpy")
+        (stored is wanted or stored.dtype == wanted.dtype)
         and reader.shapes[plan.position] == target.shape
+        and stored.kind in ("jax", "numpy")
+        and wanted.kind in ("jax", "numpy")
+        and (options.as_numpy or wanted.kind == "numpy" or (target.sharding is None and not wanted.weak_type))
+        and not wanted.dtype.startswith(">")
     )
 
 
@@ -159,18 +165,23 @@ def _loss_error(reader: CheckpointReader, losses: Mapping[str, tuple[LeafPlan, L
 
 
 def _groups(reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOptions) -> Iterator[list[int]]:
-    """The plans in groups whose variables are read together; those of one variable are in one group."""
+    """The plans in groups whose variables are read together; those of one variable are in one group.
+
+    What is read into the memory of its leaf takes none beside it, and does not count.
+    """
+    in_place = options.as_numpy or jax.default_backend() == "cpu"
     group: list[int] = []
     nbytes, last = 0, -1
-    for i in sorted(range(len(plans)), key=lambda i: plans[i].position):
-        position = plans[i].position
-        size = 0 if position == last else reader.nbytes[position]
-        full = nbytes + size > _WINDOW_NBYTES or options.sequentially
-        if group and full and position != last:
-            yield group
-            group, nbytes = [], 0
+    positions = [plan.position for plan in plans]
+    for i in sorted(range(len(plans)), key=positions.__getitem__):
+        position = positions[i]
+        if position != last:
+            size = 0 if in_place and _is_taken_as_it_is(reader, plans[i], options) else reader.nbytes[position]
+            if group and (nbytes + size > _WINDOW_NBYTES or options.sequentially):
+                yield group
+                group, nbytes = [], 0
+            nbytes, last = nbytes + size, position
         group.append(i)
-        nbytes, last = nbytes + size, position
     if group:
         yield group
 
@@ -179,7 +190,13 @@ def _read_group(
     reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOptions, damage: list[CorruptCheckpointError]
 ) -> dict[int, np.ndarray]:
     """The stored arrays, by their positions, of the plans that take a variable whole; nothing of what is damaged."""
-    rest = list(dict.fromkeys(plan.position for plan in plans if not _is_read_in_parts(reader, plan, options)))
+    rest = list(
+        dict.fromkeys(
+            plan.position
+            for plan in plans
+            if _is_taken_as_it_is(reader, plan, options) or not _is_read_in_parts(reader, plan, options)
+        )
+    )
     arrays: dict[int, np.ndarray] = {}
     for position in list(rest) if options.mmap else []:
         try:
@@ -214,7 +231,7 @@ def _is_read_in_parts(reader: CheckpointReader, plan: LeafPlan, options: ReadOpt
 
 def _leaf(reader: CheckpointReader, plan: LeafPlan, source: np.ndarray | None, options: ReadOptions) -> Any:
     """The leaf of a plan, from its whole stored array, or from parts of it that are read now."""
-    position, target = plan
+    position, target = plan.position, plan.target
     name, stored, wanted = reader.names[position], reader.types[position], target.type
     shape = logical_shape(stored, reader.shapes[position])
     if options.as_numpy and wanted.kind in ("jax", "key"):

@@ -25,7 +25,7 @@ X64_DTYPES = {"int64": "int32", "uint64": "uint32", "float64": "float32", "compl
 """The dtypes that a JAX array can have only while ``jax_enable_x64`` is on, and what JAX would cut them down to."""
 
 
-class Template(msgspec.Struct, frozen=True):
+class Template(msgspec.Struct, frozen=True, gc=False):
     """What a template asks of a leaf: type, shape, and where it shall lie (None: JAX's default device, uncommitted).
 
     `has_value` is false for a `jax.ShapeDtypeStruct`, which has nothing to keep.
