@@ -134,21 +134,28 @@ def _jax_type(leaf: jax.Array) -> tuple[LeafType, tuple[int, ...]]:
             "that is a deleted jax.Array: it was donated to a jitted function or deleted before it could be saved; "
             "save the function's result, or save before the call that donates it"
         )
-    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+    if not (leaf.is_fully_replicated or leaf.is_fully_addressable):
         raise LeafError(
             "that is a jax.Array spread over several processes; gather it first with "
             "jax.experimental.multihost_utils.process_allgather"
         )
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf_type = jax_array_type(leaf)
+    if leaf_type is None:
         leaf_type = key_type(jax.random.key_impl(leaf))
         return leaf_type, (*leaf.shape, *_key_data_shape(leaf_type.key_impl))
-    return jax_array_type(leaf.dtype, bool(leaf.weak_type)), leaf.shape
+    return leaf_type, leaf.shape
+
+
+def jax_array_type(leaf: Any) -> LeafType | None:
+    """The type of a `jax.Array` or `jax.ShapeDtypeStruct` of ordinary numbers; None for one of PRNG keys."""
+    return _jax_array_type(leaf.dtype, getattr(leaf, "weak_type", False))
 
 
 @functools.lru_cache(maxsize=1024)
-def jax_array_type(dtype: Any, weak_type: bool) -> LeafType:
-    """The type of a `jax.Array` of ordinary numbers."""
-    return LeafType("jax", _checked_dtype_name(dtype), weak_type=weak_type)
+def _jax_array_type(dtype: Any, weak_type: Any) -> LeafType | None:
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return None
+    return LeafType("jax", _checked_dtype_name(dtype), weak_type=bool(weak_type))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -219,7 +226,7 @@ def cells_of(leaf: Any, leaf_type: LeafType) -> Cells:
         leaf = jax.random.key_data(leaf)
     elif leaf_type.kind != "jax":
         return Cells([leaf])
-    if len(leaf.sharding.device_set) == 1 or leaf.is_fully_replicated or leaf.size == 0:
+    if leaf.is_fully_replicated or leaf.size == 0:
         return Cells([leaf])
     shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
     starts = [tuple(s.start or 0 for s in shard.index) for shard in shards]
@@ -247,6 +254,10 @@ def grid_cells(boundaries: Sequence[Sequence[int]]) -> Iterator[tuple[tuple[int,
 
 def cell_bytes(cell: Any, leaf_type: LeafType) -> np.ndarray:
     """The little-endian, C-ordered bytes of a cell as uint8[n], without a copy wherever they lie so in memory."""
+    if leaf_type.kind in ("jax", "numpy"):
+        array = np.asarray(cell)
+        if array.flags.c_contiguous and array.dtype.isnative and array.itemsize:
+            return array.ravel().view(np.uint8)
     match leaf_type.kind:
         case "str":
             array = np.frombuffer(cell.encode("utf-8", "surrogatepass"), np.uint8)

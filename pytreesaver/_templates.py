@@ -51,18 +51,18 @@ def template_of(leaf: Any) -> Template:
         # What jax.eval_shape gives may be sharded over an abstract mesh, which has no devices to put an array on.
         abstract = isinstance(getattr(leaf.sharding, "mesh", None), jax.sharding.AbstractMesh)
         sharding = None if abstract else leaf.sharding
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf_type = jax_array_type(leaf)
+        if leaf_type is None:
             impls: list[Any] = []
             jax.eval_shape(lambda keys: impls.append(jax.random.key_impl(keys)), leaf)
-            return Template(key_type(impls[0]), leaf.shape, sharding, False)
-        return Template(jax_array_type(leaf.dtype, bool(leaf.weak_type)), leaf.shape, sharding, False)
+            leaf_type = key_type(impls[0])
+        return Template(leaf_type, leaf.shape, sharding, False)
     if isinstance(leaf, jax.core.Tracer):
         raise LeafError("that is a JAX tracer: restore was called inside jit or another transformation")
     if isinstance(leaf, jax.Array):
         sharding = leaf.sharding if leaf.committed else None
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return Template(key_type(jax.random.key_impl(leaf)), leaf.shape, sharding)
-        return Template(jax_array_type(leaf.dtype, bool(leaf.weak_type)), leaf.shape, sharding)
+        leaf_type = jax_array_type(leaf) or key_type(jax.random.key_impl(leaf))
+        return Template(leaf_type, leaf.shape, sharding)
     leaf_type, stored_shape = leaf_type_of(leaf)
     return Template(leaf_type, logical_shape(leaf_type, stored_shape))
 

@@ -79,6 +79,36 @@ def read_into(descriptor: int, buffer: np.ndarray, offset: int) -> int:
     return os.preadv(descriptor, [buffer], offset)  # type: ignore[list-item]
 
 
+def is_cached(descriptor: int, offset: int) -> bool:
+    """Whether the byte at `offset` can be read without waiting for the disk; True where the system does not tell."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return True
+    try:
+        os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:  # not on this file system
+        return True
+    return True
+
+
+def open_direct(descriptor: int, *, to_write: bool = False) -> int | None:
+    """Another file descriptor of an open file, past the cache of the operating system; None if it cannot be had.
+
+    Offsets, sizes and memory addresses have to be multiples of `DIRECT_ALIGNMENT` then.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        access = os.O_RDWR if to_write else os.O_RDONLY
+        return os.open(f"/proc/self/fd/{descriptor}", access | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+DIRECT_ALIGNMENT = 4096
+
+
 def map_file(descriptor: int, nbytes: int) -> np.ndarray:
     """The first bytes of an open file as uint8[nbytes] that is read from the file when it is first looked at.
 

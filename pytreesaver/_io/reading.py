@@ -1,131 +1,15 @@
-"""Read many stretches of one file into fresh, aligned memory and check them on the way."""
+"""Read a file, whole or in pieces; large pieces that are not in the cache of the operating system, past it."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
+import errno
+import threading
 
 import numpy as np
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import block_checksums, checksum
-from pytreesaver._io.parallel import run_all
-
-_LARGE_NBYTES = 1 << 20  # from here on a stretch has memory of its own, so that dropping it frees it
-_SLICE_NBYTES = 8 << 20
-_STEP_NBYTES = 1 << 20
-_GAP_NBYTES = 64 << 10  # it costs less to read this much than to make another system call
-_PAGE_NBYTES = 4096
-
-
-class Ranges(NamedTuple):
-    """Stretches of one file, in columns: `nbytes` bytes at `offsets`, and where the checksums of their blocks begin
-    among `checksums`; None where they are not checked."""
-
-    offsets: Sequence[int]
-    nbytes: Sequence[int]
-    first_checksums: Sequence[int]
-    checksums: Sequence[int] | None
 
 
 class EndOfFileError(Exception):
     """The file ended before everything was read."""
-
-
-def read_ranges(descriptor: int, ranges: Ranges, block_nbytes: int) -> tuple[list[np.ndarray], list[int]]:
-    """Read every range. Gives uint8[nbytes] for each, and the positions of those whose checksums do not fit.
-
-    A range lies in memory as it lies in the file modulo 4096. Large ranges have memory of their own.
-
-    Raises:
-        EndOfFileError: the file is shorter than a range asks for.
-    """
-    results: list[np.ndarray] = [_EMPTY] * len(ranges.offsets)
-    damaged: set[int] = set()
-    tasks: list[Callable[[], None]] = []
-    slice_nbytes = max(block_nbytes, _SLICE_NBYTES // block_nbytes * block_nbytes)
-    nbytes = np.array(ranges.nbytes, np.int64)
-    for i in np.flatnonzero(nbytes >= _LARGE_NBYTES).tolist():
-        offset, size = ranges.offsets[i], ranges.nbytes[i]
-        shift = offset % _PAGE_NBYTES
-        results[i] = filesystem.new_memory(shift + size)[shift:]
-        for start in range(0, size, slice_nbytes):
-            piece = results[i][start : start + slice_nbytes]
-            first = ranges.first_checksums[i] + start // block_nbytes
-            expected = None if ranges.checksums is None else (ranges.checksums, first)
-            tasks.append(partial(_read_slice, descriptor, piece, offset + start, expected, i, damaged, block_nbytes))
-    for group in _groups(np.array(ranges.offsets, np.int64), nbytes):
-        tasks.append(partial(_read_group, descriptor, ranges, group, results, damaged, block_nbytes))
-    run_all(tasks, int(nbytes.sum()))
-    return results, sorted(damaged)
-
-
-_EMPTY = np.empty(0, np.uint8)
-
-
-def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[list[int]]:
-    """The small ranges, except for empty ones, in groups that are near enough to be read at once."""
-    small = np.flatnonzero((nbytes < _LARGE_NBYTES) & (nbytes > 0))
-    small = small[np.argsort(offsets[small], kind="stable")]
-    starts, ends = offsets[small], offsets[small] + nbytes[small]
-    far = starts[1:] - np.maximum.accumulate(ends)[:-1] > _GAP_NBYTES
-    far |= starts[1:] // _LARGE_NBYTES != starts[:-1] // _LARGE_NBYTES
-    return [group.tolist() for group in np.split(small, np.flatnonzero(far) + 1) if group.size]
-
-
-def _read_group(
-    descriptor: int,
-    ranges: Ranges,
-    group: Sequence[int],
-    results: list[np.ndarray],
-    damaged: set[int],
-    block_nbytes: int,
-) -> None:
-    offsets, nbytes, first_checksums, checksums = ranges
-    start = offsets[group[0]]
-    end = max(offsets[i] + nbytes[i] for i in group)
-    shift = start % _PAGE_NBYTES
-    memory = filesystem.new_memory(shift + end - start)
-    read_fully(descriptor, memory[shift:], start)
-    view = memoryview(memory)  # type: ignore[arg-type]
-    before = start - shift
-    for i in group:
-        low = offsets[i] - before
-        high = low + nbytes[i]
-        results[i] = memory[low:high]
-        if checksums is None:
-            continue
-        if high - low <= block_nbytes:
-            intact = checksum(view[low:high]) == checksums[first_checksums[i]]
-        else:
-            intact = _are_intact(results[i], checksums, first_checksums[i], block_nbytes)
-        if not intact:
-            damaged.add(i)
-
-
-def _read_slice(
-    descriptor: int,
-    data: np.ndarray,
-    offset: int,
-    expected: tuple[Sequence[int], int] | None,
-    i: int,
-    damaged: set[int],
-    block_nbytes: int,
-) -> None:
-    if expected is None:
-        return read_fully(descriptor, data, offset)
-    # Step by step, so that the checksums are computed while the bytes are still in the processor's cache.
-    checksums, first = expected
-    blocks = max(_STEP_NBYTES // block_nbytes, 1)
-    for start in range(0, data.nbytes, blocks * block_nbytes):
-        piece = data[start : start + blocks * block_nbytes]
-        read_fully(descriptor, piece, offset + start)
-        if not _are_intact(piece, checksums, first + start // block_nbytes, block_nbytes):
-            damaged.add(i)
-    return None
-
-
-def _are_intact(data: np.ndarray, checksums: Sequence[int], first: int, block_nbytes: int) -> bool:
-    return all(each == checksums[i] for i, each in enumerate(block_checksums(data, block_nbytes), first))
 
 
 def read_fully(descriptor: int, buffer: np.ndarray, offset: int) -> None:
@@ -147,3 +31,55 @@ def read_file(descriptor: int) -> bytes:
     buffer = np.empty(filesystem.file_size(descriptor), np.uint8)
     read_fully(descriptor, buffer, 0)
     return buffer.tobytes()
+
+
+class PastCacheReader:
+    """Reads large pieces of a file: from the cache what is there, past it what is not.
+
+    A disk gives twice as much to direct reads as to those through the cache, which copy every byte once more.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._direct: int | None = None
+        self._lock = threading.Lock()
+        self._may_be_direct = True
+
+    def __enter__(self) -> "PastCacheReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._direct is not None:
+            filesystem.close(self._direct)
+
+    def read(self, buffer: np.ndarray, offset: int) -> bool:
+        """Fill `buffer` from `offset` if that is not in the cache; else read nothing, and give False.
+
+        Raises:
+            EndOfFileError: the file is shorter.
+        """
+        alignment = filesystem.DIRECT_ALIGNMENT
+        skipped = -offset % alignment
+        nbytes = (buffer.nbytes - skipped) // alignment * alignment
+        if nbytes <= 0 or (buffer.ctypes.data - offset) % alignment or filesystem.is_cached(self._descriptor, offset):
+            return False
+        direct = self._open()
+        if direct is None:
+            return False
+        try:
+            read_fully(direct, buffer[skipped : skipped + nbytes], offset + skipped)
+        except OSError as error:  # a file system that does not read so, or not with this alignment
+            if error.errno != errno.EINVAL:
+                raise
+            self._may_be_direct = False
+            return False
+        read_fully(self._descriptor, buffer[:skipped], offset)
+        read_fully(self._descriptor, buffer[skipped + nbytes :], offset + skipped + nbytes)
+        return True
+
+    def _open(self) -> int | None:
+        with self._lock:
+            if self._direct is None and self._may_be_direct:
+                self._direct = filesystem.open_direct(self._descriptor)
+                self._may_be_direct = self._direct is not None
+            return self._direct if self._may_be_direct else None

@@ -8,69 +8,76 @@ from typing import NamedTuple
 import numpy as np
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import BLOCK_NBYTES, block_checksums, block_count
+from pytreesaver._io.checksums import BLOCK_NBYTES, block_checksums, block_count, checksum
 from pytreesaver._io.parallel import run_all
 
 _SLICE_NBYTES = 8 << 20  # a multiple of BLOCK_NBYTES
 
 
-class Stretch(NamedTuple):
-    """`nbytes` bytes that belong at `offset` of a file; `load` gives them as uint8[nbytes] when they are wanted."""
+class Stretches(NamedTuple):
+    """Stretches of one file, in columns: `nbytes` bytes at `offsets`; `load` gives those of a stretch by its number as
+    uint8[nbytes] when they are wanted."""
 
-    offset: int
-    nbytes: int
-    load: Callable[[], np.ndarray]
+    offsets: Sequence[int]
+    nbytes: Sequence[int]
+    load: Callable[[int], np.ndarray]
 
 
-def write_stretches(descriptor: int, stretches: Sequence[Stretch], *, durable: bool = False) -> np.ndarray:
+def write_stretches(descriptor: int, stretches: Stretches, *, durable: bool = False) -> np.ndarray:
     """Write every stretch, and if it is going to be made durable, have the system start with that at once.
 
     Gives uint64[n]: the checksums of the blocks of all of them, in the given order."""
-    first_block = np.concatenate([[0], np.cumsum([block_count(s.nbytes) for s in stretches], dtype=np.int64)])
-    checksums = np.zeros(int(first_block[-1]), np.uint64)
+    offsets, nbytes = np.array(stretches.offsets, np.int64), np.array(stretches.nbytes, np.int64)
+    blocks = -(-nbytes // BLOCK_NBYTES)
+    first_blocks = np.cumsum(blocks) - blocks
+    checksums = np.zeros(int(blocks.sum()), np.uint64)
     tasks: list[Callable[[], None]] = []
-    group: list[int] = []
-    group_nbytes = 0
-
-    def end_group() -> None:
-        nonlocal group, group_nbytes
-        if group:
-            tasks.append(
-                partial(_write_group, descriptor, [stretches[i] for i in group], checksums, first_block[group], durable)
-            )
-        group, group_nbytes = [], 0
-
-    for i in sorted(range(len(stretches)), key=lambda i: stretches[i].offset):
-        offset, nbytes, load = stretches[i]
-        if nbytes == 0:
-            continue
-        if nbytes > _SLICE_NBYTES:
-            end_group()
-            shared = _SharedBytes(load, block_count(nbytes, _SLICE_NBYTES))
-            for start in range(0, nbytes, _SLICE_NBYTES):
-                block = int(first_block[i]) + start // BLOCK_NBYTES
-                tasks.append(partial(_write_slice, descriptor, shared, start, offset, checksums, block, durable))
-            continue
-        follows = bool(group) and sum(stretches[group[-1]][:2]) == offset
-        if not follows or group_nbytes + nbytes > _SLICE_NBYTES or len(group) == filesystem.MOST_BUFFERS:
-            end_group()
-        group.append(i)
-        group_nbytes += nbytes
-    end_group()
-    run_all(tasks, sum(s.nbytes for s in stretches))
+    for group in _groups(offsets, nbytes):
+        first = first_blocks[group].tolist()
+        tasks.append(partial(_write_group, descriptor, stretches, group.tolist(), checksums, first, durable))
+    for i in np.flatnonzero(nbytes > _SLICE_NBYTES).tolist():
+        size, offset = stretches.nbytes[i], stretches.offsets[i]
+        shared = _SharedBytes(partial(stretches.load, i), block_count(size, _SLICE_NBYTES))
+        for start in range(0, size, _SLICE_NBYTES):
+            block = int(first_blocks[i]) + start // BLOCK_NBYTES
+            tasks.append(partial(_write_slice, descriptor, shared, start, offset, checksums, block, durable))
+    run_all(tasks, int(nbytes.sum()))
     return checksums
 
 
+def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[np.ndarray]:
+    """The stretches of up to `_SLICE_NBYTES`, except for empty ones, in groups that one call can write."""
+    small = np.flatnonzero((nbytes <= _SLICE_NBYTES) & (nbytes > 0))
+    small = small[np.argsort(offsets[small], kind="stable")]
+    ends = offsets[small] + nbytes[small]
+    parts = np.stack([ends // _SLICE_NBYTES, np.arange(small.size) // filesystem.MOST_BUFFERS])
+    apart = (offsets[small][1:] != ends[:-1]) | (np.diff(parts) > 0).any(axis=0)
+    return [group for group in np.split(small, np.flatnonzero(apart) + 1) if group.size]
+
+
 def _write_group(
-    descriptor: int, group: Sequence[Stretch], checksums: np.ndarray, first_block: np.ndarray, durable: bool
+    descriptor: int,
+    stretches: Stretches,
+    group: Sequence[int],
+    checksums: np.ndarray,
+    first_blocks: Sequence[int],
+    durable: bool,
 ) -> None:
-    buffers = [stretch.load() for stretch in group]
-    for data, block in zip(buffers, first_block.tolist(), strict=True):
-        for i, value in enumerate(block_checksums(data), block):
-            checksums[i] = value
-    write_fully(descriptor, buffers, group[0].offset)
+    buffers = [stretches.load(i) for i in group]
+    for data, block in zip(buffers, first_blocks, strict=True):
+        if data.nbytes <= BLOCK_NBYTES:
+            checksums[block] = checksum(data)
+        else:
+            _put_checksums(checksums, block, data)
+    offset = stretches.offsets[group[0]]
+    write_fully(descriptor, buffers, offset)
     if durable:
-        filesystem.start_writeback(descriptor, group[0].offset, sum(data.nbytes for data in buffers))
+        filesystem.start_writeback(descriptor, offset, stretches.offsets[group[-1]] + buffers[-1].nbytes - offset)
+
+
+def _put_checksums(checksums: np.ndarray, first: int, data: np.ndarray) -> None:
+    for i, value in enumerate(block_checksums(data), first):
+        checksums[i] = value
 
 
 class _SharedBytes:
@@ -95,8 +102,7 @@ def _write_slice(
     descriptor: int, shared: _SharedBytes, start: int, offset: int, checksums: np.ndarray, block: int, durable: bool
 ) -> None:
     data = shared.take(start)
-    for i, value in enumerate(block_checksums(data), block):
-        checksums[i] = value
+    _put_checksums(checksums, block, data)
     write_fully(descriptor, [data], offset + start)
     if durable:
         filesystem.start_writeback(descriptor, offset + start, data.nbytes)
@@ -104,14 +110,18 @@ def _write_slice(
 
 def write_fully(descriptor: int, buffers: Sequence[filesystem.Buffer], offset: int) -> None:
     """Write every byte of the buffers, however many system calls that takes."""
-    remaining = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]  # type: ignore[arg-type]
-    while remaining:
-        written = filesystem.write(descriptor, remaining, offset)
+    written = filesystem.write(descriptor, buffers, offset)
+    if written == sum(map(len, buffers)):
+        return
+    remaining = [memoryview(buffer).cast("B") for buffer in buffers]  # type: ignore[arg-type]
+    while True:
         offset += written
         done = 0
         while done < len(remaining) and written >= remaining[done].nbytes:
             written -= remaining[done].nbytes
             done += 1
         del remaining[:done]
-        if written:
-            remaining[0] = remaining[0][written:]
+        if not remaining:
+            return
+        remaining[0] = remaining[0][written:]
+        written = filesystem.write(descriptor, remaining, offset)

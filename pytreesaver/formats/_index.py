@@ -164,7 +164,7 @@ def _check(index: Index) -> None:
     again = duplicates(index.names)
     _require(not again, f"different names, found {again} more than once")
     _require(len(index.type_of) == len(index.shapes) == count, f"{count} types and shapes, as many as names")
-    _require(all(0 <= i < len(index.types) for i in index.type_of), f"positions among {len(index.types)} types")
+    _require(_all_within(index.type_of, len(index.types)), f"positions among {len(index.types)} types")
     _require(isinstance(index.metadata, dict), "an object of metadata")
     _require(index.record is None or isinstance(index.record, dict), "an object as the record")
     _require(index.checksum_block_nbytes > 0, "a positive checksum_block_nbytes")
@@ -241,27 +241,42 @@ def _check_chunks(index: Index) -> None:
     total = sum(counts)
     found = (len(index.chunk_files), len(index.chunk_offsets))
     _require(found == (total, total), f"{total} chunks, found {found[1]}")
-    _require(
-        all(0 <= file < len(index.files) for file in index.chunk_files), f"positions among {len(index.files)} files"
-    )
+    _require(_all_within(index.chunk_files, len(index.files)), f"positions among {len(index.files)} files")
+    _require(_all_within(index.chunk_offsets, _MOST_NBYTES), "offsets from 0 on, below 2**63")
     nbytes = chunk_nbytes(index)
     blocks = sum(block_count(n, index.checksum_block_nbytes) for n in nbytes)
     _require(len(index.checksums) == 16 * blocks, f"{blocks} checksums of 16 digits")
     _require(re.fullmatch("[0-9a-f]*", index.checksums) is not None, "checksums in lower-case hexadecimal digits")
-    names = itertools.chain.from_iterable([name] * n for name, n in zip(index.names, counts, strict=True))
-    used = sorted(zip(index.chunk_files, index.chunk_offsets, nbytes, names, strict=True))
-    previous_file, end, before = -1, 0, ""
-    for file, offset, size, name in used:
-        if file != previous_file:
-            previous_file, end, before = file, index.files[file].header_nbytes, "the header"
-        if size and offset < end:
-            raise _BrokenRuleError(
-                f"{name}: expected bytes of its own, found them at {offset}, before the end of {before}"
-            )
-        if not 0 <= offset <= offset + size <= index.files[file].nbytes:
-            raise _BrokenRuleError(f"{name}: expected bytes within {index.files[file].name}, found them at {offset}")
-        if size:
-            end, before = offset + size, name
+    if index.files:
+        _check_places(index, counts, np.array(nbytes, np.int64))
+
+
+def _all_within(numbers: Sequence[int], bound: int) -> bool:
+    return not numbers or (min(numbers) >= 0 and max(numbers) < bound)
+
+
+def _check_places(index: Index, counts: Sequence[int], size: np.ndarray) -> None:
+    """Refuse chunks that are not within their file, or share bytes with another chunk or with the header."""
+    file, offset = np.array(index.chunk_files, np.int64), np.array(index.chunk_offsets, np.int64)
+    file_nbytes = np.array([each.nbytes for each in index.files], np.int64)[file]
+    outside = (offset > file_nbytes) | (size > file_nbytes - np.minimum(offset, file_nbytes))
+    used = np.lexsort((offset, file))
+    used = used[(size > 0)[used] & ~outside[used]]
+    first_in_file = np.diff(file[used], prepend=-1) > 0
+    header_nbytes = np.array([each.header_nbytes for each in index.files], np.int64)[file[used]]
+    free_from = np.where(first_in_file, header_nbytes, np.roll(offset[used] + size[used], 1))
+    shared = np.flatnonzero(offset[used] < free_from)
+    if not outside.any() and not shared.size:
+        return
+    names = [name for name, count in zip(index.names, counts, strict=True) for _ in range(count)]
+    if shared.size:
+        i = int(shared[0])
+        before = "the header" if first_in_file[i] else names[used[i - 1]]
+        raise _BrokenRuleError(
+            f"{names[used[i]]}: expected bytes of its own, found them at {offset[used[i]]}, before the end of {before}"
+        )
+    i = int(outside.argmax())
+    raise _BrokenRuleError(f"{names[i]}: expected bytes within {index.files[file[i]].name}, found them at {offset[i]}")
 
 
 def chunk_counts(index: Index) -> list[int]:

@@ -11,7 +11,8 @@ import numpy as np
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import block_checksums, block_count
-from pytreesaver._io.reading import Ranges, read_file, read_fully
+from pytreesaver._io.ranges import Ranges
+from pytreesaver._io.reading import read_file, read_fully
 from pytreesaver._leaves import grid_cells
 from pytreesaver._names import shown
 from pytreesaver.formats._index import (

@@ -22,7 +22,8 @@ from pytreesaver._boxes import (
 )
 from pytreesaver._io import filesystem
 from pytreesaver._io.parallel import run_all
-from pytreesaver._io.reading import EndOfFileError, Ranges, read_fully, read_ranges
+from pytreesaver._io.ranges import Ranges, read_ranges
+from pytreesaver._io.reading import EndOfFileError, read_fully
 from pytreesaver._leaves import LeafType, storage_dtype, stored_array
 from pytreesaver.formats._index import Chunk
 from pytreesaver.formats._native_files import NativeFiles

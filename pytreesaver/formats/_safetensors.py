@@ -1,7 +1,7 @@
 """The safetensors header, after https://github.com/huggingface/safetensors#format: a length, JSON, then the bytes."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -39,18 +39,25 @@ class Tensor(NamedTuple):
 
 def encode_header(tensors: Sequence[Tensor], metadata: Mapping[str, str], alignment: int) -> bytes:
     """The length and the JSON header, padded with spaces so that the bytes after it start at `alignment`."""
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
-    tag_and_suffix = {dtype: _tag_and_suffix(dtype) for dtype in {tensor.dtype for tensor in tensors}}
+    taken = {"__metadata__"}
+    entries = ['"__metadata__":' + msgspec.json.encode(dict(metadata)).decode()]
+    kinds: dict[Any, str] = {}  # what the entries of tensors of one dtype and shape begin with
     for name, dtype, shape, offset, nbytes in tensors:
-        tag, suffix = tag_and_suffix[dtype]
-        entries[_unique_name(name, entries)] = {
-            "dtype": tag,
-            "shape": [*shape, *suffix],
-            "data_offsets": [offset, offset + nbytes],
-        }
-    header = msgspec.json.encode(entries)
+        kind = kinds.get((dtype, *shape))
+        if kind is None:
+            tag, suffix = _tag_and_suffix(dtype)
+            kind = f'{{"dtype":"{tag}","shape":[{",".join(map(str, [*shape, *suffix]))}],"data_offsets":['
+            kinds[(dtype, *shape)] = kind
+        if name in taken:
+            name = _unique_name(name, taken)
+        taken.add(name)
+        entries.append(f"{_encode(name).decode()}:{kind}{offset},{offset + nbytes}]}}")
+    header = b"{" + ",".join(entries).encode() + b"}"
     header += b" " * (-(8 + len(header)) % alignment)
     return struct.pack("<Q", len(header)) + header
+
+
+_encode = msgspec.json.Encoder().encode
 
 
 def is_header(data: bytes) -> bool:
@@ -66,7 +73,7 @@ def _tag_and_suffix(dtype: np.dtype[Any]) -> tuple[str, list[int]]:
     return "U8", [dtype.itemsize]
 
 
-def _unique_name(name: str, taken: Mapping[str, object]) -> str:
+def _unique_name(name: str, taken: Container[str]) -> str:
     # "__metadata__" is a reserved word of safetensors, and the name of a chunk may be that of another variable.
     while name in taken:
         name += "'"

@@ -6,7 +6,6 @@ import re
 import secrets
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from pytreesaver._io.atomic import (
 )
 from pytreesaver._io.checksums import BLOCK_NBYTES
 from pytreesaver._io.reading import EndOfFileError, read_fully
-from pytreesaver._io.writing import Stretch, write_fully, write_stretches
+from pytreesaver._io.writing import Stretches, write_fully, write_stretches
 from pytreesaver._leaves import cell_bytes, grid_cells, storage_dtype
 from pytreesaver.formats import PINNED_NAME, TreeContents
 from pytreesaver.formats._index import (
@@ -204,12 +203,13 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, durable
     nbytes = len(header) + sum(sizes)
     filesystem.reserve(descriptor, nbytes)
 
-    stretches: list[Stretch] = []
-    for leaf_type, cells in zip(contents.types, contents.cells, strict=True):
-        for array in cells.arrays:
-            chunk = len(stretches)
-            load = partial(cell_bytes, array, leaf_type)
-            stretches.append(Stretch(len(header) + offsets[chunk], sizes[chunk], load))
+    arrays = [array for cells in contents.cells for array in cells.arrays]
+    leaf_types = [
+        leaf_type for leaf_type, cells in zip(contents.types, contents.cells, strict=True) for _ in cells.arrays
+    ]
+    stretches = Stretches(
+        [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(arrays[i], leaf_types[i])
+    )
     index.checksums = encode_checksums(write_stretches(descriptor, stretches, durable=durable))
 
     # The header names its contents by their checksums, so that an index never passes for that of other data.
@@ -218,7 +218,7 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, durable
     write_fully(descriptor, [header], 0)
     index.files = [DataFile(data_name, nbytes, len(header), header_checksum(header))]
     index.chunk_files = [0] * len(sizes)
-    index.chunk_offsets = [len(header) + offset for offset in offsets]
+    index.chunk_offsets = list(stretches.offsets)
     return index
 
 
@@ -246,15 +246,15 @@ _NO_CONTENT_ID = "content_id to be"  # as long as a checksum in hexadecimal digi
 
 def _header(index: Index, sizes: Sequence[int], offsets: Sequence[int], order: Sequence[int]) -> bytes:
     tensors: list[tuple[str, np.dtype[Any], Sequence[int]]] = []
-    for i, name in enumerate(index.names):
-        dtype = storage_dtype(index.types[index.type_of[i]])
-        boundaries = index.grids.get(str(i))
+    dtypes = [storage_dtype(leaf_type) for leaf_type in index.types]
+    for i, (name, type_of, shape) in enumerate(zip(index.names, index.type_of, index.shapes, strict=True)):
+        boundaries = index.grids.get(str(i)) if index.grids else None
         if boundaries is None:
-            tensors.append((name, dtype, index.shapes[i]))
+            tensors.append((name, dtypes[type_of], shape))
             continue
-        for start, shape in grid_cells(boundaries):
-            box = ", ".join(f"{a}:{a + n}" for a, n in zip(start, shape, strict=True))
-            tensors.append((f"{name}[{box}]", dtype, shape))
+        for start, cell_shape in grid_cells(boundaries):
+            box = ", ".join(f"{a}:{a + n}" for a, n in zip(start, cell_shape, strict=True))
+            tensors.append((f"{name}[{box}]", dtypes[type_of], cell_shape))
     metadata = {"format": FORMAT_NAME, "content_id": _NO_CONTENT_ID}
     return encode_header([Tensor(*tensors[i], offsets[i], sizes[i]) for i in order], metadata, _ALIGNMENT)
 
