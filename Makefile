@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test bench lint types format clean
+.PHONY: demo test bench bench-check lint types format clean
 
 # Each target sets up what it needs, once, and again when the list of what is needed changes.
 demo: $(VENV)/.installed
@@ -14,6 +14,9 @@ test: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks
+
+bench-check: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.check
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
-from benchmarks.operations import measure_all
+from benchmarks.measure import scratch_directory
+from benchmarks.operations import PARTS, measure_all
 from benchmarks.report import write_report
+from benchmarks.trees import TREES
 
 
 def main() -> None:
@@ -15,19 +15,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="make every tree smaller by this factor")
     parser.add_argument("--rounds", type=int, default=5, help="how often each contestant takes its turn")
-    parser.add_argument("--trees", nargs="*", help="only these trees")
+    parser.add_argument("--trees", nargs="+", choices=tuple(TREES), default=tuple(TREES), help="only these trees")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these parts")
     parser.add_argument("--directory", type=Path, help="where to write; a directory on the disk that is to be measured")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"), help="where the results go")
     parser.add_argument("--no-report", action="store_true", help="leave docs/benchmarks.md as it is")
+    parser.add_argument("--report-only", action="store_true", help="write the page from the results there are")
     given = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(prefix="pytreesaver-bench-", dir=given.directory))
-    try:
-        results = measure_all(directory, given.trees, given.scale, given.rounds)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    given.json.write_text(json.dumps(results, indent=1))
+    if not given.report_only:
+        with scratch_directory(given.directory) as directory:
+            results = measure_all(directory, given.scale, given.rounds, given.trees, given.parts)
+        given.json.write_text(json.dumps(results, indent=1))
     if not given.no_report:
-        write_report(results, Path("docs"))
+        write_report(json.loads(given.json.read_text()), Path("docs"))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 import gc
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +17,11 @@ import numpy as np
 
 
 class Times(NamedTuple):
-    """Seconds: the median of several rounds, and the fastest and slowest."""
+    """What several rounds gave, in seconds or another unit: the median, the lowest and the highest."""
 
     median: float
-    fastest: float
-    slowest: float
+    lowest: float
+    highest: float
 
 
 def seconds(action: Callable[[], Any]) -> float:
@@ -50,7 +53,7 @@ def take_turns(
             gc.collect()
             before()
             taken[name].append(action())
-    return {name: Times(statistics.median(each), min(each), max(each)) for name, each in taken.items()}
+    return {name: spread(each) for name, each in taken.items()}
 
 
 def drop_from_cache(paths: Iterable[Path]) -> bool:
@@ -69,6 +72,22 @@ def drop_from_cache(paths: Iterable[Path]) -> bool:
     except OSError:
         return False
     return True
+
+
+def spread(values: Iterable[float]) -> Times:
+    """Their median, the lowest and the highest."""
+    ordered = sorted(values)
+    return Times(statistics.median(ordered), ordered[0], ordered[-1])
+
+
+@contextmanager
+def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
+    """A directory for what is saved, deleted in the end."""
+    directory = Path(tempfile.mkdtemp(prefix="pytreesaver-bench-", dir=parent))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def import_seconds(module: str, after: str) -> float:

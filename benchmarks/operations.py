@@ -3,48 +3,47 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import pytreesaver as pts
-from benchmarks.measure import (
-    Times,
-    drop_from_cache,
-    import_seconds,
-    seconds,
-    take_turns,
-    touch_memory,
-)
-from benchmarks.peers import Contestant, contestants, remove
-from benchmarks.trees import TREES, nbytes
+from benchmarks.loops import next_donating_step, steps_kept
+from benchmarks.measure import Times, drop_from_cache, import_seconds, seconds, spread, take_turns, touch_memory
+from benchmarks.memory import peaks
+from benchmarks.peers import Contestant, contestants, copying, remove
+from benchmarks.trees import TREES, nbytes, small_leaves
 
-SLOW_SECONDS = 5.0
+Action = Callable[[], float]
+"""Takes a turn, and gives how many seconds that took."""
+
+_SLOW_SECONDS = 5.0
 """A contestant that takes longer than this once is measured in two rounds only."""
+_LARGE_NBYTES = 64 << 20
+"""From here on it is worth to look at cold reads, at memory, and at what a training loop loses."""
 
 
-def measure_all(directory: Path, only: Sequence[str] | None, scale: float, rounds: int) -> dict[str, Any]:
+PARTS = ("saves", "restores", "background", "loop", "variable", "memory", "growth", "imports")
+"""What can be measured: the first six of every tree that they make sense for."""
+
+
+def measure_all(
+    directory: Path, scale: float, rounds: int, trees: Sequence[str] = tuple(TREES), parts: Sequence[str] = PARTS
+) -> dict[str, Any]:
     """All results as plain data: {"machine": ..., "rows": [...]}."""
-    rows: list[dict[str, Any]] = []
-    for name, make in TREES.items():
-        if only and name not in only:
-            continue
+    bench = _Bench(directory, scale, rounds)
+    for name in trees:
         print(f"{name} ...", flush=True)
-        tree = make(scale)
-        bench = _Bench(name, tree, directory, rounds, rows)
-        bench.saves(durable=True)
-        bench.saves(durable=False)
-        bench.restores()
-        bench.background_saves()
-        if name == "large":
-            bench.one_variable()
-        del tree, bench
-    for module in ("pytreesaver", "orbax.checkpoint"):
-        times = sorted(import_seconds(module, "jax") for _ in range(5))
-        rows.append(_row("-", "import after jax", module, Times(times[2], times[0], times[-1])))
-    return {"machine": {**_machine(), "rounds": rounds}, "rows": rows}
+        bench.measure_tree(name, TREES[name](scale), parts)
+    if "growth" in parts:
+        bench.measure_growth()
+    if "imports" in parts:
+        bench.measure_imports()
+    return {"machine": {**_machine(), "rounds": rounds, "scale": scale}, "rows": bench.rows}
 
 
 def _machine() -> dict[str, Any]:
@@ -58,80 +57,107 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _row(tree: str, operation: str, contestant: str, times: Times, **more: Any) -> dict[str, Any]:
-    print(f"  {operation:24} {contestant:24} {times.median * 1e3:10.2f} ms", flush=True)
-    return {"tree": tree, "operation": operation, "contestant": contestant, **times._asdict(), **more}
-
-
 class _Bench:
-    def __init__(self, name: str, tree: Any, directory: Path, rounds: int, rows: list[dict[str, Any]]) -> None:
-        self._name = name
-        self._tree = tree
-        self._nbytes = nbytes(tree)
+    """Measures, and keeps the results in `rows`."""
+
+    def __init__(self, directory: Path, scale: float, rounds: int) -> None:
+        self.rows: list[dict[str, Any]] = []
         self._directory = directory
+        self._scale = scale
         self._rounds = rounds
-        self._rows = rows
         self._count = 0
+
+    def measure_tree(self, name: str, tree: Any, parts: Sequence[str]) -> None:
+        """The wanted parts of what there is to measure of one tree."""
+        if "saves" in parts:
+            self._saves(name, tree, durable=True)
+            self._saves(name, tree, durable=False)
+        if "restores" in parts:
+            self._restores(name, tree)
+        if "background" in parts:
+            self._background_saves(name, tree)
+        if "variable" in parts and name == "large":
+            self._one_variable(name, tree)
+        if "loop" in parts and name in ("large", "state"):
+            self._training_loop(name, tree)
+        if "memory" in parts and nbytes(tree) >= _LARGE_NBYTES:
+            del tree
+            self._memory(name)
 
     def _new_path(self) -> Path:
         self._count += 1
         return self._directory / f"checkpoint-{self._count}"
 
-    def _add(self, operation: str, times: dict[str, Times], **more: Any) -> None:
-        self._rows += [_row(self._name, operation, contestant, each, **more) for contestant, each in times.items()]
+    @contextmanager
+    def _saved(self, tree: Any) -> Iterator[dict[str, tuple[Contestant, Path]]]:
+        """What each contestant has saved, deleted in the end."""
+        saved: dict[str, tuple[Contestant, Path]] = {}
+        for each in _everybody():
+            saved[each.name] = each, self._new_path()
+            each.save(tree, saved[each.name][1])
+        try:
+            yield saved
+        finally:
+            for _, path in saved.values():
+                remove(path)
 
-    def _turns(self, actions: dict[str, Callable[[], float]]) -> dict[str, Times]:
-        fast, slow = {}, {}
+    def _add(self, tree: str, operation: str, results: Mapping[str, Times], unit: str = "s") -> None:
+        for contestant, times in results.items():
+            shown = f"{times.median * 1e3:12.2f} ms" if unit == "s" else f"{times.median:12.5g} {unit}"
+            print(f"  {operation:34} {contestant:28} {shown}", flush=True)
+            row = {"tree": tree, "operation": operation, "contestant": contestant, "unit": unit}
+            self.rows.append({**row, **times._asdict()})
+
+    def _turns(self, actions: Mapping[str, Action], size: int) -> dict[str, Times]:
+        fast: dict[str, Action] = {}
+        slow: dict[str, Action] = {}
         for name, action in actions.items():
-            (slow if action() > SLOW_SECONDS else fast)[name] = action  # the first turn warms up, and does not count
-        touch = lambda: touch_memory(2 * self._nbytes)  # noqa: E731
+            (slow if action() > _SLOW_SECONDS else fast)[name] = action  # the first turn warms up, and does not count
+        touch = lambda: touch_memory(2 * size)  # noqa: E731
         return take_turns(fast, self._rounds, touch) | take_turns(slow, min(2, self._rounds), touch)
 
-    def saves(self, *, durable: bool) -> None:
+    def _saves(self, name: str, tree: Any, *, durable: bool) -> None:
         """Save to a new path, which is deleted when the clock has stopped."""
 
         def action(each: Contestant) -> float:
             path = self._new_path()
-            taken = seconds(lambda: each.save(self._tree, path))
+            taken = seconds(lambda: each.save(tree, path))
             remove(path)
             return taken
 
-        actions = {each.name: lambda each=each: action(each) for each in contestants(durable=durable)}
-        self._add("save, durable" if durable else "save, not durable", self._turns(actions))
+        actions = {each.name: partial(action, each) for each in contestants(durable=durable)}
+        self._add(name, "save, durable" if durable else "save, not durable", self._turns(actions, nbytes(tree)))
 
-    def restores(self) -> None:
-        """Restore what each has saved itself, from a warm and from a cold cache."""
-        saved = {}
-        for each in {each.name: each for durable in (True, False) for each in contestants(durable=durable)}.values():
-            saved[each.name] = each, self._new_path()
-            each.save(self._tree, saved[each.name][1])
+    def _restores(self, name: str, tree: Any) -> None:
+        """Restore what each has saved itself, from a warm and from a cold cache; how much of the disk it takes."""
+        with self._saved(tree) as saved:
+            ours = saved["pytreesaver"][1]
 
-        def action(name: str) -> float:
-            each, path = saved[name]
-            return seconds(lambda: jax.block_until_ready(each.restore(path, self._tree)))
+            def warm(each: Contestant, path: Path) -> float:
+                return seconds(lambda: jax.block_until_ready(each.restore(path, tree)))
 
-        ours = saved["pytreesaver"][1]
-        more = {
-            "pytreesaver, mmap": lambda: seconds(lambda: pts.restore(ours, self._tree, mmap=True)),
-            "pytreesaver, mmap, unverified": lambda: seconds(
-                lambda: pts.restore(ours, self._tree, mmap=True, verify=False)
-            ),
-            "pytreesaver, to NumPy": lambda: seconds(lambda: pts.restore(ours, as_numpy=True)),
-        }
-        warm: dict[str, Callable[[], float]] = {name: lambda name=name: action(name) for name in saved}
-        self._add("restore, warm", self._turns(warm | more))
-        paths = [path for _, path in saved.values()]
-        if self._nbytes >= 64 << 20 and drop_from_cache(paths):
+            def cold(each: Contestant, path: Path) -> float:
+                drop_from_cache([path])
+                restore = each.restore_cold or each.restore
+                return seconds(lambda: jax.block_until_ready(restore(path, tree)))
 
-            def cold(name: str) -> float:
-                drop_from_cache([saved[name][1]])
-                return action(name)
+            actions: dict[str, Action] = {who: partial(warm, *each) for who, each in saved.items()}
+            actions |= {
+                "pytreesaver, to NumPy": lambda: seconds(lambda: pts.restore(ours, as_numpy=True)),
+                "pytreesaver, mmap": lambda: seconds(lambda: pts.restore(ours, tree, mmap=True)),
+                "pytreesaver, mmap, unverified": lambda: seconds(
+                    lambda: pts.restore(ours, tree, mmap=True, verify=False)
+                ),
+            }
+            self._add(name, "restore, warm", self._turns(actions, nbytes(tree)))
+            if nbytes(tree) >= _LARGE_NBYTES and drop_from_cache([ours]):
+                actions = {who: partial(cold, *each) for who, each in saved.items()}
+                self._add(name, "restore, cold", self._turns(actions, nbytes(tree)))
+            files = {who: _files(path) for who, (_, path) in saved.items()}
+            self._add(name, "bytes on disk", {who: spread([sum(sizes)]) for who, sizes in files.items()}, "bytes")
+            self._add(name, "files on disk", {who: spread([len(sizes)]) for who, sizes in files.items()}, "files")
 
-            self._add("restore, cold", self._turns({name: lambda name=name: cold(name) for name in saved}))
-        for path in paths:
-            remove(path)
-
-    def background_saves(self) -> None:
+    def _background_saves(self, name: str, tree: Any) -> None:
         """How long a save in the background blocks its caller, and how long it takes in all."""
         commits: dict[str, list[float]] = {}
 
@@ -139,44 +165,112 @@ class _Bench:
             path = self._new_path()
             begin = time.perf_counter()
             assert each.start is not None
-            wait = each.start(self._tree, path)
+            save = each.start(tree, path)
             blocked = time.perf_counter() - begin
-            wait()
+            save.wait()
             commits.setdefault(each.name, []).append(time.perf_counter() - begin)
             remove(path)
             return blocked
 
-        able = [each for each in contestants(durable=True) if each.start is not None]
-        self._add("save in background, blocked", self._turns({e.name: lambda e=e: action(e) for e in able}))
-        for name, taken in commits.items():
-            ordered = sorted(taken)
-            times = Times(ordered[len(ordered) // 2], ordered[0], ordered[-1])
-            self._add("save in background, in all", {name: times})
+        able = {each.name: partial(action, each) for each in _able()}
+        # By the time of the whole, not of the part that blocks, a contestant is slow.
+        rounds = min(2, self._rounds) if nbytes(tree) < _LARGE_NBYTES and len(jax.tree.leaves(tree)) > 1000 else None
+        blocked = take_turns(able, rounds or self._rounds, lambda: touch_memory(nbytes(tree)))
+        self._add(name, "save in background, blocked", blocked)
+        self._add(name, "save in background, in all", {who: spread(taken) for who, taken in commits.items()})
 
-    def one_variable(self) -> None:
+    def _training_loop(self, name: str, tree: Any) -> None:
+        able = [*_able(), copying()]
+        kept, lost = steps_kept(able, tree, self._new_path, self._rounds)
+        self._add(name, "training steps kept meanwhile", kept, "of 1")
+        self._add(name, "training time lost to a save", lost)
+        blocked, taken = next_donating_step(able, tree, self._new_path, self._rounds)
+        self._add(name, "blocked, before a donating step", blocked)
+        self._add(name, "donating step after that", taken)
+
+    def _one_variable(self, name: str, tree: Any) -> None:
         """One variable of the tree, from a path."""
-        ours = pts.save(self._tree, self._new_path(), durable=False)
-        name, _ = pts.list_variables(ours)[-1]
-        part = {"layer_000": self._tree["layer_000"]}
-        actions: dict[str, Callable[[], float]] = {
-            "pytreesaver": lambda: seconds(lambda: pts.load_variable(ours, name)),
-            "pytreesaver, restore(only=)": lambda: seconds(lambda: pts.restore(ours, only="layer_000")),
-            "pytreesaver, open and list": lambda: seconds(lambda: pts.list_variables(ours)),
+        first = next(iter(tree))
+        with self._saved(tree) as saved:
+            ours = saved["pytreesaver"][1]
+            variable, _ = pts.list_variables(ours)[-1]
+            actions: dict[str, Action] = {
+                "pytreesaver": lambda: seconds(lambda: pts.load_variable(ours, variable)),
+                "pytreesaver, restore(only=)": lambda: seconds(lambda: pts.restore(ours, only=first)),
+            }
+            if "orbax" in saved:
+                part = {first: tree[first]}
+                theirs = saved["orbax"][1]
+                actions["orbax, partial restore"] = lambda: seconds(lambda: _partial_restore(theirs, part))
+            self._add(name, "one variable of 4 MiB", self._turns(actions, 0))
+            listing: dict[str, Action] = {"pytreesaver": lambda: seconds(lambda: pts.list_variables(ours))}
+            if "orbax" in saved:
+                listing["orbax, metadata"] = lambda: seconds(lambda: _metadata(theirs))
+            self._add(name, "open and list", self._turns(listing, 0))
+
+    def _memory(self, name: str) -> None:
+        found = {each.name: peaks(each.name, name, self._scale, self._directory) for each in _everybody()}
+        for what, operation in ("save", "peak above the tree, saving"), ("restore", "peak above the result, restoring"):
+            results = {who: spread([peak[what]]) for who, peak in found.items() if peak is not None}
+            self._add(name, operation, results, "bytes")
+
+    def measure_growth(self) -> None:
+        """What each leaf costs in trees of 100 to 100,000 leaves, beyond what a tree of one leaf costs."""
+        single: dict[str, float] = {}
+        for count in 1, 100, 1_000, 10_000, 100_000:
+            times = self._turns(self._of_small_leaves(small_leaves(count)), 0)
+            if count == 1:
+                single = {what: three.median for what, three in times.items()}
+                continue
+            each = {what: Times(*((value - single[what]) / count for value in three)) for what, three in times.items()}
+            self._add("cost of a leaf of 256 bytes", f"{count:,} leaves", each)
+
+    def _of_small_leaves(self, tree: Any) -> dict[str, Action]:
+        path = pts.save(tree, self._new_path())
+
+        def save() -> float:
+            target = self._new_path()
+            taken = seconds(lambda: pts.save(tree, target, durable=False))
+            remove(target)
+            return taken
+
+        return {
+            "save, not durable": save,
+            "restore": lambda: seconds(lambda: pts.restore(path, tree)),
+            "restore, to NumPy": lambda: seconds(lambda: pts.restore(path, as_numpy=True)),
         }
-        theirs = self._new_path()
-        peer = next((each for each in contestants(durable=True) if each.name == "orbax"), None)
-        if peer is not None:
-            import orbax.checkpoint as ocp
 
-            peer.save(self._tree, theirs)
+    def measure_imports(self) -> None:
+        """How long importing takes, when JAX is there already."""
+        for module in ("pytreesaver", "orbax.checkpoint", "safetensors.flax"):
+            times = spread(import_seconds(module, "jax") for _ in range(5))
+            self._add("imports", "import after jax", {module.partition(".")[0]: times})
 
-            def partial() -> Any:
-                with ocp.PyTreeCheckpointer() as checkpointer:
-                    return checkpointer.restore(
-                        theirs.absolute(), args=ocp.args.PyTreeRestore(part, partial_restore=True)
-                    )
 
-            actions["orbax, partial restore"] = lambda: seconds(partial)
-        self._add("one 4 MiB variable", self._turns(actions))
-        remove(ours)
-        remove(theirs)
+def _everybody() -> list[Contestant]:
+    return list({each.name: each for durable in (False, True) for each in contestants(durable=durable)}.values())
+
+
+def _able() -> list[Contestant]:
+    return [each for each in contestants(durable=True) if each.start is not None]
+
+
+def _files(path: Path) -> list[int]:
+    """The sizes of the files that were saved at a path."""
+    paths = [path, Path(f"{path}.eqx")]
+    files = [file for each in paths for file in ([each] if each.is_file() else each.rglob("*")) if file.is_file()]
+    return [file.stat().st_size for file in files]
+
+
+def _partial_restore(path: Path, part: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(part, partial_restore=True))
+
+
+def _metadata(path: Path) -> Any:
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.metadata(path.absolute())

@@ -23,12 +23,13 @@ def write(path: str, arrays: Sequence[np.ndarray], *, durable: bool) -> None:
     if hasattr(os, "posix_fallocate") and total:
         os.posix_fallocate(descriptor, 0, total)
     tasks: list[tuple[list[np.ndarray], int]] = []
-    offset, group, group_at = 0, [], 0
+    group: list[np.ndarray] = []
+    offset = group_at = 0
     for array in arrays:
         data = array.reshape(-1).view(np.uint8)
         for start in range(0, data.nbytes, _SLICE):
             piece = data[start : start + _SLICE]
-            if group and (len(group) == 1024 or sum(map(len, group)) + piece.nbytes > _SLICE):
+            if group and (len(group) == 1024 or sum(each.nbytes for each in group) + piece.nbytes > _SLICE):
                 tasks.append((group, group_at))
                 group = []
             if not group:
@@ -40,7 +41,7 @@ def write(path: str, arrays: Sequence[np.ndarray], *, durable: bool) -> None:
 
     def run(task: tuple[list[np.ndarray], int]) -> None:
         pieces, at = task
-        nbytes = os.pwritev(descriptor, pieces, at)
+        nbytes = os.pwritev(descriptor, pieces, at)  # type: ignore[arg-type]
         if durable and _sync_file_range is not None:
             _sync_file_range(descriptor, ctypes.c_int64(at), ctypes.c_int64(nbytes), _WRITE_BEHIND)
 
@@ -54,15 +55,17 @@ def write(path: str, arrays: Sequence[np.ndarray], *, durable: bool) -> None:
     os.close(descriptor)
 
 
-def read(path: str) -> np.ndarray:
-    """Read a file into fresh memory in huge pages, in slices on two threads."""
-    descriptor = os.open(path, os.O_RDONLY)
+def read(path: str, *, direct: bool = False) -> np.ndarray:
+    """Read a file into fresh memory in huge pages, in slices on two threads; direct, past the cache, on four."""
+    descriptor = os.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
     size = os.fstat(descriptor).st_size
-    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # A direct read has to ask for whole pages, the last one too.
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    data = np.frombuffer(memory, np.uint8)[:size]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda at: os.preadv(descriptor, [data[at : at + _SLICE]], at), range(0, size, _SLICE)))
+    data = np.frombuffer(memory, np.uint8)[: -(-size // mmap.PAGESIZE) * mmap.PAGESIZE]
+    with ThreadPoolExecutor(2 * _THREADS if direct else _THREADS) as pool:
+        slices = [(descriptor, [data[at : at + _SLICE]], at) for at in range(0, size, _SLICE)]
+        list(pool.map(lambda each: os.preadv(*each), slices))  # type: ignore[arg-type]
     os.close(descriptor)
-    return data
+    return data[:size]

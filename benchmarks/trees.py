@@ -18,7 +18,12 @@ def large(scale: float = 1.0) -> Any:
 
 def many(scale: float = 1.0) -> Any:
     """10,000 leaves of 256 bytes."""
-    rows = np.asarray(_floats(max(int(10_000 * scale), 10), 64))
+    return small_leaves(max(int(10_000 * scale), 10))
+
+
+def small_leaves(count: int) -> Any:
+    """Leaves of 256 bytes in blocks of 100."""
+    rows = np.asarray(_floats(count, 64))
     return {f"block_{i // 100}": {} for i in range(0, len(rows), 100)} | {
         f"block_{b}": {f"w_{i}": jnp.asarray(rows[b * 100 + i]) for i in range(min(100, len(rows) - b * 100))}
         for b in range(-(-len(rows) // 100))

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pytreesaver._background import SaveFuture, start_in_background
-from pytreesaver._contents import contents_of, snapshot
+from pytreesaver._contents import contents_of
 from pytreesaver._match import Missing, Unexpected
 from pytreesaver._paths import PathLike, local_path, named_os_errors
 from pytreesaver._restoring import RestoreOptions, restore_with
 from pytreesaver._select import as_selection
+from pytreesaver._snapshot import snapshot
 from pytreesaver.formats import TreeContents, native
 
 
@@ -67,10 +68,12 @@ def save(
     return write_contents(target, contents, overwrite=overwrite, durable=durable)
 
 
-def write_contents(target: Path, contents: TreeContents, *, overwrite: bool, durable: bool) -> Path:
+def write_contents(
+    target: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False
+) -> Path:
     """Write what `contents_of` made of a tree. Raises what `save` raises."""
     with named_os_errors("save to", target):
-        native.write(target, contents, overwrite=overwrite, durable=durable)
+        native.write(target, contents, overwrite=overwrite, durable=durable, in_background=in_background)
     return target
 
 
@@ -82,6 +85,7 @@ def save_async(
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     durable: bool = True,
+    copy: bool = False,
 ) -> SaveFuture:
     """Start to save a tree, and return as soon as nothing that happens to the tree can change what is saved.
 
@@ -89,7 +93,13 @@ def save_async(
     accelerator have been fetched and NumPy arrays copied; arrays on the CPU are immutable, and JAX does not reuse
     their memory while it is being saved. A program that ends normally waits for saves that are under way.
 
-    The arguments are those of `save`.
+    Few threads write it, past the cache of the operating system where that is possible: this takes longer than `save`
+    does, and disturbs what the program does meanwhile less.
+
+    With `copy` arrays on the CPU are copied before it returns, into memory that is kept for the next such save. This
+    takes as long as copying takes. Without it a step of a training loop that donates the arrays while they are being
+    saved has to allocate memory of its own, which may take longer. The memory is given back when a save in the
+    background is made without `copy`. The other arguments are those of `save`.
 
     Returns:
         A future of the path. `SaveFuture.result` waits, and raises what went wrong.
@@ -104,8 +114,8 @@ def save_async(
         PosixPath('model-async')
     """
     target = local_path(path)
-    contents = snapshot(contents_of(tree, metadata, only=None if only is None else as_selection(only)))
-    write = partial(write_contents, target, contents, overwrite=overwrite, durable=durable)
+    contents = snapshot(contents_of(tree, metadata, only=None if only is None else as_selection(only)), copy=copy)
+    write = partial(write_contents, target, contents, overwrite=overwrite, durable=durable, in_background=True)
     future = SaveFuture(f"the save of {target}")
     start_in_background(future, write)
     return future

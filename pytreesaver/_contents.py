@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from pytreesaver._errors import DuplicateNameError, UnsupportedLeafError
-from pytreesaver._leaves import Cells, LeafError, LeafType, cells_of, leaf_type_of
+from pytreesaver._leaves import LeafError, LeafType, cells_of, leaf_type_of
 from pytreesaver._names import duplicates, shown
 from pytreesaver._prune import prune_structure, structure_of_names
 from pytreesaver._records import Record, encode_record
@@ -85,27 +84,6 @@ def renamed(contents: TreeContents, stored_names: Mapping[str, str]) -> TreeCont
     """The same variables under other names, {name: name in the checkpoint}: as nested dicts of the new names."""
     names = [stored_names[name] for name in contents.names]
     return contents._replace(names=names, structure=structure_of_names(names))
-
-
-def snapshot(contents: TreeContents) -> TreeContents:
-    """The same contents, safe from everything that the caller may do to the tree.
-
-    Arrays on an accelerator are fetched, all transfers under way at once. Arrays on the CPU need no copy: they cannot
-    be changed, and while something outside of JAX refers to their memory, a donation copies it instead of reusing it.
-    NumPy arrays are copied.
-    """
-    arrays = [array for cells in contents.cells for array in cells.arrays if isinstance(array, jax.Array)]
-    for array in arrays:
-        if any(device.platform != "cpu" for device in array.devices()):
-            array.copy_to_host_async()
-    cells = [Cells([_safe(array) for array in cells.arrays], cells.boundaries) for cells in contents.cells]
-    return contents._replace(cells=cells)
-
-
-def _safe(array: Any) -> Any:
-    if isinstance(array, jax.Array):
-        return np.asarray(array)
-    return np.array(array, subok=False) if isinstance(array, np.ndarray) else array
 
 
 def refuse_duplicates(flat: FlatTree, tree: Any) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -295,7 +296,8 @@ class ManagedRun:
 
     def trust(self, path: Path) -> None:
         """Take a checkpoint that was just saved for whole, as long as nobody writes to it."""
-        self._remember(path, filesystem.fingerprint(path))
+        with suppress(FileNotFoundError):  # another saver of this run may have deleted it by now
+            self._remember(path, filesystem.fingerprint(path))
 
     def _remember(self, path: Path, fingerprint: Any) -> None:
         # Never changed in place: the thread that saves and those that ask look at it at the same time.

@@ -14,7 +14,7 @@ import jax
 
 from pytreesaver._background import close_on_exit
 from pytreesaver._checkpoint import write_contents
-from pytreesaver._contents import contents_of, snapshot
+from pytreesaver._contents import contents_of
 from pytreesaver._errors import (
     CheckpointError,
     CheckpointIOError,
@@ -38,6 +38,7 @@ from pytreesaver._run_lock import RunLock
 from pytreesaver._run_writer import WriterSession
 from pytreesaver._schedule import LastSave, SaveSchedule
 from pytreesaver._settings import as_step, check_count, check_duration, check_format, checked_metrics, manager_rule
+from pytreesaver._snapshot import snapshot
 from pytreesaver._state_file import STATE_FILE_NAME
 from pytreesaver.formats import TreeContents
 
@@ -65,6 +66,7 @@ class CheckpointManager:
         pad_step_number: write steps with eight digits, so that names sort as steps do.
         block: with it, `save` returns when the checkpoint is durable; without it, as soon as nothing that happens to
             the tree can change what is saved.
+        copy: without `block`, as in `pytreesaver.save_async`.
         format: None, or ``"native"``.
         clock: gives the time, in seconds since the epoch.
         save_on_sigterm: when the process gets a SIGTERM, as it does when its machine is taken away, the next call of
@@ -97,6 +99,7 @@ class CheckpointManager:
         save_interval_secs: float | None = None,
         pad_step_number: bool = False,
         block: bool = False,
+        copy: bool = False,
         format: str | None = None,
         clock: Callable[[], float] = time.time,
         save_on_sigterm: bool = False,
@@ -112,6 +115,7 @@ class CheckpointManager:
         self._run = ManagedRun(self._shown, checkpoint_name, pad_step_number, rule, float(clock()))
         self._schedule = SaveSchedule(save_interval_steps, save_interval_secs, self._last_on_disk)
         self._block = block
+        self._copy = copy
         self._clock = clock
         self._session = WriterSession("CheckpointManager")
         self._held_state: RunState | None = None  # while this process holds the directory
@@ -219,7 +223,7 @@ class CheckpointManager:
             record = Record(step, now, checked, STATE_FILE_NAME, state.serial + 1, path.name, newest)
             contents = contents._replace(record=encode_record(record))
             if not self._block:
-                contents = snapshot(contents)
+                contents = snapshot(contents, copy=self._copy)
             self._schedule.under_way = LastSave(step, now, record.serial)
             work = partial(self._write, path, contents, step, now, lock, state)
             self._session.perform(f"the save of {self._shown / path.name}", work, block=self._block)
@@ -249,7 +253,7 @@ class CheckpointManager:
 
     def _write(self, path: Path, contents: TreeContents, step: int, now: float, lock: RunLock, state: RunState) -> Path:
         try:
-            write_contents(path, contents, overwrite=True, durable=True)
+            write_contents(path, contents, overwrite=True, durable=True, in_background=not self._block)
             with lock.saving:
                 if not lock.wrote_last(self):
                     state = self._run.read_state(now)

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -198,15 +199,17 @@ def _read_group(
         )
     )
     arrays: dict[int, np.ndarray] = {}
-    for position in list(rest) if options.mmap else []:
+    if options.mmap:
+        places = [(position, whole_box(reader.shapes[position])) for position in rest]
         try:
-            mapped = reader.map(position, whole_box(reader.shapes[position]), verify=options.verify)
+            mapped = reader.map(places, verify=options.verify)
         except CorruptCheckpointError as error:
             _add_damage(damage, error)
-            rest.remove(position)
-        else:
-            if mapped is not None:
-                arrays[position] = mapped
+            mapped = []
+            with suppress(CorruptCheckpointError):  # to know what is not mapped, and has to be looked at yet
+                mapped = reader.map(places, verify=False)
+            rest = rest if mapped else []
+        arrays = {position: array for position, array in zip(rest, mapped, strict=True) if array is not None}
     rest = [position for position in rest if position not in arrays]
     if rest:
         try:
@@ -286,10 +289,8 @@ def _read_boxes(
     dtype = storage_dtype(wanted)
     parts: dict[Box, np.ndarray] = {}
     if options.mmap and dtype == storage_dtype(reader.types[position]) and shape == reader.shapes[position]:
-        for box in boxes:
-            mapped = reader.map(position, box, verify=options.verify)
-            if mapped is not None:
-                parts[box] = mapped
+        mapped = reader.map([(position, box) for box in boxes], verify=options.verify)
+        parts = {box: array for box, array in zip(boxes, mapped, strict=True) if array is not None}
     rest = [box for box in boxes if box not in parts]
     for box in rest:
         nbytes = math.prod(box_shape(box)) * dtype.itemsize

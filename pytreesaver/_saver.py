@@ -14,7 +14,6 @@ import jax
 
 from pytreesaver._background import SaveFuture, close_on_exit
 from pytreesaver._checkpoint import write_contents
-from pytreesaver._contents import snapshot
 from pytreesaver._paths import PathLike, canonical, local_path
 from pytreesaver._records import Record, encode_record
 from pytreesaver._restoring import RestoreArguments, RestoreOptions, restore_with
@@ -28,6 +27,7 @@ from pytreesaver._run_writer import WriterSession
 from pytreesaver._saver_def import SaverDef, VariableList, checked_saver_def
 from pytreesaver._saver_memory import SaverMemory
 from pytreesaver._settings import as_step
+from pytreesaver._snapshot import snapshot
 from pytreesaver.formats import TreeContents
 
 logger = logging.getLogger("pytreesaver")
@@ -127,6 +127,7 @@ class Saver:
         write_state: bool = True,
         metadata: Mapping[str, Any] | None = None,
         block: bool = True,
+        copy: bool = False,
     ) -> str:
         """Save a tree as ``save_path-global_step``, list it in the state file, and delete what is not to be kept.
 
@@ -142,6 +143,7 @@ class Saver:
             metadata: as in `pytreesaver.save`.
             block: without it, return as soon as nothing that happens to the tree can change what is saved; see
                 `save_async`. One save is under way at a time: the next one waits for it.
+            copy: without `block`, as in `pytreesaver.save_async`.
 
         Returns:
             The path of the checkpoint.
@@ -174,8 +176,8 @@ class Saver:
                     record = self._memory.adopt(location, step, state_name, absolute=absolute, alone=alone)
                 contents = contents._replace(record=encode_record(replace(record, time=now)))
                 if not block:
-                    contents = snapshot(contents)
-                work = partial(self._write, path, location, contents, record, lock, now)
+                    contents = snapshot(contents, copy=copy)
+                work = partial(self._write, path, location, contents, record, lock, now, not block)
                 self._session.perform(f"{self._label}'s save of {path}", work, block=block)
         return path
 
@@ -201,10 +203,17 @@ class Saver:
         return path
 
     def _write(
-        self, path: str, location: Path, contents: TreeContents, record: Record, lock: RunLock, now: float
+        self,
+        path: str,
+        location: Path,
+        contents: TreeContents,
+        record: Record,
+        lock: RunLock,
+        now: float,
+        in_background: bool,
     ) -> Path:
         try:
-            write_contents(location, contents, overwrite=True, durable=True)
+            write_contents(location, contents, overwrite=True, durable=True, in_background=in_background)
             if record.state_file is not None:
                 with lock.saving:
                     deletions = self._memory.list_saved(path, location, record, now)

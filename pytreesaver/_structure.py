@@ -5,6 +5,7 @@ a list, an object for a dict with string keys. Every other container is an objec
 docs/format.md lists them.
 """
 
+import bisect
 import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +117,7 @@ class _Flattener:
 
     def _visit_dict(self, node: dict[Any, Any], name: str | None) -> Any:
         keys = self._sorted_keys(node, name)
-        if all(type(key) is str for key in keys) and not any(key.startswith("$") for key in keys):
+        if set(map(type, keys)) <= _ONLY_STR and not _has_a_tag(keys):
             prefix = _prefix(name)
             children = {key: self.visit(node[key], prefix + key) for key in keys}
             return children if keys == list(node) else {key: children[key] for key in node}
@@ -174,6 +175,15 @@ class _Flattener:
                 }
                 return {"$dataclass": [reference, children, static]}
         return {"$node": [reference, _named_children(entries, visited), _encode_or_opaque(auxiliary)]}
+
+
+_ONLY_STR = {str}
+
+
+def _has_a_tag(sorted_keys: Sequence[str]) -> bool:
+    """Whether a key starts with ``$``, as the keys do that say what a container is."""
+    first = bisect.bisect_left(sorted_keys, "$")
+    return first < len(sorted_keys) and sorted_keys[first].startswith("$")
 
 
 def _prefix(name: str | None) -> str:

@@ -47,6 +47,7 @@ class SimulatedDisk:
         for name in (
             "open_new",
             "open_or_create",
+            "open_direct",
             "truncate",
             "reserve",
             "write",
@@ -60,8 +61,8 @@ class SimulatedDisk:
             monkeypatch.setattr(filesystem, name, self._wrapped(name, getattr(filesystem, name)))
 
     def _wrapped(self, name, real):
-        def call(*args):
-            result = real(*args)
+        def call(*args, **options):
+            result = real(*args, **options)
             getattr(self, f"_{name}")(*args, result=result)
             self.on_change()
             return result
@@ -85,6 +86,10 @@ class SimulatedDisk:
         if name not in directory.names:
             directory.put(name, File())
         self.open_files[result] = directory.names[name]
+
+    def _open_direct(self, descriptor, result):
+        if descriptor in self.open_files and result is not None:
+            self.open_files[result] = self.open_files[descriptor]
 
     def _truncate(self, descriptor, result):
         self.open_files[descriptor].content.clear()

@@ -739,6 +739,21 @@ def test_two_managers_with_saves_under_way_do_not_undo_each_other(monkeypatch):
     assert pts.latest_checkpoint("run") == Path("run/ckpt-4")
 
 
+def test_another_manager_may_delete_a_checkpoint_at_the_end_of_its_save(monkeypatch):
+    manager = pts.CheckpointManager("run", max_to_keep=2, block=True)
+    real = filesystem.fingerprint
+
+    def too_late(path):
+        if path.name == "ckpt-2":
+            shutil.rmtree(path, ignore_errors=True)
+        return real(path)
+
+    monkeypatch.setattr(filesystem, "fingerprint", too_late)
+    manager.save(1, tree(1))
+    manager.save(2, tree(2))
+    assert manager.all_steps() == [1]
+
+
 def test_a_clock_set_back_deletes_nothing_whatever_the_rule():
     now = [10_000.0]
     arguments = {"max_to_keep": 2, "keep_best": (1, "loss"), "clock": lambda: now[0], "block": True}

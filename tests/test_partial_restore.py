@@ -46,7 +46,8 @@ def count_reads(patch):
     for method, real in reals.items():
 
         def counted(self, positions, *args, real=real, **options):
-            names.extend(self.names[i] for i in ([positions] if isinstance(positions, int) else positions))
+            asked = [positions] if isinstance(positions, int) else positions
+            names.extend(self.names[each[0] if isinstance(each, tuple) else each] for each in asked)
             return real(self, positions, *args, **options)
 
         patch.setattr(NativeReader, method, counted)

@@ -7,13 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 _FEW_BYTES = 4 << 20  # below this, starting threads costs more than it saves
 
 
-def run_all(tasks: Sequence[Callable[[], None]], nbytes: int) -> None:
-    """Run every task; if one fails, start no more, wait for those under way, and raise the first error."""
-    if len(tasks) < 2 or nbytes < _FEW_BYTES:
+def run_all(tasks: Sequence[Callable[[], None]], nbytes: int, *, in_background: bool = False) -> None:
+    """Run every task; if one fails, start no more, wait for those under way, and raise the first error.
+
+    In the background an eighth of the processor is taken, or the current thread alone.
+    """
+    cores = os.cpu_count() or 1
+    workers = min(len(tasks), 4, cores // 8 if in_background else cores + 1)
+    if workers < 2 or nbytes < _FEW_BYTES:
         for task in tasks:
             task()
         return
-    workers = min(len(tasks), 4, (os.cpu_count() or 1) + 1)
     with ThreadPoolExecutor(workers, thread_name_prefix="pytreesaver-io") as executor:
         futures = []
         try:

@@ -1,115 +1,19 @@
-"""Write many stretches of bytes to one file, a few gathering system calls for small ones, slices for large ones."""
+"""Write buffers to a file: through the cache of the operating system, or past it."""
 
+import errno
 import threading
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import BLOCK_NBYTES, block_checksums, block_count, checksum
-from pytreesaver._io.parallel import run_all
-
-_SLICE_NBYTES = 8 << 20  # a multiple of BLOCK_NBYTES
-
-
-class Stretches(NamedTuple):
-    """Stretches of one file, in columns: `nbytes` bytes at `offsets`; `load` gives those of a stretch by its number as
-    uint8[nbytes] when they are wanted."""
-
-    offsets: Sequence[int]
-    nbytes: Sequence[int]
-    load: Callable[[int], np.ndarray]
-
-
-def write_stretches(descriptor: int, stretches: Stretches, *, durable: bool = False) -> np.ndarray:
-    """Write every stretch, and if it is going to be made durable, have the system start with that at once.
-
-    Gives uint64[n]: the checksums of the blocks of all of them, in the given order."""
-    offsets, nbytes = np.array(stretches.offsets, np.int64), np.array(stretches.nbytes, np.int64)
-    blocks = -(-nbytes // BLOCK_NBYTES)
-    first_blocks = np.cumsum(blocks) - blocks
-    checksums = np.zeros(int(blocks.sum()), np.uint64)
-    tasks: list[Callable[[], None]] = []
-    for group in _groups(offsets, nbytes):
-        first = first_blocks[group].tolist()
-        tasks.append(partial(_write_group, descriptor, stretches, group.tolist(), checksums, first, durable))
-    for i in np.flatnonzero(nbytes > _SLICE_NBYTES).tolist():
-        size, offset = stretches.nbytes[i], stretches.offsets[i]
-        shared = _SharedBytes(partial(stretches.load, i), block_count(size, _SLICE_NBYTES))
-        for start in range(0, size, _SLICE_NBYTES):
-            block = int(first_blocks[i]) + start // BLOCK_NBYTES
-            tasks.append(partial(_write_slice, descriptor, shared, start, offset, checksums, block, durable))
-    run_all(tasks, int(nbytes.sum()))
-    return checksums
-
-
-def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[np.ndarray]:
-    """The stretches of up to `_SLICE_NBYTES`, except for empty ones, in groups that one call can write."""
-    small = np.flatnonzero((nbytes <= _SLICE_NBYTES) & (nbytes > 0))
-    small = small[np.argsort(offsets[small], kind="stable")]
-    ends = offsets[small] + nbytes[small]
-    parts = np.stack([ends // _SLICE_NBYTES, np.arange(small.size) // filesystem.MOST_BUFFERS])
-    apart = (offsets[small][1:] != ends[:-1]) | (np.diff(parts) > 0).any(axis=0)
-    return [group for group in np.split(small, np.flatnonzero(apart) + 1) if group.size]
-
-
-def _write_group(
-    descriptor: int,
-    stretches: Stretches,
-    group: Sequence[int],
-    checksums: np.ndarray,
-    first_blocks: Sequence[int],
-    durable: bool,
-) -> None:
-    buffers = [stretches.load(i) for i in group]
-    for data, block in zip(buffers, first_blocks, strict=True):
-        if data.nbytes <= BLOCK_NBYTES:
-            checksums[block] = checksum(data)
-        else:
-            _put_checksums(checksums, block, data)
-    offset = stretches.offsets[group[0]]
-    write_fully(descriptor, buffers, offset)
-    if durable:
-        filesystem.start_writeback(descriptor, offset, stretches.offsets[group[-1]] + buffers[-1].nbytes - offset)
-
-
-def _put_checksums(checksums: np.ndarray, first: int, data: np.ndarray) -> None:
-    for i, value in enumerate(block_checksums(data), first):
-        checksums[i] = value
-
-
-class _SharedBytes:
-    """The bytes of a large stretch, loaded when the first of its slices is written and dropped after the last."""
-
-    def __init__(self, load: Callable[[], np.ndarray], slices: int) -> None:
-        self._load = load
-        self._data: np.ndarray | None = None
-        self._slices = slices
-        self._lock = threading.Lock()
-
-    def take(self, start: int) -> np.ndarray:
-        """The slice that begins at `start`; each is taken once."""
-        with self._lock:
-            data = self._load() if self._data is None else self._data
-            self._slices -= 1
-            self._data = data if self._slices else None
-        return data[start : start + _SLICE_NBYTES]
-
-
-def _write_slice(
-    descriptor: int, shared: _SharedBytes, start: int, offset: int, checksums: np.ndarray, block: int, durable: bool
-) -> None:
-    data = shared.take(start)
-    _put_checksums(checksums, block, data)
-    write_fully(descriptor, [data], offset + start)
-    if durable:
-        filesystem.start_writeback(descriptor, offset + start, data.nbytes)
+from pytreesaver._io.checksums import checksum
 
 
 def write_fully(descriptor: int, buffers: Sequence[filesystem.Buffer], offset: int) -> None:
     """Write every byte of the buffers, however many system calls that takes."""
+    if not any(map(len, buffers)):
+        return
     written = filesystem.write(descriptor, buffers, offset)
     if written == sum(map(len, buffers)):
         return
@@ -125,3 +29,84 @@ def write_fully(descriptor: int, buffers: Sequence[filesystem.Buffer], offset: i
             return
         remaining[0] = remaining[0][written:]
         written = filesystem.write(descriptor, remaining, offset)
+
+
+class CacheWriter:
+    """Writes through the cache; of what is going to be `durable` the system starts to write it to the disk at once."""
+
+    def __init__(self, descriptor: int, durable: bool) -> None:
+        self._descriptor = descriptor
+        self._durable = durable
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, blocks: Sequence[np.ndarray], offset: int) -> list[int]:
+        """Write all of uint8[n], one block after the other. Gives the checksum of each."""
+        checksums = list(map(checksum, blocks))
+        write_fully(self._descriptor, blocks, offset)
+        if self._durable:
+            filesystem.start_writeback(self._descriptor, offset, sum(map(len, blocks)))
+        return checksums
+
+
+class PastCacheWriter:
+    """Writes past the cache whatever covers many whole pages, and the rest through it.
+
+    The bytes are copied to where a direct write takes them from.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._direct = filesystem.open_direct(descriptor, to_write=True)
+        self._is_able = True
+        self._of_thread = threading.local()
+
+    def __enter__(self) -> "PastCacheWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._direct is not None:
+            filesystem.close(self._direct)
+
+    def write(self, blocks: Sequence[np.ndarray], offset: int) -> list[int]:
+        """Write all of uint8[n], one block after the other. Gives the checksum of each."""
+        nbytes = sum(map(len, blocks))
+        alignment = filesystem.DIRECT_ALIGNMENT
+        first, end = -offset % alignment, (offset + nbytes) // alignment * alignment - offset
+        if self._direct is None or not self._is_able or end - first < _WORTH_COPYING_NBYTES:
+            write_fully(self._descriptor, blocks, offset)
+            return list(map(checksum, blocks))
+        data, checksums = self._copied(blocks, nbytes, offset % alignment)
+        try:
+            write_fully(self._direct, [data[first:end]], offset + first)
+        except OSError as error:  # a file system that does not write so, or not with this alignment
+            if error.errno != errno.EINVAL:
+                raise
+            self._is_able = False
+            write_fully(self._descriptor, [data], offset)
+        else:
+            write_fully(self._descriptor, [data[:first]], offset)
+            write_fully(self._descriptor, [data[end:]], offset + end)
+        return checksums
+
+    def _copied(self, blocks: Sequence[np.ndarray], nbytes: int, shift: int) -> tuple[np.ndarray, list[int]]:
+        """The blocks one after the other, in memory that begins `shift` bytes after a page does; their checksums."""
+        memory = getattr(self._of_thread, "memory", None)
+        if memory is None or memory.nbytes < shift + nbytes:
+            memory = self._of_thread.memory = filesystem.new_memory(shift + nbytes)
+        data = memory[shift : shift + nbytes]
+        checksums = []
+        place = 0
+        for block in blocks:
+            copy = data[place : place + len(block)]
+            copy[:] = block
+            checksums.append(checksum(copy))  # while it is in the processor's cache
+            place += len(block)
+        return data, checksums
+
+
+_WORTH_COPYING_NBYTES = 1 << 20

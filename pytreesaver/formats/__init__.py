@@ -85,13 +85,14 @@ class CheckpointReader(Protocol):
             CorruptCheckpointError: the bytes are damaged (only if `verify`) or not there.
         """
 
-    def map(self, position: int, box: Box, *, verify: bool) -> np.ndarray | None:
-        """A box of a stored array as it lies in the file, which may be written to: the file does not change.
+    def map(self, places: Sequence[tuple[int, Box]], *, verify: bool) -> list[np.ndarray | None]:
+        """Boxes of stored arrays, each given as (position, box), as they lie in the file. They may be written to: the
+        file does not change.
 
-        None if it cannot be had in this way: if the bytes do not lie together, or are compressed.
+        None for one that cannot be had in this way: if its bytes do not lie together, or are compressed.
 
         Raises:
-            CorruptCheckpointError: the bytes are damaged (only if `verify`) or not there.
+            CorruptCheckpointError: naming every variable whose bytes are damaged (only if `verify`) or not there.
         """
 
     def digest(self, position: int) -> Any:
@@ -116,8 +117,12 @@ class Format(Protocol):
 
     name: str
 
-    def write(self, path: Path, contents: TreeContents, *, overwrite: bool, durable: bool) -> None:
+    def write(
+        self, path: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False
+    ) -> None:
         """Write a checkpoint so that at every moment either the old one or the new one is complete at `path`.
+
+        In the background it may take longer, if that disturbs the rest of the program less.
 
         Raises:
             CheckpointExistsError: something is at `path` that may not be replaced.

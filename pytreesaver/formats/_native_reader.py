@@ -218,38 +218,54 @@ class NativeReader:
             values = _piece_values(elements, first - begin // dtype.itemsize, piece)
             _assign_piece(values, piece, parts, assign)
 
-    def map(self, position: int, box: Box, *, verify: bool) -> np.ndarray | None:
+    def map(self, places: Sequence[tuple[int, Box]], *, verify: bool) -> list[np.ndarray | None]:
         """See `pytreesaver.formats.CheckpointReader.map`."""
-        dtype = storage_dtype(self.types[position])
-        if dtype.itemsize == 0 or math.prod(box_shape(box)) == 0:
+        results: list[np.ndarray | None] = []
+        checks: list[Callable[[], None]] = []
+        nbytes = 0
+        damaged: dict[str, None] = {}
+        for position, box in places:
+            place = self._place(position, box)
+            if place is None:
+                results.append(None)
+                continue
+            chunk, begin, end = place
+            data = self._files.mapped(chunk.file)[chunk.offset : chunk.offset + chunk.nbytes]
+            results.append(data[begin:end].view(storage_dtype(self.types[position])).reshape(box_shape(box)))
+            if verify:
+                checks += self._checks(position, chunk, data, begin, end, damaged)
+                nbytes += end - begin
+        run_all(checks, nbytes)
+        if damaged:
+            raise self._files.corrupt([], damaged)
+        return results
+
+    def _place(self, position: int, box: Box) -> tuple[Chunk, int, int] | None:
+        """The chunk with all of a box in it, and from where to where in its bytes, if there is nothing in between."""
+        itemsize = storage_dtype(self.types[position]).itemsize
+        nbytes = math.prod(box_shape(box)) * itemsize
+        if nbytes == 0:
             return None
         for chunk in self._files.chunks(position):
             inside = shifted(box, chunk.start)
             if intersection(inside, whole_box(chunk.shape)) == inside:
-                break
-        else:
-            return None
-        begin, end = outer_run(chunk.shape, dtype.itemsize, inside)
-        if end - begin != math.prod(box_shape(box)) * dtype.itemsize:
-            return None  # something else lies in between
-        data = self._files.mapped(chunk.file)[chunk.offset : chunk.offset + chunk.nbytes]
-        if verify:
-            self._check_mapped(position, chunk, data, begin, end)
-        return data[begin:end].view(dtype).reshape(box_shape(box))
+                begin, end = outer_run(chunk.shape, itemsize, inside)
+                return (chunk, begin, end) if end - begin == nbytes else None
+        return None
 
-    def _check_mapped(self, position: int, chunk: Chunk, data: np.ndarray, begin: int, end: int) -> None:
+    def _checks(
+        self, position: int, chunk: Chunk, data: np.ndarray, begin: int, end: int, damaged: dict[str, None]
+    ) -> Iterator[Callable[[], None]]:
+        """What compares the blocks around some mapped bytes with their checksums, one window after the other."""
         block = self._files.block_nbytes
         window = max(_SLICE_NBYTES // block, 1) * block
-        bad: list[int] = []
 
         def check(low: int, high: int) -> None:
             if not self._files.is_intact(chunk, low, data[low:high]):
-                bad.append(low)
+                damaged[self.names[position]] = None
 
         begin, end = begin // block * block, min(-(-end // block) * block, chunk.nbytes)
-        run_all([partial(check, low, min(low + window, end)) for low in range(begin, end, window)], end - begin)
-        if bad:
-            raise self._files.corrupt([], [self.names[position]])
+        return (partial(check, low, min(low + window, end)) for low in range(begin, end, window))
 
     def digest(self, position: int) -> Any:
         """See `pytreesaver.formats.CheckpointReader.digest`."""

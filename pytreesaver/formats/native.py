@@ -25,7 +25,8 @@ from pytreesaver._io.atomic import (
 )
 from pytreesaver._io.checksums import BLOCK_NBYTES
 from pytreesaver._io.reading import EndOfFileError, read_fully
-from pytreesaver._io.writing import Stretches, write_fully, write_stretches
+from pytreesaver._io.stretches import Stretches, write_stretches
+from pytreesaver._io.writing import write_fully
 from pytreesaver._leaves import cell_bytes, grid_cells, storage_dtype
 from pytreesaver.formats import PINNED_NAME, TreeContents
 from pytreesaver.formats._index import (
@@ -55,18 +56,18 @@ _ALIGNMENT = 4096
 # Writing.
 
 
-def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool) -> None:
+def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False) -> None:
     """Write a checkpoint directory. See `pytreesaver.formats.Format.write`."""
     if not os.path.lexists(path):
         try:
-            return _create(path, contents, durable)
+            return _create(path, contents, durable, in_background)
         except CheckpointExistsError:  # someone else was faster
             if not overwrite:
                 raise
     if not overwrite:
         raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
     _refuse_foreign(path)
-    return _replace(path, contents)
+    return _replace(path, contents, in_background)
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -81,7 +82,7 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _create(path: Path, contents: TreeContents, durable: bool) -> None:
+def _create(path: Path, contents: TreeContents, durable: bool, in_background: bool) -> None:
     made: list[Path] = []
     temporary = temporary_sibling(path)
     try:
@@ -90,7 +91,9 @@ def _create(path: Path, contents: TreeContents, durable: bool) -> None:
             # The lock tells those who remove leftovers that this is none. It is held until the directory has its name.
             make_locked_directory(temporary, open_files)
             remove_leftovers(path.parent)
-            _write_files(temporary, f"{_DATA_NAME}.safetensors", INDEX_NAME, contents, durable, open_files)
+            _write_files(
+                temporary, f"{_DATA_NAME}.safetensors", INDEX_NAME, contents, durable, in_background, open_files
+            )
             try:
                 filesystem.rename(temporary, path)
             except OSError as error:
@@ -107,7 +110,7 @@ def _create(path: Path, contents: TreeContents, durable: bool) -> None:
         sync_names(path, made)
 
 
-def _replace(path: Path, contents: TreeContents) -> None:
+def _replace(path: Path, contents: TreeContents, in_background: bool) -> None:
     # The new index takes the place of the old one in a single rename. The new data file has a name of its own, so that
     # a reader with the old index never meets new data. Whatever the caller wants, every step is made durable before
     # the next: otherwise a power cut could cost the old checkpoint as well as the new one.
@@ -117,7 +120,7 @@ def _replace(path: Path, contents: TreeContents) -> None:
     with ExitStack() as open_files:
         renaming = False
         try:
-            descriptors = _write_files(path, data_name, index_name, contents, True, open_files)
+            descriptors = _write_files(path, data_name, index_name, contents, True, in_background, open_files)
             if not all(map(filesystem.is_linked, descriptors)):
                 raise OSError(errno.ENOENT, "Someone removed the new files during the save", str(path))
             renaming = True
@@ -164,11 +167,17 @@ def _remove_unlisted(path: Path, replaced: Sequence[str]) -> None:
 
 
 def _write_files(
-    directory: Path, data_name: str, index_name: str, contents: TreeContents, durable: bool, open_files: ExitStack
+    directory: Path,
+    data_name: str,
+    index_name: str,
+    contents: TreeContents,
+    durable: bool,
+    in_background: bool,
+    open_files: ExitStack,
 ) -> tuple[int, int]:
     """Write the data and the index that belongs to it. The files stay locked until `open_files` is closed."""
     data = open_locked(directory / data_name, open_files)
-    index = _write_data(data, data_name, contents, durable)
+    index = _write_data(data, data_name, contents, durable, in_background)
     if durable:
         filesystem.sync_file(data)
     index_file = open_locked(directory / index_name, open_files)
@@ -179,7 +188,7 @@ def _write_files(
     return data, index_file
 
 
-def _write_data(descriptor: int, data_name: str, contents: TreeContents, durable: bool) -> Index:
+def _write_data(descriptor: int, data_name: str, contents: TreeContents, durable: bool, in_background: bool) -> Index:
     types = list(dict.fromkeys(contents.types))
     type_positions = {leaf_type: i for i, leaf_type in enumerate(types)}
     index = Index(
@@ -210,7 +219,9 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, durable
     stretches = Stretches(
         [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(arrays[i], leaf_types[i])
     )
-    index.checksums = encode_checksums(write_stretches(descriptor, stretches, durable=durable))
+    index.checksums = encode_checksums(
+        write_stretches(descriptor, stretches, durable=durable, in_background=in_background)
+    )
 
     # The header names its contents by their checksums, so that an index never passes for that of other data.
     content_id = header_checksum(index.checksums.encode())

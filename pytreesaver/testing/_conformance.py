@@ -70,7 +70,7 @@ class FormatConformance:
         boxes = [_drawn_box(data, array.shape) for _ in range(2)]
         outputs = [np.empty(box_shape(box), array.dtype) for box in boxes]
         reader.read_boxes(position, boxes, outputs, verify=True)
-        mapped = [reader.map(position, box, verify=True) for box in boxes]
+        mapped = reader.map([(position, box) for box in boxes], verify=True)
         reader.close()
         for box, part, view in zip(boxes, outputs, mapped, strict=True):
             expected = np.asarray(array)[box_index(box)]
