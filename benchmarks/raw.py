@@ -66,6 +66,6 @@ def read(path: str, *, direct: bool = False) -> np.ndarray:
     data = np.frombuffer(memory, np.uint8)[: -(-size // mmap.PAGESIZE) * mmap.PAGESIZE]
     with ThreadPoolExecutor(2 * _THREADS if direct else _THREADS) as pool:
         slices = [(descriptor, [data[at : at + _SLICE]], at) for at in range(0, size, _SLICE)]
-        list(pool.map(lambda each: os.preadv(*each), slices))  # type: ignore[arg-type]
+        list(pool.map(lambda each: os.preadv(*each), slices))
     os.close(descriptor)
     return data[:size]

@@ -36,12 +36,7 @@ class LeafError(Exception):
 
 def storage_dtype(leaf_type: LeafType) -> np.dtype[Any]:
     """The little-endian dtype in which the bytes of a leaf are stored."""
-    return _storage_dtype(leaf_type.dtype)
-
-
-@functools.lru_cache(maxsize=1024)
-def _storage_dtype(name: str) -> np.dtype[Any]:
-    return dtype_from_name(name.removeprefix(">"))
+    return dtype_from_name(leaf_type.dtype.removeprefix(">"))
 
 
 def logical_shape(leaf_type: LeafType, stored_shape: Sequence[int]) -> tuple[int, ...]:

@@ -80,18 +80,32 @@ def _is_tagged(node: Any) -> bool:
 
 
 def _prune(node: Any, kept: Mapping[int, int], *, keep_empty: bool = False) -> Any:
+    return _pruned(node, kept, keep_empty).node
+
+
+class _Pruned(NamedTuple):
+    """What is left of a node, whether it had leaves, and whether it has kept them all."""
+
+    node: Any
+    had_leaves: bool
+    kept_all: bool
+
+
+def _pruned(node: Any, kept: Mapping[int, int], keep_empty: bool) -> _Pruned:
     if type(node) is int:
-        return kept.get(node, _ABSENT)
-    if not _has_leaves(node):
-        return node if keep_empty else _ABSENT
-    if _keeps_all(node, kept):
-        return _renumbered(node, kept)
+        return _Pruned(kept.get(node, _ABSENT), True, node in kept)
+    without_leaves = _Pruned(node if keep_empty else _ABSENT, False, True)
+    if node is None:
+        return without_leaves
     parts = _parts(node)
-    pruned = [
-        [key, _prune(child, kept, keep_empty=keep_empty)] for key, child in zip(parts.keys, parts.children, strict=True)
-    ]
-    some = [item for item in pruned if item[1] is not _ABSENT]
-    return parts.of_some(some) if some else _ABSENT
+    children = [_pruned(child, kept, keep_empty) for child in parts.children]
+    if not any(child.had_leaves for child in children):
+        return without_leaves
+    if all(child.kept_all for child in children):
+        whole = [new.node if new.had_leaves else child for new, child in zip(children, parts.children, strict=True)]
+        return _Pruned(parts.of_all(whole), True, True)
+    some = [[key, child.node] for key, child in zip(parts.keys, children, strict=True) if child.node is not _ABSENT]
+    return _Pruned(parts.of_some(some) if some else _ABSENT, True, False)
 
 
 def _has_leaves(node: Any) -> bool:
@@ -105,10 +119,6 @@ def _renumbered(node: Any, kept: Mapping[int, int]) -> Any:
         return kept[node]
     parts = _parts(node)
     return parts.of_all([_renumbered(child, kept) for child in parts.children])
-
-
-def _keeps_all(node: Any, kept: Mapping[int, int]) -> bool:
-    return all(leaf in kept for leaf in _leaves(node))
 
 
 def _leaves(node: Any) -> Iterator[int]:

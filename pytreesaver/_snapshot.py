@@ -78,7 +78,8 @@ def _lend(nbytes: int) -> np.ndarray:
     memory = _spare.pop() if _spare else None
     if memory is None or memory.nbytes < nbytes:
         memory = filesystem.new_memory(nbytes)
-    lent = np.frombuffer(memory, np.uint8)  # not a view, of which NumPy would forget the base
+    # Through a memoryview: of a view on a view NumPy forgets the middle one, and this array has to outlive all on it.
+    lent = np.frombuffer(memoryview(memory), np.uint8)  # type: ignore[arg-type]
     weakref.finalize(lent, _take_back, memory).atexit = False
     return lent
 

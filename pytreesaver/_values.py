@@ -7,6 +7,7 @@ What JSON has is written as it is. The rest is an object with one key that start
 import base64
 import dataclasses
 import enum
+import functools
 import math
 import re
 import struct
@@ -245,6 +246,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 _DTYPE_NAME = re.compile(r">?([a-z][a-z0-9_]*(\[[0-9]*[a-zA-Z]+\])?|[US][0-9]{1,9})")
 
 
+@functools.lru_cache(maxsize=1024)
 def dtype_from_name(name: str) -> np.dtype[Any]:
     """The dtype that `dtype_name` named.
 

@@ -20,6 +20,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import pytreesaver as pts
+from pytreesaver import _snapshot
 from pytreesaver._io import filesystem
 from pytreesaver.testing import assert_trees_equal
 
@@ -88,6 +89,73 @@ def test_donating_the_tree_right_after_the_call_changes_nothing(gate, dtype, pla
     restored = pts.restore(future.result(), as_numpy=True)["w"]
     assert restored.tobytes() == expected.tobytes()
     del more
+
+
+def donating_step():
+    return jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)
+
+
+def test_a_copy_leaves_the_memory_of_the_tree_to_be_donated(gate):
+    arrays = {"w": jnp.arange(1 << 18) * 2, "half": jnp.ones(1000, jnp.bfloat16)}
+    expected = {name: np.array(array) for name, array in arrays.items()}
+    place = arrays["w"].unsafe_buffer_pointer()
+    future = pts.save_async({**arrays, "key": jax.random.key(1), "n": 3}, "model", copy=True)
+    arrays = jax.block_until_ready(donating_step()(arrays))
+    assert arrays["w"].unsafe_buffer_pointer() == place  # nothing stood in the way of the donation
+    gate.set()
+    restored = pts.restore(future.result())
+    assert_trees_equal({name: np.asarray(restored[name]) for name in expected}, expected)
+    assert_trees_equal(restored["key"], jax.random.key(1))
+    assert restored["n"] == 3
+
+
+def test_the_memory_of_copies_is_used_again_and_given_back(most_memory):
+    tree = {"w": jnp.zeros(1 << 20)}
+    for i in range(4):
+        tree = {"w": tree["w"] + 1}
+        pts.save_async(tree, f"model-{i}", copy=True).result()
+        gc.collect()
+    assert len(_snapshot._spare) == 1
+    assert sum(memory.nbytes for memory in _snapshot._spare) < (4 << 20) + 4096
+    pts.save_async(tree, "last").result()
+    assert not _snapshot._spare
+    for i in range(4):
+        assert_trees_equal(pts.restore(f"model-{i}"), {"w": jnp.zeros(1 << 20) + (i + 1)})
+
+
+def test_copies_of_two_saves_under_way_are_apart(gate):
+    futures = [pts.save_async({"w": jnp.full(1000, i)}, f"model-{i}", copy=True) for i in range(3)]
+    more = pts.save_async({"w": jnp.full(1000, 77)}, "more")
+    gate.set()
+    for i, future in enumerate([*futures, more]):
+        assert_trees_equal(pts.restore(future.result()), {"w": jnp.full(1000, i if i < 3 else 77)})
+
+
+def test_a_save_that_fails_keeps_no_copy(monkeypatch):
+    monkeypatch.setattr(filesystem, "write", refuse)
+    future = pts.save_async({"w": jnp.ones(1000)}, "model", copy=True)
+    with pytest.raises(pts.CheckpointIOError):
+        future.result()
+    del future
+    gc.collect()
+    assert len(_snapshot._spare) == 1  # not in use any more
+    _snapshot._spare.clear()
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_savers_and_managers_copy_if_they_are_told_to(gate, copy):
+    saver, manager = pts.Saver(), pts.CheckpointManager("run", copy=copy)
+    tree = jax.block_until_ready(donating_step()({"w": jnp.arange(1 << 16)}))
+    place = tree["w"].unsafe_buffer_pointer()
+    saver.save(tree, "saved/model", global_step=1, block=False, copy=copy)
+    manager.save(1, tree)
+    tree = jax.block_until_ready(donating_step()(tree))
+    assert (tree["w"].unsafe_buffer_pointer() == place) == copy
+    gate.set()
+    saver.wait()
+    manager.wait_until_finished()
+    for path in ("saved/model-1", "run/ckpt-1"):
+        assert_trees_equal(pts.restore(path), {"w": jnp.arange(1 << 16) + 1})
 
 
 def test_deleting_an_array_right_after_the_call_changes_nothing(gate):

@@ -15,6 +15,7 @@ import pytest
 from simulated_disk import SimulatedDisk, put_on_disk
 
 import pytreesaver as pts
+from pytreesaver._io import filesystem, writing
 from pytreesaver.testing import assert_trees_equal
 
 OLD = {"w": np.arange(5), "step": 1}
@@ -35,7 +36,15 @@ def found_at(root, path):
 
 
 def outcomes_of_a_save(
-    monkeypatch, tmp_path, *, overwrite, forget_syncs_of="", path="model", durable=True, old_durable=True
+    monkeypatch,
+    tmp_path,
+    *,
+    overwrite,
+    forget_syncs_of="",
+    path="model",
+    durable=True,
+    old_durable=True,
+    save=pts.save,
 ):
     """What a reader finds after a power cut at every moment of a save: (during it, after it has returned)."""
     root, scratch = tmp_path / "disk", tmp_path / "scratch"
@@ -63,7 +72,7 @@ def outcomes_of_a_save(
         return found
 
     disk.on_change = lambda: during.update(look([*disk.states(), disk.state_after_a_kill()]))
-    pts.save(NEW, root / path, overwrite=overwrite, durable=durable)
+    save(NEW, root / path, overwrite=overwrite, durable=durable)
     disk.on_change = lambda: None
     tried.clear()
     return during, look(disk.states())
@@ -79,6 +88,19 @@ def test_power_cuts_during_an_overwrite_leave_the_old_or_the_new(monkeypatch, tm
     during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=True)
     assert during == {"old", "new"}
     assert after == {"new"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_power_cuts_during_a_save_past_the_cache_leave_the_old_or_the_new(monkeypatch, tmp_path, overwrite):
+    monkeypatch.setattr(writing, "_WORTH_COPYING_NBYTES", 0)
+    past_cache, real = [], filesystem.open_direct
+    monkeypatch.setattr(filesystem, "open_direct", lambda *a, **o: past_cache.append(real(*a, **o)) or past_cache[-1])
+    during, after = outcomes_of_a_save(
+        monkeypatch, tmp_path, overwrite=overwrite, save=lambda *a, **o: pts.save_async(*a, **o).result()
+    )
+    assert during == {"old" if overwrite else None, "new"}
+    assert after == {"new"}
+    assert past_cache
 
 
 def test_power_cuts_lose_no_directory_that_was_made_for_the_checkpoint(monkeypatch, tmp_path):

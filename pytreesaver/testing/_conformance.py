@@ -77,6 +77,12 @@ class FormatConformance:
             assert part.tobytes() == expected.tobytes()
             assert view is None or view.tobytes() == expected.tobytes()
 
+    def test_writes_in_the_background(self, tmp_path: Path) -> None:
+        """What is written so as to disturb little is the same."""
+        contents = contents_of(_TREE, None)
+        self.format.write(tmp_path / "checkpoint", contents, overwrite=False, durable=True, in_background=True)
+        assert_holds(self.format, tmp_path / "checkpoint", contents)
+
     def test_creates_parent_directories(self, tmp_path: Path) -> None:
         """A path below directories that do not exist is written all the same."""
         path = tmp_path / "a" / "b" / "checkpoint"
