@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from pytreesaver._boxes import Box, box_shape, index_box, whole_box
 from pytreesaver._convert import LossError, convert
 from pytreesaver._errors import CorruptCheckpointError, MismatchError
 from pytreesaver._io import filesystem
-from pytreesaver._jax_arrays import jax_arrays
+from pytreesaver._jax_arrays import MOST_COPIED_NBYTES, jax_arrays
 from pytreesaver._leaves import (
     LeafType,
     describe,
@@ -170,14 +169,13 @@ def _groups(reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOp
 
     What is read into the memory of its leaf takes none beside it, and does not count.
     """
-    in_place = options.as_numpy or jax.default_backend() == "cpu"
     group: list[int] = []
     nbytes, last = 0, -1
     positions = [plan.position for plan in plans]
     for i in sorted(range(len(plans)), key=positions.__getitem__):
         position = positions[i]
         if position != last:
-            size = 0 if in_place and _is_taken_as_it_is(reader, plans[i], options) else reader.nbytes[position]
+            size = 0 if _is_read_in_place(reader, plans[i], options) else reader.nbytes[position]
             if group and (nbytes + size > _WINDOW_NBYTES or options.sequentially):
                 yield group
                 group, nbytes = [], 0
@@ -185,6 +183,24 @@ def _groups(reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOp
         group.append(i)
     if group:
         yield group
+
+
+def _is_read_in_place(reader: CheckpointReader, plan: LeafPlan, options: ReadOptions) -> bool:
+    """Whether a leaf has the memory into which its variable is read: on a CPU JAX takes over what lies aligned."""
+    if not _is_taken_as_it_is(reader, plan, options):
+        return False
+    nbytes = reader.nbytes[plan.position]
+    is_taken_over = nbytes > MOST_COPIED_NBYTES and nbytes % _JAX_ALIGNMENT == 0
+    return options.as_numpy or plan.target.type.kind == "numpy" or (is_taken_over and _puts_on_cpu())
+
+
+_JAX_ALIGNMENT = 64
+
+
+def _puts_on_cpu() -> bool:
+    """Whether arrays that are given no place go to the memory of the CPU."""
+    device: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
+    return (getattr(device, "platform", device) or jax.default_backend()) == "cpu"
 
 
 def _read_group(
@@ -205,10 +221,10 @@ def _read_group(
             mapped = reader.map(places, verify=options.verify)
         except CorruptCheckpointError as error:
             _add_damage(damage, error)
-            mapped = []
-            with suppress(CorruptCheckpointError):  # to know what is not mapped, and has to be looked at yet
-                mapped = reader.map(places, verify=False)
-            rest = rest if mapped else []
+            # What is intact and not mapped has to be looked at yet.
+            places = [(position, box) for position, box in places if reader.names[position] not in error.damaged]
+            rest = [position for position, _ in places]
+            mapped = reader.map(places, verify=False)
         arrays = {position: array for position, array in zip(rest, mapped, strict=True) if array is not None}
     rest = [position for position in rest if position not in arrays]
     if rest:

@@ -1,6 +1,7 @@
 """A tree that is to be saved in the background, made safe from everything that its owner may do to it meanwhile."""
 
 import weakref
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,12 +9,11 @@ import jax
 import numpy as np
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.parallel import run_all
+from pytreesaver._io.parallel import SLICE_NBYTES, run_all
 from pytreesaver._leaves import Cells
 from pytreesaver.formats import TreeContents
 
 _ALIGNMENT = 64
-_SLICE_NBYTES = 8 << 20
 
 
 def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
@@ -24,18 +24,26 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
     With `copy` they are copied all the same, into memory that is kept for the next such snapshot, so that a donation
     finds them free. NumPy arrays are always copied.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    if not on_cpu:
-        for cells in contents.cells:
-            for array in cells.arrays:
-                if isinstance(array, jax.Array):
-                    array.copy_to_host_async()
-    safe = [Cells([_safe(array) for array in cells.arrays], cells.boundaries) for cells in contents.cells]
-    if copy and on_cpu:
-        _move(safe)
+    for cells in contents.cells:
+        for array in cells.arrays:
+            if isinstance(array, jax.Array) and not _is_on_cpu(array):
+                array.copy_to_host_async()
+    to_copy: list[tuple[list[Any], int]] = []
+    safe: list[Cells] = []
+    for cells in contents.cells:
+        arrays = [_safe(array) for array in cells.arrays]
+        safe.append(Cells(arrays, cells.boundaries))
+        if copy:
+            to_copy += [(arrays, i) for i, array in enumerate(cells.arrays) if _lies_with_jax(array)]
+    if copy:
+        _replace_by_copies(to_copy)
     else:
-        _spare.clear()
+        _pools[:] = [[]]
     return contents._replace(cells=safe)
+
+
+def _is_on_cpu(array: jax.Array) -> bool:
+    return all(device.platform == "cpu" for device in array.devices())
 
 
 def _safe(array: Any) -> Any:
@@ -44,45 +52,49 @@ def _safe(array: Any) -> Any:
     return np.array(array, subok=False) if isinstance(array, np.ndarray) else array
 
 
-def _move(cells: list[Cells]) -> None:
-    """Put copies into all cells in place of the memory of JAX arrays."""
-    of_jax = [(each, i) for each in cells for i, array in enumerate(each.arrays) if _is_of_jax(array)]
-    sizes = [-(-each.arrays[i].nbytes // _ALIGNMENT) * _ALIGNMENT for each, i in of_jax]
+def _lies_with_jax(array: Any) -> bool:
+    return isinstance(array, jax.Array) and array.nbytes > 0 and _is_on_cpu(array)
+
+
+def _replace_by_copies(places: Sequence[tuple[list[Any], int]]) -> None:
+    """Put copies into lists of NumPy arrays, at the given positions."""
+    sizes = [-(-arrays[i].nbytes // _ALIGNMENT) * _ALIGNMENT for arrays, i in places]
     memory = _lend(sum(sizes))
-    tasks = []
+    tasks: list[Callable[[], None]] = []
     begin = 0
-    for (each, i), size in zip(of_jax, sizes, strict=True):
-        array = each.arrays[i]
-        source = array.reshape(-1).view(np.uint8)
-        target = memory[begin : begin + source.nbytes]
-        for start in range(0, source.nbytes, _SLICE_NBYTES):
-            part = slice(start, start + _SLICE_NBYTES)
-            tasks.append(partial(np.copyto, target[part], source[part]))
-        each.arrays[i] = target.view(array.dtype).reshape(array.shape)
+    for (arrays, i), size in zip(places, sizes, strict=True):
+        source = np.ascontiguousarray(arrays[i])
+        target = memory[begin : begin + source.nbytes].view(source.dtype).reshape(source.shape)
+        arrays[i] = target
+        tasks += _copies(target.reshape(-1).view(np.uint8), source.reshape(-1).view(np.uint8))
         begin += size
     run_all(tasks, begin)
 
 
-def _is_of_jax(array: Any) -> bool:
-    """Whether an array lies where JAX has put it: such an array cannot be written to."""
-    in_order = isinstance(array, np.ndarray) and array.flags.c_contiguous and array.nbytes > 0
-    return in_order and not array.flags.writeable
+def _copies(target: np.ndarray, source: np.ndarray) -> Iterator[Callable[[], None]]:
+    for start in range(0, source.nbytes, SLICE_NBYTES):
+        part = slice(start, start + SLICE_NBYTES)
+        yield partial(np.copyto, target[part], source[part])
 
 
-_spare: list[np.ndarray] = []
-"""The memory of the last snapshot that was copied, unless it is in use."""
+_pools: list[list[np.ndarray]] = [[]]
+"""A list of the list with the memory of the last snapshot that was copied, which is empty while that is in use."""
 
 
 def _lend(nbytes: int) -> np.ndarray:
     """The spare memory, or new one, until the last array on it is gone."""
-    memory = _spare.pop() if _spare else None
-    if memory is None or memory.nbytes < nbytes:
+    pool = _pools[0]
+    try:
+        memory = pool.pop()
+    except IndexError:
+        memory = filesystem.new_memory(nbytes)
+    if memory.nbytes < nbytes:
         memory = filesystem.new_memory(nbytes)
     # Through a memoryview: of a view on a view NumPy forgets the middle one, and this array has to outlive all on it.
     lent = np.frombuffer(memoryview(memory), np.uint8)  # type: ignore[arg-type]
-    weakref.finalize(lent, _take_back, memory).atexit = False
+    weakref.finalize(lent, _take_back, pool, memory).atexit = False
     return lent
 
 
-def _take_back(memory: np.ndarray) -> None:
-    _spare[:] = [memory]
+def _take_back(pool: list[np.ndarray], memory: np.ndarray) -> None:
+    pool[:] = [max([*pool, memory], key=lambda each: each.nbytes)]

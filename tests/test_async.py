@@ -115,12 +115,22 @@ def test_the_memory_of_copies_is_used_again_and_given_back(most_memory):
         tree = {"w": tree["w"] + 1}
         pts.save_async(tree, f"model-{i}", copy=True).result()
         gc.collect()
-    assert len(_snapshot._spare) == 1
-    assert sum(memory.nbytes for memory in _snapshot._spare) < (4 << 20) + 4096
+    assert len(_snapshot._pools[0]) == 1
+    assert sum(memory.nbytes for memory in _snapshot._pools[0]) < (4 << 20) + 4096
     pts.save_async(tree, "last").result()
-    assert not _snapshot._spare
+    assert not _snapshot._pools[0]
     for i in range(4):
         assert_trees_equal(pts.restore(f"model-{i}"), {"w": jnp.zeros(1 << 20) + (i + 1)})
+
+
+def test_the_memory_of_a_copy_is_given_back_also_if_it_is_in_use_when_the_next_save_makes_none(gate):
+    first = pts.save_async({"w": jnp.zeros(1000)}, "first", copy=True)
+    second = pts.save_async({"w": jnp.zeros(1000)}, "second")
+    gate.set()
+    first.result()
+    second.result()
+    gc.collect()
+    assert _snapshot._pools == [[]]
 
 
 def test_copies_of_two_saves_under_way_are_apart(gate):
@@ -138,8 +148,7 @@ def test_a_save_that_fails_keeps_no_copy(monkeypatch):
         future.result()
     del future
     gc.collect()
-    assert len(_snapshot._spare) == 1  # not in use any more
-    _snapshot._spare.clear()
+    assert len(_snapshot._pools[0]) == 1  # not in use any more
 
 
 @pytest.mark.parametrize("copy", [False, True])

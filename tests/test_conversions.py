@@ -279,7 +279,7 @@ def test_64_bits_become_32_where_jax_has_no_others():
 
 
 def test_large_leaves_are_cast_in_bounded_pieces(monkeypatch):
-    monkeypatch.setattr(_native_reader, "_SLICE_NBYTES", 1 << 20)
+    monkeypatch.setattr(_native_reader, "SLICE_NBYTES", 1 << 20)
     array = np.random.default_rng(0).normal(size=(1000, 1003)).astype(np.float32)
     path = pts.save({"w": array, "bad": np.where(array == array[700, 5], np.float32(0.5), 0)}, "model")
     like = {"w": jax.ShapeDtypeStruct(array.shape, jnp.bfloat16), "bad": np.zeros(array.shape, np.int8)}

@@ -9,6 +9,7 @@ import pytest
 import xxhash
 
 import pytreesaver as pts
+from pytreesaver.formats import _native_reader
 
 TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32), "step": 3, "name": "run"}
 
@@ -96,6 +97,14 @@ HOSTILE = {
         lambda index: index["chunk_offsets"].__setitem__(0, index["chunk_offsets"][3]),
         "of its own",
     ),
+    "chunk beyond its file": (put("chunk_offsets", 0, 2**40), "bytes within"),
+    "chunk that ends beyond its file": (
+        lambda index: put("chunk_offsets", 0, index["files"][0]["nbytes"] - 1)(index),
+        "bytes within",
+    ),
+    "chunk at the end of all numbers": (put("chunk_offsets", 0, 2**63 - 1), "bytes within"),
+    "chunk beyond all numbers": (put("chunk_offsets", 0, 2**63), "offsets from 0 on"),
+    "chunk before its file": (put("chunk_offsets", 0, -1), "offsets from 0 on"),
     "grid of no variable": (put("grids", {"99": [[0, 2], [0, 3]]}), "position of a variable"),
     "grid of another shape": (put("grids", {"3": [[0, 2], [0, 4]]}), "a grid over"),
     "grid with a gap": (put("grids", {"3": [[1, 2], [0, 3]]}), "a grid over"),
@@ -296,3 +305,60 @@ def test_a_damaged_header_does_not_hide_damaged_variables(path):
     with pytest.raises(pts.CorruptCheckpointError, match="its header is damaged") as caught:
         pts.verify(path)
     assert caught.value.damaged == ["name"]
+
+
+@pytest.mark.parametrize("size", [2**40, 2**62, 2**63 - 1 - 4096])
+def test_a_grid_of_more_bytes_than_there_are_is_damage_and_takes_no_memory(tmp_path, size):
+    path = pts.save({"w": np.zeros(4, np.uint8)}, tmp_path / "model")
+
+    def edit(index):
+        index["shapes"][0] = [size]
+        index["grids"] = {"0": [[0, 1, size]]}
+        start = index["chunk_offsets"][0]
+        index["chunk_files"], index["chunk_offsets"] = [0, 0], [start, start + 1]
+        index["checksum_block_nbytes"] = 2**63 - 1
+        index["checksums"] *= 2
+        index["files"][0]["nbytes"] = start + size
+
+    rewrite(path, edit)
+    with pytest.raises(pts.CorruptCheckpointError, match=r"expected \d+ bytes, found") as caught:
+        pts.restore(path)
+    assert caught.value.damaged == ["w"]
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_damage_in_two_data_files_is_named_at_once(tmp_path, mmap):
+    path = pts.save({name: np.arange(5.0) + i for i, name in enumerate("abc")}, tmp_path / "model")
+    (data,) = path.glob("*.safetensors")
+    for name in ("data-second", "data-third"):
+        (path / f"{name}.safetensors").write_bytes(data.read_bytes())
+
+    def edit(index):
+        for i, name in enumerate(("data-second", "data-third"), 1):
+            index["files"].append(index["files"][0] | {"name": f"{name}.safetensors"})
+            index["chunk_files"][i] = i
+
+    rewrite(path, edit)
+    assert pts.restore(path, mmap=mmap)["c"][0] == 2
+    data.unlink()
+    content = bytearray((path / "data-third.safetensors").read_bytes())
+    (start,) = [json.loads((path / "index.json").read_text())["chunk_offsets"][2]]
+    content[start] ^= 1
+    (path / "data-third.safetensors").write_bytes(content)
+    with pytest.raises(pts.CorruptCheckpointError, match="expected a data file, found none") as caught:
+        pts.restore(path, mmap=mmap)
+    assert caught.value.damaged == ["a", "c"]
+
+
+def test_a_file_cut_while_it_is_verified_is_damage(path, monkeypatch):
+    (data,) = path.glob("*.safetensors")
+    reader = pts.load_checkpoint(path)
+    real = _native_reader.read_ranges
+
+    def cut_before(*args):
+        os.truncate(data, data.stat().st_size - 1)
+        return real(*args)
+
+    monkeypatch.setattr(_native_reader, "read_ranges", cut_before)
+    with reader, pytest.raises(pts.CorruptCheckpointError, match="bytes, found"):
+        reader.verify()

@@ -3,6 +3,8 @@
 import errno
 import mmap
 import os
+import subprocess
+import sys
 import threading
 
 import jax
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pytreesaver as pts
+from pytreesaver import _reading_leaves
 from pytreesaver._io import filesystem, parallel, ranges, stretches, writing
 from pytreesaver._io.checksums import BLOCK_NBYTES, block_checksums
 from pytreesaver._io.ranges import Ranges, read_ranges
@@ -68,6 +71,9 @@ def test_without_more_mappings_memory_is_still_aligned(monkeypatch):
     memory = filesystem.new_memory(3 << 20)
     assert memory.shape == (3 << 20,)
     assert memory.ctypes.data % PAGE == 0
+    for nbytes in (2**40, 2**63 - 1):  # not for lack of mappings
+        with pytest.raises(OSError, match="Cannot allocate"):
+            filesystem.new_memory(nbytes)
 
 
 def test_a_large_leaf_that_is_dropped_gives_its_memory_back(most_memory):
@@ -116,7 +122,7 @@ def test_ranges_are_read_whole_in_any_pieces_and_damage_is_found(file, cached, c
         if not cached:
             patch.setattr(filesystem, "is_cached", lambda descriptor, offset: False)
         patch.setattr(ranges, "_LARGE_NBYTES", data.draw(st.sampled_from([1, 100, 5000, 1 << 20])))
-        patch.setattr(ranges, "_SLICE_NBYTES", data.draw(st.sampled_from([1, 4096, 8192])))
+        patch.setattr(ranges, "SLICE_NBYTES", data.draw(st.sampled_from([1, 4096, 8192])))
         patch.setattr(ranges, "_GAP_NBYTES", data.draw(st.sampled_from([0, 50])))
         arrays, found = read_ranges(descriptor, wanted, block)
     os.close(descriptor)
@@ -174,7 +180,7 @@ def test_without_direct_reads_the_cache_serves(open_file, monkeypatch, how):
     if how == "refuses to read":
         monkeypatch.setattr(filesystem, "read_into", refuse)
     else:
-        monkeypatch.setattr(filesystem, "open_direct", lambda descriptor: None)
+        monkeypatch.setattr(filesystem, "open_direct", lambda descriptor, *, to_write: None)
     (array,), bad = read_ranges(descriptor, ranges_of(content, [(0, content.size)], 4096), 4096)
     assert array.tobytes() == content.tobytes()
     assert not bad
@@ -245,7 +251,7 @@ def test_stretches_are_written_whole_in_any_pieces(contents, in_background, dura
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filesystem, "write", write_some)
         patch.setattr(stretches, "BLOCK_NBYTES", block)
-        patch.setattr(stretches, "_SLICE_NBYTES", block * data.draw(st.sampled_from([1, 3])))
+        patch.setattr(stretches, "SLICE_NBYTES", block * data.draw(st.sampled_from([1, 3])))
         patch.setattr(stretches, "_MOST_STRETCHES", data.draw(st.sampled_from([1, 2, 1000])))
         patch.setattr(writing, "_WORTH_COPYING_NBYTES", data.draw(st.sampled_from([0, PAGE])))
         patch.setattr(parallel, "_FEW_BYTES", data.draw(st.sampled_from([0, 2**40])))
@@ -272,6 +278,12 @@ def test_whole_pages_are_written_past_the_cache_in_the_background(open_file, mon
     if len(written) > 1:  # a file system with direct writes
         assert through == [(100, PAGE - 100), (3 << 20, 100)]
         assert (False, PAGE, (3 << 20) - PAGE) in written
+
+
+def test_a_system_that_writes_nothing_is_an_error(open_file, monkeypatch):
+    monkeypatch.setattr(filesystem, "write", lambda descriptor, buffers, offset: 0)
+    with pytest.raises(OSError, match="written nothing"):
+        writing.write_fully(open_file(), [b"abc"], 0)
 
 
 @pytest.mark.parametrize("how", ["no such descriptor", "refuses to write"])
@@ -329,12 +341,14 @@ def test_work_in_the_background_takes_few_threads(monkeypatch):
 
 @pytest.fixture(scope="module")
 def thousands():
-    """Enough arrays of three kinds to be worth a compiled function, and a few more of others."""
+    """Enough arrays of several kinds to be worth a compiled function, and a few more of others."""
     patterns = np.random.default_rng(0).integers(0, 2**32, (1100, 5), np.uint32)
     tree = {f"f{i}": row.view(np.float32) for i, row in enumerate(patterns)}  # with NaNs of all kinds
     tree |= {f"b{i}": row.astype(np.uint8).view(bool) & True for i, row in enumerate(patterns[:, :2] % 2)}
     tree |= {f"i{i}": np.int32(row[0] % 2**31).reshape(()) for i, row in enumerate(patterns)}
-    tree |= {f"h{i}": row.astype(np.uint16).view(jnp.bfloat16) for i, row in enumerate(patterns[:40])}
+    tree |= {f"h{i}": row.astype(np.uint16).view(jnp.bfloat16) for i, row in enumerate(patterns)}
+    tree |= {f"n{i}": (row % 16).astype(jnp.int4) for i, row in enumerate(patterns[:1030])}
+    tree |= {f"o{i}": row.astype(np.uint8).view(jnp.float8_e4m3fn) for i, row in enumerate(patterns[:40])}
     return {name: jnp.asarray(array) for name, array in tree.items()}
 
 
@@ -367,3 +381,42 @@ def test_thousands_of_arrays_go_to_the_default_device_whatever_transfers_are_gua
     with jax.default_device(device), jax.transfer_guard("disallow"):
         restored = pts.restore(path)
     assert {d for leaf in restored.values() for d in leaf.devices()} == {device}
+
+
+def test_under_a_mesh_all_arrays_are_uncommitted_on_one_device(thousands):
+    path = pts.save(thousands, "model")
+    with jax.set_mesh(jax.make_mesh((8,), ("x",), devices=jax.devices()[:8])):
+        restored = pts.restore(path)
+    assert not any(leaf.committed for leaf in restored.values())
+    assert {len(leaf.sharding.device_set) for leaf in restored.values()} == {1}
+
+
+def test_transfers_that_are_forbidden_even_if_explicit_are_refused(thousands):
+    path = pts.save(thousands, "model")
+    with jax.transfer_guard("disallow_explicit"), pytest.raises(Exception, match="Disallowed host-to-device"):
+        pts.restore(path)
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, (1 << 20) + 1), (3300, 4096)])
+def test_what_jax_copies_is_read_little_by_little(monkeypatch, most_memory, count, size):
+    window = count * size // 3
+    monkeypatch.setattr(_reading_leaves, "_WINDOW_NBYTES", window)
+    tree = {f"w{i}": jnp.full(size, i % 100, jnp.int8) for i in range(count)}
+    path = pts.save(tree, "model")
+    restored = pts.restore(path)
+    assert most_memory() < 2.3 * window
+    assert_trees_equal(restored, tree)
+
+
+def test_trees_without_jax_arrays_leave_jax_alone():
+    program = """
+import numpy as np, pytreesaver as pts
+from jax._src import xla_bridge
+tree = {"w": np.ones(3), "n": 1}
+pts.save_async(tree, "model").result()
+pts.save_async(tree, "copied", copy=True).result()
+assert pts.restore("model")["n"] == 1
+assert pts.restore("model", tree, mmap=True)["n"] == 1
+assert not xla_bridge.backends_are_initialized()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -52,7 +52,7 @@ def test_any_sharding_to_any_sharding_is_the_identity(array, data):
     with pytest.MonkeyPatch.context() as patch:
         if data.draw(st.booleans()):  # as if the array were large, in small pieces
             patch.setattr(_reading_leaves, "_SMALL_NBYTES", 0)
-            patch.setattr(_native_reader, "_SLICE_NBYTES", 8)
+            patch.setattr(_native_reader, "SLICE_NBYTES", 8)
             patch.setattr(_native_reader, "_GAP_NBYTES", 8)
         by_template = pts.restore(path, template, **options)
         by_argument = pts.restore(path, sharding=wanted, **options)
@@ -337,7 +337,7 @@ def test_any_array_takes_any_shape_on_any_devices(array, data):
     path = save_anew({"w": array})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_reading_leaves, "_SMALL_NBYTES", 0)
-        patch.setattr(_native_reader, "_SLICE_NBYTES", 8)
+        patch.setattr(_native_reader, "SLICE_NBYTES", 8)
         patch.setattr(_native_reader, "_GAP_NBYTES", 8)
         patch.setattr(_native_reader, "_RESHAPED_NBYTES", data.draw(st.sampled_from([1, 24, 1 << 20])))
         like = {"w": jax.ShapeDtypeStruct(shape, array.dtype, sharding=wanted)}

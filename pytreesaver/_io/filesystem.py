@@ -80,7 +80,10 @@ def read_into(descriptor: int, buffer: np.ndarray, offset: int) -> int:
 
 
 def is_cached(descriptor: int, offset: int) -> bool:
-    """Whether the byte at `offset` can be read without waiting for the disk; True where the system does not tell."""
+    """Whether the byte at `offset` can be read without waiting for the disk; True where the system does not tell.
+
+    It stands for the megabytes around it: what is read and written in large pieces is cached so.
+    """
     if not hasattr(os, "RWF_NOWAIT"):
         return True
     try:
@@ -238,9 +241,14 @@ def new_memory(nbytes: int) -> np.ndarray:
     in_huge_pages = nbytes // _HUGE_PAGE_NBYTES * _HUGE_PAGE_NBYTES if hasattr(mmap, "MADV_HUGEPAGE") else 0
     # What is mapped beyond the memory, so that it can begin where a huge page does, is never touched and costs nothing.
     mapped_nbytes = nbytes + (_HUGE_PAGE_NBYTES if in_huge_pages else 0)
+    if mapped_nbytes > sys.maxsize:
+        raise OSError(errno.ENOMEM, f"Cannot allocate {nbytes} bytes")
     try:
         memory = mmap.mmap(-1, mapped_nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:  # a process may have 65,530 mappings; those of malloc are fewer
+    except OSError:
+        if nbytes > _MOST_SPARE_NBYTES:
+            raise
+        # A process may have 65,530 mappings; those of malloc are fewer.
         spare = np.empty(nbytes + mmap.PAGESIZE, np.uint8)
         return _from_multiple_of(mmap.PAGESIZE, spare)[:nbytes]
     if not in_huge_pages:
@@ -256,3 +264,4 @@ def _from_multiple_of(alignment: int, memory: np.ndarray) -> np.ndarray:
 
 
 _HUGE_PAGE_NBYTES = 2 << 20
+_MOST_SPARE_NBYTES = 1 << 30

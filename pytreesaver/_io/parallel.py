@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+SLICE_NBYTES = 8 << 20
+"""How many bytes one thread reads, writes or copies at a time."""
 _FEW_BYTES = 4 << 20  # below this, starting threads costs more than it saves
 
 

@@ -8,11 +8,10 @@ import numpy as np
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import block_checksums, checksum
-from pytreesaver._io.parallel import run_all
+from pytreesaver._io.parallel import SLICE_NBYTES, run_all
 from pytreesaver._io.reading import PastCacheReader, read_fully
 
 _LARGE_NBYTES = 1 << 20  # from here on a stretch has memory of its own, so that dropping it frees it
-_SLICE_NBYTES = 8 << 20
 _STEP_NBYTES = 1 << 20
 _GAP_NBYTES = 64 << 10  # it costs less to read this much than to make another system call
 
@@ -35,42 +34,84 @@ def read_ranges(descriptor: int, ranges: Ranges, block_nbytes: int) -> tuple[lis
     Raises:
         EndOfFileError: the file is shorter than a range asks for.
     """
-    results: list[np.ndarray] = [_EMPTY] * len(ranges.offsets)
-    damaged: set[int] = set()
     with PastCacheReader(descriptor) as past_cache:
-        tasks = _tasks(descriptor, ranges, results, damaged, block_nbytes, past_cache)
-        run_all(tasks, sum(ranges.nbytes))
-    return results, sorted(damaged)
-
-
-def _tasks(
-    descriptor: int,
-    ranges: Ranges,
-    results: list[np.ndarray],
-    damaged: set[int],
-    block_nbytes: int,
-    past_cache: PastCacheReader,
-) -> list[Callable[[], None]]:
-    tasks: list[Callable[[], None]] = []
-    slice_nbytes = max(block_nbytes, _SLICE_NBYTES // block_nbytes * block_nbytes)
-    nbytes = np.array(ranges.nbytes, np.int64)
-    for i in np.flatnonzero(nbytes >= _LARGE_NBYTES).tolist():
-        offset, size = ranges.offsets[i], ranges.nbytes[i]
-        shift = offset % filesystem.DIRECT_ALIGNMENT
-        results[i] = filesystem.new_memory(shift + size)[shift:]
-        for start in range(0, size, slice_nbytes):
-            piece = results[i][start : start + slice_nbytes]
-            first = ranges.first_checksums[i] + start // block_nbytes
-            expected = None if ranges.checksums is None else (ranges.checksums, first)
-            tasks.append(
-                partial(_read_slice, descriptor, past_cache, piece, offset + start, expected, i, damaged, block_nbytes)
-            )
-    for group in _groups(np.array(ranges.offsets, np.int64), nbytes):
-        tasks.append(partial(_read_group, descriptor, ranges, group, results, damaged, block_nbytes))
-    return tasks
+        reading = _Reading(descriptor, past_cache, ranges, block_nbytes)
+        run_all(reading.tasks(), sum(ranges.nbytes))
+    return reading.results, sorted(reading.damaged)
 
 
 _EMPTY = np.empty(0, np.uint8)
+
+
+class _Reading:
+    """What the threads that read ranges share."""
+
+    def __init__(self, descriptor: int, past_cache: PastCacheReader, ranges: Ranges, block_nbytes: int) -> None:
+        self.results: list[np.ndarray] = [_EMPTY] * len(ranges.offsets)
+        self.damaged: set[int] = set()
+        self._descriptor = descriptor
+        self._past_cache = past_cache
+        self._ranges = ranges
+        self._block_nbytes = block_nbytes
+
+    def tasks(self) -> list[Callable[[], None]]:
+        """What is to be done, for large ranges slice by slice, for small ones in groups that are near each other."""
+        ranges, block = self._ranges, self._block_nbytes
+        slice_nbytes = max(block, SLICE_NBYTES // block * block)
+        nbytes = np.array(ranges.nbytes, np.int64)
+        tasks: list[Callable[[], None]] = []
+        for i in np.flatnonzero(nbytes >= _LARGE_NBYTES).tolist():
+            shift = ranges.offsets[i] % filesystem.DIRECT_ALIGNMENT
+            self.results[i] = filesystem.new_memory(shift + ranges.nbytes[i])[shift:]
+            tasks += [
+                partial(self._read_slice, i, start, slice_nbytes) for start in range(0, ranges.nbytes[i], slice_nbytes)
+            ]
+        groups = _groups(np.array(ranges.offsets, np.int64), nbytes)
+        return tasks + [partial(self._read_group, group) for group in groups]
+
+    def _read_group(self, group: Sequence[int]) -> None:
+        offsets, nbytes, first_checksums, checksums = self._ranges
+        start = offsets[group[0]]
+        end = max(offsets[i] + nbytes[i] for i in group)
+        shift = start % filesystem.DIRECT_ALIGNMENT
+        memory = filesystem.new_memory(shift + end - start)
+        read_fully(self._descriptor, memory[shift:], start)
+        view = memoryview(memory)  # type: ignore[arg-type]
+        before = start - shift
+        for i in group:
+            low = offsets[i] - before
+            high = low + nbytes[i]
+            self.results[i] = memory[low:high]
+            if checksums is None:
+                continue
+            if high - low <= self._block_nbytes:  # thousands of small ones have a single block
+                intact = checksum(view[low:high]) == checksums[first_checksums[i]]
+            else:
+                intact = self._are_intact(self.results[i], checksums, first_checksums[i])
+            if not intact:
+                self.damaged.add(i)
+
+    def _read_slice(self, i: int, start: int, slice_nbytes: int) -> None:
+        block, checksums = self._block_nbytes, self._ranges.checksums
+        data = self.results[i][start : start + slice_nbytes]
+        offset = self._ranges.offsets[i] + start
+        is_read = self._past_cache.read(data, offset)
+        if checksums is None:
+            if not is_read:
+                read_fully(self._descriptor, data, offset)
+            return
+        # Step by step, so that the checksums are computed while the bytes are still in the processor's cache.
+        first = self._ranges.first_checksums[i] + start // block
+        blocks = max(_STEP_NBYTES // block, 1)
+        for begin in range(0, data.nbytes, blocks * block):
+            piece = data[begin : begin + blocks * block]
+            if not is_read:
+                read_fully(self._descriptor, piece, offset + begin)
+            if not self._are_intact(piece, checksums, first + begin // block):
+                self.damaged.add(i)
+
+    def _are_intact(self, data: np.ndarray, checksums: Sequence[int], first: int) -> bool:
+        return all(each == checksums[i] for i, each in enumerate(block_checksums(data, self._block_nbytes), first))
 
 
 def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[list[int]]:
@@ -81,63 +122,3 @@ def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[list[int]]:
     far = starts[1:] - np.maximum.accumulate(ends)[:-1] > _GAP_NBYTES
     far |= starts[1:] // _LARGE_NBYTES != starts[:-1] // _LARGE_NBYTES
     return [group.tolist() for group in np.split(small, np.flatnonzero(far) + 1) if group.size]
-
-
-def _read_group(
-    descriptor: int,
-    ranges: Ranges,
-    group: Sequence[int],
-    results: list[np.ndarray],
-    damaged: set[int],
-    block_nbytes: int,
-) -> None:
-    offsets, nbytes, first_checksums, checksums = ranges
-    start = offsets[group[0]]
-    end = max(offsets[i] + nbytes[i] for i in group)
-    shift = start % filesystem.DIRECT_ALIGNMENT
-    memory = filesystem.new_memory(shift + end - start)
-    read_fully(descriptor, memory[shift:], start)
-    view = memoryview(memory)  # type: ignore[arg-type]
-    before = start - shift
-    for i in group:
-        low = offsets[i] - before
-        high = low + nbytes[i]
-        results[i] = memory[low:high]
-        if checksums is None:
-            continue
-        if high - low <= block_nbytes:
-            intact = checksum(view[low:high]) == checksums[first_checksums[i]]
-        else:
-            intact = _are_intact(results[i], checksums, first_checksums[i], block_nbytes)
-        if not intact:
-            damaged.add(i)
-
-
-def _read_slice(
-    descriptor: int,
-    past_cache: PastCacheReader,
-    data: np.ndarray,
-    offset: int,
-    expected: tuple[Sequence[int], int] | None,
-    i: int,
-    damaged: set[int],
-    block_nbytes: int,
-) -> None:
-    is_read = past_cache.read(data, offset)
-    if expected is None:
-        if not is_read:
-            read_fully(descriptor, data, offset)
-        return
-    # Step by step, so that the checksums are computed while the bytes are still in the processor's cache.
-    checksums, first = expected
-    blocks = max(_STEP_NBYTES // block_nbytes, 1)
-    for start in range(0, data.nbytes, blocks * block_nbytes):
-        piece = data[start : start + blocks * block_nbytes]
-        if not is_read:
-            read_fully(descriptor, piece, offset + start)
-        if not _are_intact(piece, checksums, first + start // block_nbytes, block_nbytes):
-            damaged.add(i)
-
-
-def _are_intact(data: np.ndarray, checksums: Sequence[int], first: int, block_nbytes: int) -> bool:
-    return all(each == checksums[i] for i, each in enumerate(block_checksums(data, block_nbytes), first))

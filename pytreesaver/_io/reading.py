@@ -1,11 +1,9 @@
 """Read a file, whole or in pieces; large pieces that are not in the cache of the operating system, past it."""
 
-import errno
-import threading
-
 import numpy as np
 
 from pytreesaver._io import filesystem
+from pytreesaver._io.direct import DirectFile
 
 
 class EndOfFileError(Exception):
@@ -41,16 +39,13 @@ class PastCacheReader:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._direct: int | None = None
-        self._lock = threading.Lock()
-        self._may_be_direct = True
+        self._direct = DirectFile(descriptor)
 
     def __enter__(self) -> "PastCacheReader":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._direct is not None:
-            filesystem.close(self._direct)
+        self._direct.close()
 
     def read(self, buffer: np.ndarray, offset: int) -> bool:
         """Fill `buffer` from `offset` if that is not in the cache; else read nothing, and give False.
@@ -63,23 +58,9 @@ class PastCacheReader:
         nbytes = (buffer.nbytes - skipped) // alignment * alignment
         if nbytes <= 0 or (buffer.ctypes.data - offset) % alignment or filesystem.is_cached(self._descriptor, offset):
             return False
-        direct = self._open()
-        if direct is None:
-            return False
-        try:
-            read_fully(direct, buffer[skipped : skipped + nbytes], offset + skipped)
-        except OSError as error:  # a file system that does not read so, or not with this alignment
-            if error.errno != errno.EINVAL:
-                raise
-            self._may_be_direct = False
+        whole_pages = buffer[skipped : skipped + nbytes]
+        if not self._direct.perform(lambda direct: read_fully(direct, whole_pages, offset + skipped)):
             return False
         read_fully(self._descriptor, buffer[:skipped], offset)
         read_fully(self._descriptor, buffer[skipped + nbytes :], offset + skipped + nbytes)
         return True
-
-    def _open(self) -> int | None:
-        with self._lock:
-            if self._direct is None and self._may_be_direct:
-                self._direct = filesystem.open_direct(self._descriptor)
-                self._may_be_direct = self._direct is not None
-            return self._direct if self._may_be_direct else None

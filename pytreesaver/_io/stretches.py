@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import BLOCK_NBYTES, block_count
-from pytreesaver._io.parallel import run_all
+from pytreesaver._io.parallel import SLICE_NBYTES, run_all
 from pytreesaver._io.writing import CacheWriter, PastCacheWriter
 
-_SLICE_NBYTES = 8 << 20  # a multiple of BLOCK_NBYTES
-_MOST_STRETCHES = 1000  # written in one call, which takes 1,024 buffers, and some more are blocks of long stretches
+_MOST_STRETCHES = filesystem.MOST_BUFFERS - 24  # in one call; some are of several blocks, of 16 MiB in all at most
 
 
 class Stretches(NamedTuple):
@@ -37,15 +37,16 @@ def write_stretches(
     blocks = -(-nbytes // BLOCK_NBYTES)
     first_blocks = np.cumsum(blocks) - blocks
     checksums = np.zeros(int(blocks.sum()), np.uint64)
-    with PastCacheWriter(descriptor) if in_background else CacheWriter(descriptor, durable) as writer:
+    through_cache = CacheWriter(descriptor, durable)
+    with PastCacheWriter(descriptor, through_cache) if in_background else through_cache as writer:
         tasks: list[Callable[[], None]] = []
         for group in _groups(offsets, nbytes):
             first = first_blocks[group].tolist()
             tasks.append(partial(_write_group, writer, stretches, group.tolist(), checksums, first))
-        for i in np.flatnonzero(nbytes > _SLICE_NBYTES).tolist():
+        for i in np.flatnonzero(nbytes > SLICE_NBYTES).tolist():
             size, offset = stretches.nbytes[i], stretches.offsets[i]
-            shared = _SharedBytes(partial(stretches.load, i), block_count(size, _SLICE_NBYTES))
-            for start in range(0, size, _SLICE_NBYTES):
+            shared = _SharedBytes(partial(stretches.load, i), block_count(size, SLICE_NBYTES))
+            for start in range(0, size, SLICE_NBYTES):
                 block = int(first_blocks[i]) + start // BLOCK_NBYTES
                 tasks.append(partial(_write_slice, writer, shared, start, offset, checksums, block))
         run_all(tasks, int(nbytes.sum()), in_background=in_background)
@@ -53,11 +54,11 @@ def write_stretches(
 
 
 def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[np.ndarray]:
-    """The stretches of up to `_SLICE_NBYTES`, except for empty ones, in groups that one call can write."""
-    small = np.flatnonzero((nbytes <= _SLICE_NBYTES) & (nbytes > 0))
+    """The stretches of up to `SLICE_NBYTES`, except for empty ones, in groups that one call can write."""
+    small = np.flatnonzero((nbytes <= SLICE_NBYTES) & (nbytes > 0))
     small = small[np.argsort(offsets[small], kind="stable")]
     ends = offsets[small] + nbytes[small]
-    parts = np.stack([ends // _SLICE_NBYTES, np.arange(small.size) // _MOST_STRETCHES])
+    parts = np.stack([ends // SLICE_NBYTES, np.arange(small.size) // _MOST_STRETCHES])
     apart = (offsets[small][1:] != ends[:-1]) | (np.diff(parts) > 0).any(axis=0)
     return [group for group in np.split(small, np.flatnonzero(apart) + 1) if group.size]
 
@@ -102,7 +103,7 @@ class _SharedBytes:
             data = self._load() if self._data is None else self._data
             self._slices -= 1
             self._data = data if self._slices else None
-        return data[start : start + _SLICE_NBYTES]
+        return data[start : start + SLICE_NBYTES]
 
 
 def _write_slice(

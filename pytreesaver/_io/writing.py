@@ -8,27 +8,29 @@ import numpy as np
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import checksum
+from pytreesaver._io.direct import DirectFile
 
 
 def write_fully(descriptor: int, buffers: Sequence[filesystem.Buffer], offset: int) -> None:
     """Write every byte of the buffers, however many system calls that takes."""
-    if not any(map(len, buffers)):
-        return
-    written = filesystem.write(descriptor, buffers, offset)
-    if written == sum(map(len, buffers)):
-        return
-    remaining = [memoryview(buffer).cast("B") for buffer in buffers]  # type: ignore[arg-type]
-    while True:
+    left = sum(map(len, buffers))
+    while left:
+        written = filesystem.write(descriptor, buffers, offset)
+        if written == 0:
+            raise OSError(errno.EIO, "The system has written nothing, and does not say why")
+        left -= written
         offset += written
-        done = 0
-        while done < len(remaining) and written >= remaining[done].nbytes:
-            written -= remaining[done].nbytes
-            done += 1
-        del remaining[:done]
-        if not remaining:
-            return
-        remaining[0] = remaining[0][written:]
-        written = filesystem.write(descriptor, remaining, offset)
+        if left:
+            buffers = _without_first(buffers, written)
+
+
+def _without_first(buffers: Sequence[filesystem.Buffer], nbytes: int) -> list[memoryview]:
+    views = [memoryview(buffer).cast("B") for buffer in buffers]  # type: ignore[arg-type]
+    done = 0
+    while nbytes >= views[done].nbytes:
+        nbytes -= views[done].nbytes
+        done += 1
+    return [views[done][nbytes:], *views[done + 1 :]]
 
 
 class CacheWriter:
@@ -54,43 +56,35 @@ class CacheWriter:
 
 
 class PastCacheWriter:
-    """Writes past the cache whatever covers many whole pages, and the rest through it.
+    """Writes past the cache whatever covers many whole pages, and leaves the rest to the one that writes through it.
 
     The bytes are copied to where a direct write takes them from.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, through_cache: CacheWriter) -> None:
         self._descriptor = descriptor
-        self._direct = filesystem.open_direct(descriptor, to_write=True)
-        self._is_able = True
+        self._through_cache = through_cache
+        self._direct = DirectFile(descriptor, to_write=True)
         self._of_thread = threading.local()
 
     def __enter__(self) -> "PastCacheWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._direct is not None:
-            filesystem.close(self._direct)
+        self._direct.close()
 
     def write(self, blocks: Sequence[np.ndarray], offset: int) -> list[int]:
         """Write all of uint8[n], one block after the other. Gives the checksum of each."""
         nbytes = sum(map(len, blocks))
         alignment = filesystem.DIRECT_ALIGNMENT
         first, end = -offset % alignment, (offset + nbytes) // alignment * alignment - offset
-        if self._direct is None or not self._is_able or end - first < _WORTH_COPYING_NBYTES:
-            write_fully(self._descriptor, blocks, offset)
-            return list(map(checksum, blocks))
+        if end - first < _WORTH_COPYING_NBYTES:
+            return self._through_cache.write(blocks, offset)
         data, checksums = self._copied(blocks, nbytes, offset % alignment)
-        try:
-            write_fully(self._direct, [data[first:end]], offset + first)
-        except OSError as error:  # a file system that does not write so, or not with this alignment
-            if error.errno != errno.EINVAL:
-                raise
-            self._is_able = False
-            write_fully(self._descriptor, [data], offset)
-        else:
-            write_fully(self._descriptor, [data[:first]], offset)
-            write_fully(self._descriptor, [data[end:]], offset + end)
+        if not self._direct.perform(lambda direct: write_fully(direct, [data[first:end]], offset + first)):
+            return self._through_cache.write(blocks, offset)
+        write_fully(self._descriptor, [data[:first]], offset)
+        write_fully(self._descriptor, [data[end:]], offset + end)
         return checksums
 
     def _copied(self, blocks: Sequence[np.ndarray], nbytes: int, shift: int) -> tuple[np.ndarray, list[int]]:

@@ -183,14 +183,23 @@ class NativeFiles:
     def check(self) -> tuple[list[str], dict[str, None]]:
         """What is wrong with the data files, one line each, and the names of the variables that are cut off by it."""
         damaged: dict[str, None] = {}
-        reasons = []
+        reasons: list[str] = []
         for file in range(len(self.index.files)):
             try:
                 self._check_file(file)
             except CorruptCheckpointError as error:
-                reasons.append(str(error).partition("\n")[0])
-                damaged |= dict.fromkeys(error.damaged)
+                _note(error, reasons, damaged)
         return reasons, damaged
+
+    def collect(self, error: CorruptCheckpointError, reasons: list[str], damaged: dict[str, None]) -> None:
+        """Keep what is wrong with one data file until the others have been looked at.
+
+        Raises:
+            CorruptCheckpointError: if it names no variable, and so nothing can be trusted.
+        """
+        if not error.damaged:
+            raise error
+        _note(error, reasons, damaged)
 
     def _open_files(self) -> None:
         try:
@@ -265,6 +274,11 @@ class NativeFiles:
         if names:
             lines.append(f"{self.path}: {len(names)} of {len(self.index.names)} variables damaged:")
         return CorruptCheckpointError("\n".join([*lines, *(f"  {shown(name)}" for name in names)]), damaged=names)
+
+
+def _note(error: CorruptCheckpointError, reasons: list[str], damaged: dict[str, None]) -> None:
+    reasons.append(str(error).partition("\n")[0])
+    damaged |= dict.fromkeys(error.damaged)
 
 
 def _close_all(descriptors: dict[int, int]) -> None:

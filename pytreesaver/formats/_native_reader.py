@@ -20,8 +20,9 @@ from pytreesaver._boxes import (
     shifted,
     whole_box,
 )
+from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
-from pytreesaver._io.parallel import run_all
+from pytreesaver._io.parallel import SLICE_NBYTES, run_all
 from pytreesaver._io.ranges import Ranges, read_ranges
 from pytreesaver._io.reading import EndOfFileError, read_fully
 from pytreesaver._leaves import LeafType, storage_dtype, stored_array
@@ -29,7 +30,6 @@ from pytreesaver.formats._index import Chunk
 from pytreesaver.formats._native_files import NativeFiles
 
 _WINDOW_NBYTES = 64 << 20  # how many bytes are held beside the result at a time
-_SLICE_NBYTES = 8 << 20  # how many bytes of a part of an array one thread reads at a time
 _MOST_NUMBER_NBYTES = 16
 _RESHAPED_NBYTES = 32 << 20  # how many bytes of elements that change their shape are held at a time
 _GAP_NBYTES = 64 << 10  # it costs less to read this much than to make another system call
@@ -61,37 +61,40 @@ class NativeReader:
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """See `pytreesaver.formats.CheckpointReader.read`."""
+        reasons: list[str] = []
         damaged: dict[str, None] = {}
-        results = self._read_whole(positions, verify, damaged)
+        results = self._read_whole(positions, verify, reasons, damaged)
         if self._files.index.grids:
             for i, position in enumerate(positions):
                 if self._files.is_grid(position):
                     results[i] = self._read_grid(position, verify, damaged)
         if damaged:
-            raise self._files.corrupt([], damaged)
+            raise self._files.corrupt(reasons, damaged)
         return results
 
-    def _read_whole(self, positions: Sequence[int], verify: bool, damaged: dict[str, None]) -> list[np.ndarray]:
+    def _read_whole(
+        self, positions: Sequence[int], verify: bool, reasons: list[str], damaged: dict[str, None]
+    ) -> list[np.ndarray]:
         """The variables that lie in one chunk, and anything for the others."""
         results: list[Any] = [None] * len(positions)
         type_of, dtypes = self._files.index.type_of, self._dtypes
         for file, (mine, chunks) in self._files.single_chunks(positions).items():
-            data, bad = self._read_ranges(file, self._files.ranges(chunks, verify))
+            try:
+                data, bad = self._read_ranges(file, self._files.ranges(chunks, verify))
+            except CorruptCheckpointError as error:
+                self._files.collect(error, reasons, damaged)
+                continue
             for i, array in zip(mine, data, strict=True):
                 position = positions[i]
-                dtype = dtypes[type_of[position]]
-                # A view of the shape and dtype in one call; NumPy makes U1 of U0 there.
-                results[i] = (
-                    np.ndarray(self.shapes[position], dtype, array)
-                    if dtype.itemsize
-                    else stored_array(array, self.types[position], self.shapes[position])
-                )
+                results[i] = np.ndarray(self.shapes[position], dtypes[type_of[position]], array)
             damaged |= dict.fromkeys(self.names[positions[mine[i]]] for i in bad)
         return results
 
     def _read_grid(self, position: int, verify: bool, damaged: dict[str, None]) -> np.ndarray:
         """A variable of several chunks."""
         leaf_type, shape = self.types[position], self.shapes[position]
+        for chunk in self._files.chunks(position):
+            self._files.descriptor(chunk.file)  # a file that is too short shows before memory is taken for its bytes
         whole = stored_array(filesystem.new_memory(self.nbytes[position]), leaf_type, shape)
         if not self._read_boxes(position, [whole_box(shape)], [whole], verify, shape, np.copyto):
             damaged[self.names[position]] = None
@@ -163,7 +166,7 @@ class NativeReader:
             boxes = [(*box, (0, dtype.itemsize)) for box in boxes]
             outputs = [output[..., None].view(np.uint8) for output in outputs]
             dtype, shape = np.dtype(np.uint8), (*shape, *bytes_of_items)
-        window_nbytes = max(_SLICE_NBYTES // block, 1) * block
+        window_nbytes = max(SLICE_NBYTES // block, 1) * block
         bad: list[Chunk] = []
         local = threading.local()
         tasks: list[Callable[[], None]] = []
@@ -223,21 +226,26 @@ class NativeReader:
         results: list[np.ndarray | None] = []
         checks: list[Callable[[], None]] = []
         nbytes = 0
+        reasons: list[str] = []
         damaged: dict[str, None] = {}
         for position, box in places:
             place = self._place(position, box)
+            results.append(None)
             if place is None:
-                results.append(None)
                 continue
             chunk, begin, end = place
-            data = self._files.mapped(chunk.file)[chunk.offset : chunk.offset + chunk.nbytes]
-            results.append(data[begin:end].view(storage_dtype(self.types[position])).reshape(box_shape(box)))
+            try:
+                data = self._files.mapped(chunk.file)[chunk.offset : chunk.offset + chunk.nbytes]
+            except CorruptCheckpointError as error:
+                self._files.collect(error, reasons, damaged)
+                continue
+            results[-1] = data[begin:end].view(storage_dtype(self.types[position])).reshape(box_shape(box))
             if verify:
                 checks += self._checks(position, chunk, data, begin, end, damaged)
                 nbytes += end - begin
         run_all(checks, nbytes)
         if damaged:
-            raise self._files.corrupt([], damaged)
+            raise self._files.corrupt(list(dict.fromkeys(reasons)), damaged)
         return results
 
     def _place(self, position: int, box: Box) -> tuple[Chunk, int, int] | None:
@@ -258,7 +266,7 @@ class NativeReader:
     ) -> Iterator[Callable[[], None]]:
         """What compares the blocks around some mapped bytes with their checksums, one window after the other."""
         block = self._files.block_nbytes
-        window = max(_SLICE_NBYTES // block, 1) * block
+        window = max(SLICE_NBYTES // block, 1) * block
 
         def check(low: int, high: int) -> None:
             if not self._files.is_intact(chunk, low, data[low:high]):
@@ -294,7 +302,10 @@ class NativeReader:
                     self._files.checksums,
                 )
                 # The arrays are dropped at once, before the next group is read.
-                bad = read_ranges(self._files.descriptors[file], ranges, self._files.block_nbytes)[1]
+                try:
+                    bad = read_ranges(self._files.descriptors[file], ranges, self._files.block_nbytes)[1]
+                except EndOfFileError:  # somebody has made it shorter meanwhile
+                    raise self._files.truncated(file, self._files.size(file)) from None
                 damaged |= dict.fromkeys(self.names[there[mine[i]][0]] for i in bad)
         if damaged or reasons:
             raise self._files.corrupt(reasons, damaged)

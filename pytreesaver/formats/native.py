@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,18 +56,25 @@ _ALIGNMENT = 4096
 # Writing.
 
 
+class _How(NamedTuple):
+    """The arguments of `write_stretches` of these names."""
+
+    durable: bool
+    in_background: bool
+
+
 def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False) -> None:
     """Write a checkpoint directory. See `pytreesaver.formats.Format.write`."""
     if not os.path.lexists(path):
         try:
-            return _create(path, contents, durable, in_background)
+            return _create(path, contents, _How(durable, in_background))
         except CheckpointExistsError:  # someone else was faster
             if not overwrite:
                 raise
     if not overwrite:
         raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
     _refuse_foreign(path)
-    return _replace(path, contents, in_background)
+    return _replace(path, contents, _How(durable=True, in_background=in_background))
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -82,7 +89,7 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _create(path: Path, contents: TreeContents, durable: bool, in_background: bool) -> None:
+def _create(path: Path, contents: TreeContents, how: _How) -> None:
     made: list[Path] = []
     temporary = temporary_sibling(path)
     try:
@@ -91,9 +98,7 @@ def _create(path: Path, contents: TreeContents, durable: bool, in_background: bo
             # The lock tells those who remove leftovers that this is none. It is held until the directory has its name.
             make_locked_directory(temporary, open_files)
             remove_leftovers(path.parent)
-            _write_files(
-                temporary, f"{_DATA_NAME}.safetensors", INDEX_NAME, contents, durable, in_background, open_files
-            )
+            _write_files(temporary, f"{_DATA_NAME}.safetensors", INDEX_NAME, contents, how, open_files)
             try:
                 filesystem.rename(temporary, path)
             except OSError as error:
@@ -106,11 +111,11 @@ def _create(path: Path, contents: TreeContents, durable: bool, in_background: bo
             for directory in reversed(made):
                 filesystem.remove_directory(directory)
         raise
-    if durable:
+    if how.durable:
         sync_names(path, made)
 
 
-def _replace(path: Path, contents: TreeContents, in_background: bool) -> None:
+def _replace(path: Path, contents: TreeContents, how: _How) -> None:
     # The new index takes the place of the old one in a single rename. The new data file has a name of its own, so that
     # a reader with the old index never meets new data. Whatever the caller wants, every step is made durable before
     # the next: otherwise a power cut could cost the old checkpoint as well as the new one.
@@ -120,7 +125,7 @@ def _replace(path: Path, contents: TreeContents, in_background: bool) -> None:
     with ExitStack() as open_files:
         renaming = False
         try:
-            descriptors = _write_files(path, data_name, index_name, contents, True, in_background, open_files)
+            descriptors = _write_files(path, data_name, index_name, contents, how, open_files)
             if not all(map(filesystem.is_linked, descriptors)):
                 raise OSError(errno.ENOENT, "Someone removed the new files during the save", str(path))
             renaming = True
@@ -171,24 +176,23 @@ def _write_files(
     data_name: str,
     index_name: str,
     contents: TreeContents,
-    durable: bool,
-    in_background: bool,
+    how: _How,
     open_files: ExitStack,
 ) -> tuple[int, int]:
     """Write the data and the index that belongs to it. The files stay locked until `open_files` is closed."""
     data = open_locked(directory / data_name, open_files)
-    index = _write_data(data, data_name, contents, durable, in_background)
-    if durable:
+    index = _write_data(data, data_name, contents, how)
+    if how.durable:
         filesystem.sync_file(data)
     index_file = open_locked(directory / index_name, open_files)
     write_fully(index_file, [encode_index(index)], 0)
-    if durable:
+    if how.durable:
         filesystem.sync_file(index_file)
         filesystem.sync_directory(directory)
     return data, index_file
 
 
-def _write_data(descriptor: int, data_name: str, contents: TreeContents, durable: bool, in_background: bool) -> Index:
+def _write_data(descriptor: int, data_name: str, contents: TreeContents, how: _How) -> Index:
     types = list(dict.fromkeys(contents.types))
     type_positions = {leaf_type: i for i, leaf_type in enumerate(types)}
     index = Index(
@@ -219,9 +223,7 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, durable
     stretches = Stretches(
         [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(arrays[i], leaf_types[i])
     )
-    index.checksums = encode_checksums(
-        write_stretches(descriptor, stretches, durable=durable, in_background=in_background)
-    )
+    index.checksums = encode_checksums(write_stretches(descriptor, stretches, **how._asdict()))
 
     # The header names its contents by their checksums, so that an index never passes for that of other data.
     content_id = header_checksum(index.checksums.encode())
