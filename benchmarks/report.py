@@ -40,6 +40,12 @@ noisy; ratios from one run say more than milliseconds. `make bench-check` compar
 
 def write_report(results: Mapping[str, Any], docs: Path) -> None:
     """Write docs/benchmarks.md and docs/benchmarks.svg."""
+    (docs / "benchmarks.md").write_text(page(results))
+    _plot(results["rows"], docs / "benchmarks.svg")
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """The page, in Markdown."""
     machine, rows = results["machine"], results["rows"]
     about = (
         f"{machine['date']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}, "
@@ -55,8 +61,7 @@ def write_report(results: Mapping[str, Any], docs: Path) -> None:
             ratio = ratio_to_ours(row, rows)
             heading, shown = "" if row["operation"] == shown else f"**{row['operation']}**", row["operation"]
             lines.append(f"| {heading} | {row['contestant']} | {_value(row)} | {_ratio(ratio)} |")
-    (docs / "benchmarks.md").write_text("\n".join(lines) + "\n")
-    _plot(rows, docs / "benchmarks.svg")
+    return "\n".join(lines) + "\n"
 
 
 _TREES = {

@@ -43,7 +43,8 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
 
 
 def _is_on_cpu(array: jax.Array) -> bool:
-    return bool(next(iter(array.sharding.device_set)).platform == "cpu")  # a sharding is over devices of one kind
+    device: Any = next(iter(array.sharding.device_set))  # a sharding is over devices of one kind
+    return bool(device.platform == "cpu")
 
 
 def _safe(array: Any) -> Any:
