@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pytreesaver._fetch import is_on_cpu
 from pytreesaver._io import filesystem
 from pytreesaver._io.parallel import SLICE_NBYTES, run_all
 from pytreesaver._leaves import Cells
@@ -26,7 +27,7 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
     """
     for cells in contents.cells:
         for array in cells.arrays:
-            if isinstance(array, jax.Array) and not _is_on_cpu(array):
+            if isinstance(array, jax.Array) and not is_on_cpu(array):
                 array.copy_to_host_async()
     to_copy: list[tuple[list[Any], int]] = []
     safe: list[Cells] = []
@@ -42,11 +43,6 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
     return contents._replace(cells=safe)
 
 
-def _is_on_cpu(array: jax.Array) -> bool:
-    device: Any = next(iter(array.sharding.device_set))  # a sharding is over devices of one kind
-    return bool(device.platform == "cpu")
-
-
 def _safe(array: Any) -> Any:
     if isinstance(array, jax.Array):
         return np.asarray(array)
@@ -54,7 +50,7 @@ def _safe(array: Any) -> Any:
 
 
 def _lies_with_jax(array: Any) -> bool:
-    return isinstance(array, jax.Array) and array.nbytes > 0 and _is_on_cpu(array)
+    return isinstance(array, jax.Array) and array.nbytes > 0 and is_on_cpu(array)
 
 
 def _replace_by_copies(places: Sequence[tuple[list[Any], int]]) -> None:

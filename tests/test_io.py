@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pytreesaver as pts
-from pytreesaver import _reading_leaves
+from pytreesaver import _fetch, _reading_leaves
 from pytreesaver._io import filesystem, parallel, ranges, stretches, writing
 from pytreesaver._io.checksums import BLOCK_NBYTES, block_checksums
 from pytreesaver._io.ranges import Ranges, read_ranges
@@ -326,6 +326,51 @@ def test_a_direct_write_that_fails_is_an_error_of_the_future_and_leaves_nothing(
         assert list(tmp_path.iterdir()) == []
     future.exception()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("window", [0, 100_000, 1 << 30])
+@pytest.mark.parametrize("in_background", [False, True])
+def test_arrays_on_an_accelerator_are_fetched_once_each_and_few_at_a_time(monkeypatch, window, in_background):
+    far = jax.devices()[3]  # takes the part of the accelerator
+    monkeypatch.setattr(_fetch, "_is_far", lambda array: isinstance(array, jax.Array) and array.devices() == {far})
+    monkeypatch.setattr(_fetch, "_WINDOW_NBYTES", window)
+    monkeypatch.setattr(parallel, "_FEW_BYTES", 0)
+    fetched, waiting, most = [], set(), 0
+    real_fetch, real_take = _fetch._fetch, _fetch.FetchedAhead.take
+
+    def fetch(array):
+        nonlocal most
+        fetched.append(array)
+        waiting.add(id(array))
+        most = max(most, len(waiting))
+        return real_fetch(array)
+
+    def take(self, i):
+        array = self._arrays[i]
+        result = real_take(self, i)
+        waiting.discard(id(array))
+        return result
+
+    monkeypatch.setattr(_fetch, "_fetch", fetch)
+    monkeypatch.setattr(_fetch.FetchedAhead, "take", take)
+    values = {f"w{i}": np.full(5000 + i, i, np.float32) for i in range(40)}
+    tree = {name: jax.device_put(array, far) for name, array in values.items()}
+    tree |= {"near": jnp.ones(7), "n": np.arange(3), "step": 1}
+    path = pts.save_async(tree, "model").result() if in_background else pts.save(tree, "model")
+    restored = pts.restore(path, as_numpy=True)
+    for name, array in values.items():
+        assert_trees_equal(restored[name], array)
+    if not in_background:  # a snapshot has fetched them all
+        assert sorted(map(id, fetched)) == sorted(id(tree[name]) for name in values)
+        assert most <= {0: 4, 100_000: 10, 1 << 30: 40}[window]
+        assert most >= 5 or window == 0
+
+
+def test_without_a_backend_for_the_cpu_arrays_come_to_the_host_all_the_same(monkeypatch):
+    monkeypatch.setattr(_fetch, "_is_far", lambda array: isinstance(array, jax.Array))
+    monkeypatch.setattr(_fetch.jax, "local_devices", lambda **options: (_ for _ in ()).throw(RuntimeError("no cpu")))
+    path = pts.save({"w": jnp.arange(5)}, "model")
+    assert_trees_equal(pts.restore(path, as_numpy=True)["w"], np.arange(5, dtype=np.int32))
 
 
 def test_work_in_the_background_takes_few_threads(monkeypatch):

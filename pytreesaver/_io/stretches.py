@@ -27,7 +27,8 @@ class Stretches(NamedTuple):
 def write_stretches(
     descriptor: int, stretches: Stretches, *, durable: bool = False, in_background: bool = False
 ) -> np.ndarray:
-    """Write every stretch, and if it is going to be made durable, have the system start with that at once.
+    """Write every stretch, the first in the file first; if it is going to be made durable, have the system start with
+    that at once.
 
     In the background few threads do it, past the cache of the operating system: that takes longer, and leaves most of
     the processor and of the memory's bandwidth to the rest of the program.
@@ -39,17 +40,18 @@ def write_stretches(
     checksums = np.zeros(int(blocks.sum()), np.uint64)
     through_cache = CacheWriter(descriptor, durable)
     with PastCacheWriter(descriptor, through_cache) if in_background else through_cache as writer:
-        tasks: list[Callable[[], None]] = []
+        tasks: dict[int, Callable[[], None]] = {}
         for group in _groups(offsets, nbytes):
             first = first_blocks[group].tolist()
-            tasks.append(partial(_write_group, writer, stretches, group.tolist(), checksums, first))
+            tasks[int(offsets[group[0]])] = partial(_write_group, writer, stretches, group.tolist(), checksums, first)
         for i in np.flatnonzero(nbytes > SLICE_NBYTES).tolist():
             size, offset = stretches.nbytes[i], stretches.offsets[i]
             shared = _SharedBytes(partial(stretches.load, i), block_count(size, SLICE_NBYTES))
-            for start in range(0, size, SLICE_NBYTES):
+            for start in range(0, size, SLICE_NBYTES):  # a multiple of BLOCK_NBYTES
                 block = int(first_blocks[i]) + start // BLOCK_NBYTES
-                tasks.append(partial(_write_slice, writer, shared, start, offset, checksums, block))
-        run_all(tasks, int(nbytes.sum()), in_background=in_background)
+                tasks[offset + start] = partial(_write_slice, writer, shared, start, offset, checksums, block)
+        in_order = [tasks[offset] for offset in sorted(tasks)]
+        run_all(in_order, int(nbytes.sum()), in_background=in_background)
     return checksums
 
 

@@ -44,7 +44,7 @@ class Index(msgspec.Struct):
     names: list[str]
     types: list[LeafType]
     type_of: list[int]
-    shapes: list[list[int]]
+    shapes: list[tuple[int, ...]]
     grids: dict[str, list[list[int]]]
     files: list[DataFile]
     chunk_files: list[int]
@@ -175,7 +175,7 @@ def _check(index: Index) -> None:
     for leaf_type in index.types:
         _check_type(leaf_type)
     # Trees of thousands of leaves have few shapes: each is looked at once.
-    distinct = dict(zip(zip(index.type_of, map(tuple, index.shapes), strict=True), index.names, strict=True))
+    distinct = dict(zip(zip(index.type_of, index.shapes, strict=True), index.names, strict=True))
     for (type_of, distinct_shape), name in distinct.items():
         leaf_type = index.types[type_of]
         if not _fits_kind(leaf_type, distinct_shape):
@@ -190,8 +190,8 @@ def _check(index: Index) -> None:
         shape = index.shapes[int(key)]
         ascending = all(a < b for axis in boundaries for a, b in itertools.pairwise(axis))
         whole = all(len(axis) > 1 and axis[0] == 0 for axis in boundaries)
-        whole = whole and [axis[-1] for axis in boundaries] == shape
-        _require(ascending and whole, f"{index.names[int(key)]}: a grid over {shape}, found {boundaries}")
+        whole = whole and tuple(axis[-1] for axis in boundaries) == shape
+        _require(ascending and whole, f"{index.names[int(key)]}: a grid over {list(shape)}, found {boundaries}")
     _check_chunks(index)
 
 
@@ -290,7 +290,7 @@ def chunk_counts(index: Index) -> list[int]:
 def chunk_nbytes(index: Index) -> list[int]:
     """The size of every chunk in bytes."""
     itemsizes = [storage_dtype(leaf_type).itemsize for leaf_type in index.types]
-    kinds = list(zip(index.type_of, map(tuple, index.shapes), strict=True))
+    kinds = list(zip(index.type_of, index.shapes, strict=True))
     size_of = {(type_of, shape): math.prod(shape) * itemsizes[type_of] for type_of, shape in set(kinds)}
     if not index.grids:
         return [size_of[kind] for kind in kinds]

@@ -125,7 +125,7 @@ class NativeFiles:
         """The chunks of a variable, in row-major order."""
         boundaries = self.index.grids.get(str(position))
         if boundaries is None:
-            shape = tuple(self.index.shapes[position])
+            shape = self.index.shapes[position]
             yield self._chunk(self._first_chunk[position], (0,) * len(shape), shape)
             return
         for i, (start, shape) in enumerate(grid_cells(boundaries), self._first_chunk[position]):

@@ -1,11 +1,12 @@
 """Read a native checkpoint: whole variables in parallel, or the parts of them that are asked for."""
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +36,23 @@ _RESHAPED_NBYTES = 32 << 20  # how many bytes of elements that change their shap
 _GAP_NBYTES = 64 << 10  # it costs less to read this much than to make another system call
 
 
+class _Place(NamedTuple):
+    """Bytes of a chunk, from `begin` to `end`."""
+
+    chunk: Chunk
+    begin: int
+    end: int
+
+
+class _Check(NamedTuple):
+    """Mapped bytes of a variable's chunk, from the beginning of a block at `low` on."""
+
+    position: int
+    chunk: Chunk
+    low: int
+    data: np.ndarray
+
+
 class NativeReader:
     """An open native checkpoint. See `pytreesaver.formats.CheckpointReader`."""
 
@@ -44,7 +62,7 @@ class NativeReader:
         self.path = path
         self.names: Sequence[str] = index.names
         self.types: Sequence[LeafType] = [index.types[i] for i in index.type_of]
-        self.shapes: Sequence[tuple[int, ...]] = list(map(tuple, index.shapes))
+        self.shapes: Sequence[tuple[int, ...]] = index.shapes
         self._dtypes = [storage_dtype(leaf_type) for leaf_type in index.types]
         self.nbytes: Sequence[int] = self._files.nbytes
         self.structure = index.structure
@@ -224,56 +242,67 @@ class NativeReader:
     def map(self, places: Sequence[tuple[int, Box]], *, verify: bool) -> list[np.ndarray | None]:
         """See `pytreesaver.formats.CheckpointReader.map`."""
         results: list[np.ndarray | None] = []
-        checks: list[Callable[[], None]] = []
-        nbytes = 0
+        checks: list[_Check] = []
         reasons: list[str] = []
         damaged: dict[str, None] = {}
         for position, box in places:
-            place = self._place(position, box)
             results.append(None)
+            place = self._place(position, box)
             if place is None:
                 continue
-            chunk, begin, end = place
             try:
-                data = self._files.mapped(chunk.file)[chunk.offset : chunk.offset + chunk.nbytes]
+                file = self._files.mapped(place.chunk.file)
             except CorruptCheckpointError as error:
                 self._files.collect(error, reasons, damaged)
                 continue
-            results[-1] = data[begin:end].view(storage_dtype(self.types[position])).reshape(box_shape(box))
+            begin = place.chunk.offset + place.begin
+            data = file[begin : begin + place.end - place.begin]
+            results[-1] = np.ndarray(box_shape(box), self._dtypes[self._files.index.type_of[position]], data)
             if verify:
-                checks += self._checks(position, chunk, data, begin, end, damaged)
-                nbytes += end - begin
-        run_all(checks, nbytes)
+                checks += self._checks(position, place, file)
+        damaged |= self._damaged(checks)
         if damaged:
             raise self._files.corrupt(list(dict.fromkeys(reasons)), damaged)
         return results
 
-    def _place(self, position: int, box: Box) -> tuple[Chunk, int, int] | None:
-        """The chunk with all of a box in it, and from where to where in its bytes, if there is nothing in between."""
-        itemsize = storage_dtype(self.types[position]).itemsize
-        nbytes = math.prod(box_shape(box)) * itemsize
+    def _place(self, position: int, box: Box) -> "_Place | None":
+        """Where all of a box lies, if it lies in one chunk and there is nothing else in between."""
+        shape = box_shape(box)
+        itemsize = self._dtypes[self._files.index.type_of[position]].itemsize
+        nbytes = math.prod(shape) * itemsize
         if nbytes == 0:
             return None
+        if shape == self.shapes[position] and not self._files.is_grid(position):
+            return _Place(next(self._files.chunks(position)), 0, nbytes)
         for chunk in self._files.chunks(position):
             inside = shifted(box, chunk.start)
             if intersection(inside, whole_box(chunk.shape)) == inside:
                 begin, end = outer_run(chunk.shape, itemsize, inside)
-                return (chunk, begin, end) if end - begin == nbytes else None
+                return _Place(chunk, begin, end) if end - begin == nbytes else None
         return None
 
-    def _checks(
-        self, position: int, chunk: Chunk, data: np.ndarray, begin: int, end: int, damaged: dict[str, None]
-    ) -> Iterator[Callable[[], None]]:
-        """What compares the blocks around some mapped bytes with their checksums, one window after the other."""
-        block = self._files.block_nbytes
+    def _checks(self, position: int, place: "_Place", file: np.ndarray) -> "Iterator[_Check]":
+        """What is to be compared with checksums: the blocks around some bytes of a mapped file, in windows."""
+        block, chunk = self._files.block_nbytes, place.chunk
         window = max(SLICE_NBYTES // block, 1) * block
+        end = min(-(-place.end // block) * block, chunk.nbytes)
+        for low in range(place.begin // block * block, end, window):
+            yield _Check(position, chunk, low, file[chunk.offset + low : chunk.offset + min(low + window, end)])
 
-        def check(low: int, high: int) -> None:
-            if not self._files.is_intact(chunk, low, data[low:high]):
-                damaged[self.names[position]] = None
+    def _damaged(self, checks: "Sequence[_Check]") -> dict[str, None]:
+        """The names of the variables with bytes that do not fit their checksums."""
+        damaged: dict[str, None] = {}
 
-        begin, end = begin // block * block, min(-(-end // block) * block, chunk.nbytes)
-        return (partial(check, low, min(low + window, end)) for low in range(begin, end, window))
+        def check(some: "Sequence[_Check]") -> None:
+            for position, chunk, low, data in some:
+                if not self._files.is_intact(chunk, low, data):
+                    damaged[self.names[position]] = None
+
+        ends = np.cumsum([each.data.nbytes for each in checks], dtype=np.int64)
+        first = [0, *(np.flatnonzero(np.diff(ends // SLICE_NBYTES)) + 1).tolist(), len(checks)]
+        tasks = [partial(check, checks[low:high]) for low, high in itertools.pairwise(first)]
+        run_all(tasks, int(ends[-1]) if checks else 0)
+        return damaged
 
     def digest(self, position: int) -> Any:
         """See `pytreesaver.formats.CheckpointReader.digest`."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pytreesaver._errors import CheckpointError, CheckpointExistsError
+from pytreesaver._fetch import FetchedAhead
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
     make_locked_directory,
@@ -199,7 +200,7 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, how: _H
         names=list(contents.names),
         types=types,
         type_of=[type_positions[leaf_type] for leaf_type in contents.types],
-        shapes=[list(shape) for shape in contents.shapes],
+        shapes=list(contents.shapes),
         grids={str(i): c.boundaries for i, c in enumerate(contents.cells) if c.boundaries is not None},
         files=[],
         chunk_files=[],
@@ -216,12 +217,12 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, how: _H
     nbytes = len(header) + sum(sizes)
     filesystem.reserve(descriptor, nbytes)
 
-    arrays = [array for cells in contents.cells for array in cells.arrays]
     leaf_types = [
         leaf_type for leaf_type, cells in zip(contents.types, contents.cells, strict=True) for _ in cells.arrays
     ]
+    arrays = FetchedAhead([array for cells in contents.cells for array in cells.arrays], order)
     stretches = Stretches(
-        [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(arrays[i], leaf_types[i])
+        [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(arrays.take(i), leaf_types[i])
     )
     index.checksums = encode_checksums(write_stretches(descriptor, stretches, **how._asdict()))
 
