@@ -13,6 +13,7 @@ from pytreesaver._boxes import Box, box_shape, index_box, whole_box
 from pytreesaver._convert import LossError, convert
 from pytreesaver._errors import CorruptCheckpointError, MismatchError
 from pytreesaver._io import filesystem
+from pytreesaver._io.ranges import ALIGNMENT
 from pytreesaver._jax_arrays import MOST_COPIED_NBYTES, jax_arrays
 from pytreesaver._leaves import (
     LeafType,
@@ -190,11 +191,9 @@ def _is_read_in_place(reader: CheckpointReader, plan: LeafPlan, options: ReadOpt
     if not _is_taken_as_it_is(reader, plan, options):
         return False
     nbytes = reader.nbytes[plan.position]
-    is_taken_over = nbytes > MOST_COPIED_NBYTES and nbytes % _JAX_ALIGNMENT == 0
+    is_aligned = nbytes % ALIGNMENT == 0 or (nbytes > _SMALL_NBYTES and not options.mmap)
+    is_taken_over = nbytes > MOST_COPIED_NBYTES and is_aligned
     return options.as_numpy or plan.target.type.kind == "numpy" or (is_taken_over and _puts_on_cpu())
-
-
-_JAX_ALIGNMENT = 64
 
 
 def _puts_on_cpu() -> bool:

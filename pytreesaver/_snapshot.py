@@ -14,7 +14,7 @@ from pytreesaver._io.parallel import SLICE_NBYTES, run_all
 from pytreesaver._leaves import Cells
 from pytreesaver.formats import TreeContents
 
-_ALIGNMENT = 64
+_ALIGNMENT = 64  # of the copies, for the sake of fast copying
 
 
 def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:

@@ -153,8 +153,16 @@ def _weakly_typed(array: np.ndarray) -> Any:
     # Weak types come from Python scalars only, so one is spread out and overwritten.
     zero = {"int": 0, "float": 0.0, "complex": 0j}.get(str(python_kind_of(array.dtype)))
     if zero is not None:
-        with jax.enable_x64(array.dtype.name in X64_DTYPES):
-            scalar = jnp.asarray(zero)
-            if scalar.dtype == array.dtype:
-                return jnp.broadcast_to(scalar, array.shape).at[...].set(jnp.asarray(array))
+        with (
+            jax.enable_x64(array.dtype.name in X64_DTYPES),
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+            jax.transfer_guard_host_to_device("allow"),  # restoring asks for it as plainly as `jax.device_put` does
+        ):
+            weak = _overwritten(zero, array)
+            if weak.dtype == array.dtype:
+                return weak
     return jax.device_put(array)
+
+
+_overwritten = jax.jit(lambda scalar, array: jnp.broadcast_to(scalar, array.shape).at[...].set(array))

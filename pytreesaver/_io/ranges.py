@@ -11,6 +11,8 @@ from pytreesaver._io.checksums import block_checksums, checksum
 from pytreesaver._io.parallel import SLICE_NBYTES, run_all
 from pytreesaver._io.reading import PastCacheReader, read_fully
 
+ALIGNMENT = 64
+"""JAX takes over memory on the CPU that begins at a multiple of this many bytes, and copies from all other."""
 _LARGE_NBYTES = 1 << 20  # from here on a stretch has memory of its own, so that dropping it frees it
 _STEP_NBYTES = 1 << 20
 _GAP_NBYTES = 64 << 10  # it costs less to read this much than to make another system call
@@ -29,7 +31,8 @@ class Ranges(NamedTuple):
 def read_ranges(descriptor: int, ranges: Ranges, block_nbytes: int) -> tuple[list[np.ndarray], list[int]]:
     """Read every range. Gives uint8[nbytes] for each, and the positions of those whose checksums do not fit.
 
-    A range lies in memory as it lies in the file modulo 4096. Large ranges have memory of their own.
+    Large ranges have memory of their own, which begins at a multiple of `ALIGNMENT`. If that can be, a range lies in
+    memory as it lies in the file modulo 4096, so that it can be read past the cache.
 
     Raises:
         EndOfFileError: the file is shorter than a range asks for.
@@ -62,6 +65,7 @@ class _Reading:
         tasks: list[Callable[[], None]] = []
         for i in np.flatnonzero(nbytes >= _LARGE_NBYTES).tolist():
             shift = ranges.offsets[i] % filesystem.DIRECT_ALIGNMENT
+            shift = shift if shift % ALIGNMENT == 0 else 0
             self.results[i] = filesystem.new_memory(shift + ranges.nbytes[i])[shift:]
             tasks += [
                 partial(self._read_slice, i, start, slice_nbytes) for start in range(0, ranges.nbytes[i], slice_nbytes)

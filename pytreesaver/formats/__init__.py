@@ -55,6 +55,8 @@ class CheckpointReader(Protocol):
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """The stored arrays at these positions, in memory that nobody else writes to.
 
+        Those of more than 1 MiB have memory of their own, which begins at a multiple of 64 bytes.
+
         Raises:
             CorruptCheckpointError: naming every variable whose bytes are damaged (only if `verify`) or not there.
         """
