@@ -88,7 +88,7 @@ def _ratio(ratio: float | None) -> str:
 
 def ratio_to_ours(row: Row, rows: Sequence[Row], ours: str = "pytreesaver") -> float | None:
     """How many times as much a contestant takes as pytreesaver does for the same; None where that says nothing."""
-    if row["unit"] == "of 1" or row["operation"].startswith("peak"):
+    if row["unit"] in ("of 1", "files") or row["operation"].startswith("peak"):
         return None
     for each in rows:
         if (each["tree"], each["operation"], each["contestant"]) == (row["tree"], row["operation"], ours):
@@ -119,8 +119,8 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     groups = [
         group for group in dict.fromkeys((row["tree"], row["operation"]) for row in rows) if group[1] in operations
     ]
-    names = list(dict.fromkeys(row["contestant"] for row in rows))
-    peers = [name for name in names if name == "raw" or (_is_peer(name) and "," not in name)]
+    names = list(dict.fromkeys(row["contestant"] for row in rows if (row["tree"], row["operation"]) in groups))
+    peers = [name for name in names if name == "raw" or _is_peer(name)]
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(groups) + 1.5), layout="constrained")
     height = 0.85 / len(peers)
     for i, peer in enumerate(peers):
@@ -128,13 +128,15 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
             (row["tree"], row["operation"]): ratio_to_ours(row, rows) for row in rows if row["contestant"] == peer
         }
         there = [g for g, group in enumerate(groups) if ratios.get(group)]
-        lengths = [ratios[groups[g]] or 0.0 for g in there]
-        bars = axes.barh([g + i * height for g in there], lengths, height, label=peer, align="edge")
-        axes.bar_label(bars, [f"{length:.2g}" for length in lengths], padding=2, fontsize=6)
+        found = [ratios[groups[g]] or 1.0 for g in there]
+        places = [g + i * height for g in there]
+        bars = axes.barh(places, [ratio - 1 for ratio in found], height, left=1, label=peer, align="edge")
+        axes.bar_label(bars, [f"{ratio:.2g}" for ratio in found], padding=2, fontsize=6)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlabel("time, where pytreesaver is 1 (longer bars: slower than pytreesaver)")
+    axes.set_xlabel("time, where pytreesaver is 1 (to the right: slower than pytreesaver; to the left: faster)")
     axes.set_yticks([g + 0.43 for g in range(len(groups))], [f"{tree}: {operation}" for tree, operation in groups])
     axes.invert_yaxis()
-    axes.legend()
+    axes.legend(loc="upper left")
+    axes.margins(y=0.01)
     figure.savefig(path, metadata={"Date": None})
