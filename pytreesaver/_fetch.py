@@ -28,7 +28,7 @@ class FetchedAhead:
 
     def __init__(self, arrays: Sequence[Any], order: Sequence[int]) -> None:
         self._arrays = arrays
-        self._far = {i for i in order if _is_far(arrays[i])}
+        self._far = _far(arrays, order)
         self._next = iter([i for i in order if i in self._far])
         self._under_way: dict[int, Any] = {}
         self._lock = threading.Lock()
@@ -51,8 +51,12 @@ class FetchedAhead:
         return _fetch(self._arrays[i]) if fetched is None else fetched
 
 
-def _is_far(array: Any) -> bool:
-    return isinstance(array, jax.Array) and jax.default_backend() != "cpu" and not is_on_cpu(array)
+def _far(arrays: Sequence[Any], positions: Sequence[int]) -> set[int]:
+    """The positions of those arrays that are not in the memory of the CPU."""
+    of_jax = [i for i in positions if isinstance(arrays[i], jax.Array)]
+    if not of_jax or jax.default_backend() == "cpu":  # then there are hardly any, and each is fetched when it is read
+        return set()
+    return {i for i in of_jax if not is_on_cpu(arrays[i])}
 
 
 def _fetch(array: jax.Array) -> Any:

@@ -332,7 +332,8 @@ def test_a_direct_write_that_fails_is_an_error_of_the_future_and_leaves_nothing(
 @pytest.mark.parametrize("in_background", [False, True])
 def test_arrays_on_an_accelerator_are_fetched_once_each_and_few_at_a_time(monkeypatch, window, in_background):
     far = jax.devices()[3]  # takes the part of the accelerator
-    monkeypatch.setattr(_fetch, "_is_far", lambda array: isinstance(array, jax.Array) and array.devices() == {far})
+    monkeypatch.setattr(_fetch.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(_fetch, "is_on_cpu", lambda array: array.devices() != {far})
     monkeypatch.setattr(_fetch, "_WINDOW_NBYTES", window)
     monkeypatch.setattr(parallel, "_FEW_BYTES", 0)
     fetched, waiting, most = [], set(), 0
@@ -367,7 +368,8 @@ def test_arrays_on_an_accelerator_are_fetched_once_each_and_few_at_a_time(monkey
 
 
 def test_without_a_backend_for_the_cpu_arrays_come_to_the_host_all_the_same(monkeypatch):
-    monkeypatch.setattr(_fetch, "_is_far", lambda array: isinstance(array, jax.Array))
+    monkeypatch.setattr(_fetch.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(_fetch, "is_on_cpu", lambda array: False)
     monkeypatch.setattr(_fetch.jax, "local_devices", lambda **options: (_ for _ in ()).throw(RuntimeError("no cpu")))
     path = pts.save({"w": jnp.arange(5)}, "model")
     assert_trees_equal(pts.restore(path, as_numpy=True)["w"], np.arange(5, dtype=np.int32))
