@@ -65,6 +65,7 @@ def main() -> None:
     pts.save(train(initial_state(), EPOCHS), WHOLE, overwrite=True)
     print("three epochs, and save")
     pts.save(train(initial_state(), EPOCHS // 2), HALF_WAY, overwrite=True)
+    sys.stdout.flush()  # or, into a pipe, these lines would come after those of the new process
     subprocess.run([sys.executable, __file__, "resume"], check=True)
 
 

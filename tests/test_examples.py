@@ -19,8 +19,11 @@ def command(name, *arguments):
     return [sys.executable, "-W", "error::UserWarning", str(EXAMPLES / name), *arguments]
 
 
-def run(name, *arguments, **options):
-    finished = subprocess.run(command(name, *arguments), capture_output=True, text=True, check=False, **options)
+def run(name, *arguments, env=os.environ, **options):
+    env = {name: value for name, value in env.items() if name != "PYTHONUNBUFFERED"}  # a user's lines are buffered
+    finished = subprocess.run(
+        command(name, *arguments), capture_output=True, text=True, check=False, env=env, **options
+    )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
