@@ -12,7 +12,7 @@ from pytreesaver._boxes import Box, box_shape
 from pytreesaver._contents import refuse_duplicates
 from pytreesaver._errors import MismatchError
 from pytreesaver._io import filesystem
-from pytreesaver._leaves import describe, storage_dtype
+from pytreesaver._leaf_types import describe, storage_dtype
 from pytreesaver._mismatch import joined
 from pytreesaver._names import prefixes, shown, suggestions
 from pytreesaver._paths import PathLike

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from pytreesaver._errors import DuplicateNameError, UnsupportedLeafError
-from pytreesaver._leaves import LeafError, LeafType, cells_of, leaf_type_of
+from pytreesaver._leaf_types import LeafType
+from pytreesaver._leaves import LeafError, cells_of, leaf_type_of
 from pytreesaver._names import duplicates, shown
 from pytreesaver._prune import prune_structure, structure_of_names
 from pytreesaver._records import Record, encode_record

@@ -4,11 +4,11 @@ import functools
 import math
 from typing import Any
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from pytreesaver._boxes import box_index, split_box, whole_box
-from pytreesaver._leaves import PYTHON_KINDS, LeafType, storage_dtype
+from pytreesaver._leaf_types import PYTHON_KINDS, LeafType, storage_dtype
 from pytreesaver._values import dtype_from_name, dtype_name
 
 
@@ -28,13 +28,11 @@ def _is_number(leaf_type: LeafType) -> bool:
 
 
 _FLOATING = 2
-_CATEGORIES = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+_CATEGORIES = (("bool",), ("int", "uint"), ("float", "bfloat"), ("complex",))
 
 
 def _category(dtype: np.dtype[Any]) -> int:
-    if dtype.kind in "mMUSO":
-        return -1
-    return next((i for i, category in enumerate(_CATEGORIES) if jnp.issubdtype(dtype, category)), -1)
+    return next((i for i, beginnings in enumerate(_CATEGORIES) if dtype.name.startswith(beginnings)), -1)
 
 
 def is_floating(dtype: str) -> bool:
@@ -49,7 +47,7 @@ def floating_dtype(given: Any) -> str:
         TypeError: it is none.
 
     Example:
-        >>> floating_dtype(jnp.bfloat16), floating_dtype("float32")
+        >>> floating_dtype(jax.numpy.bfloat16), floating_dtype("float32")
         ('bfloat16', 'float32')
     """
     try:
@@ -117,7 +115,7 @@ def _is_whole_number_of(values: np.ndarray, target: np.dtype[Any]) -> Any:
     """For each number whether an integer or boolean dtype has it."""
     if target == np.bool_:
         return (values == 0) | (values == 1)
-    info = jnp.iinfo(target)  # type: ignore[no-untyped-call]
+    info = ml_dtypes.iinfo(target)  # type: ignore[no-untyped-call]
     low, high = int(info.min), int(info.max)
     if values.dtype.kind == "f":
         # high + 1 is a power of two, and a float; high itself may not be one.
@@ -148,7 +146,7 @@ def _round(values: np.ndarray, output: np.ndarray) -> None:
     rounded = output.astype(np.float64)
     lost = (np.isfinite(values) != np.isfinite(rounded)) | (np.isnan(values) != np.isnan(rounded))
     if not _has_nan(output.dtype):  # then what is too large becomes the largest number
-        info = jnp.finfo(output.dtype)  # type: ignore[no-untyped-call]
+        info = ml_dtypes.finfo(output.dtype)  # type: ignore[no-untyped-call]
         largest = float(info.max)
         half_step = 2.0 ** (math.frexp(largest)[1] - 2 - int(info.nmant))
         lost |= np.isfinite(values) & (np.abs(values) >= largest + half_step)
@@ -216,7 +214,7 @@ def array_of_python_number(value: Any, dtype: np.dtype[Any]) -> np.ndarray:
         if _category(dtype) >= _FLOATING:
             value = convert_python_number(value, "float")
         else:
-            info = None if dtype == np.bool_ else jnp.iinfo(dtype)  # type: ignore[no-untyped-call]
+            info = None if dtype == np.bool_ else ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
             if not (value in (0, 1) if info is None else int(info.min) <= value <= int(info.max)):
                 raise LossError(f"{shown_number(value)} is no {dtype.name} value")
             return np.array(value, dtype)

@@ -10,14 +10,7 @@ import numpy as np
 
 from pytreesaver._boxes import Box, box_shape, split_box, whole_box
 from pytreesaver._convert import is_castable
-from pytreesaver._leaves import (
-    PYTHON_KINDS,
-    describe,
-    described_dtype,
-    logical_shape,
-    python_value,
-    storage_dtype,
-)
+from pytreesaver._leaf_types import PYTHON_KINDS, describe, described_dtype, logical_shape, python_value, storage_dtype
 from pytreesaver._names import shown
 from pytreesaver._paths import PathLike, named_os_errors
 from pytreesaver._variables import Checkpoint, open_reader

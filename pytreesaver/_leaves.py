@@ -1,76 +1,18 @@
-"""What a leaf is: its kind, dtype and shape; its bytes; and a leaf again from those. Knows no file."""
+"""What a leaf of a live tree is, and the arrays that hold its bytes. Knows no file."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import msgspec
 import numpy as np
 
-from pytreesaver._values import NotPlainError, dtype_from_name, dtype_name
-
-Kind = Literal["jax", "key", "numpy", "numpy_scalar", "bool", "int", "float", "complex", "str", "bytes"]
-
-PYTHON_KINDS = frozenset({"bool", "int", "float", "complex", "str", "bytes"})
-
-
-class LeafType(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a leaf is apart from its shape and its value.
-
-    `kind` says what holds the value: a ``jax.Array``, a typed PRNG ``key`` array, a NumPy array or scalar, a Python
-    object. `dtype` names the dtype of the bytes; for a key array that is ``uint32``, for an int of more than 64 bits
-    ``uint8``. `weak_type` is JAX's, `key_impl` the name of a key's implementation.
-    """
-
-    kind: Kind
-    dtype: str
-    weak_type: bool = False
-    key_impl: str = ""
+from pytreesaver._leaf_types import Cells, Kind, LeafType, big_int_nbytes, grid_cells
+from pytreesaver._values import NotPlainError, dtype_name
 
 
 class LeafError(Exception):
     """Why a leaf cannot be stored or cannot serve as a template, as the end of a sentence."""
-
-
-def storage_dtype(leaf_type: LeafType) -> np.dtype[Any]:
-    """The little-endian dtype in which the bytes of a leaf are stored."""
-    return dtype_from_name(leaf_type.dtype.removeprefix(">"))
-
-
-def logical_shape(leaf_type: LeafType, stored_shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a leaf whose stored array has `stored_shape`: a key's data has one axis more, a str is a scalar.
-
-    Example:
-        >>> logical_shape(LeafType("key", "uint32", key_impl="threefry2x32"), (8, 2))
-        (8,)
-    """
-    if leaf_type.kind == "key":
-        return tuple(stored_shape[:-1])
-    return () if leaf_type.kind in PYTHON_KINDS else tuple(stored_shape)
-
-
-def describe(leaf_type: LeafType, shape: Sequence[int]) -> str:
-    """A type and a logical shape as they stand in messages.
-
-    Example:
-        >>> describe(LeafType("jax", "float32"), (784, 512)), describe(LeafType("int", "int64"), ())
-        ('float32[784,512]', 'int')
-    """
-    if leaf_type.kind in PYTHON_KINDS:
-        return leaf_type.kind
-    return f"{described_dtype(leaf_type)}[{','.join(map(str, shape))}]"
-
-
-def described_dtype(leaf_type: LeafType) -> str:
-    """The dtype of a type as it stands in messages."""
-    if leaf_type.kind in PYTHON_KINDS:
-        return leaf_type.kind
-    return f"key<{leaf_type.key_impl}>" if leaf_type.kind == "key" else leaf_type.dtype
-
-
-# Leaves to bytes.
 
 
 def leaf_type_of(leaf: Any) -> tuple[LeafType, tuple[int, ...]]:
@@ -87,7 +29,7 @@ def leaf_type_of(leaf: Any) -> tuple[LeafType, tuple[int, ...]]:
     if kind is int:
         if -(2**63) <= leaf < 2**63:
             return _PYTHON_TYPES[int], ()
-        return _BIG_INT, (_big_int_nbytes(leaf),)
+        return _BIG_INT, (big_int_nbytes(leaf),)
     if kind is str:
         return _PYTHON_TYPES[str], (len(leaf.encode("utf-8", "surrogatepass")),)
     if kind is bytes:
@@ -112,10 +54,6 @@ _PYTHON_TYPES: dict[type, LeafType] = {
     bytes: LeafType("bytes", "uint8"),
 }
 _BIG_INT = LeafType("int", "uint8")
-
-
-def _big_int_nbytes(value: int) -> int:
-    return value.bit_length() // 8 + 1
 
 
 def _jax_type(leaf: jax.Array) -> tuple[LeafType, tuple[int, ...]]:
@@ -201,20 +139,6 @@ def _advice(leaf: Any) -> str:
     return "; convert it to an array, register its class with JAX as a pytree node, or take it out of the tree"
 
 
-class Cells:
-    """The arrays that together hold the bytes of one leaf.
-
-    `boundaries` has a list for each axis, from 0 to the length of the axis; the cells between them are in `arrays`, in
-    row-major order. A leaf that is not sharded is one cell, and then `boundaries` is None.
-    """
-
-    __slots__ = ("arrays", "boundaries")
-
-    def __init__(self, arrays: list[Any], boundaries: list[list[int]] | None = None) -> None:
-        self.arrays = arrays
-        self.boundaries = boundaries
-
-
 def cells_of(leaf: Any, leaf_type: LeafType) -> Cells:
     """The arrays that hold a leaf's bytes: one for each distinct shard of a sharded `jax.Array`, else one."""
     if leaf_type.kind == "key":
@@ -231,78 +155,3 @@ def cells_of(leaf: Any, leaf_type: LeafType) -> Cells:
         return Cells([by_start[start].data for start, _ in grid_cells(boundaries)], boundaries)
     except KeyError:
         return Cells([leaf])  # shards that form no grid, as no sharding of today's JAX makes them
-
-
-def grid_cells(boundaries: Sequence[Sequence[int]]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The (start, shape) of every cell of a grid, in row-major order.
-
-    Example:
-        >>> list(grid_cells([[0, 2, 4], [0, 3]]))
-        [((0, 0), (2, 3)), ((2, 0), (2, 3))]
-    """
-    counts = [len(axis) - 1 for axis in boundaries]
-    for position in np.ndindex(*counts):
-        start = tuple(axis[i] for axis, i in zip(boundaries, position, strict=True))
-        stop = tuple(axis[i + 1] for axis, i in zip(boundaries, position, strict=True))
-        yield start, tuple(b - a for a, b in zip(start, stop, strict=True))
-
-
-def cell_bytes(cell: Any, leaf_type: LeafType) -> np.ndarray:
-    """The little-endian, C-ordered bytes of a cell as uint8[n], without a copy wherever they lie so in memory."""
-    if leaf_type.kind in ("jax", "numpy"):
-        array = np.asarray(cell)
-        if array.flags.c_contiguous and array.dtype.isnative and array.itemsize:
-            return array.ravel().view(np.uint8)
-    match leaf_type.kind:
-        case "str":
-            array = np.frombuffer(cell.encode("utf-8", "surrogatepass"), np.uint8)
-        case "bytes":
-            array = np.frombuffer(cell, np.uint8)
-        case "int" if leaf_type.dtype == "uint8":
-            array = np.frombuffer(cell.to_bytes(_big_int_nbytes(cell), "little", signed=True), np.uint8)
-        case "bool" | "int" | "float" | "complex":
-            array = np.array(cell, storage_dtype(leaf_type))
-        case _:
-            array = np.asarray(cell)
-    if array.dtype.byteorder == ">":
-        array = array.byteswap()
-    if array.dtype.itemsize == 0:
-        return np.empty(0, np.uint8)
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-# Bytes to values.
-
-
-def stored_array(data: np.ndarray, leaf_type: LeafType, stored_shape: Sequence[int]) -> np.ndarray:
-    """uint8[n] as the array of a variable, without a copy."""
-    dtype = storage_dtype(leaf_type)
-    if dtype.itemsize == 0:
-        return np.ndarray(tuple(stored_shape), dtype)  # np.zeros would make U1 of U0
-    return data.view(dtype).reshape(tuple(stored_shape))
-
-
-def python_value(array: np.ndarray, leaf_type: LeafType) -> Any:
-    """The Python object that a stored array stands for."""
-    match leaf_type.kind:
-        case "str":
-            return array.tobytes().decode("utf-8", "surrogatepass")
-        case "bytes":
-            return array.tobytes()
-        case "int" if leaf_type.dtype == "uint8":
-            return int.from_bytes(array.tobytes(), "little", signed=True)
-    return array.item()
-
-
-def numpy_value(array: np.ndarray, leaf_type: LeafType) -> np.ndarray:
-    """A stored array as the NumPy array that shows its value: str, bytes and big ints in an array of objects.
-
-    The bytes of `array` may be put into another order in place.
-    """
-    if leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8":
-        value = np.empty((), object)
-        value[()] = python_value(array, leaf_type)
-        return value
-    if leaf_type.dtype.startswith(">"):
-        array = array.byteswap(inplace=array.flags.writeable).view(dtype_from_name(leaf_type.dtype))
-    return array if array.flags.aligned else array.copy()

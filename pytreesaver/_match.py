@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from pytreesaver._convert import is_castable, shown_number
-from pytreesaver._leaves import PYTHON_KINDS, LeafType, describe, described_dtype, logical_shape, storage_dtype
+from pytreesaver._leaf_types import PYTHON_KINDS, LeafType, describe, described_dtype, logical_shape, storage_dtype
 from pytreesaver._mismatch import X64_NOTE, Difference, Problems
 from pytreesaver._rename import Renaming
 from pytreesaver._templates import X64_DTYPES, Template, python_kind_of, value_fits

@@ -2,29 +2,9 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
-
-import jax
 
 SINGLE_LEAF_NAME = "."
 """The name of the one variable of a tree that is itself a leaf."""
-
-
-def name_component(entry: Any) -> str:
-    """One entry of a JAX key path as it stands in a variable name.
-
-    Example:
-        >>> name_component(jax.tree_util.DictKey("kernel")), name_component(jax.tree_util.SequenceKey(0))
-        ('kernel', '0')
-    """
-    match entry:
-        case jax.tree_util.DictKey() | jax.tree_util.FlattenedIndexKey():
-            return str(entry.key)
-        case jax.tree_util.SequenceKey():
-            return str(entry.idx)
-        case jax.tree_util.GetAttrKey():
-            return str(entry.name)
-    return jax.tree_util.keystr((entry,), simple=True)
 
 
 def near_names(name: str, candidates: Sequence[str], most: int = 3) -> list[str]:

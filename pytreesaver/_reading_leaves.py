@@ -15,13 +15,7 @@ from pytreesaver._errors import CorruptCheckpointError, MismatchError
 from pytreesaver._io import filesystem
 from pytreesaver._io.ranges import ALIGNMENT
 from pytreesaver._jax_arrays import MOST_COPIED_NBYTES, jax_arrays
-from pytreesaver._leaves import (
-    LeafType,
-    describe,
-    described_dtype,
-    logical_shape,
-    storage_dtype,
-)
+from pytreesaver._leaf_types import LeafType, describe, described_dtype, logical_shape, storage_dtype
 from pytreesaver._match import LeafPlan
 from pytreesaver._names import shown
 from pytreesaver._templates import build_leaf

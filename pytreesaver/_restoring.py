@@ -17,7 +17,8 @@ from pytreesaver._errors import (
     UnsupportedLeafError,
     VariableNotFoundError,
 )
-from pytreesaver._leaves import PYTHON_KINDS, LeafError, LeafType, logical_shape, python_value
+from pytreesaver._leaf_types import PYTHON_KINDS, LeafType, logical_shape, python_value
+from pytreesaver._leaves import LeafError
 from pytreesaver._match import LeafPlan, Missing, StoredVariables, Unexpected, check_targets, match_template
 from pytreesaver._names import did_you_mean, listed_with_suggestions, shown
 from pytreesaver._paths import PathLike, named_os_errors

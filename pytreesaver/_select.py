@@ -10,7 +10,6 @@ import numpy as np
 
 from pytreesaver._errors import UnsupportedLeafError, VariableNotFoundError
 from pytreesaver._names import SINGLE_LEAF_NAME, prefixes, shown, suggestions
-from pytreesaver._structure import flatten_tree
 
 
 class Selection:
@@ -256,6 +255,10 @@ def as_selection(given: Any) -> Selection:
 
 
 def _as_mask(given: Any) -> _Mask | None:
+    if isinstance(given, list | tuple) and all(isinstance(each, str | re.Pattern | Selection) for each in given):
+        return None  # it is not a tree of bools, and JAX, which takes trees apart, is not needed to see that
+    from pytreesaver._structure import flatten_tree
+
     try:
         flat = flatten_tree(given)
     except UnsupportedLeafError:

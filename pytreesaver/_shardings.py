@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from pytreesaver._errors import MismatchError
-from pytreesaver._names import SINGLE_LEAF_NAME, name_component, prefixes, shown, suggestions
+from pytreesaver._names import SINGLE_LEAF_NAME, prefixes, shown, suggestions
+from pytreesaver._structure import name_component
 
 ShardingRule = Callable[[str, tuple[int, ...]], Any]
 """The sharding of a leaf by its name and shape, or None for no wish."""

@@ -11,7 +11,7 @@ import numpy as np
 from pytreesaver._fetch import is_on_cpu
 from pytreesaver._io import filesystem
 from pytreesaver._io.parallel import SLICE_NBYTES, run_all
-from pytreesaver._leaves import Cells
+from pytreesaver._leaf_types import Cells
 from pytreesaver.formats import TreeContents
 
 _ALIGNMENT = 64  # of the copies, for the sake of fast copying

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from pytreesaver._errors import UnsupportedLeafError
-from pytreesaver._names import SINGLE_LEAF_NAME, name_component
+from pytreesaver._names import SINGLE_LEAF_NAME
 from pytreesaver._values import NotPlainError, class_reference, encode_value
 
 _registry = jax.tree_util.default_registry
@@ -23,6 +23,23 @@ MOST_LEVELS = 100
 """How deep a tree may be nested: near enough for every reader's stack."""
 
 KEY_TYPES = (str, int, bool, float, type(None))
+
+
+def name_component(entry: Any) -> str:
+    """One entry of a JAX key path as it stands in a variable name.
+
+    Example:
+        >>> name_component(jax.tree_util.DictKey("kernel")), name_component(jax.tree_util.SequenceKey(0))
+        ('kernel', '0')
+    """
+    match entry:
+        case jax.tree_util.DictKey() | jax.tree_util.FlattenedIndexKey():
+            return str(entry.key)
+        case jax.tree_util.SequenceKey():
+            return str(entry.idx)
+        case jax.tree_util.GetAttrKey():
+            return str(entry.name)
+    return jax.tree_util.keystr((entry,), simple=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

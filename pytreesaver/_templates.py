@@ -8,18 +8,8 @@ import msgspec
 import numpy as np
 
 from pytreesaver._convert import array_of_python_number, convert, convert_python_number
-from pytreesaver._leaves import (
-    PYTHON_KINDS,
-    LeafError,
-    LeafType,
-    jax_array_type,
-    key_type,
-    leaf_type_of,
-    logical_shape,
-    numpy_value,
-    python_value,
-    storage_dtype,
-)
+from pytreesaver._leaf_types import PYTHON_KINDS, LeafType, logical_shape, numpy_value, python_value, storage_dtype
+from pytreesaver._leaves import LeafError, jax_array_type, key_type, leaf_type_of
 
 X64_DTYPES = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
 """The dtypes that a JAX array can have only while ``jax_enable_x64`` is on, and what JAX would cut them down to."""

@@ -14,16 +14,12 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 FindClass = Callable[[str], type | None]
 
-_JAX_SCALAR_TYPES: dict[str, Any] = {
-    value.dtype.name: value for value in vars(jnp).values() if type(value) is type(jnp.float32)
-}
+_FLOAT0 = np.dtype([("float0", np.void, 0)])  # as jax.dtypes.float0 is
 
 
 class NotPlainError(TypeError):
@@ -96,6 +92,8 @@ def _encode(value: Any, where: str, classes: bool, level: int) -> Any:
 
 
 def _encode_of_class(value: Any, where: str, level: int) -> Any:
+    import jax  # not before such a value is met: checkpoints are looked at without it
+
     kind = type(value)
     if value is ...:
         return {"$ellipsis": True}
@@ -103,7 +101,7 @@ def _encode_of_class(value: Any, where: str, level: int) -> Any:
         return {"$dtype": dtype_name(value)}
     if isinstance(value, type) and issubclass(value, np.generic):
         return {"$numpy_type": dtype_name(np.dtype(value))}
-    if isinstance(value, type(jnp.float32)):
+    if isinstance(value, type(jax.numpy.float32)):
         return {"$jax_type": value.dtype.name}
     if isinstance(value, jax.sharding.PartitionSpec):
         return {"$partition_spec": [_encode(item, where, True, level) for item in value]}
@@ -189,9 +187,11 @@ def _decode_tagged(tag: str, body: Any, find_class: FindClass) -> Any:
         case "$numpy_type":
             return dtype_from_name(body).type
         case "$jax_type":
-            return _JAX_SCALAR_TYPES[body]
+            return _jax_scalar_type(body)
         case "$partition_spec":
-            return jax.sharding.PartitionSpec(*items())  # type: ignore[no-untyped-call]
+            from jax.sharding import PartitionSpec
+
+            return PartitionSpec(*items())  # type: ignore[no-untyped-call]
         case "$slice":
             return slice(*items())
         case "$enum" | "$namedtuple" | "$dataclass":
@@ -201,6 +201,12 @@ def _decode_tagged(tag: str, body: Any, find_class: FindClass) -> Any:
                 raise NotPlainError(f"class {reference} is not imported in this process")
             return _decode_instance(tag, cls, fields, find_class)
     raise NotPlainError(f"unknown notation {tag}")
+
+
+def _jax_scalar_type(name: str) -> Any:
+    import jax.numpy as jnp
+
+    return {each.dtype.name: each for each in vars(jnp).values() if type(each) is type(jnp.float32)}[name]
 
 
 def _decode_instance(tag: str, cls: type, fields: Any, find_class: FindClass) -> Any:
@@ -232,7 +238,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
         >>> dtype_name(np.dtype("<f4")), dtype_name(np.dtype(">i2")), dtype_name(np.dtype("U7"))
         ('float32', '>int16', 'U7')
     """
-    if dtype == jax.dtypes.float0:
+    if dtype == _FLOAT0:
         return "float0"
     if dtype.kind in "US":
         name = f"{dtype.kind}{dtype.itemsize // (4 if dtype.kind == 'U' else 1)}"
@@ -258,7 +264,7 @@ def dtype_from_name(name: str) -> np.dtype[Any]:
         (dtype(bfloat16), dtype('>f4'))
     """
     if name == "float0":
-        return np.dtype(jax.dtypes.float0)
+        return _FLOAT0
     try:
         if not _DTYPE_NAME.fullmatch(name):
             raise NotPlainError(f"no dtype is named {name!r}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from pytreesaver._boxes import box_shape
 from pytreesaver._errors import CorruptCheckpointError, VariableNotFoundError
-from pytreesaver._leaves import PYTHON_KINDS, describe, logical_shape, numpy_value, storage_dtype
+from pytreesaver._leaf_types import PYTHON_KINDS, describe, logical_shape, numpy_value, storage_dtype
 from pytreesaver._names import did_you_mean, shown
 from pytreesaver._paths import PathLike, local_path, named_os_errors
 from pytreesaver._records import decode_record

@@ -11,7 +11,7 @@ from pytreesaver._boxes import box_shape, split_box, whole_box
 from pytreesaver._contents import refuse_duplicates
 from pytreesaver._errors import MismatchError, VariableNotFoundError
 from pytreesaver._io import filesystem
-from pytreesaver._leaves import describe, storage_dtype
+from pytreesaver._leaf_types import describe, storage_dtype
 from pytreesaver._mismatch import joined
 from pytreesaver._names import did_you_mean, shown, suggestions
 from pytreesaver._paths import PathLike

@@ -38,3 +38,18 @@ def test_everything_public_has_a_docstring_and_is_listed():
     assert sorted(pts.__all__) == pts.__all__
     for name in pts.__all__:
         assert getattr(pts, name).__doc__, name
+
+
+def test_checkpoints_are_looked_at_without_importing_jax():
+    looking = """
+import sys, pytreesaver as pts
+print(pts.latest_checkpoint("run"), pts.list_variables("run/ckpt-2"), pts.load_variable("run/ckpt-2", "w"))
+pts.verify("run/ckpt-2"), pts.diff("run/ckpt-1", "run/ckpt-2"), pts.get_checkpoint_state("run"), pts.glob("w")
+pts.remove_checkpoint("run/ckpt-1")
+print("jax" in sys.modules)
+"""
+    run(
+        "import numpy as np, pytreesaver as pts\nwith pts.CheckpointManager('run') as manager:\n"
+        "    for step in (1, 2): manager.save(step, {'w': np.arange(step), 'key': 1.5, 'text': 'a'})"
+    )
+    assert run(looking).splitlines()[-1] == "False"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from pytreesaver._boxes import Box
-from pytreesaver._leaves import Cells, LeafType
+from pytreesaver._leaf_types import Cells, LeafType
 
 PINNED_NAME = "pinned"
 """A file of this name in the directory of a checkpoint tells retention to leave that checkpoint alone."""

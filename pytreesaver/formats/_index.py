@@ -16,7 +16,7 @@ import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError, UnsupportedVersionError
 from pytreesaver._io.checksums import block_count, checksum
-from pytreesaver._leaves import PYTHON_KINDS, LeafType, storage_dtype
+from pytreesaver._leaf_types import PYTHON_KINDS, LeafType, storage_dtype
 from pytreesaver._names import duplicates
 from pytreesaver._values import NotPlainError
 

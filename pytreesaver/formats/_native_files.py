@@ -13,7 +13,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import block_checksums, block_count
 from pytreesaver._io.ranges import Ranges
 from pytreesaver._io.reading import read_file, read_fully
-from pytreesaver._leaves import grid_cells
+from pytreesaver._leaf_types import grid_cells
 from pytreesaver._names import shown
 from pytreesaver.formats._index import (
     Chunk,

@@ -26,7 +26,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.parallel import SLICE_NBYTES, run_all
 from pytreesaver._io.ranges import Ranges, read_ranges
 from pytreesaver._io.reading import EndOfFileError, read_fully
-from pytreesaver._leaves import LeafType, storage_dtype, stored_array
+from pytreesaver._leaf_types import LeafType, storage_dtype, stored_array
 from pytreesaver.formats._index import Chunk
 from pytreesaver.formats._native_files import NativeFiles
 

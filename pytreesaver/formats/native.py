@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pytreesaver._errors import CheckpointError, CheckpointExistsError
-from pytreesaver._fetch import FetchedAhead
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
     make_locked_directory,
@@ -28,7 +27,7 @@ from pytreesaver._io.checksums import BLOCK_NBYTES
 from pytreesaver._io.reading import EndOfFileError, read_fully
 from pytreesaver._io.stretches import Stretches, write_stretches
 from pytreesaver._io.writing import write_fully
-from pytreesaver._leaves import cell_bytes, grid_cells, storage_dtype
+from pytreesaver._leaf_types import cell_bytes, grid_cells, storage_dtype
 from pytreesaver.formats import PINNED_NAME, TreeContents
 from pytreesaver.formats._index import (
     FORMAT_NAME,
@@ -220,6 +219,8 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, how: _H
     leaf_types = [
         leaf_type for leaf_type, cells in zip(contents.types, contents.cells, strict=True) for _ in cells.arrays
     ]
+    from pytreesaver._fetch import FetchedAhead  # it needs JAX, which reading does not
+
     arrays = FetchedAhead([array for cells in contents.cells for array in cells.arrays], order)
     stretches = Stretches(
         [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(arrays.take(i), leaf_types[i])

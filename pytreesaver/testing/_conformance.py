@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pytreesaver._boxes import Box, box_index, box_shape
 from pytreesaver._contents import contents_of
 from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
-from pytreesaver._leaves import Cells, cell_bytes, stored_array
+from pytreesaver._leaf_types import Cells, cell_bytes, stored_array
 from pytreesaver._records import Record, decode_record
 from pytreesaver.formats import Format, TreeContents
 from pytreesaver.testing._strategies import pytrees, sharded_arrays

@@ -1,0 +1,163 @@
+"""What a stored leaf is: its kind, dtype and shape; its bytes, and its value again from those.
+
+Knows no file and no device: what a checkpoint holds can be looked at without JAX.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from pytreesaver._values import dtype_from_name
+
+Kind = Literal["jax", "key", "numpy", "numpy_scalar", "bool", "int", "float", "complex", "str", "bytes"]
+
+PYTHON_KINDS = frozenset({"bool", "int", "float", "complex", "str", "bytes"})
+
+
+class LeafType(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a leaf is apart from its shape and its value.
+
+    `kind` says what holds the value: a ``jax.Array``, a typed PRNG ``key`` array, a NumPy array or scalar, a Python
+    object. `dtype` names the dtype of the bytes; for a key array that is ``uint32``, for an int of more than 64 bits
+    ``uint8``. `weak_type` is JAX's, `key_impl` the name of a key's implementation.
+    """
+
+    kind: Kind
+    dtype: str
+    weak_type: bool = False
+    key_impl: str = ""
+
+
+def storage_dtype(leaf_type: LeafType) -> np.dtype[Any]:
+    """The little-endian dtype in which the bytes of a leaf are stored."""
+    return dtype_from_name(leaf_type.dtype.removeprefix(">"))
+
+
+def logical_shape(leaf_type: LeafType, stored_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a leaf whose stored array has `stored_shape`: a key's data has one axis more, a str is a scalar.
+
+    Example:
+        >>> logical_shape(LeafType("key", "uint32", key_impl="threefry2x32"), (8, 2))
+        (8,)
+    """
+    if leaf_type.kind == "key":
+        return tuple(stored_shape[:-1])
+    return () if leaf_type.kind in PYTHON_KINDS else tuple(stored_shape)
+
+
+def describe(leaf_type: LeafType, shape: Sequence[int]) -> str:
+    """A type and a logical shape as they stand in messages.
+
+    Example:
+        >>> describe(LeafType("jax", "float32"), (784, 512)), describe(LeafType("int", "int64"), ())
+        ('float32[784,512]', 'int')
+    """
+    if leaf_type.kind in PYTHON_KINDS:
+        return leaf_type.kind
+    return f"{described_dtype(leaf_type)}[{','.join(map(str, shape))}]"
+
+
+def described_dtype(leaf_type: LeafType) -> str:
+    """The dtype of a type as it stands in messages."""
+    if leaf_type.kind in PYTHON_KINDS:
+        return leaf_type.kind
+    return f"key<{leaf_type.key_impl}>" if leaf_type.kind == "key" else leaf_type.dtype
+
+
+# Leaves to bytes.
+
+
+class Cells:
+    """The arrays that together hold the bytes of one leaf.
+
+    `boundaries` has a list for each axis, from 0 to the length of the axis; the cells between them are in `arrays`, in
+    row-major order. A leaf that is not sharded is one cell, and then `boundaries` is None.
+    """
+
+    __slots__ = ("arrays", "boundaries")
+
+    def __init__(self, arrays: list[Any], boundaries: list[list[int]] | None = None) -> None:
+        self.arrays = arrays
+        self.boundaries = boundaries
+
+
+def grid_cells(boundaries: Sequence[Sequence[int]]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The (start, shape) of every cell of a grid, in row-major order.
+
+    Example:
+        >>> list(grid_cells([[0, 2, 4], [0, 3]]))
+        [((0, 0), (2, 3)), ((2, 0), (2, 3))]
+    """
+    counts = [len(axis) - 1 for axis in boundaries]
+    for position in np.ndindex(*counts):
+        start = tuple(axis[i] for axis, i in zip(boundaries, position, strict=True))
+        stop = tuple(axis[i + 1] for axis, i in zip(boundaries, position, strict=True))
+        yield start, tuple(b - a for a, b in zip(start, stop, strict=True))
+
+
+def big_int_nbytes(value: int) -> int:
+    """How many bytes an int takes that is stored as bytes."""
+    return value.bit_length() // 8 + 1
+
+
+def cell_bytes(cell: Any, leaf_type: LeafType) -> np.ndarray:
+    """The little-endian, C-ordered bytes of a cell as uint8[n], without a copy wherever they lie so in memory."""
+    if leaf_type.kind in ("jax", "numpy"):
+        array = np.asarray(cell)
+        if array.flags.c_contiguous and array.dtype.isnative and array.itemsize:
+            return array.ravel().view(np.uint8)
+    match leaf_type.kind:
+        case "str":
+            array = np.frombuffer(cell.encode("utf-8", "surrogatepass"), np.uint8)
+        case "bytes":
+            array = np.frombuffer(cell, np.uint8)
+        case "int" if leaf_type.dtype == "uint8":
+            array = np.frombuffer(cell.to_bytes(big_int_nbytes(cell), "little", signed=True), np.uint8)
+        case "bool" | "int" | "float" | "complex":
+            array = np.array(cell, storage_dtype(leaf_type))
+        case _:
+            array = np.asarray(cell)
+    if array.dtype.byteorder == ">":
+        array = array.byteswap()
+    if array.dtype.itemsize == 0:
+        return np.empty(0, np.uint8)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+# Bytes to values.
+
+
+def stored_array(data: np.ndarray, leaf_type: LeafType, stored_shape: Sequence[int]) -> np.ndarray:
+    """uint8[n] as the array of a variable, without a copy."""
+    dtype = storage_dtype(leaf_type)
+    if dtype.itemsize == 0:
+        return np.ndarray(tuple(stored_shape), dtype)  # np.zeros would make U1 of U0
+    return data.view(dtype).reshape(tuple(stored_shape))
+
+
+def python_value(array: np.ndarray, leaf_type: LeafType) -> Any:
+    """The Python object that a stored array stands for."""
+    match leaf_type.kind:
+        case "str":
+            return array.tobytes().decode("utf-8", "surrogatepass")
+        case "bytes":
+            return array.tobytes()
+        case "int" if leaf_type.dtype == "uint8":
+            return int.from_bytes(array.tobytes(), "little", signed=True)
+    return array.item()
+
+
+def numpy_value(array: np.ndarray, leaf_type: LeafType) -> np.ndarray:
+    """A stored array as the NumPy array that shows its value: str, bytes and big ints in an array of objects.
+
+    The bytes of `array` may be put into another order in place.
+    """
+    if leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8":
+        value = np.empty((), object)
+        value[()] = python_value(array, leaf_type)
+        return value
+    if leaf_type.dtype.startswith(">"):
+        array = array.byteswap(inplace=array.flags.writeable).view(dtype_from_name(leaf_type.dtype))
+    return array if array.flags.aligned else array.copy()
