@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UnsupportedVersionError,
         VariableNotFoundError,
     )
+    from pytreesaver._listing import ListedCheckpoint, list_checkpoints
     from pytreesaver._manager import CheckpointManager
     from pytreesaver._retention import (
         Decision,
@@ -43,13 +44,14 @@ if TYPE_CHECKING:
         get_checkpoint_mtimes,
         get_checkpoint_state,
         latest_checkpoint,
-        remove_checkpoint,
         update_checkpoint_state,
     )
     from pytreesaver._saver import Saver
     from pytreesaver._saver_def import SaverDef
     from pytreesaver._select import Selection, glob, regex
     from pytreesaver._state_file import CheckpointState
+    from pytreesaver._statistics import Statistics
+    from pytreesaver._tidying import prune, remove_checkpoint
     from pytreesaver._variables import Checkpoint, Variable, list_variables, load_checkpoint, load_variable, verify
     from pytreesaver._vocabulary import VocabInfo
     from pytreesaver._warm_start import warm_start
@@ -78,6 +80,7 @@ __all__ = [
     "KeepLast",
     "KeepSteps",
     "KeepYoungerThan",
+    "ListedCheckpoint",
     "MismatchError",
     "RetentionPolicy",
     "RetentionWarning",
@@ -87,6 +90,7 @@ __all__ = [
     "Saver",
     "SaverDef",
     "Selection",
+    "Statistics",
     "StructureWarning",
     "UnsupportedLeafError",
     "UnsupportedVersionError",
@@ -102,9 +106,11 @@ __all__ = [
     "glob",
     "init_from_checkpoint",
     "latest_checkpoint",
+    "list_checkpoints",
     "list_variables",
     "load_checkpoint",
     "load_variable",
+    "prune",
     "regex",
     "remove_checkpoint",
     "restore",
@@ -120,6 +126,7 @@ _MODULES = {
     "_background": ("SaveFuture",),
     "_checkpoint": ("restore", "save", "save_async"),
     "_diff": ("Diff", "VariableChange", "diff"),
+    "_listing": ("ListedCheckpoint", "list_checkpoints"),
     "_manager": ("CheckpointManager",),
     "_retention": (
         "Decision",
@@ -138,13 +145,14 @@ _MODULES = {
         "get_checkpoint_mtimes",
         "get_checkpoint_state",
         "latest_checkpoint",
-        "remove_checkpoint",
         "update_checkpoint_state",
     ),
     "_saver": ("Saver",),
     "_saver_def": ("SaverDef",),
     "_select": ("Selection", "glob", "regex"),
     "_state_file": ("CheckpointState",),
+    "_statistics": ("Statistics",),
+    "_tidying": ("prune", "remove_checkpoint"),
     "_variables": ("Checkpoint", "Variable", "list_variables", "load_checkpoint", "load_variable", "verify"),
     "_vocabulary": ("VocabInfo",),
     "_warm_start": ("warm_start",),

@@ -9,6 +9,7 @@ from pytreesaver._background import SaveFuture, start_in_background
 from pytreesaver._contents import contents_of
 from pytreesaver._match import Missing, Unexpected
 from pytreesaver._paths import PathLike, local_path, named_os_errors
+from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._restoring import RestoreOptions, restore_with
 from pytreesaver._select import as_selection
 from pytreesaver._snapshot import snapshot
@@ -23,6 +24,7 @@ def save(
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     durable: bool = True,
+    progress: Progress = False,
 ) -> Path:
     """Save every leaf of a tree, or the selected ones, under its variable name, as a checkpoint at `path`.
 
@@ -41,6 +43,9 @@ def save(
         durable: return only when the checkpoint would survive a power cut. Without it the operating system writes it
             out in its own time, some seconds later. Replacing a checkpoint is always durable: otherwise a power cut
             could cost the old one too.
+        progress: True shows a line on the terminal if it takes long: bytes, rate and time left. A function is called
+            with (bytes done, bytes in all) instead, one call at a time, from the threads that do the work; an error
+            that it raises ends the save.
 
     NumPy arrays must not be changed by another thread before `save` returns.
 
@@ -63,16 +68,25 @@ def save(
         >>> restore(save({"encoder": {"w": np.ones(2), "b": 0.0}, "head": 1}, "weights", only="**/w"))
         {'encoder': {'w': array([1., 1.])}}
     """
+    check_progress(progress)
     target = local_path(path)
     contents = contents_of(tree, metadata, only=None if only is None else as_selection(only))
-    return write_contents(target, contents, overwrite=overwrite, durable=durable)
+    return write_contents(target, contents, overwrite=overwrite, durable=durable, progress=progress)
 
 
 def write_contents(
-    target: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False
+    target: Path,
+    contents: TreeContents,
+    *,
+    overwrite: bool,
+    durable: bool,
+    in_background: bool = False,
+    progress: Progress = False,
+    what: str | None = None,
 ) -> Path:
-    """Write what `contents_of` made of a tree. Raises what `save` raises."""
-    with named_os_errors("save to", target):
+    """Write what `contents_of` made of a tree. Raises what `save` raises. `what` begins the line of the progress."""
+    nbytes = 0 if progress is False else contents.nbytes
+    with named_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
         native.write(target, contents, overwrite=overwrite, durable=durable, in_background=in_background)
     return target
 
@@ -86,6 +100,7 @@ def save_async(
     overwrite: bool = False,
     durable: bool = True,
     copy: bool = False,
+    progress: Progress = False,
 ) -> SaveFuture:
     """Start to save a tree, and return as soon as nothing that happens to the tree can change what is saved.
 
@@ -113,9 +128,12 @@ def save_async(
         >>> future.result()
         PosixPath('model-async')
     """
+    check_progress(progress)
     target = local_path(path)
     contents = snapshot(contents_of(tree, metadata, only=None if only is None else as_selection(only)), copy=copy)
-    write = partial(write_contents, target, contents, overwrite=overwrite, durable=durable, in_background=True)
+    write = partial(
+        write_contents, target, contents, overwrite=overwrite, durable=durable, in_background=True, progress=progress
+    )
     future = SaveFuture(f"the save of {target}")
     start_in_background(future, write)
     return future
@@ -135,6 +153,7 @@ def restore(
     as_numpy: bool = False,
     mmap: bool = False,
     verify: bool = True,
+    progress: Progress = False,
 ) -> Any:
     """Give the tree of a checkpoint, or a part of it: as it was saved, or as a template wants it.
 
@@ -172,6 +191,7 @@ def restore(
             CPU. What has to be converted, or put together from shards, is read all the same. Such a checkpoint may be
             replaced or deleted, but its files must not be changed in place.
         verify: check every byte against its checksum. Without it, and with `mmap`, nothing is read before it is used.
+        progress: as in `save`.
 
     Beside the result no more than about 64 MiB are held in memory; on an accelerator, the largest leaf if that is more.
 
@@ -208,5 +228,6 @@ def restore(
         as_numpy=as_numpy,
         mmap=mmap,
         verify=verify,
+        progress=progress,
     )
     return restore_with(path, like, options)

@@ -18,10 +18,11 @@ class LossError(Exception):
 
 def is_castable(found: LeafType, target: LeafType) -> bool:
     """Whether both hold numbers or bools."""
-    return _is_number(found) and _is_number(target)
+    return is_number(found) and is_number(target)
 
 
-def _is_number(leaf_type: LeafType) -> bool:
+def is_number(leaf_type: LeafType) -> bool:
+    """Whether it holds numbers or bools."""
     if leaf_type.kind in PYTHON_KINDS:
         return leaf_type.kind not in ("str", "bytes")
     return leaf_type.kind != "key" and leaf_type.dtype != "float0" and _category(storage_dtype(leaf_type)) >= 0

@@ -147,7 +147,7 @@ class ManagedRun:
             time = modified_time(path) if record.time is None else record.time
         except (CheckpointNotFoundError, CorruptCheckpointError, UnsupportedVersionError):
             return None
-        return SavedCheckpoint(path.name, self._step_of(path), time, record.metrics, _is_pinned(path))
+        return SavedCheckpoint(path.name, self._step_of(path), time, record.metrics, is_pinned(path))
 
     def _step_of(self, path: Path) -> int:
         match = self._pattern.fullmatch(path.name)
@@ -184,7 +184,7 @@ class ManagedRun:
             mark, entries = now, []
         if self._rule.is_tensorflows:
             # As in TensorFlow: what is no later than the last one that was preserved counts as preserved too.
-            entries = [(path, time) for path, time in entries if min(time, now) > mark or _is_pinned(path)]
+            entries = [(path, time) for path, time in entries if min(time, now) > mark or is_pinned(path)]
         tracked = [(p, min(t, now)) for p, t in entries if self._is_ours(p) and os.path.lexists(p)]
         paths = list(dict.fromkeys([*listed, newest]))
         serial = last_serial(self.directory, STATE_FILE_NAME, paths)
@@ -227,7 +227,7 @@ class ManagedRun:
     def _as_tracked(self, on_disk: dict[Path, SavedCheckpoint], path: Path, time: float) -> SavedCheckpoint:
         if path in on_disk:
             return replace(on_disk[path], time=time)
-        return SavedCheckpoint(path.name, self._step_of(path), time, {}, _is_pinned(path))
+        return SavedCheckpoint(path.name, self._step_of(path), time, {}, is_pinned(path))
 
     def retain(self, state: RunState, now: float) -> tuple[RunState, Deletions]:
         """Write the state file, and delete what the rule does not keep. Gives the state after that.
@@ -304,5 +304,6 @@ class ManagedRun:
         self._verified = {p: f for p, f in self._verified.items() if os.path.lexists(p)} | {path: fingerprint}
 
 
-def _is_pinned(path: Path) -> bool:
+def is_pinned(path: Path) -> bool:
+    """Whether retention is to leave a checkpoint alone."""
     return os.path.lexists(path / PINNED_NAME)

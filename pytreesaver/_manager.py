@@ -25,6 +25,8 @@ from pytreesaver._errors import (
 from pytreesaver._managed_run import ManagedRun, RunState
 from pytreesaver._paths import PathLike, local_path
 from pytreesaver._preemption import Preemption
+from pytreesaver._progress import Progress, check_progress
+from pytreesaver._recorded_rules import encode_rule
 from pytreesaver._records import Record, encode_record
 from pytreesaver._restoring import RestoreArguments, RestoreOptions, restore_with
 from pytreesaver._retention import (
@@ -147,6 +149,7 @@ class CheckpointManager:
         metrics: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         force: bool = False,
+        progress: Progress = False,
     ) -> Path | None:
         """Save a tree as the checkpoint of a step, if that is due; then delete what is not to be kept.
 
@@ -159,6 +162,7 @@ class CheckpointManager:
             metadata: as in `pytreesaver.save`.
             force: save whatever the interval says, and even a step that is not after the last one; a checkpoint of
                 the same step is replaced.
+            progress: as in `pytreesaver.save`.
 
         Returns:
             The path of the checkpoint, or None if none is due. Unless the manager blocks, it is complete when
@@ -178,18 +182,19 @@ class CheckpointManager:
             >>> manager.all_steps(), manager.best_step()
             ([1, 2], 1)
         """
+        check_progress(progress)
         number = as_step(step)
         with self._session.turn:
             self._session.check_open()
             if self._preemption is None:
                 self._session.queue.raise_if_failed()
-                return self._save_if_due(number, tree, metrics, metadata, force)
+                return self._save_if_due(number, tree, metrics, metadata, force, progress)
             try:
                 with self._preemption.saving():
                     self._raise_or_log_the_last_failure()
-                    saved = self._save_if_due(number, tree, metrics, metadata, force)
+                    saved = self._save_if_due(number, tree, metrics, metadata, force, progress)
                     if saved is None and self._preemption.requested:  # the signal came after that was decided
-                        saved = self._save_if_due(number, tree, metrics, metadata, force)
+                        saved = self._save_if_due(number, tree, metrics, metadata, force, progress)
                     return saved
             except Exception:
                 if self._preemption.requested:
@@ -205,6 +210,7 @@ class CheckpointManager:
         metrics: Mapping[str, Any] | None,
         metadata: Mapping[str, Any] | None,
         force: bool,
+        progress: Progress,
     ) -> Path | None:
         if not force:
             self._schedule.refuse_to_go_back(step, self._shown)
@@ -220,12 +226,14 @@ class CheckpointManager:
             if not force:
                 self._schedule.refuse_to_go_back(step, self._shown)
             newest = None if state.newest is None else state.newest.name
-            record = Record(step, now, checked, STATE_FILE_NAME, state.serial + 1, path.name, newest)
+            record = Record(
+                step, now, checked, STATE_FILE_NAME, state.serial + 1, path.name, newest, encode_rule(self._rule)
+            )
             contents = contents._replace(record=encode_record(record))
             if not self._block:
                 contents = snapshot(contents, copy=self._copy)
             self._schedule.under_way = LastSave(step, now, record.serial)
-            work = partial(self._write, path, contents, step, now, lock, state)
+            work = partial(self._write, path, contents, step, now, lock, state, progress)
             self._session.perform(f"the save of {self._shown / path.name}", work, block=self._block)
         return self._shown / path.name
 
@@ -251,9 +259,26 @@ class CheckpointManager:
                 self._schedule.saved = None  # somebody has saved since this manager looked
         return lock, self._held_state
 
-    def _write(self, path: Path, contents: TreeContents, step: int, now: float, lock: RunLock, state: RunState) -> Path:
+    def _write(
+        self,
+        path: Path,
+        contents: TreeContents,
+        step: int,
+        now: float,
+        lock: RunLock,
+        state: RunState,
+        progress: Progress,
+    ) -> Path:
         try:
-            write_contents(path, contents, overwrite=True, durable=True, in_background=not self._block)
+            write_contents(
+                path,
+                contents,
+                overwrite=True,
+                durable=True,
+                in_background=not self._block,
+                progress=progress,
+                what=f"saving {self._shown / path.name}",
+            )
             with lock.saving:
                 if not lock.wrote_last(self):
                     state = self._run.read_state(now)

@@ -84,6 +84,18 @@ def shown(name: str) -> str:
     return name if name.isprintable() and name and name == name.strip() else repr(name)
 
 
+def printable(text: str) -> str:
+    """A text in which nothing can move the cursor, colour the terminal or turn the line around: all that is escaped.
+
+    Example:
+        >>> printable(chr(27) + "[31mred") == "\\\\x1b[31mred"
+        True
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def duplicates(names: Iterable[str]) -> list[str]:
     """The names that stand more than once in `names`, each once, in order.
 

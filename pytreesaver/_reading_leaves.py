@@ -11,6 +11,7 @@ import numpy as np
 
 from pytreesaver._boxes import Box, box_shape, index_box, whole_box
 from pytreesaver._convert import LossError, convert
+from pytreesaver._damage import add_damage, joined_damage
 from pytreesaver._errors import CorruptCheckpointError, MismatchError
 from pytreesaver._io import filesystem
 from pytreesaver._io.ranges import ALIGNMENT
@@ -59,7 +60,7 @@ def read_leaves(
         jax.block_until_ready(on_its_way)  # type: ignore[no-untyped-call]
         on_its_way = [] if len(group) == len(plans) else [leaf for leaf in made if isinstance(leaf, jax.Array)]
     if found.damage:
-        raise found.damage[0] if len(found.damage) == 1 else _joined_damage(reader, found.damage)
+        raise joined_damage(reader, found.damage)
     if found.losses:
         raise _loss_error(reader, found.losses)
     return leaves
@@ -104,7 +105,7 @@ def _leaves_of_group(
             except LossError as loss:
                 found.losses[name] = plan, loss
             except CorruptCheckpointError as error:
-                _add_damage(found.damage, error)
+                add_damage(found.damage, error)
         leaves.append(leaf)
     if not (found.damage or found.losses):
         for i, leaf in zip(for_jax, jax_arrays(list(for_jax.values())), strict=True):
@@ -123,24 +124,6 @@ def _is_taken_as_it_is(reader: CheckpointReader, plan: LeafPlan, options: ReadOp
         and wanted.kind in ("jax", "numpy")
         and (options.as_numpy or wanted.kind == "numpy" or (target.sharding is None and not wanted.weak_type))
         and not wanted.dtype.startswith(">")
-    )
-
-
-def _add_damage(damage: list[CorruptCheckpointError], error: CorruptCheckpointError) -> None:
-    if not error.damaged:
-        raise error  # nothing can be trusted then
-    damage.append(error)
-
-
-def _joined_damage(reader: CheckpointReader, damage: Sequence[CorruptCheckpointError]) -> CorruptCheckpointError:
-    damaged = {name for error in damage for name in error.damaged}
-    names = [name for name in reader.names if name in damaged]
-    count = f"{len(names)} of {len(reader.names)} variables damaged:"
-    # Each message names its variables after a line of this kind; what comes before says why.
-    reasons = [str(error).rpartition(f"{reader.path}: {len(error.damaged)} of ")[0] for error in damage]
-    lines = [line for line in dict.fromkeys("".join(reasons).splitlines()) if line]
-    return CorruptCheckpointError(
-        "\n".join([*lines, f"{reader.path}: {count}", *(f"  {shown(name)}" for name in names)]), damaged=names
     )
 
 
@@ -213,7 +196,7 @@ def _read_group(
         try:
             mapped = reader.map(places, verify=options.verify)
         except CorruptCheckpointError as error:
-            _add_damage(damage, error)
+            add_damage(damage, error)
             # What is intact and not mapped has to be looked at yet.
             places = [(position, box) for position, box in places if reader.names[position] not in error.damaged]
             rest = [position for position, _ in places]
@@ -224,7 +207,7 @@ def _read_group(
         try:
             arrays |= zip(rest, reader.read(rest, verify=options.verify), strict=True)
         except CorruptCheckpointError as error:
-            _add_damage(damage, error)
+            add_damage(damage, error)
     return arrays
 
 

@@ -22,6 +22,8 @@ class Record:
         serial: how many checkpoints had been saved for that state file, this one included.
         name: the name of the checkpoint's own directory.
         predecessor: the name of the newest checkpoint at that time.
+        retention: the rule of the saver, as `pytreesaver._recorded_rules` encodes it, so that others can tell what it
+            will keep; None if it was not recorded.
     """
 
     step: int | None = None
@@ -31,6 +33,7 @@ class Record:
     serial: int = 0
     name: str = ""
     predecessor: str | None = None
+    retention: Any = None
 
 
 def encode_record(record: Record) -> Any:
@@ -39,7 +42,7 @@ def encode_record(record: Record) -> Any:
     Example:
         >>> encode_record(Record(100, 1.5, {"loss": 0.25}, "checkpoint", 7, "m-100", "m-90"))
         {'step': 100, 'time': 1.5, 'metrics': {'loss': 0.25}, 'state_file': 'checkpoint', 'serial': 7, 'name': 'm-100',
-            'predecessor': 'm-90'}
+            'predecessor': 'm-90', 'retention': None}
     """
     fields = {
         "step": record.step,
@@ -49,6 +52,7 @@ def encode_record(record: Record) -> Any:
         "serial": record.serial,
         "name": record.name,
         "predecessor": record.predecessor,
+        "retention": record.retention,
     }
     return encode_value(fields, classes=False)
 
@@ -66,7 +70,7 @@ def decode_record(encoded: Any, where: Path) -> Record:
         return Record()
     try:
         fields = decode_value(encoded)
-        record = Record(*(fields[name] for name in _FIELDS))
+        record = Record(**{name: fields[name] for name in _FIELDS}, retention=fields.get("retention"))
         well_formed = (
             (record.step is None or type(record.step) is int)
             and (record.time is None or (type(record.time) is float and math.isfinite(record.time)))

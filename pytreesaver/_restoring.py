@@ -22,6 +22,7 @@ from pytreesaver._leaves import LeafError
 from pytreesaver._match import LeafPlan, Missing, StoredVariables, Unexpected, check_targets, match_template
 from pytreesaver._names import did_you_mean, listed_with_suggestions, shown
 from pytreesaver._paths import PathLike, named_os_errors
+from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._prune import TakenNameError, move_structure, names_without_leaves, prune_structure
 from pytreesaver._reading_leaves import ReadOptions, read_leaves
 from pytreesaver._rebuild import MalformedStructureError, rebuild_tree
@@ -47,6 +48,7 @@ class RestoreArguments(TypedDict, total=False):
     as_numpy: bool
     mmap: bool
     verify: bool
+    progress: Progress
 
 
 class RestoreOptions(NamedTuple):
@@ -66,6 +68,7 @@ class RestoreOptions(NamedTuple):
     as_numpy: bool = False
     mmap: bool = False
     verify: bool = True
+    progress: Progress = False
     sequentially: bool = False
     may_be_empty: bool = False
     hints: bool = True
@@ -96,6 +99,7 @@ class RestoreOptions(NamedTuple):
         for flag in ("reshape", "as_numpy", "mmap", "verify"):
             if not isinstance(getattr(self, flag), bool | np.bool_):
                 raise TypeError(f"{flag}: expected True or False, found {getattr(self, flag)!r}")
+        check_progress(self.progress)
         if self.as_numpy and self.sharding is not None:
             raise ValueError("sharding places JAX arrays, and with as_numpy=True there are none: leave one of them out")
         only = None if self.only is None else as_selection(self.only)
@@ -151,7 +155,7 @@ def _restore_all(reader: CheckpointReader, options: RestoreOptions, stacklevel: 
     where, x64_enabled = str(reader.path), _x64_enabled() or options.as_numpy
     check_targets(targets, stored, where=where, x64_enabled=x64_enabled)
     plans = [LeafPlan(position, target) for position, target in zip(positions, targets.values(), strict=True)]
-    leaves = read_leaves(reader, plans, names, _read_options(options))
+    leaves = _read_leaves(reader, plans, names, options)
     try:
         tree, problems = rebuild_tree(structure, leaves)
     except MalformedStructureError as error:
@@ -234,7 +238,7 @@ class TreePlan(NamedTuple):
 
     def read(self, reader: CheckpointReader, options: RestoreOptions) -> dict[str, Any]:
         """The leaves that are restored. Raises what `read_leaves` raises."""
-        leaves = read_leaves(reader, list(self.plans.values()), list(self.plans), _read_options(options))
+        leaves = _read_leaves(reader, list(self.plans.values()), list(self.plans), options)
         return dict(zip(self.plans, leaves, strict=True))
 
     def with_leaves(self, restored: Mapping[str, Any]) -> Any:
@@ -332,8 +336,15 @@ def named_template(name: str, leaf: Any) -> Template:
         ) from None
 
 
-def _read_options(options: RestoreOptions) -> ReadOptions:
-    return ReadOptions(options.as_numpy, options.mmap, options.verify, options.sequentially)
+def _read_leaves(
+    reader: CheckpointReader, plans: Sequence[LeafPlan], names: Sequence[str], options: RestoreOptions
+) -> list[Any]:
+    how = ReadOptions(options.as_numpy, options.mmap, options.verify, options.sequentially)
+    if options.progress is False:
+        return read_leaves(reader, plans, names, how)
+    total = sum(reader.nbytes[position] for position in {plan.position for plan in plans})
+    with reporting(options.progress, f"restoring {reader.path}", total):
+        return read_leaves(reader, plans, names, how)
 
 
 def _x64_enabled() -> bool:

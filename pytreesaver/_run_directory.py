@@ -201,22 +201,8 @@ def modified_time(path: Path) -> float:
     return filesystem.modified_ns(native.heading_file(path)) / 1e9
 
 
-def remove_checkpoint(path: PathLike) -> bool:
-    """Delete the checkpoint at exactly this path; gives whether there was one. After `tf.train.remove_checkpoint`.
-
-    At every moment it is there whole or not at all. A reader that has opened it can read on.
-
-    Raises:
-        CheckpointNotFoundError: there is something at the path, and it is no checkpoint.
-        CheckpointExistsError: there are other things than the checkpoint in its directory; nothing was deleted.
-        CheckpointIOError: the system refused; the checkpoint is still there.
-
-    Example:
-        >>> path = pytreesaver.save({"w": np.ones(3)}, "to-be-removed")
-        >>> remove_checkpoint(path), remove_checkpoint(path)
-        (True, False)
-    """
-    target = local_path(path)
+def delete_checkpoint(target: Path) -> bool:
+    """Delete the checkpoint at a path; gives whether there was one. Raises what `remove_checkpoint` raises."""
     if not os.path.lexists(target):
         return False
     with named_os_errors("remove", target):
@@ -229,7 +215,7 @@ def remove_checkpoint(path: PathLike) -> bool:
 def read_record(path: Path) -> Record:
     """What was recorded with a checkpoint. Raises what `load_checkpoint` raises."""
     with named_os_errors("read", path):
-        return decode_record(native.read_record(path), path)
+        return decode_record(native.read_heading(path).record, path)
 
 
 def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = None) -> Path | None:

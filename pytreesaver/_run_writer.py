@@ -12,7 +12,7 @@ from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, Retent
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import make_durable_directory
 from pytreesaver._paths import named_os_errors
-from pytreesaver._run_directory import remove_checkpoint, write_state
+from pytreesaver._run_directory import delete_checkpoint, write_state
 from pytreesaver._run_lock import RunLock
 from pytreesaver._state_file import CheckpointState
 from pytreesaver.formats import PINNED_NAME, native
@@ -140,7 +140,7 @@ def list_and_delete(
         if os.path.lexists(path / PINNED_NAME):
             continue  # pinned since that was decided
         try:
-            remove_checkpoint(path)
+            delete_checkpoint(path)
         except CheckpointNotFoundError as error:
             problems.append(f"{error}; it is not watched any more")
         except CheckpointError as error:

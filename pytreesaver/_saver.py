@@ -15,6 +15,8 @@ import jax
 from pytreesaver._background import SaveFuture, close_on_exit
 from pytreesaver._checkpoint import write_contents
 from pytreesaver._paths import PathLike, canonical, local_path
+from pytreesaver._progress import Progress, check_progress
+from pytreesaver._recorded_rules import SaverRule, encode_rule
 from pytreesaver._records import Record, encode_record
 from pytreesaver._restoring import RestoreArguments, RestoreOptions, restore_with
 from pytreesaver._run_directory import (
@@ -128,6 +130,7 @@ class Saver:
         metadata: Mapping[str, Any] | None = None,
         block: bool = True,
         copy: bool = False,
+        progress: Progress = False,
     ) -> str:
         """Save a tree as ``save_path-global_step``, list it in the state file, and delete what is not to be kept.
 
@@ -144,6 +147,7 @@ class Saver:
             block: without it, return as soon as nothing that happens to the tree can change what is saved; see
                 `save_async`. One save is under way at a time: the next one waits for it.
             copy: without `block`, as in `pytreesaver.save_async`.
+            progress: as in `pytreesaver.save`.
 
         Returns:
             The path of the checkpoint.
@@ -157,6 +161,7 @@ class Saver:
             >>> Saver(pad_step_number=True).save({"w": np.ones(3)}, "padded/model", global_step=np.int32(7))
             'padded/model-00000007'
         """
+        check_progress(progress)
         step = None if global_step is None else as_step(global_step)
         state_name = state_file_name(latest_filename)
         path = self._path(save_path, step, state_name)
@@ -174,10 +179,12 @@ class Saver:
                     absolute = os.path.isabs(path)  # noqa: PTH117
                     alone = lock.wrote_last(self)
                     record = self._memory.adopt(location, step, state_name, absolute=absolute, alone=alone)
+                rule = SaverRule(self._settings.max_to_keep, self._settings.keep_checkpoint_every_n_hours)
+                record = replace(record, retention=encode_rule(rule))
                 contents = contents._replace(record=encode_record(replace(record, time=now)))
                 if not block:
                     contents = snapshot(contents, copy=copy)
-                work = partial(self._write, path, location, contents, record, lock, now, not block)
+                work = partial(self._write, path, location, contents, record, lock, now, not block, progress)
                 self._session.perform(f"{self._label}'s save of {path}", work, block=block)
         return path
 
@@ -211,9 +218,18 @@ class Saver:
         lock: RunLock,
         now: float,
         in_background: bool,
+        progress: Progress,
     ) -> Path:
         try:
-            write_contents(location, contents, overwrite=True, durable=True, in_background=in_background)
+            write_contents(
+                location,
+                contents,
+                overwrite=True,
+                durable=True,
+                in_background=in_background,
+                progress=progress,
+                what=f"{self._label}: saving {path}",
+            )
             if record.state_file is not None:
                 with lock.saving:
                     deletions = self._memory.list_saved(path, location, record, now)

@@ -10,9 +10,13 @@ import numpy as np
 from pytreesaver._boxes import box_shape
 from pytreesaver._errors import CorruptCheckpointError, VariableNotFoundError
 from pytreesaver._leaf_types import PYTHON_KINDS, describe, logical_shape, numpy_value, storage_dtype
+from pytreesaver._measuring import histogram, measure
 from pytreesaver._names import did_you_mean, shown
 from pytreesaver._paths import PathLike, local_path, named_os_errors
+from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._records import decode_record
+from pytreesaver._select import as_selection, selected
+from pytreesaver._statistics import Statistics
 from pytreesaver._values import NotPlainError, decode_value, dtype_from_name
 from pytreesaver.formats import CheckpointReader, native
 
@@ -111,6 +115,39 @@ class Variable:
         part = np.empty(box_shape(tuple(box)), storage_dtype(self._leaf_type))
         self._reader.read_boxes(self._position, [tuple(box)], [part], verify=True)
         return part
+
+    def statistics(self) -> Statistics:
+        """What its elements are like: extremes, mean, NaN, ...; read in bounded memory.
+
+        Raises:
+            CorruptCheckpointError: the bytes are damaged.
+
+        Example:
+            >>> path = pytreesaver.save({"w": np.array([1.0, 2.0, np.nan])}, "measured-variable")
+            >>> statistics = load_checkpoint(path)["w"].statistics()
+            >>> statistics.nan, statistics.mean, statistics.max
+            (1, 1.5, 2.0)
+        """
+        with named_os_errors("read", self._reader.path):
+            return measure(self._reader, [self._position])[0]
+
+    def histogram(self, bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
+        """How its finite elements lie between the smallest and the largest: counts int64[bins] and edges
+        float64[bins + 1], as `numpy.histogram` gives them; read in bounded memory.
+
+        Raises:
+            ValueError: it has no finite real numbers, or `bins` is less than 1.
+            CorruptCheckpointError: the bytes are damaged.
+
+        Example:
+            >>> path = pytreesaver.save({"w": np.array([0.0, 1.0, 1.0, 4.0])}, "counted-variable")
+            >>> load_checkpoint(path)["w"].histogram(2)
+            (array([3, 1]), array([0., 2., 4.]))
+        """
+        if bins < 1:
+            raise ValueError(f"bins: expected a positive number, found {bins!r}")
+        with named_os_errors("read", self._reader.path):
+            return histogram(self._reader, self._position, bins)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -215,14 +252,46 @@ class Checkpoint(Mapping[str, Variable]):
     def __len__(self) -> int:
         return len(self._positions)
 
-    def verify(self) -> None:
-        """Read every byte of the checkpoint, in bounded memory.
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the values of all variables have."""
+        return sum(self._reader.nbytes)
+
+    def verify(self, *, progress: Progress = False) -> None:
+        """Read every byte of the checkpoint, in bounded memory. `progress` is as in `pytreesaver.save`.
 
         Raises:
             CorruptCheckpointError: naming every damaged variable.
         """
-        with named_os_errors("read", self.path):
+        check_progress(progress)
+        with named_os_errors("read", self.path), reporting(progress, f"verifying {self.path}", self.nbytes):
             self._reader.verify()
+
+    def statistics(self, only: Any = None, *, progress: Progress = False) -> dict[str, Statistics]:
+        """What the elements of each variable are like: extremes, mean, NaN, ...; read in bounded memory.
+
+        Args:
+            only: which variables, as in `pytreesaver.restore`.
+            progress: as in `pytreesaver.save`.
+
+        Raises:
+            VariableNotFoundError: `only` selects nothing.
+            CorruptCheckpointError: naming every damaged variable.
+
+        Example:
+            >>> path = pytreesaver.save({"w": np.ones(3), "b": np.array([1.0, np.inf])}, "measured")
+            >>> {name: each.inf for name, each in load_checkpoint(path).statistics().items()}
+            {'b': 1, 'w': 0}
+        """
+        check_progress(progress)
+        names = list(self._positions)
+        if only is not None:
+            flags = selected(as_selection(only), names, str(self.path))
+            names = [name for name, flag in zip(names, flags, strict=True) if flag]
+        positions = [self._positions[name] for name in names]
+        nbytes = sum(self._reader.nbytes[i] for i in positions)
+        with named_os_errors("read", self.path), reporting(progress, f"measuring {self.path}", nbytes):
+            return dict(zip(names, measure(self._reader, positions), strict=True))
 
     def close(self) -> None:
         """Close the files. Arrays that were read stay as they are."""
@@ -300,8 +369,12 @@ def load_variable(path: PathLike, name: str) -> np.ndarray:
         return checkpoint[name].read()
 
 
-def verify(path: PathLike) -> None:
+def verify(path: PathLike, *, progress: Progress = False) -> None:
     """Read every byte of a checkpoint and compare it with its checksums, in bounded memory.
+
+    Args:
+        path: the checkpoint.
+        progress: as in `pytreesaver.save`.
 
     Raises:
         CorruptCheckpointError: its attribute `damaged` and its message name every damaged variable.
@@ -311,4 +384,4 @@ def verify(path: PathLike) -> None:
         >>> verify(pytreesaver.save({"w": np.arange(3)}, "verified"))
     """
     with load_checkpoint(path) as checkpoint:
-        checkpoint.verify()
+        checkpoint.verify(progress=progress)

@@ -191,6 +191,12 @@ def fingerprint(path: Path) -> tuple[tuple[str, int, int, int], ...]:
     return tuple((p.name, s.st_ino, s.st_size, s.st_mtime_ns) for p in paths for s in [os.stat(p)])
 
 
+def file_sizes(path: Path) -> dict[str, int]:
+    """The size in bytes of every file in a directory, by name."""
+    with os.scandir(path) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
 def modified_ns(path: Path) -> int:
     """When a file was last written to, in nanoseconds since the epoch."""
     return os.stat(path).st_mtime_ns

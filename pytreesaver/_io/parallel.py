@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 SLICE_NBYTES = 8 << 20
 """How many bytes one thread reads, writes or copies at a time."""
@@ -25,7 +26,7 @@ def run_all(tasks: Sequence[Callable[[], None]], nbytes: int, *, in_background: 
         try:
             for task in tasks:
                 try:
-                    futures.append(executor.submit(task))
+                    futures.append(executor.submit(copy_context().run, task))
                 except RuntimeError:  # the interpreter is shutting down, and starts no more threads
                     task()
             for future in futures:

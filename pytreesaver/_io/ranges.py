@@ -8,6 +8,7 @@ import numpy as np
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import block_checksums, checksum
+from pytreesaver._io.metering import advance
 from pytreesaver._io.parallel import SLICE_NBYTES, run_all
 from pytreesaver._io.reading import PastCacheReader, read_fully
 
@@ -94,6 +95,7 @@ class _Reading:
                 intact = self._are_intact(self.results[i], checksums, first_checksums[i])
             if not intact:
                 self.damaged.add(i)
+        advance(end - start)
 
     def _read_slice(self, i: int, start: int, slice_nbytes: int) -> None:
         block, checksums = self._block_nbytes, self._ranges.checksums
@@ -103,6 +105,7 @@ class _Reading:
         if checksums is None:
             if not is_read:
                 read_fully(self._descriptor, data, offset)
+            advance(data.nbytes)
             return
         # Step by step, so that the checksums are computed while the bytes are still in the processor's cache.
         first = self._ranges.first_checksums[i] + start // block
@@ -113,6 +116,7 @@ class _Reading:
                 read_fully(self._descriptor, piece, offset + begin)
             if not self._are_intact(piece, checksums, first + begin // block):
                 self.damaged.add(i)
+        advance(data.nbytes)
 
     def _are_intact(self, data: np.ndarray, checksums: Sequence[int], first: int) -> bool:
         return all(each == checksums[i] for i, each in enumerate(block_checksums(data, self._block_nbytes), first))

@@ -9,6 +9,7 @@ import numpy as np
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import BLOCK_NBYTES, block_count
+from pytreesaver._io.metering import advance
 from pytreesaver._io.parallel import SLICE_NBYTES, run_all
 from pytreesaver._io.writing import CacheWriter, PastCacheWriter
 
@@ -84,6 +85,7 @@ def _write_group(
             blocks += split
             numbers += range(first, first + len(split))
     checksums[numbers] = writer.write(blocks, stretches.offsets[group[0]])
+    advance(sum(map(len, blocks)))
 
 
 def _blocks(data: np.ndarray) -> list[np.ndarray]:
@@ -118,3 +120,4 @@ def _write_slice(
 ) -> None:
     blocks = _blocks(shared.take(start))
     checksums[block : block + len(blocks)] = writer.write(blocks, offset + start)
+    advance(sum(map(len, blocks)))

@@ -1,13 +1,14 @@
 """The formats in which a checkpoint can lie on disk: one module for each, all behind the same small protocol."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from pytreesaver._boxes import Box
-from pytreesaver._leaf_types import Cells, LeafType
+from pytreesaver._leaf_types import Cells, LeafType, storage_dtype
 
 PINNED_NAME = "pinned"
 """A file of this name in the directory of a checkpoint tells retention to leave that checkpoint alone."""
@@ -29,12 +30,29 @@ class TreeContents(NamedTuple):
     metadata: Any
     record: Any = None
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes all values have."""
+        shapes = zip(self.types, self.shapes, strict=True)
+        return sum(storage_dtype(leaf_type).itemsize * math.prod(shape) for leaf_type, shape in shapes)
+
+
+class Heading(NamedTuple):
+    """What is known of a checkpoint without its variables: `record` and `metadata` as in `TreeContents`, and the size
+    in bytes that each of its data files should have, by name."""
+
+    record: Any
+    metadata: Any
+    file_sizes: Mapping[str, int]
+
 
 class CheckpointReader(Protocol):
     """An open checkpoint: what it holds is known, its arrays are read when asked for. A position is an index into the
     columns `names`, `types`, `shapes` and `nbytes`."""
 
     path: Path
+    format_name: str
+    format_version: int
     names: Sequence[str]
     types: Sequence[LeafType]
     shapes: Sequence[tuple[int, ...]]
@@ -150,8 +168,8 @@ class Format(Protocol):
     def heading_file(self, path: Path) -> Path:
         """The file that is written last, and whose time is that of the checkpoint at `path`."""
 
-    def read_record(self, path: Path) -> Any:
-        """The `TreeContents.record` of a checkpoint. Raises what `open` raises, and reads less."""
+    def read_heading(self, path: Path) -> Heading:
+        """What is known of a checkpoint without its variables. Raises what `open` raises, and reads less."""
 
     def open(self, path: Path) -> CheckpointReader:
         """Open a checkpoint.

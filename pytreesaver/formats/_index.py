@@ -19,6 +19,7 @@ from pytreesaver._io.checksums import block_count, checksum
 from pytreesaver._leaf_types import PYTHON_KINDS, LeafType, storage_dtype
 from pytreesaver._names import duplicates
 from pytreesaver._values import NotPlainError
+from pytreesaver.formats import Heading
 
 FORMAT_NAME = "pytreesaver"
 VERSION = 1
@@ -87,7 +88,7 @@ _TAIL = re.compile(rb'"checksum":"([0-9a-f]{16})"\}\n')
 _TAIL_NBYTES = len(b'"checksum":"0123456789abcdef"}\n')
 
 
-class _Heading(msgspec.Struct):
+class _Version(msgspec.Struct):
     format: str
     version: int
 
@@ -110,7 +111,7 @@ def decode_index(data: bytes, where: str) -> Index:
     body, tail = data[:-_TAIL_NBYTES], _TAIL.fullmatch(data[-_TAIL_NBYTES:])
     intact = tail is not None and int(tail[1], 16) == checksum(body)
     try:
-        heading = msgspec.json.decode(data, type=_Heading)
+        heading = msgspec.json.decode(data, type=_Version)
         of_version = f"version {heading.version} of the format, and this pytreesaver reads up to version {VERSION}"
         if heading.format != FORMAT_NAME:
             raise _BrokenRuleError(f'expected "format": "{FORMAT_NAME}", found "{heading.format}"')
@@ -136,23 +137,28 @@ def decode_index(data: bytes, where: str) -> Index:
     return index
 
 
-class _Record(msgspec.Struct):
+class _Parts(msgspec.Struct):
+    files: list[DataFile]
+    metadata: Any
     record: Any = None
 
 
-def decode_record(data: bytes, where: str) -> Any:
-    """The record of an index, None if it has none; the rest of the index is only compared with its checksum.
+def decode_heading(data: bytes, where: str) -> Heading:
+    """What an index says of the whole checkpoint; the rest of it is only compared with its checksum.
 
     Raises:
         What `decode_index` raises.
     """
     tail = _TAIL.fullmatch(data[-_TAIL_NBYTES:])
-    if tail is None or int(tail[1], 16) != checksum(data[:-_TAIL_NBYTES]):
-        return decode_index(data, where).record
-    heading = msgspec.json.decode(data, type=_Heading)
-    if (heading.format, heading.version) != (FORMAT_NAME, VERSION):
-        return decode_index(data, where).record
-    return msgspec.json.decode(data, type=_Record).record
+    parts: _Parts | Index
+    try:
+        intact = tail is not None and int(tail[1], 16) == checksum(data[:-_TAIL_NBYTES])
+        version = msgspec.json.decode(data, type=_Version) if intact else None
+        is_known = version is not None and (version.format, version.version) == (FORMAT_NAME, VERSION)
+        parts = msgspec.json.decode(data, type=_Parts) if is_known else decode_index(data, where)
+    except msgspec.MsgspecError:
+        parts = decode_index(data, where)
+    return Heading(parts.record, parts.metadata, {file.name: file.nbytes for file in parts.files})
 
 
 class _BrokenRuleError(Exception):

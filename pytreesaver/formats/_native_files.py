@@ -4,7 +4,6 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,14 +14,15 @@ from pytreesaver._io.ranges import Ranges
 from pytreesaver._io.reading import read_file, read_fully
 from pytreesaver._leaf_types import grid_cells
 from pytreesaver._names import shown
+from pytreesaver.formats import Heading
 from pytreesaver.formats._index import (
     Chunk,
     Index,
     chunk_counts,
     chunk_nbytes,
     decode_checksums,
+    decode_heading,
     decode_index,
-    decode_record,
     first_positions,
     header_checksum,
 )
@@ -36,9 +36,9 @@ def read_index(path: Path) -> Index:
     return decode_index(_index_bytes(path), str(path / INDEX_NAME))
 
 
-def read_record(path: Path) -> Any:
-    """The record of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
-    return decode_record(_index_bytes(path), str(path / INDEX_NAME))
+def read_heading(path: Path) -> Heading:
+    """The heading of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
+    return decode_heading(_index_bytes(path), str(path / INDEX_NAME))
 
 
 def _index_bytes(path: Path) -> bytes:

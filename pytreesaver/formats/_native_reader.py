@@ -23,11 +23,12 @@ from pytreesaver._boxes import (
 )
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
+from pytreesaver._io.metering import advance
 from pytreesaver._io.parallel import SLICE_NBYTES, run_all
 from pytreesaver._io.ranges import Ranges, read_ranges
 from pytreesaver._io.reading import EndOfFileError, read_fully
 from pytreesaver._leaf_types import LeafType, storage_dtype, stored_array
-from pytreesaver.formats._index import Chunk
+from pytreesaver.formats._index import FORMAT_NAME, VERSION, Chunk
 from pytreesaver.formats._native_files import NativeFiles
 
 _WINDOW_NBYTES = 64 << 20  # how many bytes are held beside the result at a time
@@ -55,6 +56,9 @@ class _Check(NamedTuple):
 
 class NativeReader:
     """An open native checkpoint. See `pytreesaver.formats.CheckpointReader`."""
+
+    format_name = FORMAT_NAME
+    format_version = VERSION
 
     def __init__(self, path: Path) -> None:
         self._files = NativeFiles(path)
@@ -238,6 +242,7 @@ class NativeReader:
         for first, piece in pieces_of_run(shape, begin // dtype.itemsize, end // dtype.itemsize):
             values = _piece_values(elements, first - begin // dtype.itemsize, piece)
             _assign_piece(values, piece, parts, assign)
+        advance(end - begin)
 
     def map(self, places: Sequence[tuple[int, Box]], *, verify: bool) -> list[np.ndarray | None]:
         """See `pytreesaver.formats.CheckpointReader.map`."""
@@ -297,6 +302,7 @@ class NativeReader:
             for position, chunk, low, data in some:
                 if not self._files.is_intact(chunk, low, data):
                     damaged[self.names[position]] = None
+                advance(data.nbytes)
 
         ends = np.cumsum([each.data.nbytes for each in checks], dtype=np.int64)
         first = [0, *(np.flatnonzero(np.diff(ends // SLICE_NBYTES)) + 1).tolist(), len(checks)]

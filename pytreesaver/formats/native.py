@@ -39,11 +39,11 @@ from pytreesaver.formats._index import (
     header_checksum,
     is_index,
 )
-from pytreesaver.formats._native_files import INDEX_NAME, read_index, read_record
+from pytreesaver.formats._native_files import INDEX_NAME, read_heading, read_index
 from pytreesaver.formats._native_reader import NativeReader
 from pytreesaver.formats._safetensors import Tensor, encode_header, is_header
 
-__all__ = ["heading_file", "name", "open", "read_record", "recognizes", "remove", "remove_unlisted_files", "write"]
+__all__ = ["heading_file", "name", "open", "read_heading", "recognizes", "remove", "remove_unlisted_files", "write"]
 
 name = "native"
 

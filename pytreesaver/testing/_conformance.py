@@ -150,11 +150,13 @@ class FormatConformance:
         for path, contents in ((tmp_path / "with", with_record), (tmp_path / "without", contents_of(_TREE, None))):
             self.format.write(path, contents, overwrite=False, durable=False)
             assert_holds(self.format, path, contents)
-            assert self.format.read_record(path) == contents.record
+            heading = self.format.read_heading(path)
+            assert (heading.record, heading.metadata) == (contents.record, contents.metadata)
+            assert all((path / name).stat().st_size == size for name, size in heading.file_sizes.items())
             assert self.format.heading_file(path).is_file()
-        assert decode_record(self.format.read_record(tmp_path / "with"), tmp_path) == record
+        assert decode_record(self.format.read_heading(tmp_path / "with").record, tmp_path) == record
         with pytest.raises(CheckpointNotFoundError, match="nothing"):
-            self.format.read_record(tmp_path / "nothing")
+            self.format.read_heading(tmp_path / "nothing")
 
     def test_removes_a_checkpoint_and_nothing_else(self, tmp_path: Path) -> None:
         """Nothing is left of it; one that has been opened can be read on; other files are in the way."""

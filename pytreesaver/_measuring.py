@@ -1,0 +1,164 @@
+"""Statistics of the variables of a checkpoint, in bounded memory: read part by part, on a few threads."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from pytreesaver._convert import is_number
+from pytreesaver._damage import add_damage, joined_damage
+from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._io.parallel import run_all
+from pytreesaver._leaf_types import PYTHON_KINDS, logical_shape, storage_dtype
+from pytreesaver._statistics import Statistics, histogram_edges, histogram_of, joined, sums_of
+from pytreesaver.formats import CheckpointReader
+
+T = TypeVar("T")
+
+_PART_NBYTES = 2 << 20
+"""A variable of up to this many bytes is read together with others, a larger one in parts of this size."""
+_WINDOW_NBYTES = 32 << 20
+
+
+def measure(reader: CheckpointReader, positions: Sequence[int]) -> list[Statistics]:
+    """The statistics of each of these variables.
+
+    Raises:
+        CorruptCheckpointError: naming every damaged variable.
+    """
+    sums = map_parts(reader, [i for i in positions if has_numbers(reader, i)], sums_of)
+    return [joined(sums[i]).result() if i in sums else Statistics(_size(reader, i)) for i in positions]
+
+
+def _size(reader: CheckpointReader, position: int) -> int:
+    return math.prod(logical_shape(reader.types[position], reader.shapes[position]))
+
+
+def histogram(reader: CheckpointReader, position: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many finite elements of a variable lie between each edge and the next: int64[bins], float64[bins + 1].
+
+    Raises:
+        CorruptCheckpointError: it is damaged.
+        ValueError: it has no finite numbers, or complex ones.
+    """
+    numbers = has_numbers(reader, position) and storage_dtype(reader.types[position]).kind != "c"
+    extremes = map_parts(reader, [position], _finite_extremes)[position] if numbers else []
+    found = [each for each in extremes if each is not None]
+    if not found:
+        raise ValueError(f"{reader.names[position]}: expected real numbers that are finite, found none")
+    edges = histogram_edges(min(low for low, _ in found), max(high for _, high in found), bins)
+    counts = map_parts(reader, [position], partial(histogram_of, edges=edges))[position]
+    total: np.ndarray = np.sum(counts, axis=0)
+    return total, edges
+
+
+def _finite_extremes(values: np.ndarray) -> tuple[float, float] | None:
+    wide = values.reshape(-1).astype(np.float64)
+    finite = wide[np.isfinite(wide)]
+    return (float(finite.min()), float(finite.max())) if finite.size else None
+
+
+def has_numbers(reader: CheckpointReader, position: int) -> bool:
+    """Whether a variable holds numbers or bools, of at most 64 bits if they are Python's."""
+    leaf_type = reader.types[position]
+    return is_number(leaf_type) and not (leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8")
+
+
+def map_parts(
+    reader: CheckpointReader, positions: Sequence[int], function: Callable[[np.ndarray], T]
+) -> dict[int, list[T]]:
+    """What a function of stored values gives for the parts of each variable, in their order.
+
+    It is called in several threads, with arrays of one axis that it may not keep.
+
+    Raises:
+        CorruptCheckpointError: naming every damaged variable.
+    """
+    results: dict[int, list[T]] = {}
+    damage: list[CorruptCheckpointError] = []
+    for group in _windows(reader, [i for i in positions if reader.nbytes[i] <= _PART_NBYTES]):
+        arrays = _read(reader, group, damage)
+        calls = {i: _Call(function, array) for i, array in arrays.items()}
+        run_all(list(calls.values()), sum(reader.nbytes[i] for i in group))
+        results |= {i: [call.result] for i, call in calls.items()}
+    for i in positions:
+        if reader.nbytes[i] > _PART_NBYTES:
+            parts = [
+                _Part(reader, i, begin, function) for begin in range(0, math.prod(reader.shapes[i]), _most(reader, i))
+            ]
+            try:
+                run_all(parts, reader.nbytes[i])
+            except CorruptCheckpointError as error:
+                add_damage(damage, error)
+            else:
+                results[i] = [part.result for part in parts]
+    if damage:
+        raise joined_damage(reader, damage)
+    return results
+
+
+def _most(reader: CheckpointReader, position: int) -> int:
+    """How many elements a part has."""
+    return _PART_NBYTES // storage_dtype(reader.types[position]).itemsize
+
+
+class _Call(Generic[T]):
+    """A call of a function, to be made in another thread."""
+
+    result: T
+
+    def __init__(self, function: Callable[[np.ndarray], T], values: np.ndarray) -> None:
+        self._function = function
+        self._values = values
+
+    def __call__(self) -> None:
+        self.result = self._function(self._values.reshape(-1))
+
+
+class _Part(Generic[T]):
+    """The same for some elements of a variable that are read for it."""
+
+    result: T
+
+    def __init__(
+        self, reader: CheckpointReader, position: int, begin: int, function: Callable[[np.ndarray], T]
+    ) -> None:
+        self._reader = reader
+        self._position = position
+        self._begin = begin
+        self._function = function
+
+    def __call__(self) -> None:
+        reader, position = self._reader, self._position
+        size = math.prod(reader.shapes[position])
+        end = min(self._begin + _most(reader, position), size)
+        values = np.empty(end - self._begin, storage_dtype(reader.types[position]))
+        reader.read_boxes(position, [((self._begin, end),)], [values], verify=True, shape=(size,))
+        self.result = self._function(values)
+
+
+def _windows(reader: CheckpointReader, positions: Sequence[int]) -> Iterator[list[int]]:
+    group: list[int] = []
+    nbytes = 0
+    for position in positions:
+        if group and nbytes + reader.nbytes[position] > _WINDOW_NBYTES:
+            yield group
+            group, nbytes = [], 0
+        group.append(position)
+        nbytes += reader.nbytes[position]
+    if group:
+        yield group
+
+
+def _read(
+    reader: CheckpointReader, positions: Sequence[int], damage: list[CorruptCheckpointError]
+) -> dict[int, np.ndarray]:
+    """The stored arrays of what is not damaged."""
+    try:
+        return dict(zip(positions, reader.read(positions, verify=True), strict=True))
+    except CorruptCheckpointError as error:
+        add_damage(damage, error)
+        intact = [i for i in positions if reader.names[i] not in error.damaged]
+        return dict(zip(intact, reader.read(intact, verify=True), strict=True)) if intact else {}

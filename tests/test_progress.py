@@ -1,0 +1,177 @@
+"""Progress of long work: a function is called with bytes, a line is shown on a terminal and nowhere else."""
+
+import itertools
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pytreesaver as pts
+from pytreesaver.testing import assert_trees_equal
+
+TREE = {
+    "large": np.arange(5 << 20, dtype=np.float32),
+    "small": {str(i): np.full(7, i) for i in range(300)},
+    "step": 7,
+}
+NBYTES = TREE["large"].nbytes + sum(a.nbytes for a in TREE["small"].values()) + 8
+
+
+class Calls(list):
+    def __call__(self, done, total):
+        self.append((done, total))
+
+    def check(self, total=NBYTES):
+        assert {t for _, t in self} == {total}
+        assert all(a < b for (a, _), (b, _) in itertools.pairwise(self))
+        assert self[-1] == (total, total)
+        assert len(self) > 2
+
+
+def save_plainly(path, progress):
+    pts.save(TREE, path, progress=progress)
+
+
+def save_in_background(path, progress):
+    pts.save_async(TREE, path, progress=progress).result()
+
+
+def save_with_a_saver(path, progress):
+    pts.Saver().save(TREE, path, progress=progress)
+
+
+def save_with_a_manager(path, progress):
+    with pts.CheckpointManager(f"{path}-run") as manager:
+        manager.save(1, TREE, progress=progress)
+
+
+@pytest.mark.parametrize("save", [save_plainly, save_in_background, save_with_a_saver, save_with_a_manager])
+def test_a_function_is_told_how_many_bytes_a_save_has_written(save):
+    calls = Calls()
+    save("model", calls)
+    calls.check()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"verify": False}, {"mmap": True}, {"mmap": True, "verify": False}, {"as_numpy": True}], ids=str
+)
+def test_a_function_is_told_how_many_bytes_a_restore_has_read(options):
+    pts.save(TREE, "model")
+    calls = Calls()
+    assert_trees_equal(pts.restore("model", progress=calls, **options), TREE)
+    if options.get("mmap") and not options.get("verify", True):
+        assert calls[-1] == (NBYTES, NBYTES)
+    else:
+        calls.check()
+
+
+def test_what_is_converted_or_left_out_counts_as_what_it_takes_in_the_checkpoint():
+    pts.save(TREE, "model")
+    calls = Calls()
+    pts.restore("model", like={"large": np.zeros(5 << 20, np.float64)}, only="large", cast=True, progress=calls)
+    calls.check(TREE["large"].nbytes)
+
+
+def test_verifying_and_measuring_report_too():
+    pts.save(TREE, "model")
+    for work in (pts.verify, lambda path, progress: pts.load_checkpoint(path).statistics(progress=progress)):
+        calls = Calls()
+        work("model", progress=calls)
+        calls.check()
+
+
+def test_an_empty_tree_is_done_at_once():
+    calls = Calls()
+    pts.save({}, "nothing", progress=calls)
+    assert calls == [(0, 0)]
+
+
+def test_an_error_of_the_function_ends_the_save_and_leaves_nothing():
+    def stop(done, total):
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        pts.save(TREE, "model", progress=stop)
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("work", [lambda p: pts.save(TREE, "model", progress=p), lambda p: pts.verify("m", progress=p)])
+def test_anything_else_is_refused_before_anything_is_written(work):
+    pts.save({"w": 1}, "m")
+    with pytest.raises(
+        TypeError, match=r"progress: expected True, False or a function of \(done, total\), found 'yes'"
+    ):
+        work("yes")
+    with pytest.raises(TypeError, match="progress"):
+        pts.restore("m", progress=1)
+    assert os.listdir() == ["m"]
+
+
+PROGRAM = """
+import logging, sys, time
+import pytreesaver._progress as progress
+from pytreesaver._io.metering import advance
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+progress._SHOWN_AFTER = 0.0
+with progress.reporting(True, "saving \\x1b[31mred", 4_000_000):
+    for i in range(3):
+        advance(1_000_000)
+        time.sleep(0.15)
+        print("printed", i, flush=True)
+        logging.info("logged %d", i)
+print("end")
+"""
+
+
+def test_without_a_terminal_nothing_is_shown():
+    finished = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert finished.stdout == "printed 0\nprinted 1\nprinted 2\nend\n"
+    assert finished.stderr == "logged 0\nlogged 1\nlogged 2\n"
+
+
+def in_terminal(*arguments, **options):
+    """What a program writes to a terminal of 100 columns, and its exit code."""
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    environment.pop("NO_COLOR", None)
+    with subprocess.Popen(arguments, **{"stdout": slave, **options}, stderr=slave, env=environment) as process:
+        os.close(slave)
+        written = b""
+        while True:
+            try:
+                chunk = os.read(master, 1 << 16)
+            except OSError:  # all its ends are closed
+                break
+            if not chunk:
+                break
+            written += chunk
+    os.close(master)
+    return written.decode(), process.returncode
+
+
+def test_on_a_terminal_the_line_stays_out_of_the_way_of_logs_and_is_gone_in_the_end():
+    written, code = in_terminal(sys.executable, "-c", PROGRAM)
+    assert code == 0
+    lines = written.split("\n")
+    assert "/4.0 MB" in written
+    assert "saving \\x1b[31mred" in written
+    for i in range(3):
+        for text in (f"printed {i}\r", f"logged {i}\r"):
+            assert any(line.endswith(text) and line[: -len(text)].endswith(("\x1b[2K", "", "\r")) for line in lines)
+            # The line of the progress is erased before, and drawn again below.
+            (line,) = [line for line in lines if line.endswith(text)]
+            assert line in (text, *(f"{before}{text}" for before in [line[: -len(text)]] if before.endswith("\x1b[2K")))
+    assert lines[-2].endswith("\x1b[1A\x1b[2Kend\r")
+
+
+def test_what_is_printed_into_a_file_still_goes_there():
+    with open("printed", "wb") as printed:
+        written, code = in_terminal(sys.executable, "-c", PROGRAM, stdout=printed)
+    assert code == 0
+    assert Path("printed").read_text() == "printed 0\nprinted 1\nprinted 2\nend\n"
+    assert "printed" not in written
+    assert "logged 2" in written
