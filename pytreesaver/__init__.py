@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from pytreesaver._assignment import init_from_checkpoint
     from pytreesaver._background import SaveFuture
     from pytreesaver._checkpoint import restore, save, save_async
+    from pytreesaver._copying import copy_checkpoint
     from pytreesaver._diff import Diff, VariableChange, diff
     from pytreesaver._errors import (
         CheckpointError,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from pytreesaver._state_file import CheckpointState
     from pytreesaver._statistics import Statistics
     from pytreesaver._tidying import prune, remove_checkpoint
+    from pytreesaver._type_tree import TypeNode
     from pytreesaver._variables import Checkpoint, Variable, list_variables, load_checkpoint, load_variable, verify
     from pytreesaver._vocabulary import VocabInfo
     from pytreesaver._warm_start import warm_start
@@ -92,6 +94,7 @@ __all__ = [
     "Selection",
     "Statistics",
     "StructureWarning",
+    "TypeNode",
     "UnsupportedLeafError",
     "UnsupportedVersionError",
     "Variable",
@@ -100,6 +103,7 @@ __all__ = [
     "VocabInfo",
     "checkpoint_exists",
     "checkpoints_iterator",
+    "copy_checkpoint",
     "diff",
     "get_checkpoint_mtimes",
     "get_checkpoint_state",
@@ -125,6 +129,7 @@ _MODULES = {
     "_assignment": ("init_from_checkpoint",),
     "_background": ("SaveFuture",),
     "_checkpoint": ("restore", "save", "save_async"),
+    "_copying": ("copy_checkpoint",),
     "_diff": ("Diff", "VariableChange", "diff"),
     "_listing": ("ListedCheckpoint", "list_checkpoints"),
     "_manager": ("CheckpointManager",),
@@ -153,6 +158,7 @@ _MODULES = {
     "_state_file": ("CheckpointState",),
     "_statistics": ("Statistics",),
     "_tidying": ("prune", "remove_checkpoint"),
+    "_type_tree": ("TypeNode",),
     "_variables": ("Checkpoint", "Variable", "list_variables", "load_checkpoint", "load_variable", "verify"),
     "_vocabulary": ("VocabInfo",),
     "_warm_start": ("warm_start",),

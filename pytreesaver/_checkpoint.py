@@ -8,12 +8,12 @@ from typing import Any
 from pytreesaver._background import SaveFuture, start_in_background
 from pytreesaver._contents import contents_of
 from pytreesaver._match import Missing, Unexpected
-from pytreesaver._paths import PathLike, local_path, named_os_errors
-from pytreesaver._progress import Progress, check_progress, reporting
+from pytreesaver._paths import PathLike, local_path
+from pytreesaver._progress import Progress, check_progress
 from pytreesaver._restoring import RestoreOptions, restore_with
 from pytreesaver._select import as_selection
 from pytreesaver._snapshot import snapshot
-from pytreesaver.formats import TreeContents, native
+from pytreesaver._write import write_contents
 
 
 def save(
@@ -72,23 +72,6 @@ def save(
     target = local_path(path)
     contents = contents_of(tree, metadata, only=None if only is None else as_selection(only))
     return write_contents(target, contents, overwrite=overwrite, durable=durable, progress=progress)
-
-
-def write_contents(
-    target: Path,
-    contents: TreeContents,
-    *,
-    overwrite: bool,
-    durable: bool,
-    in_background: bool = False,
-    progress: Progress = False,
-    what: str | None = None,
-) -> Path:
-    """Write what `contents_of` made of a tree. Raises what `save` raises. `what` begins the line of the progress."""
-    nbytes = 0 if progress is False else contents.nbytes
-    with named_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
-        native.write(target, contents, overwrite=overwrite, durable=durable, in_background=in_background)
-    return target
 
 
 def save_async(

@@ -1,8 +1,12 @@
 """Damage that was found in several places of a checkpoint, as one error."""
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._leaf_types import python_value
 from pytreesaver._names import shown
 from pytreesaver.formats import CheckpointReader
 
@@ -27,3 +31,14 @@ def joined_damage(reader: CheckpointReader, damage: Sequence[CorruptCheckpointEr
     return CorruptCheckpointError(
         "\n".join([*lines, f"{reader.path}: {count}", *(f"  {shown(name)}" for name in names)]), damaged=names
     )
+
+
+def value_of_bytes(reader: CheckpointReader, position: int, stored: np.ndarray) -> Any:
+    """The Python value of a variable; raises a CorruptCheckpointError if it is a str and its bytes are none."""
+    try:
+        return python_value(stored, reader.types[position])
+    except UnicodeDecodeError as error:
+        name = reader.names[position]
+        raise CorruptCheckpointError(
+            f"{reader.path}: {shown(name)}: the stored bytes are no str: {error}", damaged=[name]
+        ) from error

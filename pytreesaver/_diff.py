@@ -13,6 +13,8 @@ from pytreesaver._convert import is_castable
 from pytreesaver._leaf_types import PYTHON_KINDS, describe, described_dtype, logical_shape, python_value, storage_dtype
 from pytreesaver._names import shown
 from pytreesaver._paths import PathLike, named_os_errors
+from pytreesaver._progress import Progress, check_progress, reporting
+from pytreesaver._select import as_selection, selected
 from pytreesaver._variables import Checkpoint, open_reader
 from pytreesaver.formats import CheckpointReader
 
@@ -41,6 +43,9 @@ class VariableChange:
     mean_abs_difference: float | None = None
     nan_count: tuple[int, int] = (0, 0)
     values: tuple[Any, Any] | None = None
+
+    def __str__(self) -> str:
+        return _described(self)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Diff:
         lines = [f"<Diff {self.first} -> {self.second}: {counts}, {len(self.equal)} equal>"]
         lines += _listed([f"  + {shown(name)}: {self.descriptions[name]}" for name in self.added])
         lines += _listed([f"  - {shown(name)}: {self.descriptions[name]}" for name in self.removed])
-        lines += _listed([f"  ~ {shown(name)}: {_described(change)}" for name, change in self.changed.items()])
+        lines += _listed([f"  ~ {shown(name)}: {change}" for name, change in self.changed.items()])
         return "\n".join(lines)
 
 
@@ -110,7 +115,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def diff(first: PathLike | Checkpoint, second: PathLike | Checkpoint) -> Diff:
+def diff(
+    first: PathLike | Checkpoint, second: PathLike | Checkpoint, *, only: Any = None, progress: Progress = False
+) -> Diff:
     """Compare two checkpoints by the names of their variables.
 
     Values are compared to the bit: 0.0 and -0.0 differ, and a NaN is equal to the same NaN. Variables whose checksums
@@ -119,8 +126,11 @@ def diff(first: PathLike | Checkpoint, second: PathLike | Checkpoint) -> Diff:
     Args:
         first: a path, or what `load_checkpoint` gave.
         second: the same.
+        only: which variables, as in `pytreesaver.restore`.
+        progress: as in `pytreesaver.save`.
 
     Raises:
+        VariableNotFoundError: `only` selects nothing in either of them.
         CorruptCheckpointError: what has to be read is damaged.
         What `load_checkpoint` raises.
 
@@ -135,22 +145,34 @@ def diff(first: PathLike | Checkpoint, second: PathLike | Checkpoint) -> Diff:
         >>> bool(diff(a, a))
         False
     """
+    check_progress(progress)
     with _opened(first) as one, _opened(second) as other:
-        positions = {name: i for i, name in enumerate(other.names)}
+        names = list(dict.fromkeys([*one.names, *other.names]))
+        if only is not None:
+            flags = selected(as_selection(only), names, f"{one.path} and {other.path}")
+            names = [name for name, flag in zip(names, flags, strict=True) if flag]
+        of_one, of_other = ({name: i for i, name in enumerate(reader.names)} for reader in (one, other))
         result = Diff(str(one.path), str(other.path))
-        for position, name in enumerate(one.names):
-            if name not in positions:
+        pairs: dict[str, tuple[int, int]] = {}
+        for name in names:
+            if name not in of_other:
                 result.removed.append(name)
-                result.descriptions[name] = _description(one, position)
-                continue
-            change = _compare(name, one, position, other, positions.pop(name))
-            if change is None:
-                result.equal.append(name)
+                result.descriptions[name] = _description(one, of_one[name])
+            elif name not in of_one:
+                result.added.append(name)
+                result.descriptions[name] = _description(other, of_other[name])
             else:
-                result.changed[name] = change
-        for name, position in positions.items():
-            result.added.append(name)
-            result.descriptions[name] = _description(other, position)
+                pairs[name] = of_one[name], of_other[name]
+        nbytes = sum(
+            one.nbytes[i] + other.nbytes[j] for i, j in pairs.values() if not _is_known_to_be_same(one, i, other, j)
+        )
+        with reporting(progress, f"comparing {one.path} with {other.path}", nbytes):
+            for name, (i, j) in pairs.items():
+                change = _compare(name, one, i, other, j)
+                if change is None:
+                    result.equal.append(name)
+                else:
+                    result.changed[name] = change
     return result
 
 
@@ -175,9 +197,9 @@ def _compare(name: str, one: CheckpointReader, i: int, other: CheckpointReader, 
     of_python = [leaf_type.kind in PYTHON_KINDS for leaf_type in types]
     dtypes = described_dtype(types[0]), described_dtype(types[1])
     change = VariableChange(name, (logical_shape(types[0], shapes[0]), logical_shape(types[1], shapes[1])), dtypes)
-    same = dtypes[0] == dtypes[1] and shapes[0] == shapes[1]
-    if same and one.digest(i) is not None and one.digest(i) == other.digest(j):
+    if _is_known_to_be_same(one, i, other, j):
         return None
+    same = dtypes[0] == dtypes[1] and shapes[0] == shapes[1]
     if all(of_python):
         values = [
             python_value(reader.read([k], verify=True)[0], reader.types[k]) for reader, k in ((one, i), (other, j))
@@ -191,6 +213,14 @@ def _compare(name: str, one: CheckpointReader, i: int, other: CheckpointReader, 
     for box in split_box(whole_box(change.shape[0]), most):
         sums.add(_part(one, i, box), _part(other, j, box))
     return None if same and not sums.differing else replace(change, **sums.results())
+
+
+def _is_known_to_be_same(one: CheckpointReader, i: int, other: CheckpointReader, j: int) -> bool:
+    """Whether two variables are the same by what is known without reading them."""
+    if one.shapes[i] != other.shapes[j] or described_dtype(one.types[i]) != described_dtype(other.types[j]):
+        return False
+    digest = one.digest(i)
+    return digest is not None and bool(digest == other.digest(j))
 
 
 def _is_same_value(a: Any, b: Any) -> bool:

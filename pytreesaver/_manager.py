@@ -13,7 +13,6 @@ from typing import Any, Literal, Unpack
 import jax
 
 from pytreesaver._background import close_on_exit
-from pytreesaver._checkpoint import write_contents
 from pytreesaver._contents import contents_of
 from pytreesaver._errors import (
     CheckpointError,
@@ -42,6 +41,7 @@ from pytreesaver._schedule import LastSave, SaveSchedule
 from pytreesaver._settings import as_step, check_count, check_duration, check_format, checked_metrics, manager_rule
 from pytreesaver._snapshot import snapshot
 from pytreesaver._state_file import STATE_FILE_NAME
+from pytreesaver._write import write_contents
 from pytreesaver.formats import TreeContents
 
 logger = logging.getLogger("pytreesaver")

@@ -27,7 +27,7 @@ def prune_structure(structure: Any, kept: Mapping[int, int]) -> Any:
 _ABSENT: Any = object()
 
 
-class _Parts(NamedTuple):
+class NodeParts(NamedTuple):
     """The children of a node with their keys, and how to make a node of them: of all, or of (key, child) that stay."""
 
     keys: list[Any]
@@ -36,34 +36,35 @@ class _Parts(NamedTuple):
     of_some: Callable[[list[list[Any]]], Any]
 
 
-def _parts(node: Any) -> _Parts:
+def node_parts(node: Any) -> NodeParts:
+    """A node of a structure that is neither a leaf nor None, taken apart."""
     if type(node) is list:
-        return _Parts(list(range(len(node))), node, list, lambda some: {"$dict": some})
+        return NodeParts(list(range(len(node))), node, list, lambda some: {"$dict": some})
     if not _is_tagged(node):
-        return _Parts(list(node), list(node.values()), lambda new: dict(zip(node, new, strict=True)), _as_dict)
+        return NodeParts(list(node), list(node.values()), lambda new: dict(zip(node, new, strict=True)), _as_dict)
     ((tag, body),) = node.items()
     match tag:
         case "$tuple":
-            return _parts(body)._replace(of_all=lambda new: {tag: new})
+            return node_parts(body)._replace(of_all=lambda new: {tag: new})
         case "$dict" | "$ordereddict":
             keys, children = [key for key, _ in body], [child for _, child in body]
-            return _Parts(keys, children, lambda new: {tag: _paired(keys, new)}, lambda some: {tag: some})
+            return NodeParts(keys, children, lambda new: {tag: _paired(keys, new)}, lambda some: {tag: some})
         case "$defaultdict":
             factory, items = body
             keys, children = [key for key, _ in items], [child for _, child in items]
-            return _Parts(
+            return NodeParts(
                 keys, children, lambda new: {tag: [factory, _paired(keys, new)]}, lambda some: {tag: [factory, some]}
             )
         case "$namedtuple" | "$dataclass":
             fields, rest = body[1], body[2:]
-            return _Parts(
+            return NodeParts(
                 list(fields),
                 list(fields.values()),
                 lambda new: {tag: [body[0], dict(zip(fields, new, strict=True)), *rest]},
                 _as_dict,
             )
         case _:  # a registered node has its children in a container of their own
-            inner = _parts(body[1])
+            inner = node_parts(body[1])
             return inner._replace(of_all=lambda new: {tag: [body[0], inner.of_all(new), *body[2:]]})
 
 
@@ -97,7 +98,7 @@ def _pruned(node: Any, kept: Mapping[int, int], keep_empty: bool) -> _Pruned:
     without_leaves = _Pruned(node if keep_empty else _ABSENT, False, True)
     if node is None:
         return without_leaves
-    parts = _parts(node)
+    parts = node_parts(node)
     children = [_pruned(child, kept, keep_empty) for child in parts.children]
     if not any(child.had_leaves for child in children):
         return without_leaves
@@ -117,7 +118,7 @@ def _renumbered(node: Any, kept: Mapping[int, int]) -> Any:
         return None
     if type(node) is int:
         return kept[node]
-    parts = _parts(node)
+    parts = node_parts(node)
     return parts.of_all([_renumbered(child, kept) for child in parts.children])
 
 
@@ -125,7 +126,7 @@ def _leaves(node: Any) -> Iterator[int]:
     if type(node) is int:
         yield node
     elif node is not None:
-        for child in _parts(node).children:
+        for child in node_parts(node).children:
             yield from _leaves(child)
 
 
@@ -174,7 +175,7 @@ def _with_branches(node: Any, entries: Sequence[tuple[str, Any]], path: str) -> 
     """A container with more branches, at names as seen from it; `path` is the beginning of its own for messages."""
     if not entries:
         return node
-    parts = _parts({} if node is None else node)
+    parts = node_parts({} if node is None else node)
     children = list(parts.children)
     at = {str(decode_value(key)): i for i, key in enumerate(parts.keys)}
     inside: dict[int, list[tuple[str, Any]]] = {}
@@ -250,7 +251,7 @@ def _apart(entries: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def _children_of(branch: Any, name: str) -> list[tuple[str, Any]]:
-    parts = _parts(branch)
+    parts = node_parts(branch)
     components = [str(decode_value(key)) for key in parts.keys]
     return [
         (f"{name}/{component}" if name else component, child)
@@ -291,7 +292,7 @@ def _moved_branches(
             for i, place in enumerate(place_of_all):
                 yield place, _renumbered(node, {leaf: moved[leaf][i][1] for leaf in leaves}), path
             return
-    parts = _parts(node)
+    parts = node_parts(node)
     for key, child in zip(parts.keys, parts.children, strict=True):
         component = str(decode_value(key))
         yield from _moved_branches(child, component if path is None else f"{path}/{component}", names, moved)

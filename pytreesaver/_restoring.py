@@ -8,22 +8,21 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import numpy as np
 
+from pytreesaver._choosing import chosen_variables
 from pytreesaver._contents import refuse_duplicates
 from pytreesaver._convert import floating_dtype, is_floating
 from pytreesaver._errors import (
     CorruptCheckpointError,
-    DuplicateNameError,
     StructureWarning,
     UnsupportedLeafError,
-    VariableNotFoundError,
 )
 from pytreesaver._leaf_types import PYTHON_KINDS, LeafType, logical_shape, python_value
 from pytreesaver._leaves import LeafError
 from pytreesaver._match import LeafPlan, Missing, StoredVariables, Unexpected, check_targets, match_template
-from pytreesaver._names import did_you_mean, listed_with_suggestions, shown
+from pytreesaver._names import did_you_mean, shown
 from pytreesaver._paths import PathLike, named_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
-from pytreesaver._prune import TakenNameError, move_structure, names_without_leaves, prune_structure
+from pytreesaver._prune import names_without_leaves
 from pytreesaver._reading_leaves import ReadOptions, read_leaves
 from pytreesaver._rebuild import MalformedStructureError, rebuild_tree
 from pytreesaver._rename import ByName, Renaming, as_renaming
@@ -143,7 +142,7 @@ def opened(path: PathLike) -> Iterator[CheckpointReader]:
 
 
 def _restore_all(reader: CheckpointReader, options: RestoreOptions, stacklevel: int) -> Any:
-    names, positions, structure = _selected_variables(reader, options)
+    names, positions, structure = chosen_variables(reader, options.only, options.rename, options.may_be_empty)
     types, shapes = [reader.types[i] for i in positions], [reader.shapes[i] for i in positions]
     stored = StoredVariables([reader.names[i] for i in positions], types, shapes)
     placed = sharding_rule(options.sharding, names, lambda: names_without_leaves(structure))
@@ -169,49 +168,6 @@ def _restore_all(reader: CheckpointReader, options: RestoreOptions, stacklevel: 
             stacklevel=stacklevel + 1,
         )
     return tree
-
-
-def _selected_variables(reader: CheckpointReader, options: RestoreOptions) -> tuple[list[str], list[int], Any]:
-    """The names that the leaves shall have, the positions of their variables, and the structure of their tree."""
-    names, positions, structure = list(reader.names), list(range(len(reader.names))), reader.structure
-    if options.rename is not None:
-        names, positions = _renamed_variables(reader, options.rename, options.only)
-    if options.only is not None:
-        flags = selected(options.only, names, str(reader.path), may_be_empty=options.may_be_empty)
-        names = [name for name, flag in zip(names, flags, strict=True) if flag]
-        positions = [position for position, flag in zip(positions, flags, strict=True) if flag]
-    if options.rename is not None:
-        moved: dict[int, list[tuple[str, int]]] = {}
-        for i, (name, position) in enumerate(zip(names, positions, strict=True)):
-            moved.setdefault(position, []).append((name, i))
-        try:
-            structure = move_structure(structure, reader.names, moved, keep_empty=options.only is None)
-        except TakenNameError as error:
-            raise DuplicateNameError(
-                f"{options.rename.label}: {shown(str(error))} would be a leaf of {reader.path}, and there are leaves "
-                "under that name; rename those too, or leave them out with only="
-            ) from None
-    elif options.only is not None:
-        structure = prune_structure(structure, {position: i for i, position in enumerate(positions)})
-    return names, positions, structure
-
-
-def _renamed_variables(
-    reader: CheckpointReader, renaming: ByName, only: Selection | None
-) -> tuple[list[str], list[int]]:
-    pairs = [(name, i) for i, stored in enumerate(reader.names) for name in renaming.moved_names(stored)]
-    unused = renaming.unused([name for name, _ in pairs])
-    if unused:
-        lines = listed_with_suggestions([renaming.stored_name(entry) for entry in unused], reader.names)
-        raise VariableNotFoundError(f"{reader.path} lacks variables that {renaming.label} names:\n" + "\n".join(lines))
-    kept = {position for _, position in pairs}
-    lost = [name for i, name in enumerate(reader.names) if i not in kept]
-    if lost and only is None:
-        raise DuplicateNameError(
-            f"{renaming.label} gives names to some variables of {reader.path} and leaves none for others; rename those "
-            "too, or select the ones that are wanted with only=:\n" + "\n".join(f"  {shown(name)}" for name in lost)
-        )
-    return [name for name, _ in pairs], [position for _, position in pairs]
 
 
 def _target_type(stored: LeafType, options: RestoreOptions) -> LeafType:

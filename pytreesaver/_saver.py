@@ -13,7 +13,6 @@ from typing import Any, Unpack
 import jax
 
 from pytreesaver._background import SaveFuture, close_on_exit
-from pytreesaver._checkpoint import write_contents
 from pytreesaver._paths import PathLike, canonical, local_path
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._recorded_rules import SaverRule, encode_rule
@@ -30,6 +29,7 @@ from pytreesaver._saver_def import SaverDef, VariableList, checked_saver_def
 from pytreesaver._saver_memory import SaverMemory
 from pytreesaver._settings import as_step
 from pytreesaver._snapshot import snapshot
+from pytreesaver._write import write_contents
 from pytreesaver.formats import TreeContents
 
 logger = logging.getLogger("pytreesaver")

@@ -202,7 +202,8 @@ def _joined(a: Sums, b: Sums) -> Sums:
 def histogram_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """How many finite elements lie between each edge and the next one, as `numpy.histogram` counts them."""
     wide = values.reshape(-1).astype(np.float64)
-    return np.histogram(wide[np.isfinite(wide)], edges)[0]
+    counts: np.ndarray = np.histogram(wide[np.isfinite(wide)], edges)[0]
+    return counts
 
 
 def histogram_edges(low: float, high: float, bins: int) -> np.ndarray:
@@ -215,4 +216,5 @@ def histogram_edges(low: float, high: float, bins: int) -> np.ndarray:
     steps = np.arange(bins + 1) / bins
     edges: np.ndarray = np.maximum.accumulate(low * (1 - steps) + high * steps)
     edges[-1] = high
-    return np.minimum(edges, high)
+    result: np.ndarray = np.minimum(edges, high)
+    return result

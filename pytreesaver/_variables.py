@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pytreesaver._boxes import box_shape
+from pytreesaver._damage import value_of_bytes
 from pytreesaver._errors import CorruptCheckpointError, VariableNotFoundError
 from pytreesaver._leaf_types import PYTHON_KINDS, describe, logical_shape, numpy_value, storage_dtype
 from pytreesaver._measuring import histogram, measure
@@ -17,6 +18,7 @@ from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._records import decode_record
 from pytreesaver._select import as_selection, selected
 from pytreesaver._statistics import Statistics
+from pytreesaver._type_tree import TypeNode, type_tree
 from pytreesaver._values import NotPlainError, decode_value, dtype_from_name
 from pytreesaver.formats import CheckpointReader, native
 
@@ -55,6 +57,11 @@ class Variable:
         self.shape: tuple[int, ...] = () if as_object else stored_shape
 
     @property
+    def type(self) -> str:
+        """What it is, as it stands in messages: ``"float32[784,512]"``, ``"key<fry>[8]"``, ``"str"``."""
+        return describe(self._leaf_type, logical_shape(self._leaf_type, self._reader.shapes[self._position]))
+
+    @property
     def ndim(self) -> int:
         """The number of axes."""
         return len(self.shape)
@@ -77,7 +84,11 @@ class Variable:
         """
         with named_os_errors("read", self._reader.path):
             (array,) = self._reader.read([self._position], verify=True)
-        return numpy_value(array, self._leaf_type)
+        if self.dtype != object:
+            return numpy_value(array, self._leaf_type)
+        value = np.empty((), object)
+        value[()] = value_of_bytes(self._reader, self._position, array)
+        return value
 
     def __getitem__(self, index: Any) -> np.ndarray:
         """Some values, as NumPy's indexing with integers, slices and ``...`` gives them, in a new array.
@@ -159,8 +170,7 @@ class Variable:
         raise TypeError("cannot pickle or copy a Variable of an open Checkpoint; read() it, or pass the path on")
 
     def __repr__(self) -> str:
-        logical = logical_shape(self._leaf_type, self._reader.shapes[self._position])
-        return f"<Variable {shown(self.name)}: {describe(self._leaf_type, logical)}, {self.nbytes} bytes>"
+        return f"<Variable {shown(self.name)}: {self.type}, {self.nbytes} bytes>"
 
 
 def _bounding_box(
@@ -211,6 +221,8 @@ class Checkpoint(Mapping[str, Variable]):
 
     Attributes:
         path: where it is.
+        format: in which format it lies on disk.
+        version: of which version of that format it is.
         metadata: what was given to `save`, as it was given.
         step: the step that a `Saver` or `CheckpointManager` saved it for, or None.
         time: when they saved it, in seconds since the epoch, or None.
@@ -223,6 +235,8 @@ class Checkpoint(Mapping[str, Variable]):
         self._reader = reader
         self._positions = {name: i for i, name in enumerate(reader.names)}
         self.path = reader.path
+        self.format = reader.format_name
+        self.version = reader.format_version
         try:
             self.metadata: dict[str, Any] = decode_value(reader.metadata)
         except NotPlainError as error:
@@ -256,6 +270,26 @@ class Checkpoint(Mapping[str, Variable]):
     def nbytes(self) -> int:
         """How many bytes the values of all variables have."""
         return sum(self._reader.nbytes)
+
+    def type_tree(self) -> TypeNode:
+        """The structure of the saved tree, for people: its containers and leaves by their types.
+
+        Raises:
+            CorruptCheckpointError: the structure makes no sense.
+
+        Example:
+            >>> print(load_checkpoint(pytreesaver.save({"opt": (None, 1), "w": np.zeros(2)}, "typed")).type_tree())
+            dict
+            ├─ opt: tuple
+            │  ├─ 0: None
+            │  └─ 1: int
+            └─ w: float64[2]
+        """
+        variables = list(self.values())
+        try:
+            return type_tree(self._reader.structure, lambda leaf: variables[leaf].type)
+        except (NotPlainError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptCheckpointError(f"{self.path}: its structure is malformed: {error!r}") from error
 
     def verify(self, *, progress: Progress = False) -> None:
         """Read every byte of the checkpoint, in bounded memory. `progress` is as in `pytreesaver.save`.

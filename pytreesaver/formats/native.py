@@ -4,7 +4,8 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -219,11 +220,9 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, how: _H
     leaf_types = [
         leaf_type for leaf_type, cells in zip(contents.types, contents.cells, strict=True) for _ in cells.arrays
     ]
-    from pytreesaver._fetch import FetchedAhead  # it needs JAX, which reading does not
-
-    arrays = FetchedAhead([array for cells in contents.cells for array in cells.arrays], order)
+    take = _taker([array for cells in contents.cells for array in cells.arrays], order)
     stretches = Stretches(
-        [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(arrays.take(i), leaf_types[i])
+        [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(take(i), leaf_types[i])
     )
     index.checksums = encode_checksums(write_stretches(descriptor, stretches, **how._asdict()))
 
@@ -235,6 +234,15 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, how: _H
     index.chunk_files = [0] * len(sizes)
     index.chunk_offsets = list(stretches.offsets)
     return index
+
+
+def _taker(arrays: Sequence[Any], order: Sequence[int]) -> Callable[[int], Any]:
+    """Gives each array once; those on an accelerator are fetched ahead."""
+    if "jax" not in sys.modules:
+        return arrays.__getitem__
+    from pytreesaver._fetch import FetchedAhead
+
+    return FetchedAhead(arrays, order).take
 
 
 def plan_layout(sizes: Sequence[int]) -> tuple[list[int], list[int]]:

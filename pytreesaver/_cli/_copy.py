@@ -1,0 +1,85 @@
+"""``pytreesaver cp``: copy a checkpoint, or a part of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pytreesaver._cli._app import (
+    CheckpointPath,
+    Debug,
+    Json,
+    Only,
+    Regex,
+    app,
+    checkpoint_path,
+    selection_of,
+    shows_progress,
+)
+from pytreesaver._cli._output import bytes_text, plural, write, write_json
+from pytreesaver._copying import copy_checkpoint
+from pytreesaver._names import printable
+from pytreesaver._variables import load_checkpoint
+from pytreesaver.formats import native
+
+
+@app.command("cp")
+def copy(
+    source: CheckpointPath,
+    target: Annotated[
+        Path, typer.Argument(help="Where the copy is to be; a directory to put it into.", show_default=False)
+    ],
+    only: Only = None,
+    regex: Regex = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OLD=NEW", help="Rename a variable, or with OLD/=NEW/ all under it. May be repeated."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at TARGET.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Copy a checkpoint, or a part of it. Every byte is verified on the way.
+
+    --only and --regex select by the names in the copy.
+
+    \b
+    Examples:
+      pytreesaver cp runs/a/ckpt-100 backup/
+      pytreesaver cp runs/a/ckpt-100 encoder --rename 'params/encoder/=encoder/' --only encoder
+    """
+    path = checkpoint_path(source)
+    if (target.is_dir() and not native.recognizes(target) and any(target.iterdir())) or str(target).endswith("/"):
+        target = target / path.name
+    renamed = {new: old for old, new in map(parsed_rename, rename or [])}
+    written = copy_checkpoint(
+        path,
+        target,
+        only=selection_of(only, regex),
+        rename=renamed or None,
+        overwrite=overwrite,
+        progress=shows_progress(json),
+    )
+    with load_checkpoint(written) as checkpoint:
+        if json:
+            write_json(
+                {"source": str(path), "target": str(written), "variables": len(checkpoint), "nbytes": checkpoint.nbytes}
+            )
+        else:
+            facts = f"{plural(len(checkpoint), 'variable')}, {bytes_text(checkpoint.nbytes)}"
+            write(f"copied {printable(str(path))} to {printable(str(written))}: {facts}")
+
+
+def parsed_rename(text: str) -> tuple[str, str]:
+    """The old and the new name.
+
+    Example:
+        >>> parsed_rename("encoder/=backbone/")
+        ('encoder/', 'backbone/')
+    """
+    old, equals, new = text.partition("=")
+    if not (old and equals and new):
+        raise typer.BadParameter(f"--rename: expected OLD=NEW, found {text!r}")
+    if old.endswith("/") != new.endswith("/"):
+        raise typer.BadParameter(f"--rename: expected two names, or two prefixes that end in /, found {text!r}")
+    return old, new

@@ -1,0 +1,322 @@
+"""``pytreesaver show``: the values of a variable and what they are like."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from pytreesaver._cli._app import (
+    CheckpointPath,
+    Debug,
+    Json,
+    Only,
+    Regex,
+    app,
+    checkpoint_path,
+    selection_of,
+    shows_progress,
+)
+from pytreesaver._cli._output import (
+    bytes_text,
+    columns,
+    count_text,
+    jsonable,
+    number_text,
+    styled,
+    table,
+    write,
+    write_json,
+    write_table,
+)
+from pytreesaver._names import printable
+from pytreesaver._statistics import Statistics, histogram_edges, histogram_of, sums_of
+from pytreesaver._variables import Checkpoint, Variable, load_checkpoint
+
+_BINS = 16
+_MOST_VALUES = 1000  # as many as NumPy prints in full
+
+
+def _complete_name(context: typer.Context, incomplete: str) -> list[str]:
+    try:
+        with load_checkpoint(checkpoint_path(Path(context.params["path"]))) as checkpoint:
+            return [name for name in checkpoint if name.startswith(incomplete)]
+    except Exception:  # completion is no place for errors
+        return []
+
+
+@app.command("show")
+def show(
+    path: CheckpointPath,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="The variable; none with --stats.", autocompletion=_complete_name),
+    ] = None,
+    slice_: Annotated[
+        str | None, typer.Option("--slice", metavar="SLICE", help="A part of it, as NumPy has it: '0:3, :'.")
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Statistics only: of NAME, or of all variables.")] = False,
+    only: Only = None,
+    regex: Regex = None,
+    printoptions: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="NumPy's print options: precision=3. May be repeated."),
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the values of a variable, their statistics and a histogram; or the statistics of all variables.
+
+    A large variable is read part by part and never held whole in memory. Statistics are over all its elements; mean,
+    std and norm over the finite ones.
+
+    \b
+    Examples:
+      pytreesaver show runs/a/ckpt-100 params/dense/kernel
+      pytreesaver show runs/a/ckpt-100 params/dense/kernel --slice '0:3, :'
+      pytreesaver show runs/a --stats
+    """
+    options = print_options(printoptions or [])
+    if name is None and not stats:
+        raise typer.BadParameter("expected the NAME of a variable, or --stats for those of all of them")
+    if name is not None and (only or regex):
+        raise typer.BadParameter("--only and --regex are for --stats without a NAME")
+    with load_checkpoint(checkpoint_path(path)) as checkpoint:
+        if name is None:
+            if slice_ is not None:
+                raise typer.BadParameter("--slice is for a single variable: expected its NAME")
+            found = checkpoint.statistics(selection_of(only, regex), progress=shows_progress(json))
+            _show_statistics(checkpoint, found, json=json)
+        else:
+            _show_variable(checkpoint[name], slice_, options, json=json, values=not stats)
+
+
+# All variables.
+
+
+def _show_statistics(checkpoint: Checkpoint, found: dict[str, Statistics], *, json: bool) -> None:
+    if json:
+        write_json({"path": str(checkpoint.path), "statistics": {name: vars(each) for name, each in found.items()}})
+        return
+    headings = ["min", "max", "mean", "std", "NaN", "Inf", "zeros"]
+    rows = []
+    for name, each in found.items():
+        numbers = [each.min, each.max, each.mean, each.std, each.nan or None, each.inf or None, each.zeros]
+        rows.append([name or "''", checkpoint[name].type, *map(number_text, numbers)])
+    sick = {name: each for name, each in found.items() if each.nan or each.inf}
+    write_table(table([("variable", "left"), ("type", "left"), *((each, "right") for each in headings)], rows))
+    nan, inf = sum(each.nan or 0 for each in sick.values()), sum(each.inf or 0 for each in sick.values())
+    if sick:
+        names = ", ".join(map(printable, list(sick)[:5])) + (", …" if len(sick) > 5 else "")
+        write(
+            styled(f"{count_text(nan)} NaN and {count_text(inf)} Inf, in {len(sick)} of {len(found)}: ", "bold red")
+            + names
+        )
+    else:
+        write(f"no NaN and no Inf in {len(found)} variables")
+
+
+# One variable.
+
+
+def _show_variable(
+    variable: Variable, slice_: str | None, options: dict[str, Any], *, json: bool, values: bool
+) -> None:
+    part = None if slice_ is None else variable[parsed_slice(slice_)]
+    statistics = variable.statistics() if part is None else _statistics_of(variable, part)
+    histogram = _histogram(variable, part, statistics)
+    if json:
+        shown = part if part is not None else variable.read() if values and variable.size <= _MOST_VALUES else None
+        write_json(
+            {
+                "name": variable.name,
+                "kind": variable.kind,
+                "dtype": str(variable.dtype),
+                "shape": list(variable.shape),
+                "type": variable.type,
+                "nbytes": variable.nbytes,
+                "slice": slice_,
+                "values": None if shown is None or not values else _values_as_json(shown),
+                "statistics": vars(statistics),
+                "histogram": histogram and {"counts": histogram[0].tolist(), "edges": histogram[1].tolist()},
+            }
+        )
+        return
+    label = "" if slice_ is None else f" [{slice_}]"
+    head = f"{styled(variable.name + label, 'bold')}: {styled(variable.type, 'cyan')}, {bytes_text(variable.nbytes)}"
+    write(f"{head}, saved from {variable.kind}" if variable.kind not in ("jax", "numpy") else head)
+    if values:
+        write(printed(variable, part, options))
+    numbers = {
+        "min": statistics.min,
+        "max": statistics.max,
+        "mean": statistics.mean,
+        "std": statistics.std,
+        "norm": statistics.norm,
+        "NaN": statistics.nan,
+        "Inf": statistics.inf,
+        "zeros": statistics.zeros,
+        "unique": statistics.unique,
+    }
+    known = [f"{styled(name, 'dim')} {number_text(value)}" for name, value in numbers.items() if value is not None]
+    if known:
+        write("  ".join(known))
+    if histogram is not None and statistics.count > 1:
+        _write_histogram(*histogram)
+
+
+def _statistics_of(variable: Variable, part: np.ndarray) -> Statistics:
+    if variable.kind in ("key", "str", "bytes") or part.dtype.kind in "OSUmM":
+        return Statistics(int(part.size))
+    return sums_of(np.asarray(part)).result()
+
+
+def _histogram(
+    variable: Variable, part: np.ndarray | None, statistics: Statistics
+) -> tuple[np.ndarray, np.ndarray] | None:
+    if statistics.mean is None or isinstance(statistics.mean, complex):
+        return None
+    if part is None:
+        return variable.histogram(_BINS)
+    wide = np.asarray(part).reshape(-1).astype(np.float64)
+    finite = wide[np.isfinite(wide)]
+    edges = histogram_edges(float(finite.min()), float(finite.max()), _BINS)
+    return histogram_of(finite, edges), edges
+
+
+def _write_histogram(counts: np.ndarray, edges: np.ndarray) -> None:
+    labels = [f"{edge:.4g}" for edge in edges[:-1]]
+    label_width = max(map(len, labels))
+    count_width = max(len(count_text(int(count))) for count in counts)
+    most = min(max(columns() - label_width - count_width - 6, 10), 50)
+    for label, count in zip(labels, counts.tolist(), strict=True):
+        length = math.ceil(count / max(counts) * most * 8)
+        bar = "█" * (length // 8) + " ▏▎▍▌▋▊▉"[length % 8].strip()
+        padded = f"{styled(bar, 'green')}{' ' * (most - len(bar))}"
+        write(f"{label:>{label_width}}  {padded}  {count_text(count):>{count_width}}")
+
+
+def _values_as_json(values: np.ndarray) -> Any:
+    if values.dtype.kind in "mMSU":
+        return values.astype(str).tolist()
+    if values.dtype.kind == "O":
+        value = values.item()
+        return jsonable(value.decode("latin-1") if isinstance(value, bytes) else value)
+    return jsonable(values.tolist())
+
+
+# Printing.
+
+
+def parsed_slice(text: str) -> tuple[Any, ...]:
+    """What a slice in NumPy's notation stands for.
+
+    Raises:
+        typer.BadParameter: it is none.
+
+    Example:
+        >>> parsed_slice("0:3, :, -1")
+        (slice(0, 3, None), slice(None, None, None), -1)
+    """
+    parts: list[Any] = []
+    for part in text.strip().removeprefix("[").removesuffix("]").split(","):
+        try:
+            if part.strip() == "...":
+                parts.append(...)
+            elif ":" in part:
+                numbers = [int(number) if number.strip() else None for number in part.split(":")]
+                if len(numbers) > 3:
+                    raise ValueError
+                parts.append(slice(*numbers))
+            elif part.strip() or len(parts) == 0:
+                parts.append(int(part))
+        except ValueError:
+            raise typer.BadParameter(
+                f"--slice: expected integers and slices such as '0:3, :', found {text!r}"
+            ) from None
+    return tuple(parts)
+
+
+_PRINT_OPTIONS = (
+    "precision",
+    "threshold",
+    "edgeitems",
+    "linewidth",
+    "suppress",
+    "floatmode",
+    "sign",
+    "nanstr",
+    "infstr",
+)
+
+
+def print_options(given: list[str]) -> dict[str, Any]:
+    """NumPy's print options from ``key=value``.
+
+    Raises:
+        typer.BadParameter: there is no such option, or no such value for it.
+
+    Example:
+        >>> print_options(["precision=3", "suppress=true"])
+        {'precision': 3, 'suppress': True}
+    """
+    options: dict[str, Any] = {}
+    for entry in given:
+        key, equals, text = (part.strip() for part in entry.partition("="))
+        if key not in _PRINT_OPTIONS or not equals:
+            known = ", ".join(_PRINT_OPTIONS)
+            raise typer.BadParameter(f"--printoptions: expected KEY=VALUE with a KEY of {known}; found {entry!r}")
+        value: Any = {"true": True, "false": False}.get(text.lower(), text)
+        if isinstance(value, str) and value.lstrip("-").isdigit():
+            value = int(value)
+        try:
+            with np.printoptions(**{key: value}):
+                np.array2string(np.arange(2.0))
+        except (TypeError, ValueError) as error:
+            raise typer.BadParameter(f"--printoptions: {entry!r}: {error}") from None
+        options[key] = value
+    return options
+
+
+def printed(variable: Variable, part: np.ndarray | None, options: dict[str, Any]) -> str:
+    """The values of a variable, or of a part of it, as NumPy prints them."""
+    threshold = options.get("threshold", np.get_printoptions()["threshold"])
+    with np.printoptions(**{"linewidth": min(max(columns(), 20), 100_000), **options}):
+        if part is None and variable.size > threshold and 0 < variable.ndim <= _MOST_AXES:
+            edge = np.get_printoptions()["edgeitems"]
+            with np.printoptions(threshold=0):
+                return printable_lines(str(_edges(variable, edge)))
+        values = variable.read() if part is None else part
+        if values.dtype == object:
+            value = values.item()
+            return repr(value) if isinstance(value, str | bytes) else str(value)
+        return printable_lines(str(values))
+
+
+_MOST_AXES = 8
+
+
+def _edges(variable: Variable, edge: int) -> np.ndarray:
+    """What NumPy prints of a large array looks the same with a single element in the place of what is left out."""
+    pieces = [
+        [slice(0, edge + 1), slice(length - edge, None)] if length > 2 * edge + 1 else [slice(None)]
+        for length in variable.shape
+    ]
+    lengths = [min(length, 2 * edge + 1) for length in variable.shape]
+    whole = np.empty(lengths, variable.dtype)
+    for corner in itertools.product(*(range(len(axis)) for axis in pieces)):
+        source = tuple(axis[i] for axis, i in zip(pieces, corner, strict=True))
+        values = variable[source]
+        into = tuple(
+            slice(None) if len(axis) == 1 else slice(0, edge + 1) if i == 0 else slice(edge + 1, None)
+            for axis, i in zip(pieces, corner, strict=True)
+        )
+        whole[into] = values
+    return whole
+
+
+def printable_lines(text: str) -> str:
+    """Every line of a text made printable."""
+    return "\n".join(map(printable, text.split("\n")))

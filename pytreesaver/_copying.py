@@ -1,0 +1,126 @@
+"""Copy a checkpoint, or a part of it under other names, without a tree in between."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._boxes import whole_box
+from pytreesaver._choosing import chosen_variables
+from pytreesaver._damage import value_of_bytes
+from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._leaf_types import PYTHON_KINDS, Cells
+from pytreesaver._paths import PathLike, local_path, named_os_errors
+from pytreesaver._progress import Progress, check_progress
+from pytreesaver._records import Record, decode_record, encode_record
+from pytreesaver._rename import ByName, as_renaming
+from pytreesaver._select import as_selection
+from pytreesaver._variables import open_reader
+from pytreesaver._write import write_contents
+from pytreesaver.formats import CheckpointReader, TreeContents
+
+
+def copy_checkpoint(
+    source: PathLike,
+    target: PathLike,
+    *,
+    only: Any = None,
+    rename: Any = None,
+    overwrite: bool = False,
+    durable: bool = True,
+    progress: Progress = False,
+) -> Path:
+    """Copy a checkpoint, or the selected variables of it, to another path. What is copied is verified on the way.
+
+    Its structure, metadata, step, time and metrics come along; to a run directory the copy does not belong.
+
+    Args:
+        source: the checkpoint.
+        target: where the copy is to be.
+        only: which variables, by the names that they have in the copy; as in `pytreesaver.restore`.
+        rename: a dict of names in the copy to names in the source, or of prefixes that end in ``/``; as in
+            `pytreesaver.restore`.
+        overwrite: as in `pytreesaver.save`.
+        durable: as in `pytreesaver.save`.
+        progress: as in `pytreesaver.save`.
+
+    Returns:
+        The path of the copy.
+
+    Raises:
+        CorruptCheckpointError: naming every damaged variable; nothing was copied.
+        VariableNotFoundError: `only` selects nothing, or `rename` names what is not there.
+        DuplicateNameError: `rename` leaves a variable without a name, or makes a leaf of what has leaves under it.
+        What `load_checkpoint` and `save` raise.
+
+    Example:
+        >>> path = pytreesaver.save({"encoder": {"w": np.ones(2)}, "head": 0.5, "step": 3}, "whole")
+        >>> pytreesaver.restore(copy_checkpoint(path, "part", only="body", rename={"body/": "encoder/"}))
+        {'body': {'w': array([1., 1.])}}
+    """
+    check_progress(progress)
+    selection = None if only is None else as_selection(only)
+    renaming = None if rename is None else as_renaming(rename)
+    if not (renaming is None or isinstance(renaming, ByName)):
+        raise ValueError("rename: expected a dict of names in the copy to names in the source")
+    destination = local_path(target)
+    reader = open_reader(source)
+    try:
+        with named_os_errors("read", reader.path):
+            contents = _contents(reader, *chosen_variables(reader, selection, renaming))
+        try:
+            return write_contents(
+                destination,
+                contents,
+                overwrite=overwrite,
+                durable=durable,
+                progress=progress,
+                what=f"copying {reader.path}",
+            )
+        except CorruptCheckpointError:
+            reader.verify()  # which names all that is damaged
+            raise
+    finally:
+        reader.close()
+
+
+def _contents(reader: CheckpointReader, names: list[str], positions: list[int], structure: Any) -> TreeContents:
+    types = [reader.types[i] for i in positions]
+    record = None
+    if reader.record is not None:
+        saved = decode_record(reader.record, reader.path)
+        record = encode_record(Record(saved.step, saved.time, saved.metrics))
+    return TreeContents(
+        names,
+        types,
+        [reader.shapes[i] for i in positions],
+        [Cells([_cell(reader, i)]) for i in positions],
+        structure,
+        reader.metadata,
+        record,
+    )
+
+
+def _cell(reader: CheckpointReader, position: int) -> Any:
+    leaf_type = reader.types[position]
+    stored = _StoredArray(reader, position)
+    if leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8":
+        return value_of_bytes(reader, position, stored.read())
+    return stored
+
+
+class _StoredArray:
+    """A stored array, which is read when it is written, so that few are in memory at a time."""
+
+    def __init__(self, reader: CheckpointReader, position: int) -> None:
+        self._reader = reader
+        self._position = position
+
+    def read(self) -> np.ndarray:
+        """The array, verified; as it lies in the file if that can be, and then it takes no memory."""
+        whole = whole_box(self._reader.shapes[self._position])
+        (mapped,) = self._reader.map([(self._position, whole)], verify=True)
+        return self._reader.read([self._position], verify=True)[0] if mapped is None else mapped
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.read()
