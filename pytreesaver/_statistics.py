@@ -55,7 +55,7 @@ class Sums:
     min: Any = None
     max: Any = None
     mean: Any = 0.0
-    deviation: float = 0.0  # the norm of the differences from the mean
+    half_std: float = 0.0  # that of complex numbers may be more than a float holds
     norm: float = 0.0
     unique: set[int] | None = None
 
@@ -70,7 +70,7 @@ class Sums:
             self.min,
             self.max,
             self.mean if known else None,
-            self.deviation / math.sqrt(self.finite) if known else None,
+            self.half_std * 2 if known else None,
             self.norm,
             None if self.unique is None or len(self.unique) > MOST_UNIQUE else len(self.unique),
         )
@@ -156,7 +156,7 @@ def _add_moments(sums: Sums, numbers: np.ndarray) -> None:
     pairs = wide.reshape(-1, 2) if is_complex else wide
     means = np.mean(pairs, axis=0)
     pairs -= means
-    sums.deviation = math.sqrt(float(np.dot(wide, wide))) * scale
+    sums.half_std = math.sqrt(float(np.dot(wide, wide)) / len(pairs)) / 2 * scale
     sums.mean = complex(*(means * scale).tolist()) if is_complex else float(means) * scale
 
 
@@ -180,7 +180,8 @@ def joined(parts: Iterable[Sums]) -> Sums:
 def _joined(a: Sums, b: Sums) -> Sums:
     finite = a.finite + b.finite
     share = b.finite / finite if finite else 0.0
-    apart = abs(b.mean - a.mean)
+    quarter = b.mean / 4 - a.mean / 4  # a quarter, because the difference may be more than a float holds
+    apart = math.hypot(quarter.real, quarter.imag) * (2 * math.sqrt(share * (1 - share)))
     unique = None
     if a.unique is not None and b.unique is not None:
         unique = a.unique if len(a.unique) > MOST_UNIQUE else a.unique | b.unique
@@ -193,7 +194,7 @@ def _joined(a: Sums, b: Sums) -> Sums:
         b.min if a.min is None else a.min if b.min is None else min(a.min, b.min),
         b.max if a.max is None else a.max if b.max is None else max(a.max, b.max),
         a.mean * (1 - share) + b.mean * share,
-        math.hypot(a.deviation, b.deviation, apart * math.sqrt(a.finite * share)),
+        math.hypot(a.half_std * math.sqrt(1 - share), b.half_std * math.sqrt(share), apart),
         math.hypot(a.norm, b.norm),
         unique,
     )

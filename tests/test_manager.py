@@ -434,7 +434,7 @@ def test_an_error_in_the_background_is_raised_even_by_a_save_that_is_not_due(mon
 def test_what_could_not_be_deleted_keeps_its_place_in_the_line(monkeypatch):
     losses = [{"loss": loss} for loss in (0.0, 1.0, 0.5)]
     with monkeypatch.context() as patch:
-        patch.setattr(_run_writer, "remove_checkpoint", refuse_to_remove)
+        patch.setattr(_run_writer, "delete_checkpoint", refuse_to_remove)
         manager = pts.CheckpointManager("run", max_to_keep=1, keep_best=(1, "loss"), block=True)
         manager.save(1, tree(1), metrics=losses[0])
         manager.save(2, tree(2), metrics=losses[1])

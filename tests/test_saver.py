@@ -468,7 +468,7 @@ def test_an_interrupted_deletion_costs_nothing_newer(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_run_writer, "remove_checkpoint", interrupt)
+        patch.setattr(_run_writer, "delete_checkpoint", interrupt)
         with pytest.raises(KeyboardInterrupt):
             saver.save({"w": 4}, "run/model", 4)
     assert saver.last_checkpoints == [f"run/model-{step}" for step in (1, 2, 3, 4)]

@@ -31,11 +31,6 @@ def expected(values):
     return wide, finite, int(np.isnan(wide).sum()), int((~np.isfinite(wide) & ~np.isnan(wide)).sum())
 
 
-def norm_of(values):
-    scale = max(abs(value) for value in values) or 1
-    return math.sqrt(sum(float(abs(value / scale)) ** 2 for value in values)) * float(scale)
-
-
 def close(found, wanted, scale):
     return abs(found - wanted) <= 1e-9 * max(abs(scale), abs(wanted)) or math.isinf(wanted)
 
@@ -91,6 +86,13 @@ def test_numbers_whose_squares_overflow_have_a_norm():
     found = sums_of(np.array([3e200, 4e200])).result()
     assert found.norm == pytest.approx(5e200)
     assert found.std == pytest.approx(5e199)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_numbers_near_the_largest_have_a_deviation(cut):
+    values = np.array([0, 0, 1.5e308j, 1.5e308j, -1.5e308, 1.7e308 - 1.7e308j])
+    found = joined([sums_of(values[:cut]), sums_of(values[cut:])]).result()
+    assert found.std == pytest.approx(float(np.std(values / 1e308)) * 1e308)
 
 
 TREE = {
