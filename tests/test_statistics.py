@@ -40,6 +40,9 @@ def close(found, wanted, scale):
     st.integers(0, 80),
 )
 def test_statistics_are_those_of_the_definition_in_one_part_or_two(values, cut):
+    if values.dtype == np.complex128:
+        with np.errstate(invalid="ignore"):
+            values = np.asarray(values / 2)  # whose absolute values a float64 holds
     flat = values.reshape(-1)
     wide, finite, nan, inf = expected(values)
     for sums in (sums_of(values), joined([sums_of(flat[:cut]), sums_of(flat[cut:])])):
