@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from pytreesaver._vocabulary import VocabInfo
     from pytreesaver._warm_start import warm_start
     from pytreesaver._watch import checkpoints_iterator
+    from pytreesaver.inspect_checkpoint import print_tensors_in_checkpoint_file
 
 __version__ = "0.1.0"
 
@@ -114,6 +115,7 @@ __all__ = [
     "list_variables",
     "load_checkpoint",
     "load_variable",
+    "print_tensors_in_checkpoint_file",
     "prune",
     "regex",
     "remove_checkpoint",
@@ -163,6 +165,7 @@ _MODULES = {
     "_vocabulary": ("VocabInfo",),
     "_warm_start": ("warm_start",),
     "_watch": ("checkpoints_iterator",),
+    "inspect_checkpoint": ("print_tensors_in_checkpoint_file",),
 }
 
 

@@ -27,7 +27,7 @@ from pytreesaver.formats import native
 def copy(
     source: CheckpointPath,
     target: Annotated[
-        Path, typer.Argument(help="Where the copy is to be; a directory to put it into.", show_default=False)
+        str, typer.Argument(help="Where the copy is to be; or a directory to put it into.", show_default=False)
     ],
     only: Only = None,
     regex: Regex = None,
@@ -49,12 +49,13 @@ def copy(
       pytreesaver cp runs/a/ckpt-100 encoder --rename 'params/encoder/=encoder/' --only encoder
     """
     path = checkpoint_path(source)
-    if (target.is_dir() and not native.recognizes(target) and any(target.iterdir())) or str(target).endswith("/"):
-        target = target / path.name
+    where = Path(target)
+    if target.endswith("/") or (where.is_dir() and not native.recognizes(where)):
+        where = where / path.name
     renamed = {new: old for old, new in map(parsed_rename, rename or [])}
     written = copy_checkpoint(
         path,
-        target,
+        where,
         only=selection_of(only, regex),
         rename=renamed or None,
         overwrite=overwrite,

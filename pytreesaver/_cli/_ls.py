@@ -1,5 +1,6 @@
 """``pytreesaver ls``: the checkpoints of a run, or the variables of a checkpoint."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,10 +109,19 @@ def listed_as_json(listed: "ListedCheckpoint") -> dict[str, Any]:
 def _write_run(path: Path, listed: "Sequence[ListedCheckpoint]") -> None:
     if not listed:
         write(f"{styled(str(path), 'bold')}: no checkpoints")
+        for each in _runs_below(path):
+            write(f"  but there are in {printable(str(each))}")
         return
     total = bytes_text(sum(each.nbytes for each in listed))
     write(f"{styled(str(path), 'bold')}: {plural(len(listed), 'checkpoint')}, {total}")
     write_table(run_table(listed, time.time()))
+
+
+def _runs_below(path: Path) -> list[Path]:
+    """The directories in a directory that hold checkpoints; of many the first few."""
+    below = (each for each in sorted(path.iterdir()) if each.is_dir() and not each.is_symlink())
+    with_checkpoints = (each for each in below if any(native.recognizes(entry) for entry in each.iterdir()))
+    return list(itertools.islice(with_checkpoints, 20))
 
 
 def run_table(listed: "Sequence[ListedCheckpoint]", now: float, not_kept: str = "will be deleted") -> Any:
@@ -236,14 +246,15 @@ def _write_lines(lines: Sequence[_Cells], total: int) -> None:
         return
     sizes = [bytes_text(nbytes) for *_, nbytes in lines]
     shares = [f"{100 * nbytes / total:.1f} %" if total else "" for *_, nbytes in lines]
-    type_width = max(len(kind) for _, _, kind, _, _ in lines)
-    count_width = max(len(count) for *_, count, _ in lines)
-    size_width, share_width = max(map(len, sizes)), max(map(len, shares))
+    type_width = max(4, *(len(kind) for _, _, kind, _, _ in lines))
+    count_width = max(6, *(len(count) for *_, count, _ in lines))
+    size_width, share_width = max(5, *map(len, sizes)), max(5, *map(len, shares))
     rest = 2 + type_width + 2 + count_width + 2 + size_width + 2 + share_width
     name_width = max(len(guide) + width(name) for guide, name, *_ in lines)
     name_width = min(name_width, max(columns() - rest, 16))
     dim, bold, cyan, plain = _around("dim"), _around("bold"), _around("cyan"), ("", "")
-    out = []
+    heading = f"{'name':<{name_width}}  {'type':<{type_width}}  {'params':>{count_width}}  {'bytes':>{size_width}}"
+    out = [f"{dim[0]}{heading}  {'share':>{share_width}}{dim[1]}"]
     for (guide, name, kind, count, _), nbytes, share in zip(lines, sizes, shares, strict=True):
         style = plain if kind else bold
         label = f"{dim[0]}{guide}{dim[1]}{style[0]}{name}{style[1]}"

@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pytreesaver._errors import CheckpointError, CorruptCheckpointError
@@ -19,11 +20,19 @@ _MOST_LINES = 10
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line with these arguments, by default those of the process. Gives the exit code."""
+    return guarded(lambda: _run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run a program; gives its exit code. Errors and warnings are one line each, and what is printed can be printed."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = _show_warning
+            code = run()
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -33,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except (CheckpointError, ValueError, TypeError, LookupError, OSError, ImportError) as error:
+        _complain(_message(error))
+        return FOUND if isinstance(error, CorruptCheckpointError) else WRONG
 
 
 def _run(arguments: list[str]) -> int:
@@ -41,25 +53,20 @@ def _run(arguments: list[str]) -> int:
     from pytreesaver._cli._app import add_commands, app, settings
 
     add_commands(arguments)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = _show_warning
-        try:
-            code = app(arguments, prog_name="pytreesaver", standalone_mode=False)
-            return code if isinstance(code, int) else FINE
-        except Abort:
-            raise KeyboardInterrupt from None
-        except BrokenPipeError:
-            raise
-        except TyperException as error:
-            _complain(f"{error.format_message()} (pytreesaver --help tells more)")
-            return WRONG
-        except (CheckpointError, ValueError, TypeError, LookupError, OSError, ImportError) as error:
-            if settings.debug:
-                raise
-            _complain(_message(error))
-            return FOUND if isinstance(error, CorruptCheckpointError) else WRONG
+    try:
+        code = app(arguments, prog_name="pytreesaver", standalone_mode=False)
+        return code if isinstance(code, int) else FINE
+    except Abort:
+        raise KeyboardInterrupt from None
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "pytreesaver"
+        _complain(f"{error.format_message()} ({command} --help tells more)")
+        return WRONG
+    except Exception as error:
+        if not isinstance(error, BrokenPipeError) and settings.debug:
+            traceback.print_exc()
+        raise
 
 
 def _message(error: BaseException) -> str:

@@ -1,6 +1,5 @@
 """``pytreesaver show``: the values of a variable and what they are like."""
 
-import itertools
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +31,7 @@ from pytreesaver._cli._output import (
     write_table,
 )
 from pytreesaver._names import printable
+from pytreesaver._printing import print_options, printed
 from pytreesaver._statistics import Statistics, histogram_edges, histogram_of, sums_of
 from pytreesaver._variables import Checkpoint, Variable, load_checkpoint
 
@@ -78,7 +78,7 @@ def show(
       pytreesaver show runs/a/ckpt-100 params/dense/kernel --slice '0:3, :'
       pytreesaver show runs/a --stats
     """
-    options = print_options(printoptions or [])
+    options = {"linewidth": min(columns(), 100_000), **print_options(printoptions or [])}
     if name is None and not stats:
         raise typer.BadParameter("expected the NAME of a variable, or --stats for those of all of them")
     if name is not None and (only or regex):
@@ -163,7 +163,7 @@ def _show_variable(
     known = [f"{styled(name, 'dim')} {number_text(value)}" for name, value in numbers.items() if value is not None]
     if known:
         write("  ".join(known))
-    if histogram is not None and statistics.count > 1:
+    if histogram is not None and statistics.min != statistics.max:
         _write_histogram(*histogram)
 
 
@@ -207,9 +207,6 @@ def _values_as_json(values: np.ndarray) -> Any:
     return jsonable(values.tolist())
 
 
-# Printing.
-
-
 def parsed_slice(text: str) -> tuple[Any, ...]:
     """What a slice in NumPy's notation stands for.
 
@@ -237,86 +234,3 @@ def parsed_slice(text: str) -> tuple[Any, ...]:
                 f"--slice: expected integers and slices such as '0:3, :', found {text!r}"
             ) from None
     return tuple(parts)
-
-
-_PRINT_OPTIONS = (
-    "precision",
-    "threshold",
-    "edgeitems",
-    "linewidth",
-    "suppress",
-    "floatmode",
-    "sign",
-    "nanstr",
-    "infstr",
-)
-
-
-def print_options(given: list[str]) -> dict[str, Any]:
-    """NumPy's print options from ``key=value``.
-
-    Raises:
-        typer.BadParameter: there is no such option, or no such value for it.
-
-    Example:
-        >>> print_options(["precision=3", "suppress=true"])
-        {'precision': 3, 'suppress': True}
-    """
-    options: dict[str, Any] = {}
-    for entry in given:
-        key, equals, text = (part.strip() for part in entry.partition("="))
-        if key not in _PRINT_OPTIONS or not equals:
-            known = ", ".join(_PRINT_OPTIONS)
-            raise typer.BadParameter(f"--printoptions: expected KEY=VALUE with a KEY of {known}; found {entry!r}")
-        value: Any = {"true": True, "false": False}.get(text.lower(), text)
-        if isinstance(value, str) and value.lstrip("-").isdigit():
-            value = int(value)
-        try:
-            with np.printoptions(**{key: value}):
-                np.array2string(np.arange(2.0))
-        except (TypeError, ValueError) as error:
-            raise typer.BadParameter(f"--printoptions: {entry!r}: {error}") from None
-        options[key] = value
-    return options
-
-
-def printed(variable: Variable, part: np.ndarray | None, options: dict[str, Any]) -> str:
-    """The values of a variable, or of a part of it, as NumPy prints them."""
-    threshold = options.get("threshold", np.get_printoptions()["threshold"])
-    with np.printoptions(**{"linewidth": min(max(columns(), 20), 100_000), **options}):
-        if part is None and variable.size > threshold and 0 < variable.ndim <= _MOST_AXES:
-            edge = np.get_printoptions()["edgeitems"]
-            with np.printoptions(threshold=0):
-                return printable_lines(str(_edges(variable, edge)))
-        values = variable.read() if part is None else part
-        if values.dtype == object:
-            value = values.item()
-            return repr(value) if isinstance(value, str | bytes) else str(value)
-        return printable_lines(str(values))
-
-
-_MOST_AXES = 8
-
-
-def _edges(variable: Variable, edge: int) -> np.ndarray:
-    """What NumPy prints of a large array looks the same with a single element in the place of what is left out."""
-    pieces = [
-        [slice(0, edge + 1), slice(length - edge, None)] if length > 2 * edge + 1 else [slice(None)]
-        for length in variable.shape
-    ]
-    lengths = [min(length, 2 * edge + 1) for length in variable.shape]
-    whole = np.empty(lengths, variable.dtype)
-    for corner in itertools.product(*(range(len(axis)) for axis in pieces)):
-        source = tuple(axis[i] for axis, i in zip(pieces, corner, strict=True))
-        values = variable[source]
-        into = tuple(
-            slice(None) if len(axis) == 1 else slice(0, edge + 1) if i == 0 else slice(edge + 1, None)
-            for axis, i in zip(pieces, corner, strict=True)
-        )
-        whole[into] = values
-    return whole
-
-
-def printable_lines(text: str) -> str:
-    """Every line of a text made printable."""
-    return "\n".join(map(printable, text.split("\n")))

@@ -1,0 +1,181 @@
+"""Look into a checkpoint, with the flags and the output of TensorFlow's ``inspect_checkpoint``.
+
+Run it as ``python -m pytreesaver.inspect_checkpoint --file_name=runs/a/ckpt-100``; the command line
+``pytreesaver`` has more. Its exit code is 0 when all went well, 1 for a damaged checkpoint, 2 for wrong usage or
+what is not there; errors are a line on standard error, and never end with 0 as TensorFlow's do.
+"""
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+
+from pytreesaver._errors import VariableNotFoundError
+from pytreesaver._names import did_you_mean, printable
+from pytreesaver._paths import PathLike
+from pytreesaver._printing import print_options, printed
+from pytreesaver._run_directory import checkpoint_at
+from pytreesaver._variables import Checkpoint, Variable, load_checkpoint
+
+_USAGE = (
+    "inspect_checkpoint --file_name=checkpoint_file_name [--tensor_name=tensor_to_print] [--all_tensors] "
+    "[--all_tensor_names] [--count_exclude_pattern] [--printoptions]"
+)
+_ENUM_NAMES = {
+    "bool": "DT_BOOL",
+    "float16": "DT_HALF",
+    "float64": "DT_DOUBLE",
+    "float32": "DT_FLOAT",
+    "string": "DT_STRING",
+}
+
+
+def print_tensors_in_checkpoint_file(
+    file_name: PathLike,
+    tensor_name: str | None = None,
+    all_tensors: bool = False,
+    all_tensor_names: bool = False,
+    count_exclude_pattern: str = "",
+) -> None:
+    """Print what a checkpoint holds. After TensorFlow's function of that name, and in its layout.
+
+    It prints the name, dtype and shape of every variable; with `all_tensors` their values too, as NumPy prints them
+    (`numpy.set_printoptions` has its say); with `tensor_name` those of that variable alone; and the total number of
+    parameters at the end. Text counts as one parameter. What is no printable character in a name is escaped.
+
+    Args:
+        file_name: a checkpoint, or a run directory for its newest one.
+        tensor_name: the name of a variable; "" and None are all of them.
+        all_tensors: print the values of all variables.
+        all_tensor_names: print the names of all variables, one a line, in the layout of `all_tensors`.
+        count_exclude_pattern: a regular expression; variables in whose names it is found are not counted.
+
+    Raises:
+        VariableNotFoundError: there is no variable `tensor_name`; TensorFlow prints that and returns.
+        CheckpointNotFoundError: there is no checkpoint at `file_name`.
+        CorruptCheckpointError: it is damaged.
+        ValueError: `count_exclude_pattern` is no regular expression.
+
+    Example:
+        >>> path = pytreesaver.save({"W": np.float32([1.5]), "b": np.float32([2.5])}, "seed")
+        >>> print_tensors_in_checkpoint_file(path, all_tensors=True)
+        tensor: W (float32) [1]
+        [1.5]
+        tensor: b (float32) [1]
+        [2.5]
+        # Total number of params: 2
+    """
+    try:
+        excluded = re.compile(count_exclude_pattern) if count_exclude_pattern else None
+    except re.error as error:
+        raise ValueError(
+            f"count_exclude_pattern: expected a regular expression, found {count_exclude_pattern!r}: {error}"
+        ) from error
+    with load_checkpoint(checkpoint_at(file_name)) as checkpoint:
+        for line in _listing(checkpoint, tensor_name, all_tensors, all_tensor_names):
+            print(line)
+        left_out = [each for each in checkpoint.values() if excluded is not None and excluded.search(each.name)]
+        params_left_out = sum(map(_params, left_out))
+        if excluded is not None:
+            print(
+                f"# Excluding {len(left_out)} tensors ({params_left_out} params) that match "
+                f"{printable(count_exclude_pattern)} when counting."
+            )
+        print(f"# Total number of params: {sum(map(_params, checkpoint.values())) - params_left_out}")
+
+
+def _listing(
+    checkpoint: Checkpoint, tensor_name: str | None, all_tensors: bool, all_tensor_names: bool
+) -> Iterator[str]:
+    variables = [checkpoint[name] for name in sorted(checkpoint)]
+    if all_tensors or all_tensor_names:
+        for variable in variables:
+            yield _heading(variable)
+            if all_tensors:
+                yield printed(variable, None, {})
+    elif tensor_name:
+        if tensor_name not in checkpoint:
+            near = did_you_mean(tensor_name, list(checkpoint))
+            raise VariableNotFoundError(f"Tensor {tensor_name} not found in checkpoint {checkpoint.path}{near}")
+        yield _heading(checkpoint[tensor_name])
+        yield printed(checkpoint[tensor_name], None, {})
+    else:
+        for variable in variables:
+            dtype = _dtype_name(variable)
+            shape = ",".join(map(str, variable.shape))
+            yield f"{printable(variable.name)} ({_ENUM_NAMES.get(dtype, f'DT_{dtype.upper()}')}) [{shape}]"
+        yield ""
+
+
+def _heading(variable: Variable) -> str:
+    return f"tensor: {printable(variable.name)} ({_dtype_name(variable)}) {list(variable.shape)}"
+
+
+def _dtype_name(variable: Variable) -> str:
+    if variable.kind in ("str", "bytes") or variable.dtype.kind in "SU":
+        return "string"
+    return "int" if variable.dtype == object else variable.dtype.name
+
+
+def _params(variable: Variable) -> int:
+    return math.prod(variable.shape)
+
+
+# The program.
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "t", "1", "yes", "false", "f", "0", "no"):
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+    return text.lower() in ("true", "t", "1", "yes")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="inspect_checkpoint",
+        usage=_USAGE,
+        description="Look into a checkpoint, with the flags and the output of TensorFlow's inspect_checkpoint. "
+        "The command `pytreesaver` does more.",
+        epilog="Example: python -m pytreesaver.inspect_checkpoint --file_name=runs/a/ckpt-100 --tensor_name=params/w",
+    )
+    parser.add_argument("--file_name", default="", help="a checkpoint, or a run directory for its newest one")
+    parser.add_argument("--tensor_name", default="", help="the variable to print")
+    parser.add_argument("--count_exclude_pattern", default="", help="a regex: variables not to count")
+    for name, text in (
+        ("--all_tensors", "print the names and values of all variables"),
+        ("--all_tensor_names", "print the names of all variables"),
+    ):
+        parser.add_argument(name, nargs="?", const=True, default=False, type=_flag, help=text)
+    parser.add_argument(
+        "--printoptions", nargs="*", default=[], metavar="K=V", help="NumPy's print options: precision=3 sign=+"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program with these arguments, by default those of the process. Gives the exit code."""
+    from pytreesaver._cli._run import guarded
+
+    def run() -> int:
+        import numpy as np
+
+        try:
+            flags = _parser().parse_args(arguments)
+        except SystemExit as wrong_usage:
+            return int(wrong_usage.code or 0)
+        if not flags.file_name:
+            print(f"Usage: {_USAGE}", file=sys.stderr)
+            return 2
+        with np.printoptions(**print_options(flags.printoptions)):
+            print_tensors_in_checkpoint_file(
+                flags.file_name, flags.tensor_name, flags.all_tensors, flags.all_tensor_names,
+                flags.count_exclude_pattern,
+            )  # fmt: skip
+        return 0
+
+    return guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
