@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UnsupportedVersionError,
         VariableNotFoundError,
     )
+    from pytreesaver._history import CheckpointEvent, get_checkpoint_history
     from pytreesaver._listing import ListedCheckpoint, list_checkpoints
     from pytreesaver._manager import CheckpointManager
     from pytreesaver._retention import (
@@ -65,6 +66,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "CheckpointEvent",
     "CheckpointExistsError",
     "CheckpointIOError",
     "CheckpointManager",
@@ -106,6 +108,7 @@ __all__ = [
     "checkpoints_iterator",
     "copy_checkpoint",
     "diff",
+    "get_checkpoint_history",
     "get_checkpoint_mtimes",
     "get_checkpoint_state",
     "glob",
@@ -133,6 +136,7 @@ _MODULES = {
     "_checkpoint": ("restore", "save", "save_async"),
     "_copying": ("copy_checkpoint",),
     "_diff": ("Diff", "VariableChange", "diff"),
+    "_history": ("CheckpointEvent", "get_checkpoint_history"),
     "_listing": ("ListedCheckpoint", "list_checkpoints"),
     "_manager": ("CheckpointManager",),
     "_retention": (

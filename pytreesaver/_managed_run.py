@@ -16,6 +16,7 @@ from pytreesaver._errors import (
     RetentionWarning,
     UnsupportedVersionError,
 )
+from pytreesaver._history import CheckpointEvent
 from pytreesaver._io import filesystem
 from pytreesaver._paths import named_os_errors
 from pytreesaver._retention import Decision, ManagerDecisions, ManagerRule, SavedCheckpoint, manager_decisions
@@ -229,13 +230,13 @@ class ManagedRun:
             return replace(on_disk[path], time=time)
         return SavedCheckpoint(path.name, self._step_of(path), time, {}, is_pinned(path))
 
-    def retain(self, state: RunState, now: float) -> tuple[RunState, Deletions]:
-        """Write the state file, and delete what the rule does not keep. Gives the state after that.
+    def retain(self, state: RunState, saved: CheckpointEvent) -> tuple[RunState, Deletions]:
+        """Write the state file after a save, and delete what the rule does not keep. Gives the state after that.
 
         Raises:
             CheckpointIOError: the state file could not be written.
         """
-        result = self.decisions(state, now)
+        result = self.decisions(state, saved.time)
         there = {decision.checkpoint.path for decision in result.decisions}
         doomed = [self.directory / decision.checkpoint.path for decision in result.decisions if not decision.keep]
 
@@ -253,7 +254,7 @@ class ManagedRun:
             names, times = [path.name for path, _ in tracked], [time for _, time in tracked]
             return CheckpointState(names[-1], names, times, mark)
 
-        deletions = list_and_delete(self.directory, STATE_FILE_NAME, state_with, doomed)
+        deletions = list_and_delete(self.directory, STATE_FILE_NAME, state_with, doomed, saved)
         return after(deletions.remaining), deletions
 
     # What can be restored.

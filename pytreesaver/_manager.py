@@ -21,6 +21,7 @@ from pytreesaver._errors import (
     CorruptCheckpointError,
     RetentionWarning,
 )
+from pytreesaver._history import CheckpointEvent
 from pytreesaver._managed_run import ManagedRun, RunState
 from pytreesaver._paths import PathLike, local_path
 from pytreesaver._preemption import Preemption
@@ -233,7 +234,8 @@ class CheckpointManager:
             if not self._block:
                 contents = snapshot(contents, copy=self._copy)
             self._schedule.under_way = LastSave(step, now, record.serial)
-            work = partial(self._write, path, contents, step, now, lock, state, progress)
+            saved = CheckpointEvent("saved", path.name, now, step, checked)
+            work = partial(self._write, path, contents, step, saved, lock, state, progress)
             self._session.perform(f"the save of {self._shown / path.name}", work, block=self._block)
         return self._shown / path.name
 
@@ -264,11 +266,12 @@ class CheckpointManager:
         path: Path,
         contents: TreeContents,
         step: int,
-        now: float,
+        saved: CheckpointEvent,
         lock: RunLock,
         state: RunState,
         progress: Progress,
     ) -> Path:
+        now = saved.time
         try:
             write_contents(
                 path,
@@ -283,7 +286,7 @@ class CheckpointManager:
                 if not lock.wrote_last(self):
                     state = self._run.read_state(now)
                 serial = state.serial + 1
-                self._held_state, deletions = self._run.retain(state.with_saved(path, now, serial), now)
+                self._held_state, deletions = self._run.retain(state.with_saved(path, now, serial), saved)
             self._run.trust(path)
             self._schedule.saved = LastSave(step, now, serial)
             deletions.warn()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pytreesaver._background import OneAtATime, within
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, RetentionWarning
+from pytreesaver._history import CheckpointEvent, append_history, deletions
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import make_durable_directory
 from pytreesaver._paths import named_os_errors
@@ -98,7 +99,7 @@ class WriterSession:
 
 
 class Deletions(NamedTuple):
-    """What came of deleting: the checkpoints that could not be deleted, and what went wrong, one line each."""
+    """What came of deleting: the checkpoints that could not be deleted, and what went wrong, one line for each thing."""
 
     remaining: set[Path]
     problems: list[str]
@@ -106,8 +107,7 @@ class Deletions(NamedTuple):
     def warn(self) -> None:
         """Say what went wrong, when everything else is done: a warning may be an error."""
         if self.problems:
-            message = "could not delete an old checkpoint: " + "\n".join(self.problems)
-            warnings.warn(message, RetentionWarning, stacklevel=3)
+            warnings.warn("\n".join(self.problems), RetentionWarning, stacklevel=3)
 
 
 def list_and_delete(
@@ -115,10 +115,11 @@ def list_and_delete(
     name: str,
     state_with: Callable[[set[Path]], CheckpointState],
     doomed: Sequence[Path],
+    saved: CheckpointEvent,
     *,
     listed: Callable[[], None] = lambda: None,
 ) -> Deletions:
-    """Bring a state file up to date and delete the doomed checkpoints.
+    """Bring a state file up to date, delete the doomed checkpoints, and note both in the history.
 
     The state file lists the doomed ones until they are gone: whoever comes after a crash in between finds them there.
 
@@ -127,6 +128,7 @@ def list_and_delete(
         name: the name of the state file.
         state_with: the state that lists what is kept and the paths it is called with.
         doomed: the checkpoints to delete.
+        saved: what the history of the directory is to tell of the new checkpoint.
         listed: called when the state file lists the new checkpoint, before anything is deleted.
 
     Raises:
@@ -142,11 +144,14 @@ def list_and_delete(
         try:
             delete_checkpoint(path)
         except CheckpointNotFoundError as error:
-            problems.append(f"{error}; it is not watched any more")
+            problems.append(f"could not delete an old checkpoint: {error}; it is not watched any more")
         except CheckpointError as error:
-            problems.append(f"{error}; the next save tries again")
+            problems.append(f"could not delete an old checkpoint: {error}; the next save tries again")
             continue
         remaining.discard(path)
     if len(remaining) < len(doomed):
         write_state(directory, name, state_with(remaining))
+    gone = [path for path in doomed if path not in remaining]
+    problem = append_history(directory, [saved, *deletions(directory, gone, saved.time)])
+    problems += [problem] if problem else []
     return Deletions(remaining, problems)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pytreesaver._history import CheckpointEvent
 from pytreesaver._io import filesystem
 from pytreesaver._names import duplicates
 from pytreesaver._paths import PathLike, canonical, local_path
@@ -92,7 +93,8 @@ class SaverMemory:
             self.next_checkpoint_time = result.mark
             self._last[filesystem.identity(directory), state_name] = record.serial, location.name
 
-        deletions = list_and_delete(directory, state_name, state_with, doomed, listed=listed)
+        saved = CheckpointEvent("saved", location.name, now, record.step)
+        deletions = list_and_delete(directory, state_name, state_with, doomed, saved, listed=listed)
         self._tracked = tracked_with(deletions.remaining)
         self._shown = {where: self._shown[where] for where, _ in self._tracked}
         return deletions

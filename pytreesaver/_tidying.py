@@ -2,11 +2,13 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pytreesaver._errors import CheckpointError, CheckpointIOError, CorruptCheckpointError
+from pytreesaver._errors import CheckpointError, CheckpointIOError, CorruptCheckpointError, RetentionWarning
+from pytreesaver._history import HISTORY_NAME, append_history, deletions
 from pytreesaver._io import filesystem
 from pytreesaver._listing import ListedCheckpoint, list_checkpoints
 from pytreesaver._paths import PathLike, canonical, local_path, named_os_errors
@@ -107,9 +109,10 @@ def _delete_all(directory: Path, doomed: Sequence[Path]) -> None:
 
 @contextmanager
 def _out_of_state(directory: Path, doomed: Sequence[Path]) -> Iterator[None]:
-    """Hold the directory, and afterwards take out of its state files those of the doomed that are gone by then."""
+    """Hold the directory, and afterwards take out of its state files those of the doomed that are gone by then, and
+    note in its history that they are."""
     listing = _states_that_list(directory, {canonical(path) for path in doomed})
-    if not listing:
+    if not listing and not os.path.lexists(directory / HISTORY_NAME):
         yield
         return
     with named_os_errors("write to", directory):
@@ -121,8 +124,12 @@ def _out_of_state(directory: Path, doomed: Sequence[Path]) -> Iterator[None]:
             finally:
                 for name, state in _states_that_list(directory, {canonical(path) for path in doomed}).items():
                     _write_without_lost(directory, name, state)
+                gone = [path for path in doomed if not os.path.lexists(path)]
+                problem = append_history(directory, deletions(directory, gone, time.time()))
     finally:
         lock.release()
+    if problem:
+        warnings.warn(problem, RetentionWarning, stacklevel=4)
 
 
 def _states_that_list(directory: Path, wanted: set[Path]) -> dict[str, CheckpointState]:

@@ -20,6 +20,7 @@ from pytreesaver._select import as_selection, selected
 from pytreesaver._statistics import Statistics
 from pytreesaver._type_tree import TypeNode, type_tree
 from pytreesaver._values import NotPlainError, decode_value, dtype_from_name
+from pytreesaver._variable_tree import VariableSummary
 from pytreesaver.formats import CheckpointReader, native
 
 
@@ -347,6 +348,26 @@ class Checkpoint(Mapping[str, Variable]):
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.path}: {len(self)} variables>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what it is, and its variables as a tree to unfold; drawn by Treescope where that is there."""
+        from pytreesaver._notebook import checkpoint_html
+
+        variables = list(self.values())
+        facts = {
+            "step": "" if self.step is None else str(self.step),
+            "variables": f"{len(self):,}",
+            "params": f"{sum(each.size for each in variables):,}",
+            "bytes": f"{self.nbytes:,}",
+            "format": f"{self.format}, version {self.version}",
+        }
+        facts |= {f"metrics/{name}": str(value) for name, value in self.metrics.items()}
+        facts |= {f"metadata/{name}": repr(value) for name, value in self.metadata.items()}
+        return checkpoint_html(
+            str(self.path),
+            {name: value for name, value in facts.items() if value},
+            [VariableSummary(each.name, each.type, each.size, each.nbytes) for each in variables],
+        )
 
 
 def load_checkpoint(path: PathLike) -> Checkpoint:

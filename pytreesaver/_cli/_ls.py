@@ -120,8 +120,14 @@ def _write_run(path: Path, listed: "Sequence[ListedCheckpoint]") -> None:
 def _runs_below(path: Path) -> list[Path]:
     """The directories in a directory that hold checkpoints; of many the first few."""
     below = (each for each in sorted(path.iterdir()) if each.is_dir() and not each.is_symlink())
-    with_checkpoints = (each for each in below if any(native.recognizes(entry) for entry in each.iterdir()))
-    return list(itertools.islice(with_checkpoints, 20))
+    return list(itertools.islice((each for each in below if _holds_checkpoints(each)), 20))
+
+
+def _holds_checkpoints(path: Path) -> bool:
+    try:
+        return any(native.recognizes(entry) for entry in path.iterdir())
+    except OSError:
+        return False
 
 
 def run_table(listed: "Sequence[ListedCheckpoint]", now: float, not_kept: str = "will be deleted") -> Any:

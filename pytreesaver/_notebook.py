@@ -1,0 +1,92 @@
+"""A checkpoint as HTML, for notebooks: its facts, and the tree of its variables to unfold. Pure."""
+
+import html
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pytreesaver._names import printable
+from pytreesaver._variable_tree import Branch, VariableSummary, sorted_tree, variable_tree
+
+_MOST_ROWS = 5000
+"""So many variables are drawn; a notebook with more of them is slow."""
+
+
+def checkpoint_html(title: str, facts: Mapping[str, str], variables: Iterable[VariableSummary]) -> str:
+    """The HTML for a notebook. Treescope draws the tree where it is installed.
+
+    Example:
+        >>> text = checkpoint_html("runs/ckpt-1", {"step": "1"}, [VariableSummary("w", "float32[2]", 2, 8)])
+        >>> "float32[2]" in text
+        True
+    """
+    shown = list(variables)
+    left_out = len(shown) - _MOST_ROWS
+    total = sum(each.nbytes for each in shown)
+    tree = sorted_tree(variable_tree(shown[:_MOST_ROWS]), "name")
+    rows = "".join(
+        f"<tr><td style='text-align:left;opacity:.6'>{_text(name)}</td>"
+        f"<td style='text-align:left'>{_text(value)}</td></tr>"
+        for name, value in facts.items()
+    )
+    more = f"<p>and {left_out:,} more variables</p>" if left_out > 0 else ""
+    heading = f"<div><code><b>{_text(title)}</b></code></div><table>{rows}</table>"
+    return (
+        f"<div class='pytreesaver-checkpoint'>{heading}{_drawn_by_treescope(tree) or _details(tree, total)}{more}</div>"
+    )
+
+
+def _text(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def _label(branch: Branch) -> str:
+    """What stands behind the name of a branch: ``float32[2], 2 params, 8 bytes``."""
+    parts = [branch.type] if branch.type else []
+    if branch.children:
+        parts.append(f"{branch.variables:,} variables")
+    return ", ".join([*parts, f"{branch.size:,} params", f"{branch.nbytes:,} bytes"])
+
+
+def _details(tree: Branch, total: int) -> str:
+    return f"<div style='font-family:monospace'>{''.join(_folds(tree, total, 0))}</div>"
+
+
+def _folds(branch: Branch, total: int, level: int) -> Iterator[str]:
+    for child in branch.children:
+        share = f" <span style='opacity:.6'>{100 * child.nbytes / total:.1f}&nbsp;%</span>" if total else ""
+        line = f"<b>{_text(child.name) or '&#39;&#39;'}</b>: {_text(_label(child))}{share}"
+        if not child.children:
+            yield f"<div style='margin-left:1.1em'>{line}</div>"
+            continue
+        yield f"<details style='margin-left:1.1em'{' open' if level == 0 else ''}><summary>{line}</summary>"
+        yield from _folds(child, total, level + 1)
+        yield "</details>"
+
+
+def _drawn_by_treescope(tree: Branch) -> str | None:
+    try:
+        import treescope
+    except ImportError:
+        return None
+    drawn: str = treescope.render_to_html(_Drawn(tree), ignore_exceptions=False)
+    return drawn
+
+
+class _Drawn:
+    """Wraps a branch for Treescope."""
+
+    def __init__(self, branch: Branch) -> None:
+        self._branch = branch
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        from treescope import rendering_parts as parts
+
+        branch = self._branch
+        name = parts.custom_style(parts.text(printable(branch.name) or "variables"), "font-weight: bold")
+        label = parts.text(f": {printable(_label(branch))}")
+        if not branch.children:
+            return parts.build_one_line_tree_node(parts.siblings(name, label), path=printable(branch.path))
+        below = [subtree_renderer(_Drawn(child), path=None) for child in branch.children]
+        return parts.build_foldable_tree_node_from_children(
+            parts.siblings(name, label, " {"), below, "}", comma_separated=True, path=printable(branch.path)
+        )
