@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytreesaver._history import CheckpointEvent, get_checkpoint_history
     from pytreesaver._listing import ListedCheckpoint, list_checkpoints
     from pytreesaver._manager import CheckpointManager
+    from pytreesaver._report import write_report
     from pytreesaver._retention import (
         Decision,
         KeepAll,
@@ -128,6 +129,7 @@ __all__ = [
     "update_checkpoint_state",
     "verify",
     "warm_start",
+    "write_report",
 ]
 
 _MODULES = {
@@ -139,6 +141,7 @@ _MODULES = {
     "_history": ("CheckpointEvent", "get_checkpoint_history"),
     "_listing": ("ListedCheckpoint", "list_checkpoints"),
     "_manager": ("CheckpointManager",),
+    "_report": ("write_report",),
     "_retention": (
         "Decision",
         "KeepAll",

@@ -76,27 +76,42 @@ def map_parts(
     Raises:
         CorruptCheckpointError: naming every damaged variable.
     """
+    results, damage = map_parts_of_all([(reader, positions)], function)
+    if damage:
+        raise joined_damage(reader, damage)
+    return results
+
+
+def map_parts_of_all(
+    sources: Sequence[tuple[CheckpointReader, Sequence[int]]], function: Callable[..., T]
+) -> tuple[dict[int, list[T]], list[CorruptCheckpointError]]:
+    """The same for a function of the same parts of variables in several checkpoints, in which they have one dtype and
+    shape. Gives the results by the positions in the first one, and what was found of damage, which has none."""
     results: dict[int, list[T]] = {}
     damage: list[CorruptCheckpointError] = []
-    for group in _windows(reader, [i for i in positions if reader.nbytes[i] <= _PART_NBYTES]):
-        arrays = _read(reader, group, damage)
-        calls = {i: _Call(function, array) for i, array in arrays.items()}
-        run_all(list(calls.values()), sum(reader.nbytes[i] for i in group))
+    reader = sources[0][0]
+    rows = list(zip(*(positions for _, positions in sources), strict=True))
+    readers = [each for each, _ in sources]
+    for group in _windows(reader, [row for row in rows if reader.nbytes[row[0]] <= _PART_NBYTES]):
+        arrays = [
+            _read(each, positions, damage) for each, positions in zip(readers, zip(*group, strict=True), strict=True)
+        ]
+        whole = [row for row in group if all(i in found for i, found in zip(row, arrays, strict=True))]
+        calls = {row[0]: _Call(function, [found[i] for i, found in zip(row, arrays, strict=True)]) for row in whole}
+        run_all(list(calls.values()), sum(reader.nbytes[row[0]] for row in group))
         results |= {i: [call.result] for i, call in calls.items()}
-    for i in positions:
+    for row in rows:
+        i = row[0]
         if reader.nbytes[i] > _PART_NBYTES:
-            parts = [
-                _Part(reader, i, begin, function) for begin in range(0, math.prod(reader.shapes[i]), _most(reader, i))
-            ]
+            begins = range(0, math.prod(reader.shapes[i]), _most(reader, i))
+            parts = [_Part(readers, row, begin, function) for begin in begins]
             try:
                 run_all(parts, reader.nbytes[i])
             except CorruptCheckpointError as error:
                 add_damage(damage, error)
             else:
                 results[i] = [part.result for part in parts]
-    if damage:
-        raise joined_damage(reader, damage)
-    return results
+    return results, damage
 
 
 def _most(reader: CheckpointReader, position: int) -> int:
@@ -109,12 +124,12 @@ class _Call(Generic[T]):
 
     result: T
 
-    def __init__(self, function: Callable[[np.ndarray], T], values: np.ndarray) -> None:
+    def __init__(self, function: Callable[..., T], arrays: Sequence[np.ndarray]) -> None:
         self._function = function
-        self._values = values
+        self._arrays = arrays
 
     def __call__(self) -> None:
-        self.result = self._function(self._values.reshape(-1))
+        self.result = self._function(*(values.reshape(-1) for values in self._arrays))
 
 
 class _Part(Generic[T]):
@@ -123,31 +138,34 @@ class _Part(Generic[T]):
     result: T
 
     def __init__(
-        self, reader: CheckpointReader, position: int, begin: int, function: Callable[[np.ndarray], T]
+        self, readers: Sequence[CheckpointReader], positions: Sequence[int], begin: int, function: Callable[..., T]
     ) -> None:
-        self._reader = reader
-        self._position = position
+        self._readers = readers
+        self._positions = positions
         self._begin = begin
         self._function = function
 
     def __call__(self) -> None:
-        reader, position = self._reader, self._position
+        pairs = zip(self._readers, self._positions, strict=True)
+        self.result = self._function(*(self._values(reader, position) for reader, position in pairs))
+
+    def _values(self, reader: CheckpointReader, position: int) -> np.ndarray:
         size = math.prod(reader.shapes[position])
         end = min(self._begin + _most(reader, position), size)
         values = np.empty(end - self._begin, storage_dtype(reader.types[position]))
         reader.read_boxes(position, [((self._begin, end),)], [values], verify=True, shape=(size,))
-        self.result = self._function(values)
+        return values
 
 
-def _windows(reader: CheckpointReader, positions: Sequence[int]) -> Iterator[list[int]]:
-    group: list[int] = []
+def _windows(reader: CheckpointReader, rows: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    group: list[tuple[int, ...]] = []
     nbytes = 0
-    for position in positions:
-        if group and nbytes + reader.nbytes[position] > _WINDOW_NBYTES:
+    for row in rows:
+        if group and nbytes + reader.nbytes[row[0]] > _WINDOW_NBYTES:
             yield group
             group, nbytes = [], 0
-        group.append(position)
-        nbytes += reader.nbytes[position]
+        group.append(row)
+        nbytes += reader.nbytes[row[0]]
     if group:
         yield group
 

@@ -99,7 +99,7 @@ class WriterSession:
 
 
 class Deletions(NamedTuple):
-    """What came of deleting: the checkpoints that could not be deleted, and what went wrong, one line for each thing."""
+    """What came of deleting: the checkpoints that could not be deleted, and lines that say what went wrong."""
 
     remaining: set[Path]
     problems: list[str]

@@ -160,6 +160,30 @@ def _add_moments(sums: Sums, numbers: np.ndarray) -> None:
     sums.mean = complex(*(means * scale).tolist()) if is_complex else float(means) * scale
 
 
+def norm_of_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """The square root of the sum of |a - b|² over the elements that are finite in both; they have one dtype.
+
+    Example:
+        >>> norm_of_difference(np.array([0.0, 1.0, np.nan]), np.array([3.0, 5.0, 0.0]))
+        5.0
+    """
+    kind = np.complex128 if a.dtype.kind == "c" else np.float64
+    with np.errstate(all="ignore"):
+        difference = a.reshape(-1).astype(kind)
+        difference -= b.reshape(-1).astype(kind)
+        real = difference.view(np.float64)
+        if not math.isfinite(float(np.dot(real, real))):
+            finite = np.isfinite(a.reshape(-1)) & np.isfinite(b.reshape(-1))
+            real = np.ascontiguousarray(difference[finite]).view(np.float64)
+        scale = float(np.max(np.abs(real), initial=0.0))
+        if not 1e-100 < scale < 1e100:
+            if scale == 0.0 or math.isinf(scale):
+                return scale
+            real = real / scale
+            return math.sqrt(float(np.dot(real, real))) * scale
+        return math.sqrt(float(np.dot(real, real)))
+
+
 def joined(parts: Iterable[Sums]) -> Sums:
     """The sums of all elements, from those of some each.
 

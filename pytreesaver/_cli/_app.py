@@ -112,6 +112,7 @@ _MODULES = {
     "rm": "_prune",
     "cp": "_copy",
     "info": "_info",
+    "report": "_report",
 }
 
 
