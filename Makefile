@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test bench bench-check lint types format clean
+.PHONY: demo test test-browser bench bench-check lint types format clean
 
 # Each target sets up what it needs, once, and again when the list of what is needed changes.
 demo: $(VENV)/.installed
@@ -11,6 +11,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto
+
+# Needs Chromium and its driver: apt-get install chromium chromium-driver
+test-browser: $(VENV)/.installed-browser
+	$(BIN)/python -m pytest -m browser tests/test_report_in_browser.py
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks
@@ -39,6 +43,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(INSTALL) '.[bench]'
+	touch $@
+
+$(VENV)/.installed-browser: $(VENV)/.installed
+	$(INSTALL) '.[browser]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -21,6 +21,7 @@ def is_castable(found: LeafType, target: LeafType) -> bool:
     return is_number(found) and is_number(target)
 
 
+@functools.lru_cache(maxsize=1024)
 def is_number(leaf_type: LeafType) -> bool:
     """Whether it holds numbers or bools."""
     if leaf_type.kind in PYTHON_KINDS:
@@ -32,6 +33,7 @@ _FLOATING = 2
 _CATEGORIES = (("bool",), ("int", "uint"), ("float", "bfloat"), ("complex",))
 
 
+@functools.lru_cache(maxsize=1024)
 def _category(dtype: np.dtype[Any]) -> int:
     return next((i for i, beginnings in enumerate(_CATEGORIES) if dtype.name.startswith(beginnings)), -1)
 

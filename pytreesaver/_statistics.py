@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def sums_of(values: np.ndarray) -> Sums:
         (2.6666666666666665, 1, 1, 5.0)
     """
     flat = values.reshape(-1)
-    name = flat.dtype.name
+    name = _name(flat.dtype)
     if name.startswith(("bool", "int", "uint")):
         return _of_integers(flat)
     if flat.dtype.kind == "c":
@@ -94,6 +95,11 @@ def sums_of(values: np.ndarray) -> Sums:
         flat if name in ("float32", "float64") else flat.astype(np.float32 if flat.dtype.itemsize < 4 else np.float64)
     )
     return _of_floats(wide)
+
+
+@lru_cache(maxsize=256)
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name
 
 
 def _of_floats(wide: np.ndarray) -> Sums:

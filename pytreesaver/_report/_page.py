@@ -4,7 +4,7 @@ import base64
 import html
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -31,11 +31,15 @@ def page(facts: RunFacts) -> str:
         "metrics": _figures.metrics(facts),
         "treemap": _figures.treemap([each for each in facts.variables if each.present]) if facts.variables else None,
     }
+    damaged_in: dict[str, list[str]] = {}
+    for checkpoint, names in facts.damaged.items():
+        for name in names:
+            damaged_in.setdefault(name, []).append(printable(checkpoint))
     data = {
         "figures": {name: json.loads(figure.to_json()) for name, figure in figures.items() if figure is not None},
         "templates": _templates(),
         "checkpoints": [_checkpoint_row(life) for life in facts.lives],
-        "variables": [_variable_row(each) for each in facts.variables],
+        "variables": [_variable_row(each, damaged_in.get(each.name, [])) for each in facts.variables],
         "steps": steps_of(facts.measured),
         "axis": axis_title(facts.measured),
         "columns": [printable(life.name) for life in facts.measured],
@@ -112,6 +116,7 @@ def _checkpoint_row(life: Life) -> dict[str, Any]:
         "name": printable(life.name),
         "step": life.step,
         "saved": time_text(life.saved),
+        "time": life.saved,
         "nbytes": None if listed is None else listed.nbytes,
         "metrics": {printable(name): _number(value) for name, value in life.metrics.items()},
         "metadata": printable(metadata),
@@ -120,7 +125,7 @@ def _checkpoint_row(life: Life) -> dict[str, Any]:
     }
 
 
-def _variable_row(variable: VariableFacts) -> dict[str, Any]:
+def _variable_row(variable: VariableFacts, damaged_in: Sequence[str]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": printable(variable.name) or "''",
         "label": label(variable.name) or "''",
@@ -128,6 +133,7 @@ def _variable_row(variable: VariableFacts) -> dict[str, Any]:
         "size": variable.size,
         "nbytes": variable.nbytes,
         "present": variable.present,
+        "damaged": ", ".join(damaged_in),
     }
     statistics = variable.statistics
     if statistics is not None:

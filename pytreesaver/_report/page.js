@@ -2,7 +2,9 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
-  const config = { responsive: true, displaylogo: false, displayModeBar: "hover" };
+  const config = {
+    responsive: true, displaylogo: false, displayModeBar: "hover", showSendToCloud: false, plotlyServerURL: "",
+  };
   const rows = data.variables.length;
   const columns = data.steps.length;
 
@@ -75,7 +77,7 @@
     return String(a).localeCompare(String(b), "en", { numeric: true });
   };
 
-  /* A table that sorts by the column whose heading is clicked. A column: {title, value(item), text?, kind?}. */
+  /* A table that sorts by the column whose heading is clicked. A column: {title, value(item), text(value, item)?, kind?}. */
   class Table {
     constructor(element, fields, items, options) {
       Object.assign(this, { element, fields, items, options, by: options.by, down: options.down, all: false });
@@ -120,7 +122,7 @@
         for (const field of this.fields) {
           const cell = row.insertCell();
           const value = field.value(item);
-          cell.textContent = field.text ? field.text(value) : numberText(value);
+          cell.textContent = field.text ? field.text(value, item) : numberText(value);
           cell.className = `${field.kind || ""} ${field.mark && field.mark(item) ? "bad" : ""}`.trim();
         }
         if (this.options.decorate) this.options.decorate(row, item);
@@ -186,7 +188,7 @@
     }
   };
 
-  const mostInHeatmap = 200;
+  const mostInHeatmap = 100;
   const drawHeatmap = (shown) => {
     if (!data.hasValues || !rows) return;
     const best = shown.filter((v) => v.norm !== null)
@@ -220,7 +222,7 @@
   const total = data.variables.reduce((sum, v) => sum + (v.present ? v.nbytes : 0), 0);
   const number = (title, key, mark) => ({ title, kind: "number", value: (item) => item[key], mark });
   const fields = [
-    { title: "name", kind: "name", value: (v) => v.name, text: String },
+    { title: "name", kind: "name", value: (v) => v.name, text: String, mark: (v) => v.damaged },
     { title: "type", value: (v) => v.type, text: String },
     number("params", "size"), number("bytes", "nbytes"),
     { title: "share", kind: "number", value: (v) => (v.present && total ? (100 * v.nbytes) / total : null),
@@ -241,6 +243,7 @@
       row.classList.toggle("chosen", chosen.has(v.row));
       row.classList.toggle("absent", !v.present);
       if (!v.present) row.title = "The newest checkpoint does not have it.";
+      if (v.damaged) row.title = `Damaged in ${v.damaged}.`;
     },
     written: (shown, most) => {
       byId("count").textContent = `${shown.length.toLocaleString("en-US")} of ${rows.toLocaleString("en-US")} variables`;
@@ -279,7 +282,7 @@
   const wide = (title, key) => ({ title, value: (item) => item[key], text: (value) => String(value ?? "") });
   const checkpoints = new Table(byId("checkpoints"), [
     { title: "checkpoint", kind: "name", value: (c) => c.name, text: String },
-    number("step", "step"), wide("saved (UTC)", "saved"), number("bytes", "nbytes"),
+    number("step", "step"), { title: "saved (UTC)", value: (c) => c.time, text: (_, c) => c.saved }, number("bytes", "nbytes"),
     ...metricNames.map((name) => ({ title: name, kind: "number", value: (c) => c.metrics[name] ?? null })),
     { ...wide("fate", "fate"), mark: (c) => c.fate === "damaged" }, wide("why", "note"), wide("metadata", "metadata"),
   ], data.checkpoints, { by: 2, down: true });
