@@ -25,6 +25,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 fine; 1 a difference or damage was found; 2 wrong usage, or no such thing.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

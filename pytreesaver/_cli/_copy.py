@@ -27,7 +27,10 @@ from pytreesaver.formats import native
 def copy(
     source: CheckpointPath,
     target: Annotated[
-        str, typer.Argument(help="Where the copy is to be; or a directory to put it into.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="TARGET", help="Where the copy is to be; or a directory to put it into.", show_default=False
+        ),
     ],
     only: Only = None,
     regex: Regex = None,
@@ -43,10 +46,9 @@ def copy(
 
     --only and --regex select by the names in the copy.
 
-    \b
     Examples:
-      pytreesaver cp runs/a/ckpt-100 backup/
-      pytreesaver cp runs/a/ckpt-100 encoder --rename 'params/encoder/=encoder/' --only encoder
+        pytreesaver cp runs/a/ckpt-100 backup/
+        pytreesaver cp runs/a/ckpt-100 encoder --rename 'params/encoder/=encoder/' --only encoder
     """
     path = checkpoint_path(source)
     where = Path(target)

@@ -27,7 +27,7 @@ from pytreesaver._tidying import remove_checkpoint
 
 @app.command("prune")
 def prune(
-    directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
     keep_last: Annotated[int | None, typer.Option(metavar="N", min=1, help="Keep the last N checkpoints.")] = None,
     keep_every_steps: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Keep those whose step is a multiple of N.")
@@ -52,10 +52,9 @@ def prune(
     What any of the options keeps is kept; without any, what the run's own saver has recorded that it keeps. The newest
     checkpoint, pinned ones, and damaged ones always stay.
 
-    \b
     Examples:
-      pytreesaver prune runs/a --keep-last 3 --keep-best 1:loss
-      pytreesaver prune runs/a --keep-every-steps 10000 --yes
+        pytreesaver prune runs/a --keep-last 3 --keep-best 1:loss
+        pytreesaver prune runs/a --keep-every-steps 10000 --yes
     """
     parts: list[RetentionPolicy] = []
     if keep_last is not None:
@@ -129,9 +128,8 @@ def remove(
 ) -> None:
     """Delete checkpoints, and take them out of the state file of their run. It does not ask.
 
-    \b
     Example:
-      pytreesaver rm runs/a/ckpt-100
+        pytreesaver rm runs/a/ckpt-100
     """
     for path in paths:
         if not remove_checkpoint(path, update_state=True):

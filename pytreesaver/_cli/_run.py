@@ -55,9 +55,12 @@ def _run(arguments: list[str]) -> int:
     add_commands(arguments)
     try:
         code = app(arguments, prog_name="pytreesaver", standalone_mode=False)
-        return code if isinstance(code, int) else FINE
     except Abort:
         raise KeyboardInterrupt from None
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, BrokenPipeError):  # which Click hides
+            raise stopped.__context__ from None
+        raise
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "pytreesaver"
@@ -67,6 +70,9 @@ def _run(arguments: list[str]) -> int:
         if not isinstance(error, BrokenPipeError) and settings.debug:
             traceback.print_exc()
         raise
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else FINE
 
 
 def _message(error: BaseException) -> str:

@@ -72,11 +72,10 @@ def show(
     A large variable is read part by part and never held whole in memory. Statistics are over all its elements; mean,
     std and norm over the finite ones.
 
-    \b
     Examples:
-      pytreesaver show runs/a/ckpt-100 params/dense/kernel
-      pytreesaver show runs/a/ckpt-100 params/dense/kernel --slice '0:3, :'
-      pytreesaver show runs/a --stats
+        pytreesaver show runs/a/ckpt-100 params/dense/kernel
+        pytreesaver show runs/a/ckpt-100 params/dense/kernel --slice '0:3, :'
+        pytreesaver show runs/a --stats
     """
     options = {"linewidth": min(columns(), 100_000), **print_options(printoptions or [])}
     if name is None and not stats:

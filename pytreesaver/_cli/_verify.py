@@ -27,10 +27,9 @@ def verify(
 ) -> int:
     """Read every byte of checkpoints and compare it with its checksums. The exit code is 1 if any is damaged.
 
-    \b
     Examples:
-      pytreesaver verify runs/a/ckpt-100
-      pytreesaver verify runs/a runs/b
+        pytreesaver verify runs/a/ckpt-100
+        pytreesaver verify runs/a runs/b
     """
     results = []
     for checkpoint in [checkpoint for path in paths for checkpoint in _checkpoints(path)]:
