@@ -121,7 +121,7 @@ def here(runs, monkeypatch):
 
 # What each command shows: arguments, exit code, and texts that stand in its output, whatever the width.
 SHOWN = {
-    "ls run": (["ls", "a"], 0, ["a: 4 checkpoints", "ckpt-50", "kept: newest, last 4", "loss=0.0196", "git=abc", "3 d"]),
+    "ls run": (["ls", "a"], 0, ["a: 4 checkpoints", "ckpt-50", "newest, last 4", "loss=0.0196", "git=abc", "3 d"]),
     "ls checkpoint": (
         ["ls", "a/ckpt-50"],
         0,
