@@ -216,3 +216,23 @@ def test_infinities_are_no_numbers_apart():
     changed = diff_of(first, second).changed
     assert (changed["z"].max_abs_difference, changed["z"].mean_abs_difference) == (1, 0.25)
     assert changed["x"].max_abs_difference == np.inf
+
+
+def test_only_some_variables_are_compared():
+    a = pts.save({"params": {"w": np.ones(3), "b": np.ones(2)}, "step": 1}, "a")
+    b = pts.save({"params": {"w": np.zeros(3), "b": np.ones(2)}, "step": 2, "new": 1}, "b")
+    found = pts.diff(a, b, only="params")
+    assert (list(found.changed), found.equal, found.added) == (["params/w"], ["params/b"], [])
+    assert not pts.diff(a, b, only="params/b")
+    assert pts.diff(a, b, only="new").added == ["new"]
+    with pytest.raises(pts.VariableNotFoundError, match="nothing"):
+        pts.diff(a, b, only="nothing")
+
+
+def test_progress_counts_what_differs():
+    same, ones = np.zeros(300_000), np.ones(300_000)
+    a, b = pts.save({"same": same, "w": ones}, "a"), pts.save({"same": same, "w": ones + 1}, "b")
+    calls = []
+    pts.diff(a, b, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (2 * ones.nbytes, 2 * ones.nbytes)
+    assert calls == sorted(calls)

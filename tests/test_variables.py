@@ -1,17 +1,19 @@
 """Looking into a checkpoint."""
 
 import shutil
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import pytreesaver as pts
-from pytreesaver.testing import numpy_arrays
+from pytreesaver.testing import numpy_arrays, pytrees
 
 TREE = {
     "embed": jnp.arange(12.0).reshape(6, 2),
@@ -223,3 +225,29 @@ def test_looking_for_a_name_that_is_not_there_is_quick(monkeypatch, checkpoint):
     assert "emb" not in checkpoint
     assert checkpoint.get("emb") is None
     assert checkpoint.get("embed").shape == (6, 2)
+
+
+@given(pytrees())
+def test_the_type_tree_has_every_variable(tree):
+    with pts.load_checkpoint(pts.save(tree, "typed", overwrite=True)) as checkpoint:
+        root = checkpoint.type_tree()
+        types = Counter(variable.type for variable in checkpoint.values())
+
+    def nodes(node):
+        yield node
+        for child in node.children:
+            yield from nodes(child)
+
+    assert types - Counter(node.type for node in nodes(root) if not node.children) == Counter()
+    assert str(root).count("\n") + 1 >= len(list(nodes(root)))
+
+
+def test_a_type_tree_names_its_classes():
+    state = optax.adam(1e-3).init({"w": np.zeros((2, 3), np.float32)})
+    with pts.load_checkpoint(pts.save({"opt": state, "none": None, "list": [1, "a"]}, "typed")) as checkpoint:
+        lines = str(checkpoint.type_tree()).split("\n")
+    assert lines[0] == "dict"
+    assert "├─ none: None" in lines
+    assert "   ├─ 0: int" in lines
+    assert any("0: optax" in line and line.endswith("ScaleByAdamState") for line in lines)
+    assert any(line.endswith("w: float32[2,3]") for line in lines)

@@ -1,0 +1,93 @@
+"""A checkpoint in a notebook: with Treescope and without, and whatever its names are."""
+
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+import pytreesaver as pts
+from pytreesaver import _notebook
+from pytreesaver.testing import pytrees
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m"
+
+
+class Text(HTMLParser):
+    """What stands between the tags, and which tags there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.text = ""
+        self.tags = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def parsed(text):
+    parser = Text()
+    parser.feed(text)
+    parser.close()
+    return parser
+
+
+@pytest.fixture
+def without_treescope(monkeypatch):
+    monkeypatch.setitem(sys.modules, "treescope", None)
+
+
+@pytest.mark.usefixtures("without_treescope")
+def test_facts_and_variables_are_there():
+    tree = {"params": {"dense": {"kernel": np.zeros((3, 4), np.float32)}}, "step": 7}
+    with pts.CheckpointManager("run", block=True) as manager:
+        path = manager.save(7, tree, metrics={"loss": 0.25}, metadata={"git": "abc"})
+    found = parsed(pts.load_checkpoint(path)._repr_html_())
+    for text in (
+        "run/ckpt-7",
+        "metrics/loss",
+        "0.25",
+        "'abc'",
+        "kernel: float32[3,4], 12 params, 48 bytes",
+        "85.7\xa0%",
+    ):
+        assert text in found.text
+    assert found.tags.count("details") == 2
+
+
+def test_treescope_draws_the_tree_where_it_is_installed():
+    path = pts.save({"params": {"kernel": np.zeros((3, 4))}, HOSTILE: 1}, "model")
+    text = pts.load_checkpoint(path)._repr_html_()
+    assert "treescope" in text
+    assert "alert(1)</script>" not in text.replace("&lt;", "")
+    assert "\x1b" not in text
+
+
+@pytest.mark.usefixtures("without_treescope")
+def test_hostile_names_are_text():
+    path = pts.save({HOSTILE: {"w": np.ones(2)}}, "model", metadata={HOSTILE: HOSTILE})
+    found = parsed(pts.load_checkpoint(path)._repr_html_())
+    assert "script" not in found.tags
+    assert "<script>alert(1)<" in found.text
+    assert "\x1b" not in found.text
+
+
+@pytest.mark.usefixtures("without_treescope")
+def test_what_is_left_out_is_said(monkeypatch):
+    monkeypatch.setattr(_notebook, "_MOST_ROWS", 10)
+    path = pts.save({str(i): i for i in range(25)}, "model")
+    found = parsed(pts.load_checkpoint(path)._repr_html_())
+    assert "and 15 more variables" in found.text
+    assert "variables25" in found.text
+
+
+@given(pytrees())
+def test_every_tree_has_a_picture(tree):
+    path = pts.save(tree, "any", overwrite=True)
+    with pts.load_checkpoint(path) as checkpoint:
+        text = checkpoint._repr_html_()
+    assert text.count("<div") == text.count("</div>")
