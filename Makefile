@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test test-browser bench bench-check lint types format clean
+.PHONY: demo test test-browser docs bench bench-check lint types format clean
 
 # Each target sets up what it needs, once, and again when the list of what is needed changes.
 demo: $(VENV)/.installed
@@ -15,6 +15,11 @@ test: $(VENV)/.installed-dev
 # Needs Chromium and its driver: apt-get install chromium chromium-driver
 test-browser: $(VENV)/.installed-browser
 	$(BIN)/python -m pytest -m browser tests/test_report_in_browser.py
+
+# The pictures and the generated page of the documentation; the pictures need Chromium too.
+docs: $(VENV)/.installed-browser
+	$(BIN)/python docs/make_cli_page.py
+	$(BIN)/python docs/make_pictures.py
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks

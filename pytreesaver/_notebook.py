@@ -1,6 +1,7 @@
 """A checkpoint as HTML, for notebooks: its facts, and the tree of its variables to unfold. Pure."""
 
 import html
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ def checkpoint_html(title: str, facts: Mapping[str, str], variables: Iterable[Va
 
     Example:
         >>> text = checkpoint_html("runs/ckpt-1", {"step": "1"}, [VariableSummary("w", "float32[2]", 2, 8)])
-        >>> "float32[2]" in text
+        >>> "<b>runs/ckpt-1</b>" in text
         True
     """
     shown = list(variables)
@@ -84,9 +85,11 @@ class _Drawn:
         branch = self._branch
         name = parts.custom_style(parts.text(printable(branch.name) or "variables"), "font-weight: bold")
         label = parts.text(f": {printable(_label(branch))}")
+        # Treescope puts the path into attributes and style sheets: nothing goes there that means anything in those.
+        to_copy = branch.path if re.fullmatch(r"[\w./-]+", branch.path) else None
         if not branch.children:
-            return parts.build_one_line_tree_node(parts.siblings(name, label), path=printable(branch.path))
+            return parts.build_one_line_tree_node(parts.siblings(name, label), path=to_copy)
         below = [subtree_renderer(_Drawn(child), path=None) for child in branch.children]
         return parts.build_foldable_tree_node_from_children(
-            parts.siblings(name, label, " {"), below, "}", comma_separated=True, path=printable(branch.path)
+            parts.siblings(name, label, " {"), below, "}", comma_separated=True, path=to_copy
         )

@@ -529,5 +529,7 @@ def test_looking_needs_no_jax():
 def test_every_command_has_an_example_in_its_help(call, name):
     done = call(name, "--help")
     assert done.code == 0
-    assert re.search(rf"Examples?:\s+pytreesaver {name} ", done.out)
+    examples = [line.strip() for line in done.out.splitlines() if line.strip().startswith(f"pytreesaver {name} ")]
+    assert examples
+    assert all(line.count("pytreesaver") == 1 for line in examples)
     assert "--json" in done.out

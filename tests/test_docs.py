@@ -1,6 +1,10 @@
 """The examples in the documentation run, and the format page says what the code does."""
 
+import html
+import json
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +42,64 @@ def test_the_format_page_names_every_key_and_every_notation():
     for module in (pytreesaver._rebuild, pytreesaver._values):
         for tag in re.findall(r'case "(\$[a-z_]+)"', inspect.getsource(module)):
             assert tag in text, tag
+
+
+# The command line.
+
+
+@pytest.fixture
+def docs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    yield ROOT / "docs"
+    sys.modules.pop("sample_run", None)
+
+
+def test_the_page_of_the_command_line_is_its_help(docs):
+    assert (docs / "cli.md").read_text() == runpy.run_path(str(docs / "make_cli_page.py"))["page"](), "run `make docs`"
+
+
+def test_the_pictures_show_what_the_command_line_shows(docs, tmp_path):
+    from sample_run import sample_run
+
+    make = runpy.run_path(str(docs / "make_pictures.py"))
+    sample_run(tmp_path / "runs/a")
+    for name in make["TERMINALS"]:
+        shown, drawn = (
+            [html.unescape(text) for text in re.findall(r">([^<]+)</text>", picture)]
+            for picture in ((docs / f"images/{name}.svg").read_text(), make["terminal_picture"](name, tmp_path))
+        )
+        assert shown == drawn, f"{name}: run `make docs`"
+
+
+def test_the_page_of_the_command_line_names_every_key_of_its_json(docs, capsys):
+    import numpy as np
+
+    import pytreesaver as pts
+    from pytreesaver._cli import main
+
+    with pts.CheckpointManager("run", block=True) as manager:
+        for step in (1, 2, 3):
+            manager.save(step, {"w": np.full(3, step), "s": "a" * step}, metrics={"loss": 1.0})
+    keys = set()
+
+    def collect(value):
+        if isinstance(value, list):
+            for each in value:
+                collect(each)
+        elif isinstance(value, dict):
+            # Those that stand for names are not the command line's own.
+            keys.update(
+                key for key in value if key not in ("w", "s", "loss") and not key.endswith((".json", ".safetensors"))
+            )
+            for each in value.values():
+                collect(each)
+
+    for line in (
+        "ls run", "ls run/ckpt-1", "show run w", "show run --stats", "diff run/ckpt-1 run", "verify run", "info run",
+        "prune run --keep-last 2", "cp run copy", "report run", "rm copy",
+    ):  # fmt: skip
+        main([*line.split(), "--json"])
+        collect(json.loads(capsys.readouterr().out))
+    text = (docs / "cli.md").read_text()
+    assert len(keys) > 50
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []

@@ -1,6 +1,7 @@
 """A checkpoint in a notebook: with Treescope and without, and whatever its names are."""
 
 import sys
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytreesaver as pts
 from pytreesaver import _notebook
 from pytreesaver.testing import pytrees
 
-HOSTILE = "<script>alert(1)</script>\x1b[31m"
+HOSTILE = "<script>alert(1)</script>\x1b[31m\"' onclick=alert(2)"
 
 
 class Text(HTMLParser):
@@ -59,11 +60,19 @@ def test_facts_and_variables_are_there():
     assert found.tags.count("details") == 2
 
 
-def test_treescope_draws_the_tree_where_it_is_installed():
+def test_treescope_draws_the_tree_where_it_is_installed(monkeypatch):
+    import treescope
+
     path = pts.save({"params": {"kernel": np.zeros((3, 4))}, HOSTILE: 1}, "model")
+    compressed = pts.load_checkpoint(path)._repr_html_()
+    assert "treescope" in compressed
+    # What it sends to the browser is compressed: look at it as it is.
+    monkeypatch.setattr(treescope, "render_to_html", partial(treescope.render_to_html, compressed=False))
     text = pts.load_checkpoint(path)._repr_html_()
-    assert "treescope" in text
-    assert "alert(1)</script>" not in text.replace("&lt;", "")
+    assert "float64[3,4], 12 params, 96 bytes" in parsed(text).text
+    assert "alert(1)" in text
+    assert "<script>alert(1)" not in text
+    assert parsed(text).text.count("onclick=alert(2)") == text.count("onclick=alert(2)") == 1
     assert "\x1b" not in text
 
 

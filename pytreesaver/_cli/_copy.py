@@ -46,9 +46,12 @@ def copy(
 
     --only and --regex select by the names in the copy.
 
-    Examples:
-        pytreesaver cp runs/a/ckpt-100 backup/
-        pytreesaver cp runs/a/ckpt-100 encoder --rename 'params/encoder/=encoder/' --only encoder
+    For example:
+
+    ```
+    pytreesaver cp runs/a/ckpt-100 backup/
+    pytreesaver cp runs/a/ckpt-100 encoder --rename 'params/encoder/=encoder/' --only encoder
+    ```
     """
     path = checkpoint_path(source)
     where = Path(target)

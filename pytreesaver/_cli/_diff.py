@@ -34,9 +34,12 @@ def diff(
     Variables that only the second has are marked with +, those that only the first has with -, and those that differ in
     shape, dtype or values with ~. What has the same checksums is not read.
 
-    Examples:
-        pytreesaver diff runs/a/ckpt-100 runs/a/ckpt-200
-        pytreesaver diff runs/a runs/b --only 'params/**'
+    For example:
+
+    ```
+    pytreesaver diff runs/a/ckpt-100 runs/a/ckpt-200
+    pytreesaver diff runs/a runs/b --only 'params/**'
+    ```
     """
     paths = checkpoint_path(first), checkpoint_path(second)
     found = compare(*paths, only=selection_of(only, regex), progress=shows_progress(json))

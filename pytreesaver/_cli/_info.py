@@ -17,8 +17,11 @@ from pytreesaver._variables import load_checkpoint
 def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None:
     """Show what a checkpoint is: format, version, step, time, metrics, metadata, and its tree by types.
 
-    Example:
-        pytreesaver info runs/a/ckpt-100
+    For example:
+
+    ```
+    pytreesaver info runs/a/ckpt-100
+    ```
     """
     with load_checkpoint(checkpoint_path(path)) as checkpoint:
         time = modified_time(checkpoint.path) if checkpoint.time is None else checkpoint.time

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @app.command("ls")
 def list_path(
-    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="A run directory or a checkpoint.")] = Path(),
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run directory or a checkpoint.")] = Path(),
     depth: Annotated[int | None, typer.Option(min=1, metavar="N", help="Draw N levels of the tree of names.")] = None,
     only: Only = None,
     regex: Regex = None,
@@ -58,10 +58,13 @@ def list_path(
     Of a run: step, age, size, metrics, metadata, and why retention keeps each checkpoint, or that it will go. Of a
     checkpoint: the tree of its variables with their types, bytes, share of the whole, and the totals of each branch.
 
-    Examples:
-        pytreesaver ls runs/a
-        pytreesaver ls runs/a/ckpt-100 --depth 2 --sort size
-        pytreesaver ls runs/a/ckpt-100 --only 'params/**/kernel' --fold
+    For example:
+
+    ```
+    pytreesaver ls runs/a
+    pytreesaver ls runs/a/ckpt-100 --depth 2 --sort size
+    pytreesaver ls runs/a/ckpt-100 --only 'params/**/kernel' --fold
+    ```
     """
     if native.recognizes(path):
         with load_checkpoint(path) as checkpoint:

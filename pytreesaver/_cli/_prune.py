@@ -52,9 +52,12 @@ def prune(
     What any of the options keeps is kept; without any, what the run's own saver has recorded that it keeps. The newest
     checkpoint, pinned ones, and damaged ones always stay.
 
-    Examples:
-        pytreesaver prune runs/a --keep-last 3 --keep-best 1:loss
-        pytreesaver prune runs/a --keep-every-steps 10000 --yes
+    For example:
+
+    ```
+    pytreesaver prune runs/a --keep-last 3 --keep-best 1:loss
+    pytreesaver prune runs/a --keep-every-steps 10000 --yes
+    ```
     """
     parts: list[RetentionPolicy] = []
     if keep_last is not None:
@@ -128,8 +131,11 @@ def remove(
 ) -> None:
     """Delete checkpoints, and take them out of the state file of their run. It does not ask.
 
-    Example:
-        pytreesaver rm runs/a/ckpt-100
+    For example:
+
+    ```
+    pytreesaver rm runs/a/ckpt-100
+    ```
     """
     for path in paths:
         if not remove_checkpoint(path, update_state=True):

@@ -31,9 +31,12 @@ def report(
     The page needs no network and nothing beside it. An older report in its place is replaced. Making it needs Plotly:
     pip install 'pytreesaver[report]'.
 
-    Examples:
-        pytreesaver report runs/a -o report.html
-        pytreesaver report runs/a --only 'params/**'
+    For example:
+
+    ```
+    pytreesaver report runs/a -o report.html
+    pytreesaver report runs/a --only 'params/**'
+    ```
     """
     written = write_report(
         directory,

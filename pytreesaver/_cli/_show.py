@@ -52,7 +52,7 @@ def show(
     path: CheckpointPath,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="The variable; none with --stats.", autocompletion=_complete_name),
+        typer.Argument(metavar="NAME", help="The variable; none with --stats.", autocompletion=_complete_name),
     ] = None,
     slice_: Annotated[
         str | None, typer.Option("--slice", metavar="SLICE", help="A part of it, as NumPy has it: '0:3, :'.")
@@ -72,10 +72,13 @@ def show(
     A large variable is read part by part and never held whole in memory. Statistics are over all its elements; mean,
     std and norm over the finite ones.
 
-    Examples:
-        pytreesaver show runs/a/ckpt-100 params/dense/kernel
-        pytreesaver show runs/a/ckpt-100 params/dense/kernel --slice '0:3, :'
-        pytreesaver show runs/a --stats
+    For example:
+
+    ```
+    pytreesaver show runs/a/ckpt-100 params/dense/kernel
+    pytreesaver show runs/a/ckpt-100 params/dense/kernel --slice '0:3, :'
+    pytreesaver show runs/a --stats
+    ```
     """
     options = {"linewidth": min(columns(), 100_000), **print_options(printoptions or [])}
     if name is None and not stats:

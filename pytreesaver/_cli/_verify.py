@@ -27,9 +27,12 @@ def verify(
 ) -> int:
     """Read every byte of checkpoints and compare it with its checksums. The exit code is 1 if any is damaged.
 
-    Examples:
-        pytreesaver verify runs/a/ckpt-100
-        pytreesaver verify runs/a runs/b
+    For example:
+
+    ```
+    pytreesaver verify runs/a/ckpt-100
+    pytreesaver verify runs/a runs/b
+    ```
     """
     results = []
     for checkpoint in [checkpoint for path in paths for checkpoint in _checkpoints(path)]:
@@ -54,7 +57,14 @@ def _checkpoints(path: Path) -> Iterator[Path]:
 
 def _verified(path: Path, *, progress: bool) -> dict[str, Any]:
     started = time.monotonic()
-    result: dict[str, Any] = {"path": str(path), "intact": True, "damaged": [], "problem": None, "nbytes": None}
+    result: dict[str, Any] = {
+        "path": str(path),
+        "intact": True,
+        "damaged": [],
+        "problem": None,
+        "variables": None,
+        "nbytes": None,
+    }
     try:
         with load_checkpoint(path) as checkpoint:
             result |= {"variables": len(checkpoint), "nbytes": checkpoint.nbytes}

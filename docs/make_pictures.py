@@ -1,0 +1,118 @@
+"""Make the pictures of the documentation from what the command line really shows. Run it with ``make docs``.
+
+The pictures of the terminal are SVG files, made by rich; that of the report is a PNG, made by Chromium.
+"""
+
+import contextlib
+import fcntl
+import io
+import os
+import pty
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+from pathlib import Path
+
+IMAGES = Path(__file__).parent / "images"
+
+TERMINALS = {
+    "ls-run": (["ls", "runs/a"], 140),
+    "ls": (["ls", "runs/a/ckpt-10000", "--fold"], 84),
+    "show": (["show", "runs/a", "params/layers/layer_7/mlp/up", "--printoptions", "precision=3"], 100),
+    "diff": (["diff", "runs/a/ckpt-9750", "runs/a", "--only", "params/layers/layer_7"], 130),
+}
+"""For each picture what is typed, and the columns of the terminal."""
+
+
+def shown_on_terminal(arguments: list[str], columns: int, directory: Path) -> str:
+    """What a command writes to a terminal of so many columns, colours included."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytreesaver", *arguments],
+        cwd=directory, stdin=subprocess.DEVNULL, stdout=slave, stderr=subprocess.DEVNULL,
+        env={**plain, "TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(slave)
+    text = bytearray()
+
+    def drain() -> None:
+        try:
+            while part := os.read(master, 1 << 16):
+                text.extend(part)
+        except OSError:  # the terminal is closed
+            pass
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    process.wait()
+    reader.join()
+    os.close(master)
+    return text.decode().replace("\r\n", "\n")
+
+
+def terminal_picture(name: str, directory: Path) -> str:
+    """The SVG file of a command, run in a directory that has the sample run as ``runs/a``."""
+    from rich.console import Console
+    from rich.text import Text
+
+    arguments, columns = TERMINALS[name]
+    shown = shown_on_terminal(arguments, columns, directory).rstrip("\n")
+    console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True)
+    console.print(Text.assemble(("$ ", "dim"), (f"pytreesaver {' '.join(arguments)}", "bold")))
+    console.print(Text.from_ansi(shown))
+    picture = console.export_svg(title="pytreesaver", unique_id=f"pytreesaver-{name}")
+    return re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL)  # fonts from the network
+
+
+def report_picture(page: Path, target: Path) -> None:
+    """A picture of the top of a report, by Chromium."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("no Chromium: apt-get install chromium chromium-driver")
+    options.binary_location = chromium
+    with tempfile.TemporaryDirectory() as profile:
+        for argument in (
+            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+            "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+            "--hide-scrollbars",
+            f"--user-data-dir={profile}",
+        ):  # fmt: skip
+            options.add_argument(argument)
+        driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver") or "chromedriver"))
+        try:
+            driver.set_window_size(1240, 1500)
+            driver.get(page.absolute().as_uri())
+            driver.implicitly_wait(20)
+            driver.find_element("css selector", "#heatmap .main-svg")
+            driver.save_screenshot(str(target))
+        finally:
+            driver.quit()
+
+
+def main() -> None:
+    """Make all pictures."""
+    from sample_run import sample_run
+
+    import pytreesaver as pts
+
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+        sample_run(Path("runs/a"))
+        for name in TERMINALS:
+            (IMAGES / f"{name}.svg").write_text(terminal_picture(name, Path()))
+        report_picture(pts.write_report("runs/a"), IMAGES / "report.png")
+
+
+if __name__ == "__main__":
+    main()
