@@ -185,7 +185,7 @@ def metrics(facts: RunFacts) -> "go.Figure | None":
             col=number % columns + 1,
         )
     figure.update_xaxes(title_text=axis_title(lives), row=rows)
-    figure.update_layout(height=80 + 240 * rows)
+    figure.update_layout(height=100 + 240 * rows, margin={"t": 50})
     return figure
 
 
