@@ -1,5 +1,7 @@
 """What is in a run directory: every checkpoint with its step, size and metrics, and why retention keeps it."""
 
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +16,7 @@ from pytreesaver._paths import PathLike, canonical, local_path, named_os_errors
 from pytreesaver._recorded_rules import SaverRule, decode_rule
 from pytreesaver._records import Record, decode_record
 from pytreesaver._retention import Decision, ManagerRule, RetentionPolicy, SavedCheckpoint, decide
-from pytreesaver._run_directory import listed_checkpoints, modified_time, unlisted_to_adopt
+from pytreesaver._run_directory import listed_checkpoints, modified_time, unlisted_to_adopt, watches_nothing
 from pytreesaver._values import NotPlainError, decode_value
 from pytreesaver.formats import native
 
@@ -51,6 +53,8 @@ def list_checkpoints(
 ) -> list[ListedCheckpoint]:
     """Every checkpoint of a run directory, in the order of the saves, and what retention says of it.
 
+    They come by their times, and those of one saver in the order in which it saved them, whatever the clock said.
+
     Its `Saver` or `CheckpointManager` has recorded with each checkpoint what it keeps; the newest record counts.
     Indexes and the sizes of files are looked at, arrays are not read.
 
@@ -60,7 +64,7 @@ def list_checkpoints(
         clock: gives the time, in seconds since the epoch.
 
     Raises:
-        CheckpointNotFoundError: there is no such directory.
+        CheckpointNotFoundError: there is no such directory, or it is a checkpoint itself.
 
     Example:
         >>> with pytreesaver.CheckpointManager("listed", max_to_keep=2) as manager:
@@ -78,29 +82,41 @@ def list_checkpoints(
         except (FileNotFoundError, NotADirectoryError):
             found = "a file" if where.exists() else "nothing"
             raise CheckpointNotFoundError(f"{where}: expected a run directory, found {found} there") from None
+    if native.recognizes(where):
+        raise CheckpointNotFoundError(f"{where}: expected a run directory, found a checkpoint there")
     found_entries = [_entry(where / name) for name in entries if not name.startswith(".")]
     there = [entry for entry in found_entries if entry is not None]
-    there.sort(key=lambda entry: (entry.listed.time, entry.record.serial, entry.listed.path.name))
+    watched = {saver: _watched(where, saver) for saver in dict.fromkeys(entry.saver for entry in there) if saver}
+    there = _in_order(there, watched)
     now = float(clock())
-    reasons = _under_policy(there, policy, now) if policy else _as_recorded(where, there, now)
+    reasons = _under_policy(there, policy, now) if policy else _as_recorded(where, there, watched, now)
     result = []
     for listed in (entry.listed for entry in there):
-        why = reasons.get(listed.path.name)
-        result.append(listed if why is None else replace(listed, keep=bool(why), reasons=why))
+        why = reasons.get(listed.path.name, ("no saver watches it",)) if listed.problem is None else ()
+        result.append(replace(listed, keep=bool(why) or listed.problem is not None, reasons=why))
     return result
 
 
 @dataclass(frozen=True)
 class _Entry:
+    """A checkpoint, what was recorded with it, and the time that it has among the others."""
+
     listed: ListedCheckpoint
     record: Record
+    order: float = 0.0
+    is_newest: bool = False  # of those of its saver
+
+    @property
+    def saver(self) -> str | None:
+        """The state file of the saver whose it is; None if it has none, or was copied here."""
+        return self.record.state_file if self.record.name == self.listed.path.name else None
 
     @property
     def saved(self) -> SavedCheckpoint:
         """The checkpoint as a policy sees it."""
         listed = self.listed
         step = -1 if listed.step is None else listed.step
-        return SavedCheckpoint(listed.path.name, step, listed.time, listed.metrics, is_pinned(listed.path))
+        return SavedCheckpoint(listed.path.name, step, self.order, listed.metrics, is_pinned(listed.path))
 
 
 def _entry(path: Path) -> _Entry | None:
@@ -117,6 +133,8 @@ def _entry(path: Path) -> _Entry | None:
         record = decode_record(heading.record, path)
         metadata = decode_value(heading.metadata)
     except (CheckpointError, NotPlainError, OSError) as error:
+        if not os.path.lexists(path):
+            return None  # a saver has deleted it in this moment
         with suppress(OSError):
             modified = modified or filesystem.modified_ns(path) / 1e9
         return _Entry(ListedCheckpoint(path, None, modified, nbytes, problem=str(error)), Record())
@@ -130,40 +148,67 @@ def _entry(path: Path) -> _Entry | None:
     return _Entry(ListedCheckpoint(path, record.step, saved, nbytes, record.metrics, metadata, problem=problem), record)
 
 
+def _in_order(entries: Sequence[_Entry], watched: Mapping[str, Sequence[Path]]) -> list[_Entry]:
+    """The checkpoints in the order of the saves, with times that rise among those of one saver."""
+    result = [replace(entry, order=entry.listed.time) for entry in entries if entry.saver is None]
+    for saver, paths in watched.items():
+        newest = paths[-1] if paths else None
+        mine = [entry for entry in entries if entry.saver == saver]
+        mine.sort(key=lambda entry: (canonical(entry.listed.path) == newest, entry.record.serial, entry.listed.time))
+        last = -math.inf
+        whole = [entry for entry in mine if entry.listed.problem is None]
+        for entry in mine:
+            last = max(entry.listed.time, math.nextafter(last, math.inf))
+            result.append(replace(entry, order=last, is_newest=entry in whole[-1:]))
+    return sorted(result, key=lambda entry: (entry.order, entry.record.serial, entry.listed.path.name))
+
+
 def _under_policy(there: Sequence[_Entry], policy: RetentionPolicy, now: float) -> dict[str, tuple[str, ...]]:
-    whole = [entry.saved for entry in there if entry.listed.problem is None]
-    return {decision.checkpoint.path: decision.reasons for decision in decide(policy, whole, now)}
+    whole = [entry for entry in there if entry.listed.problem is None]
+    decisions = decide(policy, [entry.saved for entry in whole], now)
+    reasons = {decision.checkpoint.path: decision.reasons for decision in decisions}
+    for entry in whole:
+        if entry.is_newest and not reasons[entry.listed.path.name]:
+            reasons[entry.listed.path.name] = ("newest of its saver",)
+    return reasons
 
 
-def _as_recorded(directory: Path, there: Sequence[_Entry], now: float) -> dict[str, tuple[str, ...]]:
+def _as_recorded(
+    directory: Path, there: Sequence[_Entry], watched: Mapping[str, Sequence[Path]], now: float
+) -> dict[str, tuple[str, ...]]:
     """For each checkpoint why it stays, by the rules that the savers of the directory have recorded."""
     result: dict[str, tuple[str, ...]] = {}
-    whole = [entry for entry in there if entry.listed.problem is None]
-    for state_file in dict.fromkeys(entry.record.state_file for entry in whole):
-        mine = [entry for entry in whole if entry.record.state_file == state_file]
-        newest = max(mine, key=lambda entry: entry.record.serial)
+    for saver, paths in watched.items():
+        mine = [entry for entry in there if entry.saver == saver and entry.listed.problem is None]
+        newest = next((entry for entry in mine if entry.is_newest), None)
+        if newest is None:
+            continue
         rule = decode_rule(newest.record.retention)
-        if state_file is None or rule is None:
-            watched = "no saver watches it" if state_file is None else "its saver has not recorded what it keeps"
-            found = [Decision(entry.saved, (watched,)) for entry in mine]
+        if rule is None:
+            found = [Decision(entry.saved, ("its saver has not recorded what it keeps",)) for entry in mine]
         elif isinstance(rule, SaverRule):
-            found = _of_saver(directory, state_file, rule, mine)
+            names = [] if watches_nothing(directory, saver) else [path.name for path in paths if os.path.lexists(path)]
+            found = _of_saver(rule, names, mine)
         else:
             found = _of_manager(directory, newest.record, rule, now)
         result |= {decision.checkpoint.path: decision.reasons for decision in found}
     return result
 
 
-def _of_saver(directory: Path, state_file: str, rule: SaverRule, mine: Sequence[_Entry]) -> list[Decision]:
+def _watched(directory: Path, state_file: str) -> list[Path]:
+    """The checkpoints that a saver watches, and those that it saved before it died, the newest last."""
     listed = [canonical(path) for path in listed_checkpoints(directory, state_file)]
     newer = [canonical(path) for path, _ in unlisted_to_adopt(directory, state_file, listed)]
-    watched = [path.name for path in dict.fromkeys([*(p for p in listed if p not in newer), *newer])]
+    return list(dict.fromkeys([*(path for path in listed if path not in newer), *newer]))
+
+
+def _of_saver(rule: SaverRule, watched: Sequence[str], mine: Sequence[_Entry]) -> list[Decision]:
     count = rule.max_to_keep or len(watched)
     last = set(watched[-count:])
     result = []
     for entry in mine:
         name = entry.listed.path.name
-        reasons = ["newest"] if name in watched[-1:] else []
+        reasons = ["newest"] if entry.is_newest else []
         if is_pinned(entry.listed.path):
             reasons.append("pinned")
         if name in last:

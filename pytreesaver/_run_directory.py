@@ -7,6 +7,7 @@ that a run directory can be moved and copied.
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pytreesaver._errors import (
@@ -272,6 +273,14 @@ def listed_checkpoints(directory: Path, name: str) -> list[Path]:
         return []
     older = [path for path in state.all_model_checkpoint_paths if path != state.model_checkpoint_path]
     return [Path(path) for path in dict.fromkeys([*older, state.model_checkpoint_path])]
+
+
+def watches_nothing(directory: Path, name: str) -> bool:
+    """Whether a state file says that its saver watches no checkpoint: that it names is one that is kept for ever."""
+    with suppress(CorruptCheckpointError):
+        state = get_checkpoint_state(directory, name)
+        return state is not None and not state.all_model_checkpoint_paths
+    return False
 
 
 def recorded_checkpoints(directory: Path, name: str, written_since: int = 0) -> list[tuple[Path, Record]]:

@@ -12,7 +12,7 @@ from pytreesaver._names import duplicates
 from pytreesaver._paths import PathLike, canonical, local_path
 from pytreesaver._records import Record
 from pytreesaver._retention import saver_eviction, saver_interval
-from pytreesaver._run_directory import last_serial, listed_checkpoints, saved_at, unlisted_to_adopt
+from pytreesaver._run_directory import last_serial, listed_checkpoints, saved_at, unlisted_to_adopt, watches_nothing
 from pytreesaver._run_writer import Deletions, list_and_delete
 from pytreesaver._saver_def import SaverDef
 from pytreesaver._state_file import STATE_FILE_NAME, CheckpointState
@@ -67,7 +67,8 @@ class SaverMemory:
         """
         state_name = record.state_file or STATE_FILE_NAME
         result = saver_eviction(
-            self._tracked,
+            # What somebody else has deleted takes nobody's place.
+            [(where, time) for where, time in self._tracked if os.path.lexists(where)],
             (str(location), now),
             self.next_checkpoint_time,
             self._settings.max_to_keep or 0,
@@ -118,7 +119,8 @@ class SaverMemory:
             )
             if not adopted:
                 self._adopted.add((identity, base, state_name))
-                self._take_over(directory, base, listed, newer, absolute)
+                watched = [] if watches_nothing(directory, state_name) else listed
+                self._take_over(directory, base, watched, newer, absolute)
         serial, newest = self._last[identity, state_name]
         return Record(step, state_file=state_name, serial=serial + 1, name=location.name, predecessor=newest)
 

@@ -4,25 +4,33 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from pytreesaver._errors import CheckpointError, CheckpointIOError, CorruptCheckpointError, RetentionWarning
+from pytreesaver._errors import (
+    CheckpointError,
+    CheckpointIOError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    RetentionWarning,
+)
 from pytreesaver._history import HISTORY_NAME, append_history, deletions
 from pytreesaver._io import filesystem
 from pytreesaver._listing import ListedCheckpoint, list_checkpoints
 from pytreesaver._paths import PathLike, canonical, local_path, named_os_errors
-from pytreesaver._retention import RetentionPolicy
+from pytreesaver._retention import AnyOf, KeepBest, KeepSteps, RetentionPolicy
 from pytreesaver._run_directory import (
     delete_checkpoint,
     get_checkpoint_state,
     path_in_state,
     read_record,
+    recorded_checkpoints,
     state_file_name,
     write_state,
 )
 from pytreesaver._run_writer import claim
 from pytreesaver._state_file import STATE_FILE_NAME, CheckpointState
+from pytreesaver.formats import PINNED_NAME, native
 
 
 def prune(
@@ -48,6 +56,7 @@ def prune(
     Raises:
         CheckpointNotFoundError: there is no such directory.
         ConcurrentWriterError: another live process saves into it.
+        ValueError: the policy names a metric or a step that no checkpoint has.
         CheckpointIOError: not all could be deleted; the message names them.
 
     Example:
@@ -59,10 +68,38 @@ def prune(
         ['model-3']
     """
     found = list_checkpoints(directory, policy=policy, clock=clock)
-    doomed = [each.path for each in found if not each.keep]
-    if doomed and not dry_run:
-        _delete_all(local_path(directory), doomed)
+    if policy is not None:
+        _check_policy(policy, found)
+    if dry_run or all(each.keep for each in found):
+        return found
+    where = local_path(directory)
+    problems = []
+    with _hold(where) as changing:
+        # Somebody may have saved or pinned one since: what is there now counts.
+        found = list_checkpoints(directory, policy=policy, clock=clock)
+        doomed = [each.path for each in found if not each.keep]
+        with changing(doomed):
+            for path in doomed:
+                if os.path.lexists(path / PINNED_NAME):
+                    continue
+                try:
+                    delete_checkpoint(path)
+                except CheckpointError as error:
+                    problems.append(f"  {error}")
+    if problems:
+        raise CheckpointIOError(f"{where}: not every checkpoint could be deleted:\n" + "\n".join(problems))
     return found
+
+
+def _check_policy(policy: RetentionPolicy, found: Sequence[ListedCheckpoint]) -> None:
+    """Refuse a policy that names a metric or a step that no checkpoint has: it would keep less than it seems to."""
+    metrics = sorted({name for each in found for name in each.metrics})
+    steps = [each.step for each in found]
+    for part in policy.parts if isinstance(policy, AnyOf) else (policy,):
+        if isinstance(part, KeepBest) and found and part.metric not in metrics:
+            raise ValueError(f"KeepBest: expected one of the metrics that there are, {metrics}; found {part.metric!r}")
+        if isinstance(part, KeepSteps) and found and (missing := [step for step in part.steps if step not in steps]):
+            raise ValueError(f"KeepSteps: expected some of the steps that there are, {steps}; found {missing}")
 
 
 def remove_checkpoint(path: PathLike, *, update_state: bool = False) -> bool:
@@ -91,79 +128,120 @@ def remove_checkpoint(path: PathLike, *, update_state: bool = False) -> bool:
         return delete_checkpoint(target)
     if not os.path.lexists(target):
         return False
-    with _out_of_state(target.parent, [target]):
+    if not _is_of_a_run(target):
+        return delete_checkpoint(target)
+    with _hold(target.parent) as changing, changing([target]):
         return delete_checkpoint(target)
 
 
-def _delete_all(directory: Path, doomed: Sequence[Path]) -> None:
-    problems = []
-    with _out_of_state(directory, doomed):
-        for path in doomed:
-            try:
-                delete_checkpoint(path)
-            except CheckpointError as error:
-                problems.append(f"  {error}")
-    if problems:
-        raise CheckpointIOError(f"{directory}: not every checkpoint could be deleted:\n" + "\n".join(problems))
+def remove_all(paths: Sequence[Path]) -> None:
+    """Delete checkpoints and take them out of the state files of their runs; look first whether all are there.
+
+    Raises:
+        CheckpointNotFoundError: one is not there, or is no checkpoint; nothing was deleted.
+        What `remove_checkpoint` raises.
+    """
+    missing = [f"  {path}" for path in paths if not native.recognizes(path)]
+    if missing:
+        raise CheckpointNotFoundError(
+            "expected checkpoints to delete, found none at these paths; nothing was deleted:\n" + "\n".join(missing)
+        )
+    targets = [local_path(path) for path in dict.fromkeys(paths)]
+    for directory in dict.fromkeys(target.parent for target in targets):
+        doomed = [target for target in targets if target.parent == directory]
+        if not any(map(_is_of_a_run, doomed)):
+            for target in doomed:
+                delete_checkpoint(target)
+            continue
+        with _hold(directory) as changing, changing(doomed):
+            for target in doomed:
+                delete_checkpoint(target)
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether anybody else is to know when a checkpoint is deleted."""
+    directory = path.parent
+    return bool(_states_that_list(directory, {canonical(path)})) or os.path.lexists(directory / HISTORY_NAME)
+
+
+Changing = Callable[[Sequence[Path]], AbstractContextManager[None]]
 
 
 @contextmanager
-def _out_of_state(directory: Path, doomed: Sequence[Path]) -> Iterator[None]:
-    """Hold the directory, and afterwards take out of its state files those of the doomed that are gone by then, and
-    note in its history that they are."""
-    listing = _states_that_list(directory, {canonical(path) for path in doomed})
-    if not listing and not os.path.lexists(directory / HISTORY_NAME):
-        yield
-        return
+def _hold(directory: Path) -> Iterator[Changing]:
+    """Keep other savers out of a directory.
+
+    Gives a context in which checkpoints are deleted: at its end those that are gone are taken out of the state files,
+    and noted in the history.
+    """
     with named_os_errors("write to", directory):
         lock = claim(directory, None)
+    problems: list[str] = []
+
+    @contextmanager
+    def changing(doomed: Sequence[Path]) -> Iterator[None]:
+        states = _states_that_list(directory, {canonical(path) for path in doomed})
+        try:
+            yield
+        finally:
+            gone = [path for path in doomed if not os.path.lexists(path)]
+            if gone:
+                for name, state in states.items():
+                    _write_without_lost(directory, name, state)
+                lock.wrote_last(changing)  # what savers of this process remember is no longer so
+                if states or os.path.lexists(directory / HISTORY_NAME):
+                    problem = append_history(directory, deletions(directory, gone, time.time()))
+                    problems.extend([problem] if problem else [])
+
     try:
         with lock.saving:
-            try:
-                yield
-            finally:
-                for name, state in _states_that_list(directory, {canonical(path) for path in doomed}).items():
-                    _write_without_lost(directory, name, state)
-                gone = [path for path in doomed if not os.path.lexists(path)]
-                problem = append_history(directory, deletions(directory, gone, time.time()))
+            yield changing
     finally:
         lock.release()
-    if problem:
-        warnings.warn(problem, RetentionWarning, stacklevel=4)
+    if problems:
+        warnings.warn("\n".join(problems), RetentionWarning, stacklevel=4)
 
 
 def _states_that_list(directory: Path, wanted: set[Path]) -> dict[str, CheckpointState]:
     """The state files of a directory, by name, that list a path of these."""
-    names = [STATE_FILE_NAME, *_state_file_names(directory)]
+    names = {STATE_FILE_NAME}
+    for path in wanted:
+        with suppress(CheckpointError, OSError):
+            names.add(state_file_name(read_record(path).state_file))
     found = {}
-    for name in dict.fromkeys(names):
+    for name in sorted(names):
         with suppress(CorruptCheckpointError):  # it lists nothing
             state = get_checkpoint_state(directory, name)
-            if state is not None and wanted & set(map(canonical, _paths_in(state))):
+            if state is not None and wanted & {canonical(path) for path in _paths_in(state)}:
                 found[name] = state
     return found
 
 
-def _state_file_names(directory: Path) -> Iterator[str]:
-    for entry in filesystem.list_directory(directory):
-        with suppress(CheckpointError, OSError):
-            name = None if entry.startswith(".") else read_record(directory / entry).state_file
-            if name is not None:
-                yield state_file_name(name)
-
-
 def _paths_in(state: CheckpointState) -> list[str]:
-    return list(dict.fromkeys([*state.all_model_checkpoint_paths, state.model_checkpoint_path]))
+    """The paths in a state file, the newest last."""
+    older = [path for path in state.all_model_checkpoint_paths if path != state.model_checkpoint_path]
+    return list(dict.fromkeys([*older, state.model_checkpoint_path]))
 
 
 def _write_without_lost(directory: Path, name: str, state: CheckpointState) -> None:
     """Write a state file again without the checkpoints that are not there any more."""
-    paths, times = _paths_in(state), state.all_model_checkpoint_timestamps
-    there = [i for i, path in enumerate(paths) if os.path.lexists(path)]
+    times = dict(zip(state.all_model_checkpoint_paths, state.all_model_checkpoint_timestamps, strict=False))
+    watched = [path for path in dict.fromkeys(state.all_model_checkpoint_paths) if os.path.lexists(path)]
+    there = [path for path in _paths_in(state) if os.path.lexists(path)]
+    if not there:
+        # Those that are left are kept for ever, which a state file says by naming the newest of them and listing none.
+        there = [str(path) for path, record in recorded_checkpoints(directory, name) if record.name == path.name]
     if not there:
         with named_os_errors("write to", directory):
             filesystem.remove_file(directory / name)
         return
-    kept = [path_in_state(paths[i], directory) for i in there]
-    kept_times = [times[i] for i in there] if len(times) == len(paths) else []
-    write_state(directory, name, CheckpointState(kept[-1], kept, kept_times, state.last_preserved_timestamp))
+    write_state(
+        directory,
+        name,
+        CheckpointState(
+            path_in_state(there[-1], directory),
+            [path_in_state(path, directory) for path in watched],
+            [times[path] for path in watched] if all(path in times for path in watched) else [],
+            state.last_preserved_timestamp,
+        ),
+    )

@@ -2,11 +2,14 @@
 
 import multiprocessing
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pytreesaver as pts
+from pytreesaver import _listing, _tidying
 
 HOUR = 3600.0
 TREE = {"w": np.arange(3)}
@@ -201,3 +204,148 @@ def test_what_cannot_be_deleted_is_named_and_stays_listed():
         "ckpt-1",
         "ckpt-3",
     ]
+
+
+def saved(directory, *steps, start=0.0, apart=60.0, **settings):
+    clock = start
+    with pts.CheckpointManager(directory, block=True, clock=lambda: clock, **settings) as manager:
+        for i, step in enumerate(steps):
+            clock = start + apart * i
+            manager.save(step, {"w": np.full(3, step)}, metrics={"loss": float(step)})
+
+
+def left(directory):
+    return [each.path.name for each in pts.list_checkpoints(directory)]
+
+
+def test_prune_decides_by_what_is_there_when_it_holds_the_directory(monkeypatch):
+    saved("run", 0, 1, 2, 3, max_to_keep=None)
+    real = _tidying.claim
+
+    def claim_after_others(directory, held):
+        with pts.CheckpointManager("run", max_to_keep=None, block=True) as manager:
+            manager.save(0, {"w": np.zeros(3)}, force=True)  # now the newest
+            manager.pin(1)
+        return real(directory, held)
+
+    monkeypatch.setattr(_tidying, "claim", claim_after_others)
+    gone = [each.path.name for each in pts.prune("run", pts.KeepLast(1)) if not each.keep]
+    assert gone == ["ckpt-2", "ckpt-3"]
+    assert sorted(left("run")) == ["ckpt-0", "ckpt-1"]
+
+
+def test_what_is_kept_for_ever_stays_so_when_the_last_listed_one_is_removed():
+    rule = {"max_to_keep": 1, "keep_checkpoint_every_n_hours": 1}
+    saved("run", 1, 2, 3, apart=7200.0, start=1e6, **rule)
+    assert left("run") == ["ckpt-2", "ckpt-3"]
+    pts.remove_checkpoint("run/ckpt-3", update_state=True)
+    assert pts.latest_checkpoint("run") == Path("run/ckpt-2")
+    (only,) = pts.list_checkpoints("run")
+    assert only.keep
+    saved("run", 4, 5, start=1e6 + 7300, apart=1.0, **rule)
+    assert left("run") == ["ckpt-2", "ckpt-5"]
+
+
+def test_so_it_is_with_a_saver():
+    clock = 0.0
+    saver = pts.Saver(max_to_keep=1, keep_checkpoint_every_n_hours=1, clock=lambda: clock)
+    for step in range(3):
+        clock = 4000.0 + 4000.0 * step
+        saver.save({"w": np.zeros(2)}, "run/m", step)
+    saver.close()
+    assert left("run") == ["m-0", "m-1", "m-2"]
+    pts.remove_checkpoint("run/m-2", update_state=True)
+    assert all(each.keep for each in pts.list_checkpoints("run"))
+    with pts.Saver(max_to_keep=1) as later:
+        later.save({"w": np.zeros(2)}, "run/m", 3)
+        later.save({"w": np.zeros(2)}, "run/m", 4)
+    assert left("run") == ["m-0", "m-1", "m-4"]
+
+
+def test_the_newest_is_the_one_that_was_saved_last_whatever_the_clock_says():
+    saved("run", 1, 2, start=1e6, apart=-86400.0, max_to_keep=None)
+    assert left("run") == ["ckpt-1", "ckpt-2"]
+    assert [each.keep for each in pts.prune("run", pts.KeepLast(1))] == [False, True]
+    assert pts.latest_checkpoint("run") == Path("run/ckpt-2")
+
+
+def test_a_copy_does_not_bring_its_rule_along():
+    saved("a", 0, 1, 2, max_to_keep=None)
+    saved("b", *range(10), max_to_keep=1)
+    shutil.copytree("b/ckpt-9", "a/ckpt-9")
+    assert all(each.keep for each in pts.list_checkpoints("a"))
+    shutil.copytree("b/ckpt-9", "a/copy")
+    assert {each.path.name: each.reasons for each in pts.list_checkpoints("a")}["copy"] == ("no saver watches it",)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (pts.KeepBest(1, "los"), r"\['loss'\]; found 'los'"),
+        (pts.KeepLast(1) | pts.KeepSteps([1, 99]), r"\[0, 1, 2\]; found \[99\]"),
+    ],
+)
+def test_a_policy_that_names_what_there_is_not_deletes_nothing(policy, message):
+    saved("run", 0, 1, 2, max_to_keep=None)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=message):
+            pts.prune("run", policy, dry_run=dry_run)
+    assert len(left("run")) == 3
+
+
+def test_the_newest_in_a_state_file_stays_the_newest_when_others_go():
+    for name in "abc":
+        pts.save({"w": 1}, f"run/{name}")
+    pts.update_checkpoint_state("run", "run/b", ["run/c", "run/a", "run/b"], None, [1.0, 2.0, 3.0])
+    pts.remove_checkpoint("run/c", update_state=True)
+    state = pts.get_checkpoint_state("run")
+    assert state.model_checkpoint_path == "run/b"
+    assert state.all_model_checkpoint_paths == ["run/a", "run/b"]
+    assert state.all_model_checkpoint_timestamps == [2.0, 3.0]
+    pts.remove_checkpoint("run/b", update_state=True)
+    assert pts.latest_checkpoint("run") == Path("run/a")
+
+
+def test_each_savers_newest_is_kept():
+    saved("run", 1, 2, checkpoint_name="early", max_to_keep=None)
+    with pts.Saver(max_to_keep=None) as saver:
+        saver.save({"w": 1}, "run/late", 7, latest_filename="other")
+        saver.save({"w": 1}, "run/late", 8, latest_filename="other")
+    pts.prune("run", pts.KeepLast(1))
+    assert sorted(left("run")) == ["early-2", "late-8"]
+
+
+def test_a_checkpoint_is_no_run_directory():
+    path = pts.save({"w": 1}, "model")
+    for call in (pts.list_checkpoints, pts.prune):
+        with pytest.raises(pts.CheckpointNotFoundError, match="model: expected a run directory, found a checkpoint"):
+            call(path)
+
+
+def test_a_checkpoint_without_a_rule_has_a_reason():
+    saved("run", 1, 2, max_to_keep=1, checkpoint_name="a")
+    os.rename("run/a-2", "run/best")
+    assert [each.reasons for each in pts.list_checkpoints("run")] == [("no saver watches it",)]
+
+
+def test_a_removed_checkpoint_takes_nobodys_place():
+    with pts.Saver(max_to_keep=3) as saver:
+        for step in range(3):
+            saver.save({"w": 1}, "run/m", step)
+        pts.remove_checkpoint("run/m-1", update_state=True)
+        saver.save({"w": 1}, "run/m", 3)
+        assert left("run") == ["m-0", "m-2", "m-3"]
+        assert saver.last_checkpoints == ["run/m-0", "run/m-2", "run/m-3"]
+
+
+def test_a_checkpoint_that_goes_in_this_moment_is_not_damaged(monkeypatch):
+    saved("run", 1, 2, max_to_keep=None)
+    real = _listing.native.read_heading
+
+    def gone(path):
+        if path.name == "ckpt-1":
+            shutil.rmtree(path)
+        return real(path)
+
+    monkeypatch.setattr(_listing.native, "read_heading", gone)
+    assert left("run") == ["ckpt-2"]

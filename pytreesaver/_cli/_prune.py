@@ -9,7 +9,6 @@ import typer
 from pytreesaver._cli._app import Debug, Json, app
 from pytreesaver._cli._ls import listed_as_json, run_table
 from pytreesaver._cli._output import bytes_text, plural, styled, write, write_json, write_table
-from pytreesaver._errors import CheckpointNotFoundError
 from pytreesaver._names import printable
 from pytreesaver._retention import (
     AnyOf,
@@ -22,7 +21,7 @@ from pytreesaver._retention import (
     RetentionPolicy,
 )
 from pytreesaver._tidying import prune as delete_by_policy
-from pytreesaver._tidying import remove_checkpoint
+from pytreesaver._tidying import remove_all
 
 
 @app.command("prune")
@@ -137,10 +136,9 @@ def remove(
     pytreesaver rm runs/a/ckpt-100
     ```
     """
-    for path in paths:
-        if not remove_checkpoint(path, update_state=True):
-            raise CheckpointNotFoundError(f"{path}: expected a checkpoint to delete, found nothing there")
-        if not json:
-            write(f"deleted {printable(str(path))}")
+    remove_all(paths)
     if json:
         write_json({"deleted": [str(path) for path in paths]})
+        return
+    for path in paths:
+        write(f"deleted {printable(str(path))}")
