@@ -8,7 +8,8 @@ import numpy as np
 from pytreesaver._boxes import whole_box
 from pytreesaver._choosing import chosen_variables
 from pytreesaver._damage import value_of_bytes
-from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._errors import CheckpointExistsError, CorruptCheckpointError
+from pytreesaver._io.metering import unmetered
 from pytreesaver._leaf_types import PYTHON_KINDS, Cells
 from pytreesaver._paths import PathLike, local_path, named_os_errors
 from pytreesaver._progress import Progress, check_progress
@@ -17,7 +18,7 @@ from pytreesaver._rename import ByName, as_renaming
 from pytreesaver._select import as_selection
 from pytreesaver._variables import open_reader
 from pytreesaver._write import write_contents
-from pytreesaver.formats import CheckpointReader, TreeContents
+from pytreesaver.formats import CheckpointReader, TreeContents, native
 
 
 def copy_checkpoint(
@@ -50,6 +51,7 @@ def copy_checkpoint(
     Raises:
         CorruptCheckpointError: naming every damaged variable; nothing was copied.
         VariableNotFoundError: `only` selects nothing, or `rename` names what is not there.
+        CheckpointExistsError: there is something at `target`, or it lies in a checkpoint.
         DuplicateNameError: `rename` leaves a variable without a name, or makes a leaf of what has leaves under it.
         What `load_checkpoint` and `save` raise.
 
@@ -64,6 +66,10 @@ def copy_checkpoint(
     if not (renaming is None or isinstance(renaming, ByName)):
         raise ValueError("rename: expected a dict of names in the copy to names in the source")
     destination = local_path(target)
+    if native.recognizes(destination.parent):
+        raise CheckpointExistsError(
+            f"{destination}: expected a place outside of checkpoints, {destination.parent} is one"
+        )
     reader = open_reader(source)
     try:
         with named_os_errors("read", reader.path):
@@ -119,8 +125,9 @@ class _StoredArray:
     def read(self) -> np.ndarray:
         """The array, verified; as it lies in the file if that can be, and then it takes no memory."""
         whole = whole_box(self._reader.shapes[self._position])
-        (mapped,) = self._reader.map([(self._position, whole)], verify=True)
-        return self._reader.read([self._position], verify=True)[0] if mapped is None else mapped
+        with unmetered():  # progress is that of the writing
+            (mapped,) = self._reader.map([(self._position, whole)], verify=True)
+            return self._reader.read([self._position], verify=True)[0] if mapped is None else mapped
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.read()

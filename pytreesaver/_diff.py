@@ -96,7 +96,7 @@ def _described(change: VariableChange) -> str:
         first, second = (_short(value) for value in change.values)
         return f"{change.dtype[0]} {first} -> {change.dtype[1] + ' ' if len(set(change.dtype)) == 2 else ''}{second}"
     types = [
-        dtype if dtype in PYTHON_KINDS else f"{dtype}[{','.join(map(str, shape))}]"
+        dtype if dtype in PYTHON_KINDS and not shape else f"{dtype}[{','.join(map(str, shape))}]"
         for dtype, shape in zip(change.dtype, change.shape, strict=True)
     ]
     parts = [" -> ".join(dict.fromkeys(types))]
@@ -131,7 +131,7 @@ def diff(
 
     Raises:
         VariableNotFoundError: `only` selects nothing in either of them.
-        CorruptCheckpointError: what has to be read is damaged.
+        CorruptCheckpointError: what has to be read is damaged, or a file is missing or has not its size.
         What `load_checkpoint` raises.
 
     Example:
@@ -147,6 +147,8 @@ def diff(
     """
     check_progress(progress)
     with _opened(first) as one, _opened(second) as other:
+        one.check()
+        other.check()
         names = list(dict.fromkeys([*one.names, *other.names]))
         if only is not None:
             flags = selected(as_selection(only), names, f"{one.path} and {other.path}")

@@ -3,6 +3,7 @@
 Nothing depends on it but what people are shown: without it, or with lines missing, everything else works.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -109,12 +110,12 @@ def _encoded(event: CheckpointEvent) -> bytes:
 
 def _decoded(line: bytes) -> CheckpointEvent | None:
     """The event that a line tells of; None if it tells of none."""
-    with suppress(msgspec.DecodeError, NotPlainError, KeyError, TypeError, ValueError, AttributeError):
+    with suppress(msgspec.DecodeError, NotPlainError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         fields = decode_value(msgspec.json.decode(line))
         metrics = {str(name): float(value) for name, value in fields.get("metrics", {}).items()}
-        step = fields.get("step")
-        if step is None or type(step) is int:
-            return CheckpointEvent(str(fields["event"]), str(fields["name"]), float(fields["time"]), step, metrics)
+        step, time = fields.get("step"), float(fields["time"])
+        if (step is None or type(step) is int) and math.isfinite(time):
+            return CheckpointEvent(str(fields["event"]), str(fields["name"]), time, step, metrics)
     return None
 
 

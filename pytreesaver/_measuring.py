@@ -11,7 +11,7 @@ from pytreesaver._convert import is_number
 from pytreesaver._damage import add_damage, joined_damage
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io.parallel import run_all
-from pytreesaver._leaf_types import PYTHON_KINDS, logical_shape, storage_dtype
+from pytreesaver._leaf_types import PYTHON_KINDS, storage_dtype
 from pytreesaver._statistics import Statistics, histogram_edges, histogram_of, joined, sums_of
 from pytreesaver.formats import CheckpointReader
 
@@ -20,6 +20,7 @@ T = TypeVar("T")
 _PART_NBYTES = 2 << 20
 """A variable of up to this many bytes is read together with others, a larger one in parts of this size."""
 _WINDOW_NBYTES = 32 << 20
+_MOST_PARTS = _WINDOW_NBYTES // _PART_NBYTES  # so many results are held until they are joined
 
 
 def measure(reader: CheckpointReader, positions: Sequence[int]) -> list[Statistics]:
@@ -28,36 +29,50 @@ def measure(reader: CheckpointReader, positions: Sequence[int]) -> list[Statisti
     Raises:
         CorruptCheckpointError: naming every damaged variable.
     """
-    sums = map_parts(reader, [i for i in positions if has_numbers(reader, i)], sums_of)
-    return [joined(sums[i]).result() if i in sums else Statistics(_size(reader, i)) for i in positions]
+    sums = map_parts(reader, [i for i in positions if has_numbers(reader, i)], sums_of, joined)
+    return [sums[i].result() if i in sums else Statistics(_size(reader, i)) for i in positions]
 
 
 def _size(reader: CheckpointReader, position: int) -> int:
-    return math.prod(logical_shape(reader.types[position], reader.shapes[position]))
+    leaf_type = reader.types[position]
+    as_object = leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8"
+    return 1 if as_object else math.prod(reader.shapes[position])
 
 
-def histogram(reader: CheckpointReader, position: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
+def histogram(
+    reader: CheckpointReader, position: int, bins: int, extremes: tuple[float, float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """How many finite elements of a variable lie between each edge and the next: int64[bins], float64[bins + 1].
+
+    With `extremes`, the first and the last edge, it is read once and not twice.
 
     Raises:
         CorruptCheckpointError: it is damaged.
         ValueError: it has no finite numbers, or complex ones.
     """
     numbers = has_numbers(reader, position) and storage_dtype(reader.types[position]).kind != "c"
-    extremes = map_parts(reader, [position], _finite_extremes)[position] if numbers else []
-    found = [each for each in extremes if each is not None]
-    if not found:
+    if numbers and extremes is None:
+        extremes = map_parts(reader, [position], _finite_extremes, _outermost)[position]
+    if extremes is None:
         raise ValueError(f"{reader.names[position]}: expected real numbers that are finite, found none")
-    edges = histogram_edges(min(low for low, _ in found), max(high for _, high in found), bins)
-    counts = map_parts(reader, [position], partial(histogram_of, edges=edges))[position]
-    total: np.ndarray = np.sum(counts, axis=0)
-    return total, edges
+    edges = histogram_edges(*extremes, bins)
+    return map_parts(reader, [position], partial(histogram_of, edges=edges), _total)[position], edges
 
 
 def _finite_extremes(values: np.ndarray) -> tuple[float, float] | None:
     wide = values.reshape(-1).astype(np.float64)
     finite = wide[np.isfinite(wide)]
     return (float(finite.min()), float(finite.max())) if finite.size else None
+
+
+def _outermost(extremes: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    found = [each for each in extremes if each is not None]
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+
+
+def _total(counts: Sequence[np.ndarray]) -> np.ndarray:
+    total: np.ndarray = np.sum(counts, axis=0)
+    return total
 
 
 def has_numbers(reader: CheckpointReader, position: int) -> bool:
@@ -67,27 +82,32 @@ def has_numbers(reader: CheckpointReader, position: int) -> bool:
 
 
 def map_parts(
-    reader: CheckpointReader, positions: Sequence[int], function: Callable[[np.ndarray], T]
-) -> dict[int, list[T]]:
-    """What a function of stored values gives for the parts of each variable, in their order.
+    reader: CheckpointReader,
+    positions: Sequence[int],
+    function: Callable[[np.ndarray], T],
+    join: Callable[[Sequence[T]], T],
+) -> dict[int, T]:
+    """What a function of stored values gives for each variable: joined from what it gives for parts, in their order.
 
     It is called in several threads, with arrays of one axis that it may not keep.
 
     Raises:
         CorruptCheckpointError: naming every damaged variable.
     """
-    results, damage = map_parts_of_all([(reader, positions)], function)
+    results, damage = map_parts_of_all([(reader, positions)], function, join)
     if damage:
         raise joined_damage(reader, damage)
     return results
 
 
 def map_parts_of_all(
-    sources: Sequence[tuple[CheckpointReader, Sequence[int]]], function: Callable[..., T]
-) -> tuple[dict[int, list[T]], list[CorruptCheckpointError]]:
+    sources: Sequence[tuple[CheckpointReader, Sequence[int]]],
+    function: Callable[..., T],
+    join: Callable[[Sequence[T]], T],
+) -> tuple[dict[int, T], list[CorruptCheckpointError]]:
     """The same for a function of the same parts of variables in several checkpoints, in which they have one dtype and
     shape. Gives the results by the positions in the first one, and what was found of damage, which has none."""
-    results: dict[int, list[T]] = {}
+    results: dict[int, T] = {}
     damage: list[CorruptCheckpointError] = []
     reader = sources[0][0]
     rows = list(zip(*(positions for _, positions in sources), strict=True))
@@ -99,18 +119,22 @@ def map_parts_of_all(
         whole = [row for row in group if all(i in found for i, found in zip(row, arrays, strict=True))]
         calls = {row[0]: _Call(function, [found[i] for i, found in zip(row, arrays, strict=True)]) for row in whole}
         run_all(list(calls.values()), sum(reader.nbytes[row[0]] for row in group))
-        results |= {i: [call.result] for i, call in calls.items()}
+        results |= {i: call.result for i, call in calls.items()}
     for row in rows:
         i = row[0]
         if reader.nbytes[i] > _PART_NBYTES:
             begins = range(0, math.prod(reader.shapes[i]), _most(reader, i))
-            parts = [_Part(readers, row, begin, function) for begin in begins]
-            try:
-                run_all(parts, reader.nbytes[i])
-            except CorruptCheckpointError as error:
-                add_damage(damage, error)
+            joined_so_far: list[T] = []
+            for first in range(0, len(begins), _MOST_PARTS):
+                parts = [_Part(readers, row, begin, function) for begin in begins[first : first + _MOST_PARTS]]
+                try:
+                    run_all(parts, len(parts) * _PART_NBYTES)
+                except CorruptCheckpointError as error:
+                    add_damage(damage, error)
+                    break
+                joined_so_far = [join([*joined_so_far, *(part.result for part in parts)])]
             else:
-                results[i] = [part.result for part in parts]
+                results[i] = joined_so_far[0]
     return results, damage
 
 

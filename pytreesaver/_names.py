@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 
 SINGLE_LEAF_NAME = "."
 """The name of the one variable of a tree that is itself a leaf."""
@@ -94,6 +95,19 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def time_text(seconds: float) -> str:
+    """A time, in seconds since the epoch, as people read it.
+
+    Example:
+        >>> time_text(1.5e9), time_text(1e300)
+        ('2017-07-14 02:40:00 UTC', '1e+300 s')
+    """
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):  # no calendar has it
+        return f"{seconds:g} s"
 
 
 def duplicates(names: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pytreesaver._names import printable
@@ -20,10 +21,9 @@ def checkpoint_html(title: str, facts: Mapping[str, str], variables: Iterable[Va
         >>> "<b>runs/ckpt-1</b>" in text
         True
     """
-    shown = list(variables)
-    left_out = len(shown) - _MOST_ROWS
-    total = sum(each.nbytes for each in shown)
-    tree = sorted_tree(variable_tree(shown[:_MOST_ROWS]), "name")
+    whole = sorted_tree(variable_tree(variables), "name")
+    tree = _cut(whole, [_MOST_ROWS])
+    left_out = whole.variables - _variables_drawn(tree)
     rows = "".join(
         f"<tr><td style='text-align:left;opacity:.6'>{_text(name)}</td>"
         f"<td style='text-align:left'>{_text(value)}</td></tr>"
@@ -31,9 +31,23 @@ def checkpoint_html(title: str, facts: Mapping[str, str], variables: Iterable[Va
     )
     more = f"<p>and {left_out:,} more variables</p>" if left_out > 0 else ""
     heading = f"<div><code><b>{_text(title)}</b></code></div><table>{rows}</table>"
-    return (
-        f"<div class='pytreesaver-checkpoint'>{heading}{_drawn_by_treescope(tree) or _details(tree, total)}{more}</div>"
-    )
+    drawn = _drawn_by_treescope(tree) or _details(tree, whole.nbytes)
+    return f"<div class='pytreesaver-checkpoint'>{heading}{drawn}{more}</div>"
+
+
+def _cut(branch: Branch, rows: list[int]) -> Branch:
+    """The same tree with so many of its rows, whose totals stay; `rows` holds how many are left to be drawn."""
+    children = []
+    for child in branch.children:
+        if not rows[0]:
+            break
+        rows[0] -= 1
+        children.append(_cut(child, rows))
+    return replace(branch, children=children)
+
+
+def _variables_drawn(branch: Branch) -> int:
+    return (branch.type is not None) + sum(map(_variables_drawn, branch.children))
 
 
 def _text(text: str) -> str:
@@ -43,7 +57,7 @@ def _text(text: str) -> str:
 def _label(branch: Branch) -> str:
     """What stands behind the name of a branch: ``float32[2], 2 params, 8 bytes``."""
     parts = [branch.type] if branch.type else []
-    if branch.children:
+    if branch.type is None or branch.variables > 1:
         parts.append(f"{branch.variables:,} variables")
     return ", ".join([*parts, f"{branch.size:,} params", f"{branch.nbytes:,} bytes"])
 
@@ -69,7 +83,10 @@ def _drawn_by_treescope(tree: Branch) -> str | None:
         import treescope
     except ImportError:
         return None
-    drawn: str = treescope.render_to_html(_Drawn(tree), ignore_exceptions=False)
+    try:
+        drawn: str = treescope.render_to_html(_Drawn(tree), ignore_exceptions=False)
+    except RecursionError:  # it takes many calls for each level
+        return None
     return drawn
 
 

@@ -9,17 +9,17 @@ import numpy as np
 from pytreesaver._names import printable
 from pytreesaver._variables import Variable
 
-_PRINT_OPTIONS = (
-    "precision",
-    "threshold",
-    "edgeitems",
-    "linewidth",
-    "suppress",
-    "floatmode",
-    "sign",
-    "nanstr",
-    "infstr",
-)
+_KINDS = {
+    "precision": int,
+    "threshold": int,
+    "edgeitems": int,
+    "linewidth": int,
+    "suppress": bool,
+    "floatmode": str,
+    "sign": str,
+    "nanstr": str,
+    "infstr": str,
+}
 
 
 def print_options(given: Sequence[str]) -> dict[str, Any]:
@@ -35,12 +35,18 @@ def print_options(given: Sequence[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for entry in given:
         key, equals, text = (part.strip() for part in entry.partition("="))
-        if key not in _PRINT_OPTIONS or not equals:
-            known = ", ".join(_PRINT_OPTIONS)
+        if key not in _KINDS or not equals:
+            known = ", ".join(_KINDS)
             raise ValueError(f"print options: expected KEY=VALUE with a KEY of {known}; found {entry!r}")
-        value: Any = {"true": True, "false": False}.get(text.lower(), text)
-        if isinstance(value, str) and value.lstrip("-").isdigit():
-            value = int(value)
+        value: Any = text
+        if _KINDS[key] is int:
+            if not text.isdecimal():
+                raise ValueError(f"print options: {key}: expected a number, found {text!r}")
+            value = int(text)
+        elif _KINDS[key] is bool:
+            if text.lower() not in ("true", "false"):
+                raise ValueError(f"print options: {key}: expected true or false, found {text!r}")
+            value = text.lower() == "true"
         try:
             with np.printoptions(**{key: value}):
                 np.array2string(np.arange(2.0))
@@ -64,7 +70,9 @@ def printed(variable: Variable, part: np.ndarray | None, options: Mapping[str, A
         values = variable.read() if part is None else part
         if values.dtype == object:
             value = values.item()
-            return repr(value) if isinstance(value, str | bytes) else str(value)
+            if isinstance(value, int):  # Python writes no number of many thousand decimal digits
+                return str(value) if value.bit_length() < 10_000 else hex(value)
+            return repr(value)
         return printable_lines(str(values))
 
 

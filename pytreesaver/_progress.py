@@ -80,6 +80,10 @@ class _Line:
             return lambda done, total: None  # there is one line, and somebody else has it
         try:
             report, close = _shown_on(console, self._what, total)
+        except Exception:
+            logger.debug("cannot show progress", exc_info=True)
+            _terminal.release()
+            return lambda done, total: None
         except BaseException:
             _terminal.release()
             raise
@@ -108,24 +112,34 @@ def _shown_on(console: Any, what: str, total: int) -> tuple[Report, Callable[[],
     label = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
     columns = (label, BarColumn(bar_width=20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     # Where only what is printed goes into a file, it has to go on doing so.
-    bar = Bar(*columns, console=console, transient=True, expand=True, redirect_stdout=sys.stdout.isatty())
+    bar = Bar(*columns, console=console, transient=True, expand=True, redirect_stdout=_is_terminal(sys.stdout))
     task = bar.add_task(printable(what), total=total)
     bar.start()
     handlers = _move_handlers()
 
     def close() -> None:
         for handler, stream in handlers:
-            handler.setStream(stream)
-        with suppress(OSError):  # a terminal that is gone is no reason for the work to fail
+            with suppress(OSError, ValueError):  # a terminal that is gone is no reason for the work to fail
+                handler.setStream(stream)
+        with suppress(OSError, ValueError):
             bar.stop()
 
     return lambda done, total: bar.update(task, completed=done), close
 
 
+def _is_terminal(stream: Any) -> bool:
+    with suppress(AttributeError, OSError, ValueError):
+        return bool(stream.isatty())
+    return False
+
+
 def _move_handlers() -> list[tuple[Any, Any]]:
     """Have those who log to the terminal write where `print` does now: above the line. Gives how it was."""
     streams = {sys.__stderr__: sys.stderr, sys.__stdout__: sys.stdout}
-    loggers = [logging.root, *(each for each in logging.root.manager.loggerDict.values() if hasattr(each, "handlers"))]
+    loggers = [
+        logging.root,
+        *(each for each in list(logging.root.manager.loggerDict.values()) if hasattr(each, "handlers")),
+    ]
     moved = []
     for handler in {id(h): h for each in loggers for h in each.handlers}.values():
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):

@@ -1,5 +1,6 @@
 """How variables change from one checkpoint to the next: their statistics, and how far they have moved."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,11 +42,12 @@ def measure_after(
 ) -> CheckpointMeasures:
     """Measure these variables of a checkpoint, in bounded memory, and compare them with the checkpoint before it.
 
-    What has the checksums that it had there is not read. Progress counts the bytes of the variables twice.
+    What has the checksums that it had there is read all the same, because it may be damaged. Progress counts all bytes
+    twice.
     """
     position_of = {name: i for i, name in enumerate(reader.names)}
     positions = [position_of[name] for name in names if has_numbers(reader, position_of[name])]
-    found: dict[str, Measured] = {}
+    unchanged: dict[int, Measured] = {}
     alone: list[int] = []
     pairs: list[tuple[int, int]] = []
     old_position_of = {} if before is None else {name: i for i, name in enumerate(before[0].names)}
@@ -55,20 +57,21 @@ def measure_after(
         if before is None or j is None or name not in before[1].variables or not _are_alike(reader, i, before[0], j):
             alone.append(i)
         elif reader.digest(i) is not None and reader.digest(i) == before[0].digest(j):
-            found[name] = Measured(before[1].variables[name].statistics, 0.0)
+            unchanged[i] = Measured(before[1].variables[name].statistics, 0.0)
         else:
             pairs.append((i, j))
-    to_read = sum(reader.nbytes[i] for i in alone) + 2 * sum(reader.nbytes[i] for i, _ in pairs)
+    to_read = sum(reader.nbytes[i] for i in [*alone, *unchanged]) + 2 * sum(reader.nbytes[i] for i, _ in pairs)
     advance(2 * sum(reader.nbytes[position_of[name]] for name in names) - to_read)
-    sums, damage = map_parts_of_all([(reader, alone)], sums_of)
-    found |= {reader.names[i]: Measured(joined(parts).result(), None) for i, parts in sums.items()}
+    read, damage = map_parts_of_all([(reader, list(unchanged))], _nothing, _nothing)
+    found = {reader.names[i]: unchanged[i] for i in read}
+    sums, more = map_parts_of_all([(reader, alone)], sums_of, joined)
+    damage += more
+    found |= {reader.names[i]: Measured(each.result(), None) for i, each in sums.items()}
     if before is not None:
         sources = [(reader, [i for i, _ in pairs]), (before[0], [j for _, j in pairs])]
-        both, more = map_parts_of_all(sources, _sums_and_drift)
+        both, more = map_parts_of_all(sources, _sums_and_drift, _joined)
         damage += more
-        for i, each in both.items():
-            drift = float(np.linalg.norm([distance for _, distance in each]))
-            found[reader.names[i]] = Measured(joined(part for part, _ in each).result(), drift)
+        found |= {reader.names[i]: Measured(of_values.result(), drift) for i, (of_values, drift) in both.items()}
     damaged = {name for error in damage for name in error.damaged}
     return CheckpointMeasures(found, [name for name in names if name in damaged])
 
@@ -76,6 +79,14 @@ def measure_after(
 def _are_alike(one: CheckpointReader, i: int, other: CheckpointReader, j: int) -> bool:
     same_dtype = storage_dtype(one.types[i]) == storage_dtype(other.types[j])
     return same_dtype and one.shapes[i] == other.shapes[j] and has_numbers(other, j)
+
+
+def _nothing(_: object) -> None:
+    return None
+
+
+def _joined(parts: Sequence[tuple[Sums, float]]) -> tuple[Sums, float]:
+    return joined(of_values for of_values, _ in parts), math.hypot(*(drift for _, drift in parts))
 
 
 def _sums_and_drift(values: np.ndarray, before: np.ndarray) -> tuple[Sums, float]:

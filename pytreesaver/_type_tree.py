@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytreesaver._names import printable
 from pytreesaver._prune import node_parts
 from pytreesaver._values import decode_value
 
@@ -24,7 +25,7 @@ class TypeNode:
         return "\n".join(self._lines("", ""))
 
     def _lines(self, guide: str, below: str) -> Iterator[str]:
-        yield f"{guide}{self.type}" if self.key is None else f"{guide}{self.key}: {self.type}"
+        yield printable(f"{guide}{self.type}" if self.key is None else f"{guide}{self.key}: {self.type}")
         for i, child in enumerate(self.children):
             last = i == len(self.children) - 1
             yield from child._lines(below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "))

@@ -87,7 +87,14 @@ def sorted_tree(branch: Branch, by: SortKey) -> Branch:
 def natural_order(name: str) -> list[tuple[bool, int, str]]:
     """A key that sorts names as people do: ``layer_2`` before ``layer_10``."""
     parts = re.split(r"([0-9]+)", name)
-    return [(i % 2 == 0, int(part) if i % 2 else 0, part) for i, part in enumerate(parts) if part]
+    return [(i % 2 == 0, _value(part) if i % 2 else 0, part) for i, part in enumerate(parts) if part]
+
+
+def _value(digits: str) -> int:
+    return int(digits[:_MOST_DIGITS])
+
+
+_MOST_DIGITS = 4000  # Python reads no longer numbers
 
 
 def _by_name(branch: Branch) -> list[tuple[bool, int, str]]:
@@ -110,13 +117,13 @@ def folded_tree(branch: Branch) -> Branch:
     return _folded(branch, {})[0]
 
 
-_NUMBERED = re.compile(r"(.*?)([0-9]+)([^0-9]*)", re.DOTALL)
+_NUMBERED = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)", re.DOTALL)
 
 
 def _folded(branch: Branch, shapes: dict[object, int]) -> tuple[Branch, int]:
     """The folded branch, and a number that is the same for all that are alike but for their names."""
     folded = [_folded(child, shapes) for child in branch.children]
-    signature = (branch.type, tuple((child.name, shape) for child, shape in folded))
+    signature = (branch.type, branch.nbytes, branch.size, tuple((child.name, shape) for child, shape in folded))
     groups: dict[object, list[tuple[int, Branch, int]]] = {}
     for child, shape in folded:
         match = _NUMBERED.fullmatch(child.name)
@@ -130,7 +137,7 @@ def _folded(branch: Branch, shapes: dict[object, int]) -> tuple[Branch, int]:
             children += [child for _, child, _ in members]
             continue
         members.sort(key=lambda member: member[0])
-        numbers = _ranges([number for number, _, _ in members])
+        numbers = _ranges([number for number, _, _ in members], key[2])
         children.append(_multiplied(members[0][1], len(members), f"{key[0]}{{{numbers}}}{key[1]}"))
     whole = Branch(
         branch.name, branch.path, branch.type, branch.variables, branch.size, branch.nbytes, branch.count, children
@@ -151,15 +158,15 @@ def _multiplied(branch: Branch, times: int, name: str) -> Branch:
     )
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short: ``0..3,7``."""
+def _ranges(numbers: Sequence[int], width: int) -> str:
+    """Ascending numbers, of so many digits at least, in short: ``0..3,7``."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:
             parts[-1] = [parts[-1][0], number]
         else:
             parts.append([number])
-    return ",".join("..".join(map(str, part)) for part in parts)
+    return ",".join("..".join(f"{number:0{width}}" for number in part) for part in parts)
 
 
 class Row(NamedTuple):

@@ -144,12 +144,17 @@ class Variable:
         with named_os_errors("read", self._reader.path):
             return measure(self._reader, [self._position])[0]
 
-    def histogram(self, bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    def histogram(self, bins: int = 20, range: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """How its finite elements lie between the smallest and the largest: counts int64[bins] and edges
         float64[bins + 1], as `numpy.histogram` gives them; read in bounded memory.
 
+        Args:
+            bins: how many intervals there are.
+            range: the first and the last edge, in place of the smallest and the largest element. What lies outside is
+                not counted, and the values are read once and not twice.
+
         Raises:
-            ValueError: it has no finite real numbers, or `bins` is less than 1.
+            ValueError: it has no finite real numbers, `bins` is less than 1, or `range` does not rise.
             CorruptCheckpointError: the bytes are damaged.
 
         Example:
@@ -159,8 +164,10 @@ class Variable:
         """
         if bins < 1:
             raise ValueError(f"bins: expected a positive number, found {bins!r}")
+        if range is not None and not (math.isfinite(range[0]) and math.isfinite(range[1]) and range[0] <= range[1]):
+            raise ValueError(f"range: expected two finite numbers that rise, found {range!r}")
         with named_os_errors("read", self._reader.path):
-            return histogram(self._reader, self._position, bins)
+            return histogram(self._reader, self._position, bins, range)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -252,6 +259,15 @@ class Checkpoint(Mapping[str, Variable]):
             return type_tree(self._reader.structure, lambda leaf: variables[leaf].type)
         except (NotPlainError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise CorruptCheckpointError(f"{self.path}: its structure is malformed: {error!r}") from error
+
+    def check(self) -> None:
+        """Make sure that every file of the checkpoint is there and has its size. Takes no longer than opening it.
+
+        Raises:
+            CorruptCheckpointError: naming every file and variable that is not whole.
+        """
+        with named_os_errors("read", self.path):
+            self._reader.check()
 
     def verify(self, *, progress: Progress = False) -> None:
         """Read every byte of the checkpoint, in bounded memory. `progress` is as in `pytreesaver.save`.

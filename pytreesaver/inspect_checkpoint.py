@@ -15,6 +15,7 @@ from pytreesaver._errors import VariableNotFoundError
 from pytreesaver._names import did_you_mean, printable
 from pytreesaver._paths import PathLike
 from pytreesaver._printing import print_options, printed
+from pytreesaver._program import guarded
 from pytreesaver._run_directory import checkpoint_at
 from pytreesaver._variables import Checkpoint, Variable, load_checkpoint
 
@@ -155,7 +156,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with these arguments, by default those of the process. Gives the exit code."""
-    from pytreesaver._cli._run import guarded
 
     def run() -> int:
         import numpy as np

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 
 import pytreesaver as pts
-from pytreesaver._cli import main
+from pytreesaver._cli import _output, main
 
 ESCAPE = "\x1b"
 HOSTILE = "evil\x1b[31m\x1b[2J\r\u202etxt"
@@ -204,7 +205,10 @@ def test_colour_can_be_asked_for_and_refused():
 
 
 @pytest.fixture
-def call(capsys):
+def call(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _output.columns.cache_clear()
+
     def call(*arguments):
         code = main([str(each) for each in arguments])
         captured = capsys.readouterr()
@@ -227,16 +231,31 @@ def call(capsys):
         (["show", "a", "count", "--slice", "x"], "expected integers and slices"),
         (["show", "a", "params/layer_0/kernel", "--slice", "9"], "index 9 is out of bounds for axis 0 of length 4"),
         (["show", "a", "count", "--printoptions", "colour=3"], "expected KEY=VALUE with a KEY of precision"),
+        (["show", "a", "count", "--printoptions", "edgeitems=abc"], "edgeitems: expected a number, found 'abc'"),
+        (["show", "a", "count", "--printoptions", "suppress=maybe"], "suppress: expected true or false"),
+        (["ls", "a/ckpt-50", "--flat", "--depth", "1"], "expected neither --flat nor --json with them"),
+        (["cp", "a", "a/ckpt-50/copy"], "expected a place outside of checkpoints"),
+        (
+            ["cp", "a", "copy", "--rename", "note=x", "--rename", "note=y"],
+            "expected an old name once",
+        ),
         (["diff", "a", "nowhere"], "nowhere: expected a checkpoint or a run directory, found nothing there"),
-        (["verify", "nowhere"], "nowhere: expected a run directory, found nothing there"),
+        (["verify", "nowhere"], "nowhere: expected a checkpoint or a run directory"),
         (["prune", "a", "--keep-best", "loss"], "expected N:METRIC or N:METRIC:max"),
         (["prune", "a", "--keep-younger-than", "3 moons"], "expected an age such as 30s"),
         (["prune", "a", "--keep-every-hours", "-1"], "hours"),
-        (["rm", "nowhere"], "nowhere: expected a checkpoint to delete, found nothing there"),
+        (["rm", "nowhere"], "expected checkpoints to delete, found none at these paths; nothing was deleted: nowhere"),
         (["rm", "a"], "a"),
         (["cp", "a", "damaged"], "damaged"),
         (["cp", "a", "copy", "--rename", "x"], "--rename: expected OLD=NEW, found 'x'"),
         (["cp", "a", "copy", "--rename", "x=y"], "x"),
+        (["cp", "a", "copy", "--rename", "note=x", "--rename", "count=x"], "expected a new name once, found x again"),
+        (["show", "a", "params/layer_0/kernel", "--slice", "0,,1"], "expected integers and slices"),
+        (
+            ["prune", "a/ckpt-50", "--keep-last", "1", "--yes"],
+            "ckpt-50: expected a run directory, found a checkpoint",
+        ),
+        (["prune", "a", "--keep-best", "1:los", "--yes"], "expected one of the metrics that there are, ['loss']"),
         (["info", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere: expected a run directory, found nothing there"),
     ],
@@ -263,6 +282,99 @@ def test_damage_is_exit_code_1_and_names_the_variables(call):
     assert "w" in done.err
     assert call("show", "damaged", "v").code == 0
     assert call("show", "damaged", "--stats").code == 1
+
+
+def test_without_a_command_there_is_the_help(call):
+    done = call()
+    assert (done.code, done.err) == (2, "")
+    assert "Usage: pytreesaver" in done.out
+
+
+def test_what_should_not_happen_is_one_line_too(call, monkeypatch):
+    def fail(path):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("pytreesaver._listing.list_checkpoints", fail)
+    Path("run").mkdir()
+    done = call("ls", "run")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: RuntimeError: two; lines (this should not happen; --debug shows where)\n"
+
+
+def test_odd_names_and_times(call):
+    digits = "9" * 5000
+    with pts.CheckpointManager("run", block=True, clock=lambda: 1e300) as manager:
+        manager.save(1, {digits: 2**20000, f"layer_{digits}": 1, "a\nb": 2})
+    for line in (
+        "ls run",
+        "ls run/ckpt-1",
+        "ls run/ckpt-1 --fold",
+        "info run",
+        "info run --json",
+        f"show run {digits}",
+    ):
+        assert call(*line.split()).code == 0
+    assert "a\\nb: int" in call("info", "run").out
+
+
+@pytest.mark.usefixtures("here")
+def test_verify_goes_on_after_what_it_cannot_read(call):
+    for name in "abc":
+        pts.save({"w": np.ones(3)}, f"newer/{name}")
+    index = Path("newer/b/index.json")
+    index.write_text(re.sub(r'"version": ?[0-9]+', '"version": 999', index.read_text()))
+    done = call("verify", "newer")
+    assert done.code == 1
+    assert sorted(line.split()[0] for line in done.out.splitlines() if line[0] != " ") == [
+        "DAMAGED",
+        "intact",
+        "intact",
+    ]
+    found = json.loads(call("verify", "newer", "--json").out)["checkpoints"]
+    assert {each["path"]: each["intact"] for each in found} == {"newer/a": True, "newer/b": False, "newer/c": True}
+    assert ["999" in each["problem"] for each in found if each["problem"]] == [True]
+    shutil.rmtree("newer")
+
+
+def test_a_missing_file_is_found_without_reading(call):
+    saved_run(3)
+    (data,) = Path("run/ckpt-1").glob("*.safetensors")
+    data.unlink()
+    shutil.copytree("run/ckpt-1", "copy")
+    for line in ("ls run", "ls run/ckpt-1", "info run/ckpt-1", "diff run/ckpt-1 copy", "verify run/ckpt-1"):
+        done = call(*line.split())
+        assert done.code == 1, line
+        assert data.name in done.out + done.err
+    assert call("ls", "run/ckpt-2").code == 0
+
+
+@pytest.mark.usefixtures("here")
+def test_output_that_goes_nowhere():
+    line = " ".join(command("ls", "a"))
+    closed = subprocess.run(["bash", "-c", f"{line} >&-"], capture_output=True, text=True, check=False)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    full = subprocess.run(["bash", "-c", f"{line} > /dev/full"], capture_output=True, text=True, check=False)
+    assert (full.returncode, full.stderr.count("\n")) == (2, 1)
+    assert full.stderr.startswith("error: ")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_narrow_terminal_says_what_it_leaves_out(call):
+    narrow = run_on_terminal("ls", "a", columns=60, NO_COLOR="1")
+    assert "kept: newest, last 4" in narrow.out
+    assert "too narrow for metrics and metadata: --json has them" in narrow.out
+    assert "too narrow" not in run("ls", "a").out
+
+
+def test_a_name_with_an_equals_sign_can_be_renamed(call):
+    pts.save({"a=b": 1, "c": 2}, "model")
+    assert call("cp", "model", "copy", "--rename", r"a\=b=d\=e").code == 0
+    assert pts.restore("copy") == {"d=e": 1, "c": 2}
+
+
+def test_zeros_before_numbers_stay_in_folds(call):
+    pts.save({f"v{i:03}": 1 for i in range(8, 12)}, "model")
+    assert "v{008..011}" in call("ls", "model", "--fold").out
 
 
 @pytest.mark.usefixtures("here")
@@ -402,6 +514,13 @@ def test_rm_deletes_what_is_named(call):
     assert steps_left() == [0, 2, 3]
     assert pts.latest_checkpoint("run") == Path("run/ckpt-3")
     assert json.loads(call("rm", "run/ckpt-0", "--json").out) == {"deleted": ["run/ckpt-0"]}
+
+
+def test_rm_looks_first(call):
+    saved_run()
+    done = call("rm", "run/ckpt-4", "run/ckpt-9")
+    assert (done.code, done.out) == (2, "")
+    assert steps_left() == [0, 1, 2, 3, 4]
 
 
 def test_cp_copies_a_part_under_other_names(call):

@@ -81,7 +81,16 @@ def test_a_torn_line_costs_that_line_alone():
 
 
 @pytest.mark.parametrize(
-    "line", [b"[]", b'"x"', b"{}", b'{"event":"saved","name":"a","time":"x"}', b"\xff", b"7" * 5000]
+    "line",
+    [
+        b"[]",
+        b'"x"',
+        b"{}",
+        b'{"event":"saved","name":"a","time":"x"}',
+        b"\xff",
+        b"7" * 5000,
+        b'{"event":"saved","name":"a","time":1e400}',
+    ],
 )
 def test_foreign_lines_are_left_out(line):
     Path("run").mkdir()

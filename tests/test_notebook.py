@@ -88,10 +88,19 @@ def test_hostile_names_are_text():
 @pytest.mark.usefixtures("without_treescope")
 def test_what_is_left_out_is_said(monkeypatch):
     monkeypatch.setattr(_notebook, "_MOST_ROWS", 10)
-    path = pts.save({str(i): i for i in range(25)}, "model")
+    path = pts.save({name: {str(i): np.zeros(1) for i in range(20)} for name in "ab"}, "model")
     found = parsed(pts.load_checkpoint(path)._repr_html_())
-    assert "and 15 more variables" in found.text
-    assert "variables25" in found.text
+    assert "and 31 more variables" in found.text  # one row is that of the branch
+    assert "variables40" in found.text
+    assert "a: 20 variables, 20 params, 160 bytes 50.0\xa0%" in found.text
+
+
+def test_a_deep_tree_is_drawn_without_treescope():
+    tree = np.ones(2)
+    for _ in range(90):
+        tree = {"level": tree}
+    text = pts.load_checkpoint(pts.save(tree, "deep"))._repr_html_()
+    assert text.count("<details") == 89
 
 
 @given(pytrees())

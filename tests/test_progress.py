@@ -6,11 +6,13 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import pytreesaver as pts
+from pytreesaver import _progress
 from pytreesaver.testing import assert_trees_equal
 
 TREE = {
@@ -84,10 +86,46 @@ def test_verifying_and_measuring_report_too():
         calls.check()
 
 
-def test_an_empty_tree_is_done_at_once():
+def test_nothing_is_said_of_no_bytes():
+    def divide(done, total):
+        return done / total
+
+    pts.save({}, "nothing", progress=divide)
+    assert pts.restore("nothing", progress=divide) == {}
+
+
+def test_the_function_may_read_checkpoints_itself():
+    other = pts.save({"w": np.zeros(1000)}, "other")
     calls = Calls()
-    pts.save({}, "nothing", progress=calls)
-    assert calls == [(0, 0)]
+
+    def look(done, total):
+        calls(done, total)
+        pts.verify(other)
+        pts.restore(other, progress=True)
+
+    pts.save({"w": np.zeros(500_000)}, "model", progress=look)
+    assert calls[-1] == (4_000_000, 4_000_000)
+
+
+def test_a_copy_counts_every_byte_once():
+    path = pts.save({"w": np.zeros(3_000_000), "v": np.zeros(10)}, "model")
+    calls = Calls()
+    pts.copy_checkpoint(path, "copy", progress=calls)
+    assert calls[-1] == (24_000_080, 24_000_080)
+    assert any(done < 24_000_000 for done, _ in calls)
+
+
+def test_what_cannot_be_drawn_on_costs_nothing(monkeypatch):
+    monkeypatch.setattr(_progress, "_SHOWN_AFTER", 0.0)
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=print, flush=lambda: None))  # without isatty
+    path = pts.save({"w": np.zeros(3_000_000)}, "model", progress=True)
+
+    def fail(*_, **__):
+        raise RuntimeError("no terminal")
+
+    monkeypatch.setattr("rich.progress.Progress.start", fail)
+    assert pts.restore(path, progress=True)["w"].size == 3_000_000
 
 
 def test_an_error_of_the_function_ends_the_save_and_leaves_nothing():

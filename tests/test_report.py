@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -123,6 +124,31 @@ def test_damage_is_named_and_the_rest_is_there(run):
     assert np.isfinite(data["drifts"][data["rows"]["w"]]).tolist() == [False, True, True]
 
 
+def test_damage_in_what_has_not_changed_is_found(run):
+    (data_file,) = Path("run/ckpt-40").glob("*.safetensors")
+    content = bytearray(data_file.read_bytes())
+    content[content.find(np.full(5, 2.0).tobytes()) + 3] ^= 1
+    data_file.write_bytes(content)
+    data = data_of(pts.write_report(run))
+    assert "<li>ckpt-40: damaged: frozen</li>" in Path("report.html").read_text()
+    assert np.isnan(data["norms"][data["rows"]["frozen"]]).tolist() == [False, False, True, False]
+
+
+def test_what_the_newest_checkpoint_lacks_is_said():
+    with pts.CheckpointManager("run", block=True) as manager:
+        manager.save(1, {"old": np.ones(3), "w": np.ones(2)})
+        manager.save(2, {"w": np.ones(2)})
+    data = data_of(pts.write_report("run", only="old"))
+    assert data["steps"] == [1, 2]
+    assert [(each["name"], each["present"]) for each in data["variables"]] == [("old", False)]
+    Path("run/ckpt-2/index.json").write_bytes(b"{")
+    data = data_of(pts.write_report("run"))
+    assert data["steps"] == [1]
+    assert "newest that can be read" in Path("report.html").read_text()
+    with pytest.raises(pts.VariableNotFoundError, match="nothing"):
+        pts.write_report("run", only="nothing")
+
+
 def test_large_variables_are_compared_part_by_part():
     a = np.arange(1_500_000, dtype=np.float32)
     b = a.copy()
@@ -151,6 +177,12 @@ def test_what_is_no_report_is_not_replaced(run):
     pts.write_report(run, "precious.html")
     with pytest.raises(pts.CheckpointExistsError, match="found a directory"):
         pts.write_report(run, "run")
+    os.mkfifo("fifo")
+    with pytest.raises(pts.CheckpointExistsError, match="found what is no regular file"):
+        pts.write_report(run, "fifo", overwrite=True)
+    Path("link.html").symlink_to("precious.html")
+    pts.write_report(run, "link.html")
+    assert Path("link.html").is_symlink()
     with pytest.raises(pts.CheckpointIOError, match="missing: no such directory"):
         pts.write_report(run, "missing/report.html")
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pytreesaver as pts
-from pytreesaver import _measuring
+from pytreesaver import _measuring, _statistics
 from pytreesaver._statistics import histogram_edges, joined, sums_of
 
 DTYPES = [
@@ -184,6 +184,27 @@ def test_a_histogram_of_numbers_around_zero_is_numpys():
     wanted, wanted_edges = np.histogram(values, 10)
     assert counts.tolist() == wanted.tolist()
     assert np.allclose(edges, wanted_edges)
+
+
+def test_a_histogram_between_given_edges():
+    values = np.arange(100.0)
+    with pts.load_checkpoint(pts.save({"w": values}, "model")) as checkpoint:
+        counts, edges = checkpoint["w"].histogram(4, range=(10, 30))
+        for wrong in ((2, 1), (0, np.inf), (np.nan, 1)):
+            with pytest.raises(ValueError, match="range: expected two finite numbers"):
+                checkpoint["w"].histogram(4, range=wrong)
+    wanted, wanted_edges = np.histogram(values, 4, (10, 30))
+    assert (counts.tolist(), edges.tolist()) == (wanted.tolist(), wanted_edges.tolist())
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint64"])
+def test_so_many_different_integers_are_not_counted_nor_held(monkeypatch, dtype):
+    monkeypatch.setattr(_statistics, "MOST_UNIQUE", 50)
+    for count in (50, 51):
+        values = np.tile(np.arange(count).astype(dtype), 20)
+        sums = joined([sums_of(values[i : i + 17]) for i in range(0, values.size, 17)])
+        assert sums.result().unique == (50 if count == 50 else None)
+        assert sums.unique.size <= 51 + 17
 
 
 def test_edges_around_a_single_value():

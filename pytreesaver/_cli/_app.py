@@ -55,6 +55,8 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show where an error comes from.", callback=_set_debug, is_eager=True)
 ]
+
+
 Only = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,5 +1,6 @@
 """``pytreesaver cp``: copy a checkpoint, or a part of it."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from pytreesaver._cli._app import (
 )
 from pytreesaver._cli._output import bytes_text, plural, write, write_json
 from pytreesaver._copying import copy_checkpoint
-from pytreesaver._names import printable
+from pytreesaver._names import duplicates, printable, shown
 from pytreesaver._variables import load_checkpoint
 from pytreesaver.formats import native
 
@@ -36,7 +37,10 @@ def copy(
     regex: Regex = None,
     rename: Annotated[
         list[str] | None,
-        typer.Option(metavar="OLD=NEW", help="Rename a variable, or with OLD/=NEW/ all under it. May be repeated."),
+        typer.Option(
+            metavar="OLD=NEW",
+            help=r"Rename a variable, or with OLD/=NEW/ all under it; \= is a = in a name. May be repeated.",
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at TARGET.")] = False,
     json: Json = False,
@@ -56,8 +60,14 @@ def copy(
     path = checkpoint_path(source)
     where = Path(target)
     if target.endswith("/") or (where.is_dir() and not native.recognizes(where)):
-        where = where / path.name
-    renamed = {new: old for old, new in map(parsed_rename, rename or [])}
+        where = where / path.absolute().name
+    pairs = [parsed_rename(each) for each in rename or []]
+    renamed = {new: old for old, new in pairs}
+    for which, names in (("an old", [old for old, _ in pairs]), ("a new", [new for _, new in pairs])):
+        if again := duplicates(names):
+            raise typer.BadParameter(
+                f"--rename: expected {which} name once, found {', '.join(map(shown, again))} again"
+            )
     written = copy_checkpoint(
         path,
         where,
@@ -77,14 +87,17 @@ def copy(
 
 
 def parsed_rename(text: str) -> tuple[str, str]:
-    """The old and the new name.
+    r"""The old and the new name.
 
     Example:
         >>> parsed_rename("encoder/=backbone/")
         ('encoder/', 'backbone/')
+        >>> parsed_rename(r"a\=b=c")
+        ('a=b', 'c')
     """
-    old, equals, new = text.partition("=")
-    if not (old and equals and new):
+    parts = [part.replace("\\=", "=") for part in re.split(r"(?<!\\)=", text)]
+    old, new = (parts[0], parts[-1]) if len(parts) == 2 else ("", "")
+    if not (old and new):
         raise typer.BadParameter(f"--rename: expected OLD=NEW, found {text!r}")
     if old.endswith("/") != new.endswith("/"):
         raise typer.BadParameter(f"--rename: expected two names, or two prefixes that end in /, found {text!r}")

@@ -14,10 +14,10 @@ from pytreesaver._cli._app import (
     shows_progress,
 )
 from pytreesaver._cli._output import jsonable, plural, styled, write, write_json
-from pytreesaver._cli._run import FINE, FOUND
 from pytreesaver._diff import VariableChange
 from pytreesaver._diff import diff as compare
 from pytreesaver._names import shown
+from pytreesaver._program import FINE, FOUND
 
 
 @app.command("diff")

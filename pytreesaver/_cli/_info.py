@@ -1,12 +1,11 @@
 """``pytreesaver info``: what a checkpoint is, apart from its values."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from pytreesaver._cli._app import CheckpointPath, Debug, Json, app, checkpoint_path
 from pytreesaver._cli._output import bytes_text, count_text, jsonable, number_text, styled, write, write_json
 from pytreesaver._io import filesystem
-from pytreesaver._names import printable
+from pytreesaver._names import printable, time_text
 from pytreesaver._run_directory import modified_time
 from pytreesaver._type_tree import TypeNode
 from pytreesaver._values import encode_value
@@ -16,6 +15,8 @@ from pytreesaver._variables import load_checkpoint
 @app.command("info")
 def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None:
     """Show what a checkpoint is: format, version, step, time, metrics, metadata, and its tree by types.
+
+    The exit code is 1 if a file is missing or has not its size; bytes are read by verify.
 
     For example:
 
@@ -45,8 +46,9 @@ def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None
                     "structure": _as_json(tree),
                 }
             )
+            checkpoint.check()
             return
-        saved = datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        saved = time_text(time)
         facts = {
             "format": f"{checkpoint.format}, version {checkpoint.version}",
             "step": "" if checkpoint.step is None else str(checkpoint.step),
@@ -65,6 +67,7 @@ def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None
         write()
         for line in str(tree).split("\n"):
             write(printable(line))
+        checkpoint.check()
 
 
 def _as_json(node: TypeNode) -> dict[str, Any]:

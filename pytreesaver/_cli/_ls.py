@@ -24,6 +24,8 @@ from pytreesaver._cli._output import (
     write_table,
 )
 from pytreesaver._names import printable
+from pytreesaver._program import FINE, FOUND
+from pytreesaver._run_directory import modified_time
 from pytreesaver._select import Selection, selected
 from pytreesaver._variable_tree import (
     Row,
@@ -52,11 +54,12 @@ def list_path(
     flat: Annotated[bool, typer.Option("--flat", help="One whole name on each line, no tree.")] = False,
     json: Json = False,
     debug: Debug = False,
-) -> None:
+) -> int:
     """List the checkpoints of a run directory, or the variables of a checkpoint.
 
     Of a run: step, age, size, metrics, metadata, and why retention keeps each checkpoint, or that it will go. Of a
     checkpoint: the tree of its variables with their types, bytes, share of the whole, and the totals of each branch.
+    The exit code is 1 if a file is missing or has not its size; bytes are read by verify.
 
     For example:
 
@@ -66,6 +69,8 @@ def list_path(
     pytreesaver ls runs/a/ckpt-100 --only 'params/**/kernel' --fold
     ```
     """
+    if (fold or depth) and (flat or json):
+        raise typer.BadParameter("--depth and --fold are for the tree: expected neither --flat nor --json with them")
     if native.recognizes(path):
         with load_checkpoint(path) as checkpoint:
             summaries = _summaries(checkpoint, selection_of(only, regex))
@@ -73,7 +78,8 @@ def list_path(
                 write_json(_checkpoint_as_json(checkpoint, summaries, sort))
             else:
                 _write_checkpoint(checkpoint, summaries, depth, sort, fold=fold, flat=flat)
-        return
+            checkpoint.check()
+        return FINE
     from pytreesaver._listing import list_checkpoints
 
     listed = list_checkpoints(path)
@@ -86,6 +92,7 @@ def list_path(
         write_json({"path": str(path), "checkpoints": [listed_as_json(each) for each in listed]})
     else:
         _write_run(path, listed)
+    return FOUND if any(each.problem for each in listed) else FINE
 
 
 # A run.
@@ -116,7 +123,7 @@ def _write_run(path: Path, listed: "Sequence[ListedCheckpoint]") -> None:
         return
     total = bytes_text(sum(each.nbytes for each in listed))
     write(f"{styled(str(path), 'bold')}: {plural(len(listed), 'checkpoint')}, {total}")
-    write_table(run_table(listed, time.time()))
+    write_run_table(listed, time.time())
 
 
 def _runs_below(path: Path) -> list[Path]:
@@ -132,9 +139,12 @@ def _holds_checkpoints(path: Path) -> bool:
         return False
 
 
-def run_table(listed: "Sequence[ListedCheckpoint]", now: float, not_kept: str = "will be deleted") -> Any:
-    """The checkpoints of a run as a table, without the columns in which there would be nothing."""
-    columns = [
+def write_run_table(listed: "Sequence[ListedCheckpoint]", now: float, not_kept: str = "will be deleted") -> None:
+    """Write the checkpoints of a run as a table, without the columns in which there would be nothing.
+
+    Where a terminal is too narrow for all, metadata and then metrics are left out, which a line says.
+    """
+    shown = [
         ("checkpoint", "left", [each.path.name for each in listed]),
         ("step", "right", ["" if each.step is None else str(each.step) for each in listed]),
         ("age", "right", [age_text(now - each.time) for each in listed]),
@@ -143,9 +153,17 @@ def run_table(listed: "Sequence[ListedCheckpoint]", now: float, not_kept: str = 
         ("metadata", "left", [_pairs(each.metadata) for each in listed]),
         ("retention", "left", [fate_text(each, not_kept) for each in listed]),
     ]
-    filled = [column for column in columns if any(column[2])]
+    filled = [column for column in shown if any(column[2])]
+    left_out = []
+    for heading in ("metadata", "metrics"):
+        needed = sum(max(map(width, [name, *map(printable, cells)])) + 2 for name, _, cells in filled)
+        if needed > columns() + 2 and any(name == heading for name, *_ in filled):
+            filled = [column for column in filled if column[0] != heading]
+            left_out.append(heading)
     rows = zip(*(cells for _, _, cells in filled), strict=True)
-    return table([(heading, side) for heading, side, _ in filled], rows, styles=["bold"])
+    write_table(table([(heading, side) for heading, side, _ in filled], rows, styles=["bold"]))
+    if left_out:
+        write(styled(f"too narrow for {' and '.join(reversed(left_out))}: --json has them", "dim"))
 
 
 def _pairs(values: Any) -> str:
@@ -199,7 +217,7 @@ def _checkpoint_as_json(checkpoint: Checkpoint, summaries: Sequence[VariableSumm
     return {
         "path": str(checkpoint.path),
         "step": checkpoint.step,
-        "time": checkpoint.time,
+        "time": modified_time(checkpoint.path) if checkpoint.time is None else checkpoint.time,
         "nbytes": sum(each.nbytes for each in summaries),
         "size": sum(each.size for each in summaries),
         "variables": variables,

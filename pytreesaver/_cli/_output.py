@@ -118,7 +118,7 @@ def jsonable(value: Any) -> Any:
         case float():
             return value if math.isfinite(value) else str(value)
         case int():
-            return value
+            return value if value.bit_length() < 64 else str(value) if value.bit_length() < 10_000 else hex(value)
         case complex():
             return [jsonable(value.real), jsonable(value.imag)]
         case Mapping():

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from pytreesaver._cli._app import Debug, Json, app
-from pytreesaver._cli._ls import listed_as_json, run_table
-from pytreesaver._cli._output import bytes_text, plural, styled, write, write_json, write_table
+from pytreesaver._cli._ls import listed_as_json, write_run_table
+from pytreesaver._cli._output import bytes_text, plural, styled, write, write_json
 from pytreesaver._names import printable
 from pytreesaver._retention import (
     AnyOf,
@@ -36,7 +36,9 @@ def prune(
     ] = None,
     keep_best: Annotated[
         list[str] | None,
-        typer.Option(metavar="N:METRIC[:max]", help="Keep the N best by a metric; less is better without :max."),
+        typer.Option(
+            metavar="N:METRIC[:max]", help="Keep the N best by a metric: the least, or with :max the largest."
+        ),
     ] = None,
     keep_step: Annotated[list[int] | None, typer.Option(metavar="STEP", help="Keep the checkpoint of a step.")] = None,
     keep_younger_than: Annotated[
@@ -77,7 +79,7 @@ def prune(
         write_json({"path": str(directory), "deleted": yes, "checkpoints": [listed_as_json(each) for each in found]})
         return
     if found:
-        write_table(run_table(found, time.time(), "deleted" if yes else "would be deleted"))
+        write_run_table(found, time.time(), "deleted" if yes else "would be deleted")
     what = f"{plural(len(doomed), 'checkpoint')}, {bytes_text(nbytes)}"
     if yes:
         write(f"deleted {what}")

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
@@ -32,6 +32,7 @@ from pytreesaver._cli._output import (
 )
 from pytreesaver._names import printable
 from pytreesaver._printing import print_options, printed
+from pytreesaver._progress import reporting
 from pytreesaver._statistics import Statistics, histogram_edges, histogram_of, sums_of
 from pytreesaver._variables import Checkpoint, Variable, load_checkpoint
 
@@ -92,7 +93,11 @@ def show(
             found = checkpoint.statistics(selection_of(only, regex), progress=shows_progress(json))
             _show_statistics(checkpoint, found, json=json)
         else:
-            _show_variable(checkpoint[name], slice_, options, json=json, values=not stats)
+            variable = checkpoint[name]
+            progress, nbytes = shows_progress(json), 2 * variable.nbytes  # once for statistics, once for a histogram
+            with reporting(progress, f"measuring {variable.name}", nbytes if slice_ is None else 0):
+                looked = _look(variable, slice_)
+            _show_variable(variable, slice_, looked, options, json=json, values=not stats)
 
 
 # All variables.
@@ -123,12 +128,36 @@ def _show_statistics(checkpoint: Checkpoint, found: dict[str, Statistics], *, js
 # One variable.
 
 
+class _Looked(NamedTuple):
+    """What was found out about a variable, or about the part of it that was asked for."""
+
+    part: np.ndarray | None
+    statistics: Statistics
+    histogram: tuple[np.ndarray, np.ndarray] | None
+
+
+def _look(variable: Variable, slice_: str | None) -> _Looked:
+    if slice_ is not None:
+        part = variable[parsed_slice(slice_)]
+        statistics = _statistics_of(variable, part)
+        return _Looked(part, statistics, _histogram_of(part) if _is_real(statistics) else None)
+    statistics = variable.statistics()
+    if not _is_real(statistics):
+        return _Looked(None, statistics, None)
+    least, most = statistics.min, statistics.max
+    known = None if statistics.inf or least is None or most is None else (float(least), float(most))
+    return _Looked(None, statistics, variable.histogram(_BINS, known))
+
+
+def _is_real(statistics: Statistics) -> bool:
+    """Whether there are real numbers that are finite."""
+    return statistics.mean is not None and not isinstance(statistics.mean, complex)
+
+
 def _show_variable(
-    variable: Variable, slice_: str | None, options: dict[str, Any], *, json: bool, values: bool
+    variable: Variable, slice_: str | None, looked: _Looked, options: dict[str, Any], *, json: bool, values: bool
 ) -> None:
-    part = None if slice_ is None else variable[parsed_slice(slice_)]
-    statistics = variable.statistics() if part is None else _statistics_of(variable, part)
-    histogram = _histogram(variable, part, statistics)
+    part, statistics, histogram = looked
     if json:
         shown = part if part is not None else variable.read() if values and variable.size <= _MOST_VALUES else None
         write_json(
@@ -175,13 +204,7 @@ def _statistics_of(variable: Variable, part: np.ndarray) -> Statistics:
     return sums_of(np.asarray(part)).result()
 
 
-def _histogram(
-    variable: Variable, part: np.ndarray | None, statistics: Statistics
-) -> tuple[np.ndarray, np.ndarray] | None:
-    if statistics.mean is None or isinstance(statistics.mean, complex):
-        return None
-    if part is None:
-        return variable.histogram(_BINS)
+def _histogram_of(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     wide = np.asarray(part).reshape(-1).astype(np.float64)
     finite = wide[np.isfinite(wide)]
     edges = histogram_edges(float(finite.min()), float(finite.max()), _BINS)
@@ -229,7 +252,7 @@ def parsed_slice(text: str) -> tuple[Any, ...]:
                 if len(numbers) > 3:
                     raise ValueError
                 parts.append(slice(*numbers))
-            elif part.strip() or len(parts) == 0:
+            else:
                 parts.append(int(part))
         except ValueError:
             raise typer.BadParameter(

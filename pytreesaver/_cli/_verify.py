@@ -9,10 +9,10 @@ import typer
 
 from pytreesaver._cli._app import Debug, Json, app, shows_progress
 from pytreesaver._cli._output import bytes_text, plural, styled, write, write_json
-from pytreesaver._cli._run import FINE, FOUND, one_line
-from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
+from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._listing import list_checkpoints
 from pytreesaver._names import printable, shown
+from pytreesaver._program import FINE, FOUND, one_line
 from pytreesaver._variables import load_checkpoint
 from pytreesaver.formats import native
 
@@ -49,7 +49,7 @@ def _checkpoints(path: Path) -> Iterator[Path]:
     if native.recognizes(path):
         yield path
         return
-    listed = list_checkpoints(path)
+    listed = list_checkpoints(path) if path.is_dir() else []
     if not listed:
         raise CheckpointNotFoundError(f"{path}: expected a checkpoint or a run directory with checkpoints, found none")
     yield from (each.path for each in listed)
@@ -69,8 +69,9 @@ def _verified(path: Path, *, progress: bool) -> dict[str, Any]:
         with load_checkpoint(path) as checkpoint:
             result |= {"variables": len(checkpoint), "nbytes": checkpoint.nbytes}
             checkpoint.verify(progress=progress)
-    except CorruptCheckpointError as error:
-        result |= {"intact": False, "damaged": list(error.damaged), "problem": str(error)}
+    except CheckpointError as error:  # the others are looked at all the same
+        damaged = list(error.damaged) if isinstance(error, CorruptCheckpointError) else []
+        result |= {"intact": False, "damaged": damaged, "problem": str(error)}
     return {**result, "seconds": round(time.monotonic() - started, 3)}
 
 

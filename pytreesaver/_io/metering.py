@@ -16,7 +16,7 @@ class _Meter:
         self._total = total
         self._report = report
         self._done = 0
-        self._told = -1
+        self._told = 0
         self._lock = threading.Lock()
 
     def add(self, nbytes: int) -> None:
@@ -32,7 +32,8 @@ class _Meter:
     def _tell(self, done: int) -> None:
         if done > self._told:
             self._told = done
-            self._report(done, self._total)
+            with unmetered():  # what the function itself reads is no part of the work
+                self._report(done, self._total)
 
 
 def advance(nbytes: int) -> None:
@@ -46,8 +47,8 @@ def advance(nbytes: int) -> None:
 def metered(total: int, report: Report) -> Iterator[None]:
     """Report, from now on and of all threads that work for this one, how many of `total` bytes are done.
 
-    What is reported rises, one call at a time, up to `total`, if there is no error. The calls come from the threads
-    that do the work; an error that `report` raises ends it.
+    What is reported rises, one call at a time, up to `total`, if there is no error; of no bytes nothing is reported.
+    The calls come from the threads that do the work; an error that `report` raises ends it.
 
     Example:
         >>> with metered(10, lambda done, total: print(f"{done} of {total}")):
@@ -60,5 +61,15 @@ def metered(total: int, report: Report) -> Iterator[None]:
     try:
         yield
         meter.finish()
+    finally:
+        _meter.reset(token)
+
+
+@contextmanager
+def unmetered() -> Iterator[None]:
+    """What is read or written inside, and by threads that work for it, does not count."""
+    token = _meter.set(None)
+    try:
+        yield
     finally:
         _meter.reset(token)

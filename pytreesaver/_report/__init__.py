@@ -50,6 +50,8 @@ def write_report(
     """
     check_progress(progress)
     target = local_path(path)
+    if target.is_symlink():
+        target = target.resolve()  # what it leads to is replaced, not the link
     _check_target(target, overwrite=overwrite)
     try:
         import plotly  # noqa: F401
@@ -70,8 +72,9 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
     from pytreesaver._report._page import MARK
 
     with named_os_errors("write", target):
-        if target.is_dir():
-            raise CheckpointExistsError(f"{target}: expected a file to write, found a directory")
+        if os.path.lexists(target) and not target.is_file():
+            found = "a directory" if target.is_dir() else "what is no regular file"
+            raise CheckpointExistsError(f"{target}: expected a file to write, found {found}")
         if not os.path.lexists(target):
             if not target.absolute().parent.is_dir():
                 raise FileNotFoundError(f"{target.parent}: no such directory")

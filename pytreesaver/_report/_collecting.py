@@ -1,9 +1,10 @@
 """What a report tells of a run: read from the directory, as plain values."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, VariableNotFoundError
 from pytreesaver._history import get_checkpoint_history
+from pytreesaver._leaf_types import describe, logical_shape
 from pytreesaver._listing import list_checkpoints
 from pytreesaver._paths import PathLike, local_path, named_os_errors
 from pytreesaver._progress import Progress, reporting
@@ -18,7 +20,7 @@ from pytreesaver._report._lives import Life, lives_of
 from pytreesaver._select import Selection, as_selection, selected
 from pytreesaver._statistics import Statistics
 from pytreesaver._trajectory import CheckpointMeasures, measure_after
-from pytreesaver._variables import load_checkpoint
+from pytreesaver._variables import open_reader
 from pytreesaver.formats import CheckpointReader
 
 
@@ -32,7 +34,7 @@ class VariableFacts:
         size: how many elements it has.
         nbytes: how many bytes it takes.
         statistics: what its elements are like; None if they were not looked at, or it is damaged.
-        present: whether the newest checkpoint has it.
+        present: whether the newest checkpoint has it; True if that cannot be read.
     """
 
     name: str
@@ -51,7 +53,7 @@ class RunFacts:
         directory: the run directory.
         time: when this was collected, in seconds since the epoch.
         lives: all checkpoints that are or were there, in the order of their saves.
-        measured: the checkpoints that could be opened, in that order: the columns of the arrays.
+        measured: the checkpoints that could be read, in that order: the columns of the arrays.
         variables: the rows of the arrays.
         norms: float64[variables, measured]: the norm of each variable; NaN where there is none.
         drifts: float64[variables, measured]: the norm of its change since the column before; likewise.
@@ -89,79 +91,104 @@ def collect(directory: PathLike, only: Any, *, values: bool, progress: Progress)
     selection = None if only is None else as_selection(only)
     there = [life for life in facts.lives if life.listed is not None]
     nbytes = 2 * sum(life.listed.nbytes for life in there if life.listed is not None) if values else 0
-    columns: list[_Column] = []
+    table = _Table(facts)
+    refused: VariableNotFoundError | None = None
     with reporting(progress, f"measuring {where}", nbytes):
         for life in there:
             try:
-                column = _column(where / life.name, selection, columns[-1] if columns else None, values=values)
-            except VariableNotFoundError:
-                if life is there[-1] and not columns:
-                    raise
+                refused = table.add(life, where / life.name, selection) or refused
             except CheckpointError as error:  # damaged, or deleted since the directory was listed
                 facts.unreadable[life.name] = str(error)
-            else:
-                columns.append(column)
-                facts.measured.append(life)
-    _fill_in(facts, columns)
+    if refused is not None and not facts.variables:
+        raise refused
+    table.fill_in(newest_is_there=bool(there) and facts.measured[-1:] == there[-1:])
     return facts
 
 
-@dataclass(frozen=True)
-class _Column:
-    """What was found in one checkpoint."""
+class _Table:
+    """What is found in one checkpoint after the other: a column for each, a row for each name."""
 
-    path: Path
-    names: list[str]
-    types: dict[str, tuple[str, int, int]]
-    measures: CheckpointMeasures
+    def __init__(self, facts: RunFacts) -> None:
+        self._facts = facts
+        self._row_of: dict[str, int] = {}
+        self._columns: list[tuple[np.ndarray, np.ndarray]] = []  # norms and drifts of the rows that there were then
+        self._before: tuple[Path, CheckpointMeasures] | None = None
+        self._newest: set[str] = set()
 
+    def add(self, life: Life, path: Path, selection: Selection | None) -> VariableNotFoundError | None:
+        """Add the column of a checkpoint; gives the error if nothing in it is selected.
 
-def _column(path: Path, selection: Selection | None, before: _Column | None, *, values: bool) -> _Column:
-    with ExitStack() as stack:
-        checkpoint = stack.enter_context(load_checkpoint(path))
-        names = list(checkpoint)
-        if selection is not None:
-            flags = selected(selection, names, str(path))
-            names = [name for name, flag in zip(names, flags, strict=True) if flag]
-        measures = CheckpointMeasures({})
-        if values:
-            with named_os_errors("read", path):
-                old = None if before is None else _opened(before.path, stack)
-                measures = measure_after(
-                    checkpoint._reader, names, None if old is None or before is None else (old, before.measures)
-                )
-        types = {name: (checkpoint[name].type, checkpoint[name].size, checkpoint[name].nbytes) for name in names}
-        return _Column(path, names, types, measures)
-
-
-def _opened(path: Path, stack: ExitStack) -> CheckpointReader | None:
-    """The reader of the checkpoint before, or None if it is gone by now."""
-    try:
-        return stack.enter_context(load_checkpoint(path))._reader
-    except CheckpointError:
-        return None
-
-
-def _fill_in(facts: RunFacts, columns: Sequence[_Column]) -> None:
-    """Bring the columns into arrays, with a row for each name, those of the newest checkpoint first."""
-    names = list(dict.fromkeys(name for column in reversed(columns) for name in column.names))
-    row_of = {name: row for row, name in enumerate(names)}
-    last: dict[str, _Column] = {name: column for column in columns for name in column.names}
-    facts.norms = np.full((len(names), len(columns)), np.nan)
-    facts.drifts = np.full((len(names), len(columns)), np.nan)
-    for c, column in enumerate(columns):
-        for name, measured in column.measures.variables.items():
-            row, statistics = row_of[name], measured.statistics
-            facts.norms[row, c] = np.nan if statistics.norm is None else statistics.norm
-            facts.drifts[row, c] = np.nan if measured.drift is None else measured.drift
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        facts, refused = self._facts, None
+        with ExitStack() as stack:
+            reader = _opened(path, stack)
+            names = list(reader.names)
+            if selection is not None:
+                try:
+                    flags = selected(selection, names, str(path))
+                except VariableNotFoundError as error:
+                    flags, refused = [False] * len(names), error
+                names = [name for name, flag in zip(names, flags, strict=True) if flag]
+            measures = CheckpointMeasures({})
+            if facts.has_values:
+                with named_os_errors("read", path):
+                    measures = measure_after(reader, names, self._opened_before(stack))
+            self._note_variables(reader, names, measures)
+        column = len(facts.measured)
+        facts.measured.append(life)
+        self._newest = set(names)
+        self._before = path, measures
+        norms, drifts = (np.full(len(self._row_of), np.nan) for _ in range(2))
+        for name, measured in measures.variables.items():
+            row, statistics = self._row_of[name], measured.statistics
+            norms[row] = np.nan if statistics.norm is None else statistics.norm
+            drifts[row] = np.nan if measured.drift is None else measured.drift
             if statistics.nan or statistics.inf:
-                facts.not_finite.append((row, c, statistics.nan or 0, statistics.inf or 0))
-        if column.measures.damaged:
-            facts.damaged[column.path.name] = list(column.measures.damaged)
-    for name in names:
-        column = last[name]
-        newest = column.measures.variables.get(name)
-        present = column is columns[-1]
-        facts.variables.append(
-            VariableFacts(name, *column.types[name], None if newest is None else newest.statistics, present)
-        )
+                facts.not_finite.append((row, column, statistics.nan or 0, statistics.inf or 0))
+        self._columns.append((norms, drifts))
+        if measures.damaged:
+            facts.damaged[life.name] = list(measures.damaged)
+        return refused
+
+    def _opened_before(self, stack: ExitStack) -> tuple[CheckpointReader, CheckpointMeasures] | None:
+        if self._before is None:
+            return None
+        try:
+            return _opened(self._before[0], stack), self._before[1]
+        except CheckpointError:  # it is gone by now
+            return None
+
+    def _note_variables(self, reader: CheckpointReader, names: Sequence[str], measures: CheckpointMeasures) -> None:
+        position_of = {name: i for i, name in enumerate(reader.names)}
+        for name in names:
+            i = position_of[name]
+            shape = logical_shape(reader.types[i], reader.shapes[i])
+            measured = measures.variables.get(name)
+            variable = VariableFacts(
+                name,
+                describe(reader.types[i], shape),
+                math.prod(shape),
+                reader.nbytes[i],
+                None if measured is None else measured.statistics,
+                True,
+            )
+            row = self._row_of.setdefault(name, len(self._row_of))
+            self._facts.variables[row : row + 1] = [variable]
+
+    def fill_in(self, *, newest_is_there: bool) -> None:
+        """Bring the columns into the arrays, and tell which variables the newest checkpoint has."""
+        facts = self._facts
+        facts.norms, facts.drifts = (np.full((len(self._row_of), len(self._columns)), np.nan) for _ in range(2))
+        for c, (norms, drifts) in enumerate(self._columns):
+            facts.norms[: norms.size, c] = norms
+            facts.drifts[: drifts.size, c] = drifts
+        if newest_is_there:
+            facts.variables = [replace(each, present=each.name in self._newest) for each in facts.variables]
+
+
+def _opened(path: Path, stack: ExitStack) -> CheckpointReader:
+    reader = open_reader(path)
+    stack.callback(reader.close)
+    return reader

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from pytreesaver._names import printable
+from pytreesaver._names import printable, time_text
 from pytreesaver._report._collecting import RunFacts, VariableFacts
 from pytreesaver._report._lives import Life
 from pytreesaver._variable_tree import Branch, VariableSummary, variable_tree
@@ -28,14 +28,6 @@ FATES = {
 def label(text: str) -> str:
     """A text that Plotly shows as it is: it takes its labels for HTML."""
     return html.escape(printable(text), quote=False)
-
-
-def time_text(seconds: float) -> str:
-    """A time for people, in UTC."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (OverflowError, ValueError, OSError):
-        return f"{seconds:g} s"
 
 
 def steps_of(lives: Sequence[Life]) -> list[int]:

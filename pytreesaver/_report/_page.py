@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pytreesaver._names import printable
+from pytreesaver._names import printable, time_text
 from pytreesaver._report import _figures
 from pytreesaver._report._collecting import RunFacts, VariableFacts
-from pytreesaver._report._figures import axis_title, label, steps_of, time_text
+from pytreesaver._report._figures import axis_title, label, steps_of
 from pytreesaver._report._lives import Life
 from pytreesaver._values import encode_value
 
@@ -48,7 +48,7 @@ def page(facts: RunFacts) -> str:
         "notFinite": facts.not_finite,
         "hasValues": facts.has_values,
     }
-    title = f"{printable(facts.directory.name)}: checkpoints"
+    title = f"{printable(facts.directory.absolute().name)}: checkpoints"
     filled = {
         "TITLE": html.escape(title),
         "STYLE": _file("page.css"),
@@ -115,7 +115,7 @@ def _checkpoint_row(life: Life) -> dict[str, Any]:
     return {
         "name": printable(life.name),
         "step": life.step,
-        "saved": time_text(life.saved),
+        "saved": time_text(life.saved).removesuffix(" UTC"),
         "time": life.saved,
         "nbytes": None if listed is None else listed.nbytes,
         "metrics": {printable(name): _number(value) for name, value in life.metrics.items()},
@@ -170,11 +170,11 @@ def _summary(facts: RunFacts) -> str:
         "bytes on disk": f"{nbytes:,}",
         "variables": f"{len(present):,}",
         "params": f"{sum(each.size for each in present):,}",
-        "made": f"{time_text(facts.time)} UTC",
+        "made": time_text(facts.time),
     }
     newest = facts.measured[-1].listed if facts.measured else None
     if newest is not None:
-        items["newest"] = newest.path.name
+        items["newest" if newest is there[-1] else "newest that can be read"] = newest.path.name
         metadata = encode_value(dict(newest.metadata), classes=False)
         items |= {f"metadata/{name}": json.dumps(value) for name, value in metadata.items()}
     cells = (

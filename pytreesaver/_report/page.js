@@ -68,12 +68,12 @@
     if (value === null || value === undefined) return "";
     if (typeof value === "string") return value;
     if (Number.isInteger(value)) return value.toLocaleString("en-US");
-    return Number(value).toPrecision(5).replace(/\.?0+($|e)/, "$1");
+    return String(Number(Number(value).toPrecision(5)));
   };
   const compare = (a, b) => {
     const rank = (v) => (v === null || v === undefined || v === "" ? 1 : 0);
     if (rank(a) || rank(b)) return rank(a) - rank(b);
-    if (typeof a === "number" && typeof b === "number") return a - b;
+    if (typeof a === "number" && typeof b === "number") return a === b ? 0 : a - b;
     return String(a).localeCompare(String(b), "en", { numeric: true });
   };
 
@@ -138,7 +138,7 @@
   const symbols = { symbol: "x", color: "#d62839", size: 9 };
   const chosen = new Set();
   const interesting = () => {
-    const score = (v) => (notFinite.has(v.row) ? 1e300 : 0) + (v.drift || 0);
+    const score = (v) => Math.min((notFinite.has(v.row) ? 1e300 : 0) + (v.drift || 0), 1e307);
     return [...data.variables]
       .filter((v) => v.norm !== null)
       .sort((a, b) => score(b) - score(a))
@@ -148,12 +148,11 @@
   const curve = (row, values) => ({
     x: data.steps,
     y: data.steps.map((_, c) => { const v = values(row, c); return Number.isFinite(v) ? v : null; }),
-    customdata: data.columns,
     name: data.variables[row].label,
     mode: "lines+markers",
     marker: { size: 5 },
     connectgaps: false,
-    hovertemplate: "%{y:.6g}, step %{x}<extra>%{fullData.name}</extra>",
+    hovertemplate: `%{y:.6g}, ${data.axis} %{x}<extra>%{fullData.name}</extra>`,
   });
   const crosses = (list, values) => {
     const x = [], y = [], text = [];
@@ -169,7 +168,8 @@
   };
   const isLog = (traces) => {
     const values = traces.flatMap((trace) => trace.y).filter((v) => v !== null && v > 0);
-    return values.length > 0 && Math.max(...values) / Math.min(...values) > 100;
+    const [least, most] = values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, 0]);
+    return most / least > 100;
   };
   const drawCurves = () => {
     if (!data.hasValues || !rows) return;
@@ -192,7 +192,7 @@
   const drawHeatmap = (shown) => {
     if (!data.hasValues || !rows) return;
     const best = shown.filter((v) => v.norm !== null)
-      .sort((a, b) => (b.drift || 0) - (a.drift || 0)).slice(0, mostInHeatmap);
+      .sort((a, b) => compare(b.drift || 0, a.drift || 0)).slice(0, mostInHeatmap);
     byId("heatmap-count").textContent =
       `${best.length} with the largest drift in the last checkpoint, the largest first`;
     const list = best.reverse();
