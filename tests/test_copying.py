@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from jax.sharding import NamedSharding, PartitionSpec
 
 import pytreesaver as pts
@@ -17,6 +17,7 @@ from pytreesaver.testing import assert_trees_equal, pytrees
 TREE = {"params": {"dense": {"kernel": np.ones((3, 4)), "bias": jnp.zeros(4)}}, "step": 7, "name": "text"}
 
 
+@settings(max_examples=30)
 @given(pytrees())
 def test_a_whole_copy_is_the_same_tree(tree):
     path = pts.save(tree, "model", metadata={"note": 1}, overwrite=True)
@@ -27,6 +28,7 @@ def test_a_whole_copy_is_the_same_tree(tree):
         assert checkpoint.metadata == {"note": 1}
 
 
+@settings(max_examples=30)
 @given(pytrees())
 def test_a_part_has_the_variables_that_were_selected(tree):
     path = pts.save(tree, "model", overwrite=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import pytreesaver as pts
 from pytreesaver.inspect_checkpoint import main
@@ -195,6 +195,7 @@ def test_a_hostile_name_is_escaped(call):
         assert "\x1b" not in done.out + done.err
 
 
+@settings(max_examples=30)
 @given(pytrees())
 def test_every_tree_can_be_printed(tree):
     path = pts.save(tree, "any", overwrite=True)

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import pytreesaver as pts
 from pytreesaver import _notebook
@@ -103,6 +103,7 @@ def test_a_deep_tree_is_drawn_without_treescope():
     assert text.count("<details") == 89
 
 
+@settings(max_examples=30)
 @given(pytrees())
 def test_every_tree_has_a_picture(tree):
     path = pts.save(tree, "any", overwrite=True)
