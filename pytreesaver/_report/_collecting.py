@@ -77,7 +77,7 @@ class RunFacts:
 
 
 def collect(directory: PathLike, only: Any, *, values: bool, progress: Progress) -> RunFacts:
-    """Read what a report shows. The bytes of a variable are read where they differ from those in the checkpoint before.
+    """Read what a report shows: every byte once, and those once more that differ in the checkpoint after.
 
     Raises:
         CheckpointNotFoundError: there is no run directory, or there is and was no checkpoint in it.
