@@ -30,7 +30,7 @@ def on_disk(directory):
     return sorted(each.path.name for each in pts.list_checkpoints(directory))
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(keep=st.integers(1, 4), count=st.integers(1, 8), every=st.sampled_from([None, 2, 3]))
 def test_saves_less_deletions_is_what_is_there(keep, count, every):
     run = f"run-{keep}-{count}-{every}"

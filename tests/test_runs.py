@@ -245,7 +245,7 @@ class Run(RuleBasedStateMachine):
             assert_trees_equal(pts.restore(self.directory / saved.path), self.tree(saved))
 
 
-Run.TestCase.settings = hypothesis.settings(max_examples=40, stateful_step_count=20, deadline=None)
+Run.TestCase.settings = hypothesis.settings(max_examples=25, stateful_step_count=20, deadline=None)
 TestRun = Run.TestCase
 
 
