@@ -21,7 +21,14 @@ from pytreesaver._io.atomic import replace_file
 from pytreesaver._io.reading import read_file
 from pytreesaver._paths import PathLike, local_path, named_os_errors
 from pytreesaver._records import Record, decode_record
-from pytreesaver._state_file import STATE_FILE_NAME, CheckpointState, MalformedStateError, format_state, parse_state
+from pytreesaver._state_file import (
+    STATE_FILE_NAME,
+    CheckpointState,
+    MalformedStateError,
+    format_state,
+    parse_state,
+    paths_in_order,
+)
 from pytreesaver._variables import open_reader
 from pytreesaver.formats import native
 
@@ -271,8 +278,7 @@ def listed_checkpoints(directory: Path, name: str) -> list[Path]:
         return []
     if state is None:
         return []
-    older = [path for path in state.all_model_checkpoint_paths if path != state.model_checkpoint_path]
-    return [Path(path) for path in dict.fromkeys([*older, state.model_checkpoint_path])]
+    return [Path(path) for path in paths_in_order(state)]
 
 
 def watches_nothing(directory: Path, name: str) -> bool:

@@ -31,6 +31,17 @@ class CheckpointState:
     last_preserved_timestamp: float | None = None
 
 
+def paths_in_order(state: CheckpointState) -> list[str]:
+    """Each path in a state file once, the newest last.
+
+    Example:
+        >>> paths_in_order(CheckpointState("m-1", ["m-1", "m-2"]))
+        ['m-2', 'm-1']
+    """
+    older = [path for path in state.all_model_checkpoint_paths if path != state.model_checkpoint_path]
+    return list(dict.fromkeys([*older, state.model_checkpoint_path]))
+
+
 class MalformedStateError(ValueError):
     """The text is no state file; the message says where and why."""
 

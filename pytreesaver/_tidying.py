@@ -4,7 +4,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pytreesaver._errors import (
@@ -17,6 +17,7 @@ from pytreesaver._errors import (
 from pytreesaver._history import HISTORY_NAME, append_history, deletions
 from pytreesaver._io import filesystem
 from pytreesaver._listing import ListedCheckpoint, list_checkpoints
+from pytreesaver._managed_run import is_pinned
 from pytreesaver._paths import PathLike, canonical, local_path, named_os_errors
 from pytreesaver._retention import AnyOf, KeepBest, KeepSteps, RetentionPolicy
 from pytreesaver._run_directory import (
@@ -28,9 +29,10 @@ from pytreesaver._run_directory import (
     state_file_name,
     write_state,
 )
+from pytreesaver._run_lock import RunLock
 from pytreesaver._run_writer import claim
-from pytreesaver._state_file import STATE_FILE_NAME, CheckpointState
-from pytreesaver.formats import PINNED_NAME, native
+from pytreesaver._state_file import STATE_FILE_NAME, CheckpointState, paths_in_order
+from pytreesaver.formats import native
 
 
 def prune(
@@ -73,32 +75,27 @@ def prune(
     if dry_run or all(each.keep for each in found):
         return found
     where = local_path(directory)
-    problems = []
-    with _hold(where) as changing:
+    with _held(where) as lock:
         # Somebody may have saved or pinned one since: what is there now counts.
         found = list_checkpoints(directory, policy=policy, clock=clock)
-        doomed = [each.path for each in found if not each.keep]
-        with changing(doomed):
-            for path in doomed:
-                if os.path.lexists(path / PINNED_NAME):
-                    continue
-                try:
-                    delete_checkpoint(path)
-                except CheckpointError as error:
-                    problems.append(f"  {error}")
-    if problems:
-        raise CheckpointIOError(f"{where}: not every checkpoint could be deleted:\n" + "\n".join(problems))
+        doomed = [each.path for each in found if not each.keep and not is_pinned(each.path)]
+        errors = _delete_and_note(where, doomed, lock)
+    if errors:
+        problems = "\n".join(f"  {error}" for error in errors)
+        raise CheckpointIOError(f"{where}: not every checkpoint could be deleted:\n{problems}")
     return found
 
 
 def _check_policy(policy: RetentionPolicy, found: Sequence[ListedCheckpoint]) -> None:
     """Refuse a policy that names a metric or a step that no checkpoint has: it would keep less than it seems to."""
+    if not found:
+        return
     metrics = sorted({name for each in found for name in each.metrics})
     steps = [each.step for each in found]
     for part in policy.parts if isinstance(policy, AnyOf) else (policy,):
-        if isinstance(part, KeepBest) and found and part.metric not in metrics:
+        if isinstance(part, KeepBest) and part.metric not in metrics:
             raise ValueError(f"KeepBest: expected one of the metrics that there are, {metrics}; found {part.metric!r}")
-        if isinstance(part, KeepSteps) and found and (missing := [step for step in part.steps if step not in steps]):
+        if isinstance(part, KeepSteps) and (missing := [step for step in part.steps if step not in steps]):
             raise ValueError(f"KeepSteps: expected some of the steps that there are, {steps}; found {missing}")
 
 
@@ -128,10 +125,8 @@ def remove_checkpoint(path: PathLike, *, update_state: bool = False) -> bool:
         return delete_checkpoint(target)
     if not os.path.lexists(target):
         return False
-    if not _is_of_a_run(target):
-        return delete_checkpoint(target)
-    with _hold(target.parent) as changing, changing([target]):
-        return delete_checkpoint(target)
+    _remove(target.parent, [target])
+    return True
 
 
 def remove_all(paths: Sequence[Path]) -> None:
@@ -148,62 +143,61 @@ def remove_all(paths: Sequence[Path]) -> None:
         )
     targets = [local_path(path) for path in dict.fromkeys(paths)]
     for directory in dict.fromkeys(target.parent for target in targets):
-        doomed = [target for target in targets if target.parent == directory]
-        if not any(map(_is_of_a_run, doomed)):
-            for target in doomed:
-                delete_checkpoint(target)
-            continue
-        with _hold(directory) as changing, changing(doomed):
-            for target in doomed:
-                delete_checkpoint(target)
+        _remove(directory, [target for target in targets if target.parent == directory])
 
 
-def _is_of_a_run(path: Path) -> bool:
-    """Whether anybody else is to know when a checkpoint is deleted."""
-    directory = path.parent
-    return bool(_states_that_list(directory, {canonical(path)})) or os.path.lexists(directory / HISTORY_NAME)
-
-
-Changing = Callable[[Sequence[Path]], AbstractContextManager[None]]
+def _remove(directory: Path, doomed: Sequence[Path]) -> None:
+    """Delete checkpoints of one directory; where nobody else is to know, without holding it."""
+    if not _states_that_list(directory, doomed) and not os.path.lexists(directory / HISTORY_NAME):
+        for path in doomed:
+            delete_checkpoint(path)
+        return
+    with _held(directory) as lock:
+        errors = _delete_and_note(directory, doomed, lock)
+    if errors:
+        raise errors[0]
 
 
 @contextmanager
-def _hold(directory: Path) -> Iterator[Changing]:
-    """Keep other savers out of a directory.
-
-    Gives a context in which checkpoints are deleted: at its end those that are gone are taken out of the state files,
-    and noted in the history.
-    """
+def _held(directory: Path) -> Iterator[RunLock]:
+    """Keep other savers out of a directory."""
     with named_os_errors("write to", directory):
         lock = claim(directory, None)
-    problems: list[str] = []
-
-    @contextmanager
-    def changing(doomed: Sequence[Path]) -> Iterator[None]:
-        states = _states_that_list(directory, {canonical(path) for path in doomed})
-        try:
-            yield
-        finally:
-            gone = [path for path in doomed if not os.path.lexists(path)]
-            if gone:
-                for name, state in states.items():
-                    _write_without_lost(directory, name, state)
-                lock.wrote_last(changing)  # what savers of this process remember is no longer so
-                if states or os.path.lexists(directory / HISTORY_NAME):
-                    problem = append_history(directory, deletions(directory, gone, time.time()))
-                    problems.extend([problem] if problem else [])
-
     try:
         with lock.saving:
-            yield changing
+            yield lock
     finally:
         lock.release()
-    if problems:
-        warnings.warn("\n".join(problems), RetentionWarning, stacklevel=4)
 
 
-def _states_that_list(directory: Path, wanted: set[Path]) -> dict[str, CheckpointState]:
+def _delete_and_note(directory: Path, doomed: Sequence[Path], lock: RunLock) -> list[CheckpointError]:
+    """Delete checkpoints, take those that are gone out of the state files, and note them in the history.
+
+    Gives the errors of those that could not be deleted.
+    """
+    states = _states_that_list(directory, doomed)
+    errors, problem = [], None
+    try:
+        for path in doomed:
+            try:
+                delete_checkpoint(path)
+            except CheckpointError as error:
+                errors.append(error)
+    finally:
+        if gone := [path for path in doomed if not os.path.lexists(path)]:
+            for name, state in states.items():
+                _write_without_lost(directory, name, state)
+            lock.wrote_last(_delete_and_note)  # what savers of this process remember is no longer so
+            if states or os.path.lexists(directory / HISTORY_NAME):
+                problem = append_history(directory, deletions(directory, gone, time.time()))
+    if problem:
+        warnings.warn(problem, RetentionWarning, stacklevel=3)
+    return errors
+
+
+def _states_that_list(directory: Path, wanted: Sequence[Path]) -> dict[str, CheckpointState]:
     """The state files of a directory, by name, that list a path of these."""
+    places = {canonical(path) for path in wanted}
     names = {STATE_FILE_NAME}
     for path in wanted:
         with suppress(CheckpointError, OSError):
@@ -212,22 +206,16 @@ def _states_that_list(directory: Path, wanted: set[Path]) -> dict[str, Checkpoin
     for name in sorted(names):
         with suppress(CorruptCheckpointError):  # it lists nothing
             state = get_checkpoint_state(directory, name)
-            if state is not None and wanted & {canonical(path) for path in _paths_in(state)}:
+            if state is not None and places & {canonical(path) for path in paths_in_order(state)}:
                 found[name] = state
     return found
-
-
-def _paths_in(state: CheckpointState) -> list[str]:
-    """The paths in a state file, the newest last."""
-    older = [path for path in state.all_model_checkpoint_paths if path != state.model_checkpoint_path]
-    return list(dict.fromkeys([*older, state.model_checkpoint_path]))
 
 
 def _write_without_lost(directory: Path, name: str, state: CheckpointState) -> None:
     """Write a state file again without the checkpoints that are not there any more."""
     times = dict(zip(state.all_model_checkpoint_paths, state.all_model_checkpoint_timestamps, strict=False))
     watched = [path for path in dict.fromkeys(state.all_model_checkpoint_paths) if os.path.lexists(path)]
-    there = [path for path in _paths_in(state) if os.path.lexists(path)]
+    there = [path for path in paths_in_order(state) if os.path.lexists(path)]
     if not there:
         # Those that are left are kept for ever, which a state file says by naming the newest of them and listing none.
         there = [str(path) for path, record in recorded_checkpoints(directory, name) if record.name == path.name]
