@@ -10,7 +10,7 @@ from pytreesaver._choosing import chosen_variables
 from pytreesaver._damage import value_of_bytes
 from pytreesaver._errors import CheckpointExistsError, CorruptCheckpointError
 from pytreesaver._io.metering import unmetered
-from pytreesaver._leaf_types import PYTHON_KINDS, Cells
+from pytreesaver._leaf_types import Cells, is_bytes_of_object
 from pytreesaver._paths import PathLike, local_path, named_os_errors
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._records import Record, decode_record, encode_record
@@ -108,9 +108,8 @@ def _contents(reader: CheckpointReader, names: list[str], positions: list[int], 
 
 
 def _cell(reader: CheckpointReader, position: int) -> Any:
-    leaf_type = reader.types[position]
     stored = _StoredArray(reader, position)
-    if leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8":
+    if is_bytes_of_object(reader.types[position]):
         return value_of_bytes(reader, position, stored.read())
     return stored
 

@@ -14,7 +14,7 @@ from pytreesaver._leaf_types import PYTHON_KINDS, describe, described_dtype, log
 from pytreesaver._names import shown
 from pytreesaver._paths import PathLike, named_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
-from pytreesaver._select import as_selection, selected
+from pytreesaver._select import as_selection, selected_names
 from pytreesaver._variables import Checkpoint, open_reader
 from pytreesaver.formats import CheckpointReader
 
@@ -151,8 +151,7 @@ def diff(
         other.check()
         names = list(dict.fromkeys([*one.names, *other.names]))
         if only is not None:
-            flags = selected(as_selection(only), names, f"{one.path} and {other.path}")
-            names = [name for name, flag in zip(names, flags, strict=True) if flag]
+            names = selected_names(as_selection(only), names, f"{one.path} and {other.path}")
         of_one, of_other = ({name: i for i, name in enumerate(reader.names)} for reader in (one, other))
         result = Diff(str(one.path), str(other.path))
         pairs: dict[str, tuple[int, int]] = {}

@@ -35,6 +35,11 @@ def storage_dtype(leaf_type: LeafType) -> np.dtype[Any]:
     return dtype_from_name(leaf_type.dtype.removeprefix(">"))
 
 
+def is_bytes_of_object(leaf_type: LeafType) -> bool:
+    """Whether the stored bytes are those of a Python object of any length: a str, bytes, or a large int."""
+    return leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8"
+
+
 def logical_shape(leaf_type: LeafType, stored_shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of a leaf whose stored array has `stored_shape`: a key's data has one axis more, a str is a scalar.
 
@@ -154,7 +159,7 @@ def numpy_value(array: np.ndarray, leaf_type: LeafType) -> np.ndarray:
 
     The bytes of `array` may be put into another order in place.
     """
-    if leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8":
+    if is_bytes_of_object(leaf_type):
         value = np.empty((), object)
         value[()] = python_value(array, leaf_type)
         return value

@@ -11,8 +11,8 @@ from pytreesaver._convert import is_number
 from pytreesaver._damage import add_damage, joined_damage
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io.parallel import run_all
-from pytreesaver._leaf_types import PYTHON_KINDS, storage_dtype
-from pytreesaver._statistics import Statistics, histogram_edges, histogram_of, joined, sums_of
+from pytreesaver._leaf_types import is_bytes_of_object, storage_dtype
+from pytreesaver._statistics import Statistics, finite_extremes, histogram_edges, histogram_of, joined, sums_of
 from pytreesaver.formats import CheckpointReader
 
 T = TypeVar("T")
@@ -34,9 +34,7 @@ def measure(reader: CheckpointReader, positions: Sequence[int]) -> list[Statisti
 
 
 def _size(reader: CheckpointReader, position: int) -> int:
-    leaf_type = reader.types[position]
-    as_object = leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8"
-    return 1 if as_object else math.prod(reader.shapes[position])
+    return 1 if is_bytes_of_object(reader.types[position]) else math.prod(reader.shapes[position])
 
 
 def histogram(
@@ -52,17 +50,11 @@ def histogram(
     """
     numbers = has_numbers(reader, position) and storage_dtype(reader.types[position]).kind != "c"
     if numbers and extremes is None:
-        extremes = map_parts(reader, [position], _finite_extremes, _outermost)[position]
+        extremes = map_parts(reader, [position], finite_extremes, _outermost)[position]
     if extremes is None:
         raise ValueError(f"{reader.names[position]}: expected real numbers that are finite, found none")
     edges = histogram_edges(*extremes, bins)
     return map_parts(reader, [position], partial(histogram_of, edges=edges), _total)[position], edges
-
-
-def _finite_extremes(values: np.ndarray) -> tuple[float, float] | None:
-    wide = values.reshape(-1).astype(np.float64)
-    finite = wide[np.isfinite(wide)]
-    return (float(finite.min()), float(finite.max())) if finite.size else None
 
 
 def _outermost(extremes: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
@@ -78,7 +70,7 @@ def _total(counts: Sequence[np.ndarray]) -> np.ndarray:
 def has_numbers(reader: CheckpointReader, position: int) -> bool:
     """Whether a variable holds numbers or bools, of at most 64 bits if they are Python's."""
     leaf_type = reader.types[position]
-    return is_number(leaf_type) and not (leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8")
+    return is_number(leaf_type) and not is_bytes_of_object(leaf_type)
 
 
 def map_parts(

@@ -97,6 +97,16 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def integer_text(value: int) -> str:
+    """An integer as people read it; one of many thousand bits in hexadecimal, because Python writes no other.
+
+    Example:
+        >>> integer_text(2**70), integer_text(2**20000)[:4]
+        ('1180591620717411303424', '0x10')
+    """
+    return str(value) if value.bit_length() < 10_000 else hex(value)
+
+
 def time_text(seconds: float) -> str:
     """A time, in seconds since the epoch, as people read it.
 

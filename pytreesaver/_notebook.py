@@ -7,17 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from pytreesaver._names import printable
-from pytreesaver._variable_tree import Branch, VariableSummary, sorted_tree, variable_tree
+from pytreesaver._variable_tree import Branch, Summarized, sorted_tree, variable_tree
 
 _MOST_ROWS = 5000
 """So many variables are drawn; a notebook with more of them is slow."""
 
 
-def checkpoint_html(title: str, facts: Mapping[str, str], variables: Iterable[VariableSummary]) -> str:
+def checkpoint_html(title: str, facts: Mapping[str, str], variables: Iterable[Summarized]) -> str:
     """The HTML for a notebook. Treescope draws the tree where it is installed.
 
     Example:
-        >>> text = checkpoint_html("runs/ckpt-1", {"step": "1"}, [VariableSummary("w", "float32[2]", 2, 8)])
+        >>> text = checkpoint_html("runs/ckpt-1", {"step": "1"}, [])
         >>> "<b>runs/ckpt-1</b>" in text
         True
     """

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pytreesaver._names import printable
+from pytreesaver._names import integer_text, printable
 from pytreesaver._variables import Variable
 
 _KINDS = {
@@ -70,9 +70,7 @@ def printed(variable: Variable, part: np.ndarray | None, options: Mapping[str, A
         values = variable.read() if part is None else part
         if values.dtype == object:
             value = values.item()
-            if isinstance(value, int):  # Python writes no number of many thousand decimal digits
-                return str(value) if value.bit_length() < 10_000 else hex(value)
-            return repr(value)
+            return integer_text(value) if isinstance(value, int) else repr(value)
         return printable_lines(str(values))
 
 

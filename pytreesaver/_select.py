@@ -268,6 +268,11 @@ def _as_mask(given: Any) -> _Mask | None:
     return _Mask({name: bool(leaf) for name, leaf in zip(flat.names, flat.leaves, strict=True)})
 
 
+def selected_names(selection: Selection, names: Sequence[str], where: str) -> list[str]:
+    """Those of the names that are selected. Raises what `selected` raises."""
+    return [name for name, flag in zip(names, selected(selection, names, where), strict=True) if flag]
+
+
 def selected(selection: Selection, names: Sequence[str], where: str, *, may_be_empty: bool = False) -> list[bool]:
     """For each name whether it is selected. `where` says in messages what the names are of.
 

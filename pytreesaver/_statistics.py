@@ -230,11 +230,9 @@ def _joined(a: Sums, b: Sums) -> Sums:
     apart = math.hypot(quarter.real, quarter.imag) * (2 * math.sqrt(share * (1 - share)))
     unique = None
     if a.unique is not None and b.unique is not None:
-        unique = (
-            a.unique
-            if a.unique.size > MOST_UNIQUE
-            else _different(np.sort(np.concatenate([a.unique, b.unique]), kind="stable"))
-        )
+        unique = a.unique
+        if unique.size <= MOST_UNIQUE:  # beyond that nobody asks how many there are
+            unique = _different(np.sort(np.concatenate([unique, b.unique]), kind="stable"))
     return Sums(
         a.count + b.count,
         a.nan + b.nan,
@@ -248,6 +246,13 @@ def _joined(a: Sums, b: Sums) -> Sums:
         math.hypot(a.norm, b.norm),
         unique,
     )
+
+
+def finite_extremes(values: np.ndarray) -> tuple[float, float] | None:
+    """The smallest and the largest finite element; None if there is none."""
+    wide = values.reshape(-1).astype(np.float64)
+    finite = wide[np.isfinite(wide)]
+    return (float(finite.min()), float(finite.max())) if finite.size else None
 
 
 def histogram_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -3,9 +3,25 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 SortKey = Literal["name", "size"]
+
+
+class Summarized(Protocol):
+    """What a listing shows of a variable, as every `Variable` has it and every `VariableSummary`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 class VariableSummary(NamedTuple):
@@ -43,7 +59,7 @@ class Branch:
     children: list["Branch"] = field(default_factory=list)
 
 
-def variable_tree(variables: Iterable[VariableSummary]) -> Branch:
+def variable_tree(variables: Iterable[Summarized]) -> Branch:
     """The tree of the variables, under a root without a name.
 
     Example:
@@ -53,10 +69,11 @@ def variable_tree(variables: Iterable[VariableSummary]) -> Branch:
     """
     root = Branch("", "")
     children: dict[tuple[int, str], Branch] = {}  # by the node above and the component
-    for name, type_, size, nbytes in variables:
+    for variable in variables:
+        size, nbytes = variable.size, variable.nbytes
         branch, path = root, ""
         line = [root]
-        for component in name.split("/", _MOST_LEVELS):
+        for component in variable.name.split("/", _MOST_LEVELS):
             path = f"{path}/{component}" if branch is not root else component
             key = id(branch), component
             if key not in children:
@@ -64,7 +81,7 @@ def variable_tree(variables: Iterable[VariableSummary]) -> Branch:
                 branch.children.append(children[key])
             branch = children[key]
             line.append(branch)
-        branch.type = type_
+        branch.type = variable.type
         for each in line:
             each.variables += 1
             each.size += size

@@ -11,17 +11,16 @@ from pytreesaver._boxes import box_shape
 from pytreesaver._damage import value_of_bytes
 from pytreesaver._errors import CorruptCheckpointError, VariableNotFoundError
 from pytreesaver._indexing import bounding_box
-from pytreesaver._leaf_types import PYTHON_KINDS, describe, logical_shape, numpy_value, storage_dtype
+from pytreesaver._leaf_types import describe, is_bytes_of_object, logical_shape, numpy_value, storage_dtype
 from pytreesaver._measuring import histogram, measure
 from pytreesaver._names import did_you_mean, shown
 from pytreesaver._paths import PathLike, local_path, named_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._records import decode_record
-from pytreesaver._select import as_selection, selected
+from pytreesaver._select import as_selection, selected_names
 from pytreesaver._statistics import Statistics
 from pytreesaver._type_tree import TypeNode, type_tree
 from pytreesaver._values import NotPlainError, decode_value, dtype_from_name
-from pytreesaver._variable_tree import VariableSummary
 from pytreesaver.formats import CheckpointReader, native
 
 
@@ -54,7 +53,7 @@ class Variable:
         self.name: str = reader.names[position]
         self.kind: str = leaf_type.kind
         self.nbytes: int = reader.nbytes[position]
-        as_object = leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8"
+        as_object = is_bytes_of_object(leaf_type)
         self.dtype: np.dtype[Any] = np.dtype(object) if as_object else dtype_from_name(leaf_type.dtype)
         self.shape: tuple[int, ...] = () if as_object else stored_shape
 
@@ -298,8 +297,7 @@ class Checkpoint(Mapping[str, Variable]):
         check_progress(progress)
         names = list(self._positions)
         if only is not None:
-            flags = selected(as_selection(only), names, str(self.path))
-            names = [name for name, flag in zip(names, flags, strict=True) if flag]
+            names = selected_names(as_selection(only), names, str(self.path))
         positions = [self._positions[name] for name in names]
         nbytes = sum(self._reader.nbytes[i] for i in positions)
         with named_os_errors("read", self.path), reporting(progress, f"measuring {self.path}", nbytes):
@@ -343,7 +341,7 @@ class Checkpoint(Mapping[str, Variable]):
         return checkpoint_html(
             str(self.path),
             {name: value for name, value in facts.items() if value},
-            [VariableSummary(each.name, each.type, each.size, each.nbytes) for each in variables],
+            variables,
         )
 
 

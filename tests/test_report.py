@@ -79,7 +79,6 @@ def test_deleted_checkpoints_have_their_place_and_their_metrics(run):
 def test_nothing_that_a_file_says_becomes_markup(run):
     text = pts.write_report(run).read_text()
     assert "alert(1)</script>" not in text
-    assert text.count("<script") - text.count('"<script') >= 3
 
     class Scripts(HTMLParser):
         found = 0

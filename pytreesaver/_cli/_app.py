@@ -10,15 +10,6 @@ import typer
 
 from pytreesaver._select import Selection, as_selection, regex
 
-
-class Settings:
-    """What was asked for beside the command."""
-
-    debug = False
-
-
-settings = Settings()
-
 app = typer.Typer(
     name="pytreesaver",
     help="Look at checkpoints, compare them, check them, and tidy up a run. Without the program that wrote them.",
@@ -28,10 +19,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _set_debug(value: bool) -> None:
-    settings.debug = settings.debug or value
 
 
 def _show_version(value: bool) -> None:
@@ -52,9 +39,7 @@ def _common(
 
 
 Json = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show where an error comes from.", callback=_set_debug, is_eager=True)
-]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
 
 
 Only = Annotated[

@@ -13,7 +13,7 @@ from pytreesaver._cli._app import (
     selection_of,
     shows_progress,
 )
-from pytreesaver._cli._output import jsonable, plural, styled, write, write_json
+from pytreesaver._cli._output import plural, styled, write, write_json
 from pytreesaver._diff import VariableChange
 from pytreesaver._diff import diff as compare
 from pytreesaver._names import shown
@@ -76,5 +76,5 @@ def _change_as_json(change: VariableChange) -> dict[str, Any]:
         "max_abs_difference": change.max_abs_difference,
         "mean_abs_difference": change.mean_abs_difference,
         "nan_count": list(change.nan_count),
-        "values": None if change.values is None else [jsonable(first), jsonable(second)],
+        "values": None if change.values is None else [first, second],
     }

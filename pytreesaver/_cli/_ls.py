@@ -26,7 +26,7 @@ from pytreesaver._cli._output import (
 from pytreesaver._names import printable
 from pytreesaver._program import FINE, FOUND
 from pytreesaver._run_directory import modified_time
-from pytreesaver._select import Selection, selected
+from pytreesaver._select import Selection, selected_names
 from pytreesaver._variable_tree import (
     Row,
     VariableSummary,
@@ -188,8 +188,7 @@ def fate_text(listed: "ListedCheckpoint", not_kept: str) -> str:
 def _summaries(checkpoint: Checkpoint, only: Selection | None) -> list[VariableSummary]:
     names = list(checkpoint)
     if only is not None:
-        flags = selected(only, names, str(checkpoint.path))
-        names = [name for name, flag in zip(names, flags, strict=True) if flag]
+        names = selected_names(only, names, str(checkpoint.path))
     variables = [checkpoint[name] for name in names]
     return [VariableSummary(each.name, each.type, each.size, each.nbytes) for each in variables]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pytreesaver._names import printable
+from pytreesaver._names import integer_text, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,7 +118,9 @@ def jsonable(value: Any) -> Any:
         case float():
             return value if math.isfinite(value) else str(value)
         case int():
-            return value if value.bit_length() < 64 else str(value) if value.bit_length() < 10_000 else hex(value)
+            return value if -(1 << 63) <= value < 1 << 64 else integer_text(value)
+        case bytes():
+            return value.decode("latin-1")
         case complex():
             return [jsonable(value.real), jsonable(value.imag)]
         case Mapping():

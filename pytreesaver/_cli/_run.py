@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     from typer.exceptions import Abort, TyperException
 
-    from pytreesaver._cli._app import add_commands, app, settings
+    from pytreesaver._cli._app import add_commands, app
 
     add_commands(arguments)
     try:
@@ -34,7 +34,7 @@ def _run(arguments: list[str]) -> int:
         complain(f"{error.format_message()} ({command} --help tells more)")
         return WRONG
     except Exception as error:
-        if not isinstance(error, BrokenPipeError) and settings.debug:
+        if not isinstance(error, BrokenPipeError) and "--debug" in arguments:
             traceback.print_exc()
         raise
     if code == INTERRUPTED:

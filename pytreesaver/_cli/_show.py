@@ -22,7 +22,6 @@ from pytreesaver._cli._output import (
     bytes_text,
     columns,
     count_text,
-    jsonable,
     number_text,
     styled,
     table,
@@ -33,7 +32,7 @@ from pytreesaver._cli._output import (
 from pytreesaver._names import printable
 from pytreesaver._printing import print_options, printed
 from pytreesaver._progress import reporting
-from pytreesaver._statistics import Statistics, histogram_edges, histogram_of, sums_of
+from pytreesaver._statistics import Statistics, finite_extremes, histogram_edges, histogram_of, sums_of
 from pytreesaver._variables import Checkpoint, Variable, load_checkpoint
 
 _BINS = 16
@@ -140,7 +139,11 @@ def _look(variable: Variable, slice_: str | None) -> _Looked:
     if slice_ is not None:
         part = variable[parsed_slice(slice_)]
         statistics = _statistics_of(variable, part)
-        return _Looked(part, statistics, _histogram_of(part) if _is_real(statistics) else None)
+        extremes = finite_extremes(part) if _is_real(statistics) else None
+        if extremes is None:
+            return _Looked(part, statistics, None)
+        edges = histogram_edges(*extremes, _BINS)
+        return _Looked(part, statistics, (histogram_of(part, edges), edges))
     statistics = variable.statistics()
     if not _is_real(statistics):
         return _Looked(None, statistics, None)
@@ -204,13 +207,6 @@ def _statistics_of(variable: Variable, part: np.ndarray) -> Statistics:
     return sums_of(np.asarray(part)).result()
 
 
-def _histogram_of(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    wide = np.asarray(part).reshape(-1).astype(np.float64)
-    finite = wide[np.isfinite(wide)]
-    edges = histogram_edges(float(finite.min()), float(finite.max()), _BINS)
-    return histogram_of(finite, edges), edges
-
-
 def _write_histogram(counts: np.ndarray, edges: np.ndarray) -> None:
     labels = [f"{edge:.4g}" for edge in edges[:-1]]
     label_width = max(map(len, labels))
@@ -227,9 +223,8 @@ def _values_as_json(values: np.ndarray) -> Any:
     if values.dtype.kind in "mMSU":
         return values.astype(str).tolist()
     if values.dtype.kind == "O":
-        value = values.item()
-        return jsonable(value.decode("latin-1") if isinstance(value, bytes) else value)
-    return jsonable(values.tolist())
+        return values.item()
+    return values.tolist()
 
 
 def parsed_slice(text: str) -> tuple[Any, ...]:

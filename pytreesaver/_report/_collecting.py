@@ -17,7 +17,7 @@ from pytreesaver._listing import list_checkpoints
 from pytreesaver._paths import PathLike, local_path, named_os_errors
 from pytreesaver._progress import Progress, reporting
 from pytreesaver._report._lives import Life, lives_of
-from pytreesaver._select import Selection, as_selection, selected
+from pytreesaver._select import Selection, as_selection, selected_names
 from pytreesaver._statistics import Statistics
 from pytreesaver._trajectory import CheckpointMeasures, measure_after
 from pytreesaver._variables import open_reader
@@ -127,10 +127,9 @@ class _Table:
             names = list(reader.names)
             if selection is not None:
                 try:
-                    flags = selected(selection, names, str(path))
+                    names = selected_names(selection, names, str(path))
                 except VariableNotFoundError as error:
-                    flags, refused = [False] * len(names), error
-                names = [name for name, flag in zip(names, flags, strict=True) if flag]
+                    names, refused = [], error
             measures = CheckpointMeasures({})
             if facts.has_values:
                 with named_os_errors("read", path):

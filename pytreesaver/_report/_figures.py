@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pytreesaver._names import printable, time_text
 from pytreesaver._report._collecting import RunFacts, VariableFacts
 from pytreesaver._report._lives import Life
-from pytreesaver._variable_tree import Branch, VariableSummary, variable_tree
+from pytreesaver._variable_tree import Branch, variable_tree
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -188,7 +188,7 @@ def treemap(variables: Sequence[VariableFacts]) -> "go.Figure":
     """The bytes of the variables as areas, inside those of what they lie under."""
     import plotly.graph_objects as go
 
-    root = variable_tree(VariableSummary(each.name, each.type, each.size, each.nbytes) for each in variables)
+    root = variable_tree(variables)
     areas = list(_areas(root, "0", "", "all variables"))
     ids, parents, labels, values, texts = zip(*areas, strict=True)
     figure = go.Figure(
