@@ -14,7 +14,7 @@ test: $(VENV)/.installed-dev
 
 # Needs Chromium and its driver: apt-get install chromium chromium-driver
 test-browser: $(VENV)/.installed-browser
-	$(BIN)/python -m pytest -m browser tests/test_report_in_browser.py
+	$(BIN)/python -m pytest -m browser tests/inspect/report/test_report_in_browser.py
 
 # The pictures and the generated page of the documentation; the pictures need Chromium too.
 docs: $(VENV)/.installed-browser

@@ -4,11 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytreesaver._assignment import init_from_checkpoint
-    from pytreesaver._background import SaveFuture
-    from pytreesaver._checkpoint import restore, save, save_async
-    from pytreesaver._copying import copy_checkpoint
-    from pytreesaver._diff import Diff, VariableChange, diff
+    from pytreesaver._checkpoint.background import SaveFuture
+    from pytreesaver._checkpoint.copying import copy_checkpoint
+    from pytreesaver._checkpoint.restoring.restore import restore
+    from pytreesaver._checkpoint.saving import save, save_async
+    from pytreesaver._checkpoint.warm_start.assignment import init_from_checkpoint
+    from pytreesaver._checkpoint.warm_start.vocabulary import VocabInfo
+    from pytreesaver._checkpoint.warm_start.warm_start import warm_start
     from pytreesaver._errors import (
         CheckpointError,
         CheckpointExistsError,
@@ -26,11 +28,22 @@ if TYPE_CHECKING:
         UnsupportedVersionError,
         VariableNotFoundError,
     )
-    from pytreesaver._history import CheckpointEvent, get_checkpoint_history
-    from pytreesaver._listing import ListedCheckpoint, list_checkpoints
-    from pytreesaver._manager import CheckpointManager
-    from pytreesaver._report import write_report
-    from pytreesaver._retention import (
+    from pytreesaver._inspect.checkpoint import Checkpoint, list_variables, load_checkpoint, load_variable, verify
+    from pytreesaver._inspect.diff import Diff, VariableChange, diff
+    from pytreesaver._inspect.report import write_report
+    from pytreesaver._inspect.statistics import Statistics
+    from pytreesaver._inspect.type_tree import TypeNode
+    from pytreesaver._inspect.variable import Variable
+    from pytreesaver._run.deleting import prune, remove_checkpoint
+    from pytreesaver._run.directory import (
+        checkpoint_exists,
+        checkpoints_iterator,
+        get_checkpoint_mtimes,
+        latest_checkpoint,
+    )
+    from pytreesaver._run.history import CheckpointEvent, get_checkpoint_history
+    from pytreesaver._run.listing import ListedCheckpoint, list_checkpoints
+    from pytreesaver._run.policies.retention import (
         Decision,
         KeepAll,
         KeepBest,
@@ -42,25 +55,14 @@ if TYPE_CHECKING:
         RetentionPolicy,
         SavedCheckpoint,
     )
-    from pytreesaver._run_directory import (
-        checkpoint_exists,
-        get_checkpoint_mtimes,
-        get_checkpoint_state,
-        latest_checkpoint,
-        update_checkpoint_state,
-    )
-    from pytreesaver._saver import Saver
-    from pytreesaver._saver_def import SaverDef
-    from pytreesaver._select import Selection, glob, regex
-    from pytreesaver._state_file import CheckpointState
-    from pytreesaver._statistics import Statistics
-    from pytreesaver._tidying import prune, remove_checkpoint
-    from pytreesaver._type_tree import TypeNode
-    from pytreesaver._variables import Checkpoint, Variable, list_variables, load_checkpoint, load_variable, verify
-    from pytreesaver._vocabulary import VocabInfo
-    from pytreesaver._warm_start import warm_start
-    from pytreesaver._watch import checkpoints_iterator
+    from pytreesaver._run.state_file import get_checkpoint_state, update_checkpoint_state
+    from pytreesaver._run.state_text import CheckpointState
+    from pytreesaver._savers.manager import CheckpointManager
+    from pytreesaver._savers.saver import Saver
+    from pytreesaver._savers.saver_def import SaverDef
+    from pytreesaver._tree.select import Selection, glob, regex
     from pytreesaver.inspect_checkpoint import print_tensors_in_checkpoint_file
+
 
 __version__ = "0.1.0"
 
@@ -133,16 +135,24 @@ __all__ = [
 ]
 
 _MODULES = {
-    "_assignment": ("init_from_checkpoint",),
-    "_background": ("SaveFuture",),
-    "_checkpoint": ("restore", "save", "save_async"),
-    "_copying": ("copy_checkpoint",),
-    "_diff": ("Diff", "VariableChange", "diff"),
-    "_history": ("CheckpointEvent", "get_checkpoint_history"),
-    "_listing": ("ListedCheckpoint", "list_checkpoints"),
-    "_manager": ("CheckpointManager",),
-    "_report": ("write_report",),
-    "_retention": (
+    "_checkpoint.background": ("SaveFuture",),
+    "_checkpoint.copying": ("copy_checkpoint",),
+    "_checkpoint.restoring.restore": ("restore",),
+    "_checkpoint.saving": ("save", "save_async"),
+    "_checkpoint.warm_start.assignment": ("init_from_checkpoint",),
+    "_checkpoint.warm_start.vocabulary": ("VocabInfo",),
+    "_checkpoint.warm_start.warm_start": ("warm_start",),
+    "_inspect.checkpoint": ("Checkpoint", "list_variables", "load_checkpoint", "load_variable", "verify"),
+    "_inspect.diff": ("Diff", "VariableChange", "diff"),
+    "_inspect.report": ("write_report",),
+    "_inspect.statistics": ("Statistics",),
+    "_inspect.type_tree": ("TypeNode",),
+    "_inspect.variable": ("Variable",),
+    "_run.deleting": ("prune", "remove_checkpoint"),
+    "_run.directory": ("checkpoint_exists", "get_checkpoint_mtimes", "latest_checkpoint", "checkpoints_iterator"),
+    "_run.history": ("CheckpointEvent", "get_checkpoint_history"),
+    "_run.listing": ("ListedCheckpoint", "list_checkpoints"),
+    "_run.policies.retention": (
         "Decision",
         "KeepAll",
         "KeepBest",
@@ -154,24 +164,12 @@ _MODULES = {
         "RetentionPolicy",
         "SavedCheckpoint",
     ),
-    "_run_directory": (
-        "checkpoint_exists",
-        "get_checkpoint_mtimes",
-        "get_checkpoint_state",
-        "latest_checkpoint",
-        "update_checkpoint_state",
-    ),
-    "_saver": ("Saver",),
-    "_saver_def": ("SaverDef",),
-    "_select": ("Selection", "glob", "regex"),
-    "_state_file": ("CheckpointState",),
-    "_statistics": ("Statistics",),
-    "_tidying": ("prune", "remove_checkpoint"),
-    "_type_tree": ("TypeNode",),
-    "_variables": ("Checkpoint", "Variable", "list_variables", "load_checkpoint", "load_variable", "verify"),
-    "_vocabulary": ("VocabInfo",),
-    "_warm_start": ("warm_start",),
-    "_watch": ("checkpoints_iterator",),
+    "_run.state_file": ("get_checkpoint_state", "update_checkpoint_state"),
+    "_run.state_text": ("CheckpointState",),
+    "_savers.manager": ("CheckpointManager",),
+    "_savers.saver": ("Saver",),
+    "_savers.saver_def": ("SaverDef",),
+    "_tree.select": ("Selection", "glob", "regex"),
     "inspect_checkpoint": ("print_tensors_in_checkpoint_file",),
 }
 

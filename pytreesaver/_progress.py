@@ -8,17 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from pytreesaver._io.metering import Report, metered
-from pytreesaver._names import printable
+from pytreesaver._io.parallel import Report, metered
+from pytreesaver._text import printable
 
 Progress = bool | Callable[[int, int], object]
 """What an argument `progress` can be: False, True, or a function of (bytes done, bytes in all)."""
 
 logger = logging.getLogger("pytreesaver")
-
 _SHOWN_AFTER = 0.5  # seconds: what is done sooner needs no line
 _LOGGED_EVERY = 10.0  # seconds
-
 _terminal = threading.Lock()  # held by the one that has the line
 
 

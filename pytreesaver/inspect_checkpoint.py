@@ -11,18 +11,20 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
+from pytreesaver._cli.program import guarded
 from pytreesaver._errors import VariableNotFoundError
-from pytreesaver._names import did_you_mean, printable
-from pytreesaver._paths import PathLike
-from pytreesaver._printing import print_options, printed
-from pytreesaver._program import guarded
-from pytreesaver._run_directory import checkpoint_at
-from pytreesaver._variables import Checkpoint, Variable, load_checkpoint
+from pytreesaver._inspect.checkpoint import Checkpoint, load_checkpoint
+from pytreesaver._inspect.printing import print_options, printed
+from pytreesaver._inspect.variable import Variable
+from pytreesaver._io.paths import PathLike
+from pytreesaver._run.directory import checkpoint_at
+from pytreesaver._text import did_you_mean, printable
 
 _USAGE = (
     "inspect_checkpoint --file_name=checkpoint_file_name [--tensor_name=tensor_to_print] [--all_tensors] "
     "[--all_tensor_names] [--count_exclude_pattern] [--printoptions]"
 )
+
 _ENUM_NAMES = {
     "bool": "DT_BOOL",
     "float16": "DT_HALF",

@@ -32,14 +32,14 @@ def test_links_between_pages_lead_somewhere():
 def test_the_format_page_names_every_key_and_every_notation():
     import inspect
 
-    import pytreesaver._rebuild
-    import pytreesaver._values
-    from pytreesaver.formats._index import DataFile, Index
+    import pytreesaver._tree.plain
+    import pytreesaver._tree.rebuild
+    from pytreesaver.formats.native.index import DataFile, Index
 
     text = (ROOT / "docs/format.md").read_text()
     for key in (*Index.__struct_fields__, *DataFile.__struct_fields__):
         assert f"`{key}`" in text or f'"{key}"' in text, key
-    for module in (pytreesaver._rebuild, pytreesaver._values):
+    for module in (pytreesaver._tree.rebuild, pytreesaver._tree.plain):
         for tag in re.findall(r'case "(\$[a-z_]+)"', inspect.getsource(module)):
             assert tag in text, tag
 

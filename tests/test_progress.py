@@ -152,7 +152,7 @@ def test_anything_else_is_refused_before_anything_is_written(work):
 PROGRAM = """
 import logging, sys, time
 import pytreesaver._progress as progress
-from pytreesaver._io.metering import advance
+from pytreesaver._io.parallel import advance
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 progress._SHOWN_AFTER = 0.0
 with progress.reporting(True, "saving \\x1b[31mred", 4_000_000):

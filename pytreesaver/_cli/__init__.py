@@ -1,5 +1,5 @@
 """The command line, ``pytreesaver``: thin over the public functions."""
 
-from pytreesaver._cli._run import main
+from pytreesaver._cli.program import main
 
 __all__ = ["main"]

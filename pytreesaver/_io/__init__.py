@@ -1,1 +1,1 @@
-"""Bytes on disk: files, durable and atomic commits, parallel reads and writes, checksums. Knows nothing of trees."""
+"""Bytes on disk: files, atomic commits, parallel reads and writes, checksums. Knows nothing of trees."""

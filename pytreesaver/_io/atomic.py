@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.writing import write_fully
+from pytreesaver._io.files import write_fully
 
 _TEMPORARY = re.compile(r"\.pytreesaver-[0-9a-f]{16}\.tmp")
 
@@ -62,6 +62,7 @@ def make_locked_directory(path: Path, open_files: ExitStack) -> None:
             filesystem.lock(descriptor)
             if filesystem.is_linked(descriptor):
                 return
+
         # Someone who tidied up had the lock in the moment between the calls.
 
 

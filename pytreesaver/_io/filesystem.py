@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 Buffer = np.ndarray | bytes | memoryview
-
 MOST_BUFFERS = 1024  # IOV_MAX: what one gathering write takes
 MOST_BYTES = 0x7FFFF000  # what one system call moves at most on Linux
 

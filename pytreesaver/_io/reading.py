@@ -1,66 +1,132 @@
-"""Read a file, whole or in pieces; large pieces that are not in the cache of the operating system, past it."""
+"""Read many stretches of one file into fresh, aligned memory and check them on the way."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.direct import DirectFile
+from pytreesaver._io.checksums import block_checksums, checksum
+from pytreesaver._io.files import PastCacheReader, read_fully
+from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
+
+ALIGNMENT = 64
+"""JAX takes over memory on the CPU that begins at a multiple of this many bytes, and copies from all other."""
+
+_LARGE_NBYTES = 1 << 20  # from here on a stretch has memory of its own, so that dropping it frees it
+_STEP_NBYTES = 1 << 20
+_GAP_NBYTES = 64 << 10  # it costs less to read this much than to make another system call
 
 
-class EndOfFileError(Exception):
-    """The file ended before everything was read."""
+class Ranges(NamedTuple):
+    """Stretches of one file, in columns: `nbytes` bytes at `offsets`, and where the checksums of their blocks begin
+    among `checksums`; None where they are not checked."""
+
+    offsets: Sequence[int]
+    nbytes: Sequence[int]
+    first_checksums: Sequence[int]
+    checksums: Sequence[int] | None
 
 
-def read_fully(descriptor: int, buffer: np.ndarray, offset: int) -> None:
-    """Fill all of uint8[n] from `offset`.
+def read_ranges(descriptor: int, ranges: Ranges, block_nbytes: int) -> tuple[list[np.ndarray], list[int]]:
+    """Read every range. Gives uint8[nbytes] for each, and the positions of those whose checksums do not fit.
+
+    Large ranges have memory of their own, which begins at a multiple of `ALIGNMENT`. If that can be, a range lies in
+    memory as it lies in the file modulo 4096, so that it can be read past the cache.
 
     Raises:
-        EndOfFileError: the file is shorter.
+        EndOfFileError: the file is shorter than a range asks for.
     """
-    done = 0
-    while done < buffer.nbytes:
-        count = filesystem.read_into(descriptor, buffer[done : done + filesystem.MOST_BYTES], offset + done)
-        if count == 0:
-            raise EndOfFileError
-        done += count
+    with PastCacheReader(descriptor) as past_cache:
+        reading = _Reading(descriptor, past_cache, ranges, block_nbytes)
+        run_all(reading.tasks(), sum(ranges.nbytes))
+    return reading.results, sorted(reading.damaged)
 
 
-def read_file(descriptor: int) -> bytes:
-    """All bytes of an open file."""
-    buffer = np.empty(filesystem.file_size(descriptor), np.uint8)
-    read_fully(descriptor, buffer, 0)
-    return buffer.tobytes()
+_EMPTY = np.empty(0, np.uint8)
 
 
-class PastCacheReader:
-    """Reads large pieces of a file: from the cache what is there, past it what is not.
+class _Reading:
+    """What the threads that read ranges share."""
 
-    A disk gives twice as much to direct reads as to those through the cache, which copy every byte once more.
-    """
-
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, past_cache: PastCacheReader, ranges: Ranges, block_nbytes: int) -> None:
+        self.results: list[np.ndarray] = [_EMPTY] * len(ranges.offsets)
+        self.damaged: set[int] = set()
         self._descriptor = descriptor
-        self._direct = DirectFile(descriptor)
+        self._past_cache = past_cache
+        self._ranges = ranges
+        self._block_nbytes = block_nbytes
 
-    def __enter__(self) -> "PastCacheReader":
-        return self
+    def tasks(self) -> list[Callable[[], None]]:
+        """What is to be done, for large ranges slice by slice, for small ones in groups that are near each other."""
+        ranges, block = self._ranges, self._block_nbytes
+        slice_nbytes = max(block, SLICE_NBYTES // block * block)
+        nbytes = np.array(ranges.nbytes, np.int64)
+        tasks: list[Callable[[], None]] = []
+        for i in np.flatnonzero(nbytes >= _LARGE_NBYTES).tolist():
+            shift = ranges.offsets[i] % filesystem.DIRECT_ALIGNMENT
+            shift = shift if shift % ALIGNMENT == 0 else 0
+            self.results[i] = filesystem.new_memory(shift + ranges.nbytes[i])[shift:]
+            tasks += [
+                partial(self._read_slice, i, start, slice_nbytes) for start in range(0, ranges.nbytes[i], slice_nbytes)
+            ]
+        groups = _groups(np.array(ranges.offsets, np.int64), nbytes)
+        return tasks + [partial(self._read_group, group) for group in groups]
 
-    def __exit__(self, *_: object) -> None:
-        self._direct.close()
+    def _read_group(self, group: Sequence[int]) -> None:
+        offsets, nbytes, first_checksums, checksums = self._ranges
+        start = offsets[group[0]]
+        end = max(offsets[i] + nbytes[i] for i in group)
+        shift = start % filesystem.DIRECT_ALIGNMENT
+        memory = filesystem.new_memory(shift + end - start)
+        read_fully(self._descriptor, memory[shift:], start)
+        view = memoryview(memory)  # type: ignore[arg-type]
+        before = start - shift
+        for i in group:
+            low = offsets[i] - before
+            high = low + nbytes[i]
+            self.results[i] = memory[low:high]
+            if checksums is None:
+                continue
+            if high - low <= self._block_nbytes:  # thousands of small ones have a single block
+                intact = checksum(view[low:high]) == checksums[first_checksums[i]]
+            else:
+                intact = self._are_intact(self.results[i], checksums, first_checksums[i])
+            if not intact:
+                self.damaged.add(i)
+        advance(end - start)
 
-    def read(self, buffer: np.ndarray, offset: int) -> bool:
-        """Fill `buffer` from `offset` if that is not in the cache; else read nothing, and give False.
+    def _read_slice(self, i: int, start: int, slice_nbytes: int) -> None:
+        block, checksums = self._block_nbytes, self._ranges.checksums
+        data = self.results[i][start : start + slice_nbytes]
+        offset = self._ranges.offsets[i] + start
+        is_read = self._past_cache.read(data, offset)
+        if checksums is None:
+            if not is_read:
+                read_fully(self._descriptor, data, offset)
+            advance(data.nbytes)
+            return
+        # Step by step, so that the checksums are computed while the bytes are still in the processor's cache.
+        first = self._ranges.first_checksums[i] + start // block
+        blocks = max(_STEP_NBYTES // block, 1)
+        for begin in range(0, data.nbytes, blocks * block):
+            piece = data[begin : begin + blocks * block]
+            if not is_read:
+                read_fully(self._descriptor, piece, offset + begin)
+            if not self._are_intact(piece, checksums, first + begin // block):
+                self.damaged.add(i)
+        advance(data.nbytes)
 
-        Raises:
-            EndOfFileError: the file is shorter.
-        """
-        alignment = filesystem.DIRECT_ALIGNMENT
-        skipped = -offset % alignment
-        nbytes = (buffer.nbytes - skipped) // alignment * alignment
-        if nbytes <= 0 or (buffer.ctypes.data - offset) % alignment or filesystem.is_cached(self._descriptor, offset):
-            return False
-        whole_pages = buffer[skipped : skipped + nbytes]
-        if not self._direct.perform(lambda direct: read_fully(direct, whole_pages, offset + skipped)):
-            return False
-        read_fully(self._descriptor, buffer[:skipped], offset)
-        read_fully(self._descriptor, buffer[skipped + nbytes :], offset + skipped + nbytes)
-        return True
+    def _are_intact(self, data: np.ndarray, checksums: Sequence[int], first: int) -> bool:
+        return all(each == checksums[i] for i, each in enumerate(block_checksums(data, self._block_nbytes), first))
+
+
+def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[list[int]]:
+    """The small ranges, except for empty ones, in groups that are near enough to be read at once."""
+    small = np.flatnonzero((nbytes < _LARGE_NBYTES) & (nbytes > 0))
+    small = small[np.argsort(offsets[small], kind="stable")]
+    starts, ends = offsets[small], offsets[small] + nbytes[small]
+    far = starts[1:] - np.maximum.accumulate(ends)[:-1] > _GAP_NBYTES
+    far |= starts[1:] // _LARGE_NBYTES != starts[:-1] // _LARGE_NBYTES
+    return [group.tolist() for group in np.split(small, np.flatnonzero(far) + 1) if group.size]

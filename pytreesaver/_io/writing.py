@@ -1,106 +1,122 @@
-"""Write buffers to a file: through the cache of the operating system, or past it."""
+"""Write many stretches of bytes to one file, a few gathering system calls for small ones, slices for large ones."""
 
-import errno
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import checksum
-from pytreesaver._io.direct import DirectFile
+from pytreesaver._io.checksums import BLOCK_NBYTES, block_count
+from pytreesaver._io.files import CacheWriter, PastCacheWriter
+from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
+
+_MOST_STRETCHES = filesystem.MOST_BUFFERS - 24  # in one call; some are of several blocks, of 16 MiB in all at most
 
 
-def write_fully(descriptor: int, buffers: Sequence[filesystem.Buffer], offset: int) -> None:
-    """Write every byte of the buffers, however many system calls that takes."""
-    left = sum(map(len, buffers))
-    while left:
-        written = filesystem.write(descriptor, buffers, offset)
-        if written == 0:
-            raise OSError(errno.EIO, "The system has written nothing, and does not say why")
-        left -= written
-        offset += written
-        if left:
-            buffers = _without_first(buffers, written)
+class Stretches(NamedTuple):
+    """Stretches of one file, in columns: `nbytes` bytes at `offsets`; `load` gives those of a stretch by its number as
+    uint8[nbytes] when they are wanted."""
+
+    offsets: Sequence[int]
+    nbytes: Sequence[int]
+    load: Callable[[int], np.ndarray]
 
 
-def _without_first(buffers: Sequence[filesystem.Buffer], nbytes: int) -> list[memoryview]:
-    views = [memoryview(buffer).cast("B") for buffer in buffers]  # type: ignore[arg-type]
-    done = 0
-    while nbytes >= views[done].nbytes:
-        nbytes -= views[done].nbytes
-        done += 1
-    return [views[done][nbytes:], *views[done + 1 :]]
+def write_stretches(
+    descriptor: int, stretches: Stretches, *, durable: bool = False, in_background: bool = False
+) -> np.ndarray:
+    """Write every stretch, the first in the file first; if it is going to be made durable, have the system start with
+    that at once.
+
+    In the background few threads do it, past the cache of the operating system: that takes longer, and leaves most of
+    the processor and of the memory's bandwidth to the rest of the program.
+
+    Gives uint64[n]: the checksums of the blocks of all of them, in the given order."""
+    offsets, nbytes = np.array(stretches.offsets, np.int64), np.array(stretches.nbytes, np.int64)
+    blocks = -(-nbytes // BLOCK_NBYTES)
+    first_blocks = np.cumsum(blocks) - blocks
+    checksums = np.zeros(int(blocks.sum()), np.uint64)
+    through_cache = CacheWriter(descriptor, durable)
+    with PastCacheWriter(descriptor, through_cache) if in_background else through_cache as writer:
+        tasks: dict[int, Callable[[], None]] = {}
+        for group in _groups(offsets, nbytes):
+            first = first_blocks[group].tolist()
+            tasks[int(offsets[group[0]])] = partial(_write_group, writer, stretches, group.tolist(), checksums, first)
+        for i in np.flatnonzero(nbytes > SLICE_NBYTES).tolist():
+            size, offset = stretches.nbytes[i], stretches.offsets[i]
+            shared = _SharedBytes(partial(stretches.load, i), block_count(size, SLICE_NBYTES))
+            for start in range(0, size, SLICE_NBYTES):  # a multiple of BLOCK_NBYTES
+                block = int(first_blocks[i]) + start // BLOCK_NBYTES
+                tasks[offset + start] = partial(_write_slice, writer, shared, start, offset, checksums, block)
+        in_order = [tasks[offset] for offset in sorted(tasks)]
+        run_all(in_order, int(nbytes.sum()), in_background=in_background)
+    return checksums
 
 
-class CacheWriter:
-    """Writes through the cache; of what is going to be `durable` the system starts to write it to the disk at once."""
-
-    def __init__(self, descriptor: int, durable: bool) -> None:
-        self._descriptor = descriptor
-        self._durable = durable
-
-    def __enter__(self) -> "CacheWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def write(self, blocks: Sequence[np.ndarray], offset: int) -> list[int]:
-        """Write all of uint8[n], one block after the other. Gives the checksum of each."""
-        checksums = list(map(checksum, blocks))
-        write_fully(self._descriptor, blocks, offset)
-        if self._durable:
-            filesystem.start_writeback(self._descriptor, offset, sum(map(len, blocks)))
-        return checksums
+def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[np.ndarray]:
+    """The stretches of up to `SLICE_NBYTES`, except for empty ones, in groups that one call can write."""
+    small = np.flatnonzero((nbytes <= SLICE_NBYTES) & (nbytes > 0))
+    small = small[np.argsort(offsets[small], kind="stable")]
+    ends = offsets[small] + nbytes[small]
+    parts = np.stack([ends // SLICE_NBYTES, np.arange(small.size) // _MOST_STRETCHES])
+    apart = (offsets[small][1:] != ends[:-1]) | (np.diff(parts) > 0).any(axis=0)
+    return [group for group in np.split(small, np.flatnonzero(apart) + 1) if group.size]
 
 
-class PastCacheWriter:
-    """Writes past the cache whatever covers many whole pages, and leaves the rest to the one that writes through it.
-
-    The bytes are copied to where a direct write takes them from.
-    """
-
-    def __init__(self, descriptor: int, through_cache: CacheWriter) -> None:
-        self._descriptor = descriptor
-        self._through_cache = through_cache
-        self._direct = DirectFile(descriptor, to_write=True)
-        self._of_thread = threading.local()
-
-    def __enter__(self) -> "PastCacheWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._direct.close()
-
-    def write(self, blocks: Sequence[np.ndarray], offset: int) -> list[int]:
-        """Write all of uint8[n], one block after the other. Gives the checksum of each."""
-        nbytes = sum(map(len, blocks))
-        alignment = filesystem.DIRECT_ALIGNMENT
-        first, end = -offset % alignment, (offset + nbytes) // alignment * alignment - offset
-        if end - first < _WORTH_COPYING_NBYTES:
-            return self._through_cache.write(blocks, offset)
-        data, checksums = self._copied(blocks, nbytes, offset % alignment)
-        if not self._direct.perform(lambda direct: write_fully(direct, [data[first:end]], offset + first)):
-            return self._through_cache.write(blocks, offset)
-        write_fully(self._descriptor, [data[:first]], offset)
-        write_fully(self._descriptor, [data[end:]], offset + end)
-        return checksums
-
-    def _copied(self, blocks: Sequence[np.ndarray], nbytes: int, shift: int) -> tuple[np.ndarray, list[int]]:
-        """The blocks one after the other, in memory that begins `shift` bytes after a page does; their checksums."""
-        memory = getattr(self._of_thread, "memory", None)
-        if memory is None or memory.nbytes < shift + nbytes:
-            memory = self._of_thread.memory = filesystem.new_memory(shift + nbytes)
-        data = memory[shift : shift + nbytes]
-        checksums = []
-        place = 0
-        for block in blocks:
-            copy = data[place : place + len(block)]
-            copy[:] = block
-            checksums.append(checksum(copy))  # while it is in the processor's cache
-            place += len(block)
-        return data, checksums
+def _write_group(
+    writer: CacheWriter | PastCacheWriter,
+    stretches: Stretches,
+    group: Sequence[int],
+    checksums: np.ndarray,
+    first_blocks: Sequence[int],
+) -> None:
+    blocks: list[np.ndarray] = []
+    numbers: list[int] = []
+    for i, first in zip(group, first_blocks, strict=True):
+        data = stretches.load(i)
+        if data.nbytes <= BLOCK_NBYTES:
+            blocks.append(data)
+            numbers.append(first)
+        else:
+            split = _blocks(data)
+            blocks += split
+            numbers += range(first, first + len(split))
+    checksums[numbers] = writer.write(blocks, stretches.offsets[group[0]])
+    advance(sum(map(len, blocks)))
 
 
-_WORTH_COPYING_NBYTES = 1 << 20
+def _blocks(data: np.ndarray) -> list[np.ndarray]:
+    return [data[start : start + BLOCK_NBYTES] for start in range(0, data.nbytes, BLOCK_NBYTES)]
+
+
+class _SharedBytes:
+    """The bytes of a large stretch, loaded when the first of its slices is written and dropped after the last."""
+
+    def __init__(self, load: Callable[[], np.ndarray], slices: int) -> None:
+        self._load = load
+        self._data: np.ndarray | None = None
+        self._slices = slices
+        self._lock = threading.Lock()
+
+    def take(self, start: int) -> np.ndarray:
+        """The slice that begins at `start`; each is taken once."""
+        with self._lock:
+            data = self._load() if self._data is None else self._data
+            self._slices -= 1
+            self._data = data if self._slices else None
+        return data[start : start + SLICE_NBYTES]
+
+
+def _write_slice(
+    writer: CacheWriter | PastCacheWriter,
+    shared: _SharedBytes,
+    start: int,
+    offset: int,
+    checksums: np.ndarray,
+    block: int,
+) -> None:
+    blocks = _blocks(shared.take(start))
+    checksums[block : block + len(blocks)] = writer.write(blocks, offset + start)
+    advance(sum(map(len, blocks)))

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pytreesaver._boxes import Box, box_index, box_shape
-from pytreesaver._contents import contents_of
+from pytreesaver._checkpoint.saving import contents_of
 from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
-from pytreesaver._leaf_types import Cells, cell_bytes, stored_array
-from pytreesaver._records import Record, decode_record
-from pytreesaver.formats import Format, TreeContents
+from pytreesaver._tree.boxes import Box, box_index, box_shape
+from pytreesaver._tree.kinds import Cells, cell_bytes, stored_array
+from pytreesaver.formats.protocol import Format, TreeContents
+from pytreesaver.formats.record import Record, decode_record
 from pytreesaver.testing._strategies import pytrees, sharded_arrays
 
 _SETTINGS = hypothesis.settings(

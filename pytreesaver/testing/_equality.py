@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pytreesaver._leaf_types import cell_bytes
-from pytreesaver._leaves import leaf_type_of
-from pytreesaver._names import SINGLE_LEAF_NAME, shown
-from pytreesaver._structure import name_component
+from pytreesaver._text import SINGLE_LEAF_NAME, shown
+from pytreesaver._tree.kinds import cell_bytes
+from pytreesaver._tree.leaves import leaf_type_of
+from pytreesaver._tree.structure import name_component
 
 _registry = jax.tree_util.default_registry
 

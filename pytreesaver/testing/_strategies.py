@@ -21,13 +21,16 @@ _NUMPY_NAMES = (
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64", "complex64", "complex128"),
 )
+
 _NARROW_BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4_e2m1fn": 4}
+
 _JAX_NAMES = (
     *_NUMPY_NAMES,
     *_NARROW_BITS,
     *("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz"),
     *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "bfloat16"),
 )
+
 _X64_NAMES = ("int64", "uint64", "float64", "complex128")
 
 
@@ -289,7 +292,7 @@ def _containers(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def _names_differ(tree: Any) -> bool:
-    from pytreesaver._structure import flatten_tree
+    from pytreesaver._tree.structure import flatten_tree
 
     names = flatten_tree(tree).names
     return len(set(names)) == len(names)

@@ -1,0 +1,1 @@
+"""Saving a tree as a checkpoint, restoring it, and copying checkpoints."""

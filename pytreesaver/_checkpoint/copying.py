@@ -1,0 +1,132 @@
+"""Copy a checkpoint, or a part of it under other names, without a tree in between."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._checkpoint.restoring.without_template import chosen_variables
+from pytreesaver._checkpoint.saving import write_contents
+from pytreesaver._errors import CheckpointExistsError, CorruptCheckpointError
+from pytreesaver._io.parallel import unmetered
+from pytreesaver._io.paths import PathLike, local_path, named_os_errors
+from pytreesaver._progress import Progress, check_progress
+from pytreesaver._tree.boxes import whole_box
+from pytreesaver._tree.kinds import Cells, is_bytes_of_object
+from pytreesaver._tree.rename import ByName, as_renaming
+from pytreesaver._tree.select import as_selection
+from pytreesaver.formats.damage import value_of_bytes
+from pytreesaver.formats.protocol import CheckpointReader, TreeContents
+from pytreesaver.formats.record import Record, decode_record, encode_record
+from pytreesaver.formats.registry import is_checkpoint, open_reader
+
+
+def copy_checkpoint(
+    source: PathLike,
+    target: PathLike,
+    *,
+    only: Any = None,
+    rename: Any = None,
+    overwrite: bool = False,
+    durable: bool = True,
+    progress: Progress = False,
+) -> Path:
+    """Copy a checkpoint, or the selected variables of it, to another path. What is copied is verified on the way.
+
+    Its structure, metadata, step, time and metrics come along; to a run directory the copy does not belong.
+
+    Args:
+        source: the checkpoint.
+        target: where the copy is to be.
+        only: which variables, by the names that they have in the copy; as in `pytreesaver.restore`.
+        rename: a dict of names in the copy to names in the source, or of prefixes that end in ``/``; as in
+            `pytreesaver.restore`.
+        overwrite: as in `pytreesaver.save`.
+        durable: as in `pytreesaver.save`.
+        progress: as in `pytreesaver.save`.
+
+    Returns:
+        The path of the copy.
+
+    Raises:
+        CorruptCheckpointError: naming every damaged variable; nothing was copied.
+        VariableNotFoundError: `only` selects nothing, or `rename` names what is not there.
+        CheckpointExistsError: there is something at `target`, or it lies in a checkpoint.
+        DuplicateNameError: `rename` leaves a variable without a name, or makes a leaf of what has leaves under it.
+        What `load_checkpoint` and `save` raise.
+
+    Example:
+        >>> path = pytreesaver.save({"encoder": {"w": np.ones(2)}, "head": 0.5, "step": 3}, "whole")
+        >>> pytreesaver.restore(copy_checkpoint(path, "part", only="body", rename={"body/": "encoder/"}))
+        {'body': {'w': array([1., 1.])}}
+    """
+    check_progress(progress)
+    selection = None if only is None else as_selection(only)
+    renaming = None if rename is None else as_renaming(rename)
+    if not (renaming is None or isinstance(renaming, ByName)):
+        raise ValueError("rename: expected a dict of names in the copy to names in the source")
+    destination = local_path(target)
+    if is_checkpoint(destination.parent):
+        raise CheckpointExistsError(
+            f"{destination}: expected a place outside of checkpoints, {destination.parent} is one"
+        )
+    reader = open_reader(source)
+    try:
+        with named_os_errors("read", reader.path):
+            contents = _contents(reader, *chosen_variables(reader, selection, renaming))
+        try:
+            return write_contents(
+                destination,
+                contents,
+                overwrite=overwrite,
+                durable=durable,
+                progress=progress,
+                what=f"copying {reader.path}",
+            )
+        except CorruptCheckpointError:
+            reader.verify()  # which names all that is damaged
+            raise
+    finally:
+        reader.close()
+
+
+def _contents(reader: CheckpointReader, names: list[str], positions: list[int], structure: Any) -> TreeContents:
+    types = [reader.types[i] for i in positions]
+    record = None
+    if reader.record is not None:
+        saved = decode_record(reader.record, reader.path)
+        record = encode_record(Record(saved.step, saved.time, saved.metrics))
+    return TreeContents(
+        names,
+        types,
+        [reader.shapes[i] for i in positions],
+        [Cells([_cell(reader, i)]) for i in positions],
+        structure,
+        reader.metadata,
+        record,
+    )
+
+
+def _cell(reader: CheckpointReader, position: int) -> Any:
+    stored = _StoredArray(reader, position)
+    if is_bytes_of_object(reader.types[position]):
+        return value_of_bytes(reader, position, stored.read())
+    return stored
+
+
+class _StoredArray:
+    """A stored array, which is read when it is written, so that few are in memory at a time."""
+
+    def __init__(self, reader: CheckpointReader, position: int) -> None:
+        self._reader = reader
+        self._position = position
+
+    def read(self) -> np.ndarray:
+        """The array, verified; as it lies in the file if that can be, and then it takes no memory."""
+        whole = whole_box(self._reader.shapes[self._position])
+        with unmetered():  # progress is that of the writing
+            (mapped,) = self._reader.map([(self._position, whole)], verify=True)
+            return self._reader.read([self._position], verify=True)[0] if mapped is None else mapped
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.read()

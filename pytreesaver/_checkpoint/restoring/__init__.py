@@ -1,0 +1,1 @@
+"""From a checkpoint to a tree, with a template or without."""

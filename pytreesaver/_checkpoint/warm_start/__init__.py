@@ -1,0 +1,1 @@
+"""TensorFlow's ways to initialize part of a tree from a checkpoint."""

@@ -1,0 +1,80 @@
+"""``pytreesaver diff``: what two checkpoints differ in."""
+
+from typing import Any
+
+from pytreesaver._cli.app import (
+    CheckpointPath,
+    Debug,
+    Json,
+    Only,
+    Regex,
+    app,
+    checkpoint_path,
+    selection_of,
+    shows_progress,
+)
+from pytreesaver._cli.output import plural, styled, write, write_json
+from pytreesaver._cli.program import FINE, FOUND
+from pytreesaver._inspect.diff import VariableChange
+from pytreesaver._inspect.diff import diff as compare
+from pytreesaver._text import shown
+
+
+@app.command("diff")
+def diff(
+    first: CheckpointPath,
+    second: CheckpointPath,
+    only: Only = None,
+    regex: Regex = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Compare two checkpoints variable by variable, to the bit. The exit code is 1 if they differ.
+
+    Variables that only the second has are marked with +, those that only the first has with -, and those that differ in
+    shape, dtype or values with ~. What has the same checksums is not read.
+
+    For example:
+
+    ```
+    pytreesaver diff runs/a/ckpt-100 runs/a/ckpt-200
+    pytreesaver diff runs/a runs/b --only 'params/**'
+    ```
+    """
+    paths = checkpoint_path(first), checkpoint_path(second)
+    found = compare(*paths, only=selection_of(only, regex), progress=shows_progress(json))
+    if json:
+        write_json(
+            {
+                "first": found.first,
+                "second": found.second,
+                "differs": bool(found),
+                "added": {name: found.descriptions[name] for name in found.added},
+                "removed": {name: found.descriptions[name] for name in found.removed},
+                "changed": {name: _change_as_json(change) for name, change in found.changed.items()},
+                "equal": found.equal,
+            }
+        )
+        return FOUND if found else FINE
+    for name in found.added:
+        write(f"{styled('+', 'bold green')} {styled(shown(name), 'green')}: {styled(found.descriptions[name], '')}")
+    for name in found.removed:
+        write(f"{styled('-', 'bold red')} {styled(shown(name), 'red')}: {styled(found.descriptions[name], '')}")
+    for name, change in found.changed.items():
+        write(f"{styled('~', 'bold yellow')} {styled(shown(name), 'yellow')}: {styled(str(change), '')}")
+    counts = f"{len(found.added)} added, {len(found.removed)} removed, {len(found.changed)} changed"
+    write(f"{counts}, {plural(len(found.equal), 'variable')} equal")
+    return FOUND if found else FINE
+
+
+def _change_as_json(change: VariableChange) -> dict[str, Any]:
+    first, second = change.values or (None, None)
+    return {
+        "shape": [list(shape) for shape in change.shape],
+        "dtype": list(change.dtype),
+        "differing": change.differing,
+        "max_abs_difference": change.max_abs_difference,
+        "mean_abs_difference": change.mean_abs_difference,
+        "nan_count": list(change.nan_count),
+        "values": None if change.values is None else [first, second],
+    }

@@ -1,0 +1,74 @@
+"""``pytreesaver info``: what a checkpoint is, apart from its values."""
+
+from typing import Any
+
+from pytreesaver._cli.app import CheckpointPath, Debug, Json, app, checkpoint_path
+from pytreesaver._cli.output import bytes_text, count_text, jsonable, number_text, styled, write, write_json
+from pytreesaver._inspect.checkpoint import load_checkpoint
+from pytreesaver._inspect.type_tree import TypeNode
+from pytreesaver._io import filesystem
+from pytreesaver._run.directory import modified_time
+from pytreesaver._text import printable, time_text
+from pytreesaver._tree.plain import encode_value
+
+
+@app.command("info")
+def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None:
+    """Show what a checkpoint is: format, version, step, time, metrics, metadata, and its tree by types.
+
+    The exit code is 1 if a file is missing or has not its size; bytes are read by verify.
+
+    For example:
+
+    ```
+    pytreesaver info runs/a/ckpt-100
+    ```
+    """
+    with load_checkpoint(checkpoint_path(path)) as checkpoint:
+        time = modified_time(checkpoint.path) if checkpoint.time is None else checkpoint.time
+        sizes = filesystem.file_sizes(checkpoint.path)
+        size = sum(variable.size for variable in checkpoint.values())
+        tree = checkpoint.type_tree()
+        if json:
+            write_json(
+                {
+                    "path": str(checkpoint.path),
+                    "format": checkpoint.format,
+                    "version": checkpoint.version,
+                    "step": checkpoint.step,
+                    "time": time,
+                    "variables": len(checkpoint),
+                    "size": size,
+                    "nbytes": checkpoint.nbytes,
+                    "files": sizes,
+                    "metrics": checkpoint.metrics,
+                    "metadata": encode_value(checkpoint.metadata, classes=False),
+                    "structure": _as_json(tree),
+                }
+            )
+            checkpoint.check()
+            return
+        saved = time_text(time)
+        facts = {
+            "format": f"{checkpoint.format}, version {checkpoint.version}",
+            "step": "" if checkpoint.step is None else str(checkpoint.step),
+            "saved": saved,
+            "variables": count_text(len(checkpoint)),
+            "params": count_text(size),
+            "bytes": f"{bytes_text(checkpoint.nbytes)}, in {len(sizes)} files of {bytes_text(sum(sizes.values()))}",
+        }
+        write(styled(str(checkpoint.path), "bold"))
+        facts |= {f"metrics/{name}": number_text(value) for name, value in checkpoint.metrics.items()}
+        facts |= {f"metadata/{name}": repr(value) for name, value in checkpoint.metadata.items()}
+        width = max(len(printable(name)) for name in facts)
+        for name, value in facts.items():
+            if value:
+                write(f"  {styled(f'{printable(name):<{width}}', 'dim')}  {printable(value)}")
+        write()
+        for line in str(tree).split("\n"):
+            write(printable(line))
+        checkpoint.check()
+
+
+def _as_json(node: TypeNode) -> dict[str, Any]:
+    return {"key": jsonable(node.key), "type": node.type, "children": [_as_json(child) for child in node.children]}

@@ -1,0 +1,53 @@
+"""``pytreesaver report``: a run as a page of HTML."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pytreesaver._cli.app import Debug, Json, Only, Regex, app, selection_of, shows_progress
+from pytreesaver._cli.output import bytes_text, write, write_json
+from pytreesaver._inspect.report import write_report
+from pytreesaver._text import printable
+
+
+@app.command("report")
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")] = Path(
+        "report.html"
+    ),
+    only: Only = None,
+    regex: Regex = None,
+    values: Annotated[
+        bool, typer.Option("--values/--no-values", help="Read the values of all variables, for norms, drift and NaN.")
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE even if it is no report.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a page about a run: its checkpoints and why they were kept, metrics, sizes, norms and drift of variables.
+
+    The page needs no network and nothing beside it. An older report in its place is replaced. Making it needs Plotly:
+    pip install 'pytreesaver[report]'.
+
+    For example:
+
+    ```
+    pytreesaver report runs/a -o report.html
+    pytreesaver report runs/a --only 'params/**'
+    ```
+    """
+    written = write_report(
+        directory,
+        output,
+        only=selection_of(only, regex),
+        values=values,
+        overwrite=overwrite,
+        progress=shows_progress(json),
+    )
+    nbytes = written.stat().st_size
+    if json:
+        write_json({"path": str(written), "nbytes": nbytes})
+    else:
+        write(f"wrote {printable(str(written))}, {bytes_text(nbytes)}")

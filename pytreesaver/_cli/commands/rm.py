@@ -1,0 +1,33 @@
+"""``pytreesaver rm``: delete checkpoints."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pytreesaver._cli.app import Debug, Json, app
+from pytreesaver._cli.output import write, write_json
+from pytreesaver._run.deleting import remove_all
+from pytreesaver._text import printable
+
+
+@app.command("rm")
+def remove(
+    paths: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT...", help="The checkpoints to delete.")],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Delete checkpoints, and take them out of the state file of their run. It does not ask.
+
+    For example:
+
+    ```
+    pytreesaver rm runs/a/ckpt-100
+    ```
+    """
+    remove_all(paths)
+    if json:
+        write_json({"deleted": [str(path) for path in paths]})
+        return
+    for path in paths:
+        write(f"deleted {printable(str(path))}")

@@ -1,0 +1,257 @@
+"""``pytreesaver show``: the values of a variable and what they are like."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+
+from pytreesaver._cli.app import (
+    CheckpointPath,
+    Debug,
+    Json,
+    Only,
+    Regex,
+    app,
+    checkpoint_path,
+    selection_of,
+    shows_progress,
+)
+from pytreesaver._cli.output import (
+    bytes_text,
+    columns,
+    count_text,
+    number_text,
+    styled,
+    table,
+    write,
+    write_json,
+    write_table,
+)
+from pytreesaver._inspect.checkpoint import Checkpoint, load_checkpoint
+from pytreesaver._inspect.printing import print_options, printed
+from pytreesaver._inspect.statistics import Statistics, finite_extremes, histogram_edges, histogram_of, sums_of
+from pytreesaver._inspect.variable import Variable
+from pytreesaver._progress import reporting
+from pytreesaver._text import printable
+
+_BINS = 16
+_MOST_VALUES = 1000  # as many as NumPy prints in full
+
+
+def _complete_name(context: typer.Context, incomplete: str) -> list[str]:
+    try:
+        with load_checkpoint(checkpoint_path(Path(context.params["path"]))) as checkpoint:
+            return [name for name in checkpoint if name.startswith(incomplete)]
+    except Exception:  # completion is no place for errors
+        return []
+
+
+@app.command("show")
+def show(
+    path: CheckpointPath,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="The variable; none with --stats.", autocompletion=_complete_name),
+    ] = None,
+    slice_: Annotated[
+        str | None, typer.Option("--slice", metavar="SLICE", help="A part of it, as NumPy has it: '0:3, :'.")
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Statistics only: of NAME, or of all variables.")] = False,
+    only: Only = None,
+    regex: Regex = None,
+    printoptions: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="NumPy's print options: precision=3. May be repeated."),
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the values of a variable, their statistics and a histogram; or the statistics of all variables.
+
+    A large variable is read part by part and never held whole in memory. Statistics are over all its elements; mean,
+    std and norm over the finite ones.
+
+    For example:
+
+    ```
+    pytreesaver show runs/a/ckpt-100 params/dense/kernel
+    pytreesaver show runs/a/ckpt-100 params/dense/kernel --slice '0:3, :'
+    pytreesaver show runs/a --stats
+    ```
+    """
+    options = {"linewidth": min(columns(), 100_000), **print_options(printoptions or [])}
+    if name is None and not stats:
+        raise typer.BadParameter("expected the NAME of a variable, or --stats for those of all of them")
+    if name is not None and (only or regex):
+        raise typer.BadParameter("--only and --regex are for --stats without a NAME")
+    with load_checkpoint(checkpoint_path(path)) as checkpoint:
+        if name is None:
+            if slice_ is not None:
+                raise typer.BadParameter("--slice is for a single variable: expected its NAME")
+            found = checkpoint.statistics(selection_of(only, regex), progress=shows_progress(json))
+            _show_statistics(checkpoint, found, json=json)
+        else:
+            variable = checkpoint[name]
+            progress, nbytes = shows_progress(json), 2 * variable.nbytes  # once for statistics, once for a histogram
+            with reporting(progress, f"measuring {variable.name}", nbytes if slice_ is None else 0):
+                looked = _look(variable, slice_)
+            _show_variable(variable, slice_, looked, options, json=json, values=not stats)
+
+
+# All variables.
+
+
+def _show_statistics(checkpoint: Checkpoint, found: dict[str, Statistics], *, json: bool) -> None:
+    if json:
+        write_json({"path": str(checkpoint.path), "statistics": {name: vars(each) for name, each in found.items()}})
+        return
+    headings = ["min", "max", "mean", "std", "NaN", "Inf", "zeros"]
+    rows = []
+    for name, each in found.items():
+        numbers = [each.min, each.max, each.mean, each.std, each.nan or None, each.inf or None, each.zeros]
+        rows.append([name or "''", checkpoint[name].type, *map(number_text, numbers)])
+    sick = {name: each for name, each in found.items() if each.nan or each.inf}
+    write_table(table([("variable", "left"), ("type", "left"), *((each, "right") for each in headings)], rows))
+    nan, inf = sum(each.nan or 0 for each in sick.values()), sum(each.inf or 0 for each in sick.values())
+    if sick:
+        names = ", ".join(map(printable, list(sick)[:5])) + (", …" if len(sick) > 5 else "")
+        write(
+            styled(f"{count_text(nan)} NaN and {count_text(inf)} Inf, in {len(sick)} of {len(found)}: ", "bold red")
+            + names
+        )
+    else:
+        write(f"no NaN and no Inf in {len(found)} variables")
+
+
+# One variable.
+
+
+class _Looked(NamedTuple):
+    """What was found out about a variable, or about the part of it that was asked for."""
+
+    part: np.ndarray | None
+    statistics: Statistics
+    histogram: tuple[np.ndarray, np.ndarray] | None
+
+
+def _look(variable: Variable, slice_: str | None) -> _Looked:
+    if slice_ is not None:
+        part = variable[parsed_slice(slice_)]
+        statistics = _statistics_of(variable, part)
+        extremes = finite_extremes(part) if _is_real(statistics) else None
+        if extremes is None:
+            return _Looked(part, statistics, None)
+        edges = histogram_edges(*extremes, _BINS)
+        return _Looked(part, statistics, (histogram_of(part, edges), edges))
+    statistics = variable.statistics()
+    if not _is_real(statistics):
+        return _Looked(None, statistics, None)
+    least, most = statistics.min, statistics.max
+    known = None if statistics.inf or least is None or most is None else (float(least), float(most))
+    return _Looked(None, statistics, variable.histogram(_BINS, known))
+
+
+def _is_real(statistics: Statistics) -> bool:
+    """Whether there are real numbers that are finite."""
+    return statistics.mean is not None and not isinstance(statistics.mean, complex)
+
+
+def _show_variable(
+    variable: Variable, slice_: str | None, looked: _Looked, options: dict[str, Any], *, json: bool, values: bool
+) -> None:
+    part, statistics, histogram = looked
+    if json:
+        shown = part if part is not None else variable.read() if values and variable.size <= _MOST_VALUES else None
+        write_json(
+            {
+                "name": variable.name,
+                "kind": variable.kind,
+                "dtype": str(variable.dtype),
+                "shape": list(variable.shape),
+                "type": variable.type,
+                "nbytes": variable.nbytes,
+                "slice": slice_,
+                "values": None if shown is None or not values else _values_as_json(shown),
+                "statistics": vars(statistics),
+                "histogram": histogram and {"counts": histogram[0].tolist(), "edges": histogram[1].tolist()},
+            }
+        )
+        return
+    label = "" if slice_ is None else f" [{slice_}]"
+    head = f"{styled(variable.name + label, 'bold')}: {styled(variable.type, 'cyan')}, {bytes_text(variable.nbytes)}"
+    write(f"{head}, saved from {variable.kind}" if variable.kind not in ("jax", "numpy") else head)
+    if values:
+        write(printed(variable, part, options))
+    numbers = {
+        "min": statistics.min,
+        "max": statistics.max,
+        "mean": statistics.mean,
+        "std": statistics.std,
+        "norm": statistics.norm,
+        "NaN": statistics.nan,
+        "Inf": statistics.inf,
+        "zeros": statistics.zeros,
+        "unique": statistics.unique,
+    }
+    known = [f"{styled(name, 'dim')} {number_text(value)}" for name, value in numbers.items() if value is not None]
+    if known:
+        write("  ".join(known))
+    if histogram is not None and statistics.min != statistics.max:
+        _write_histogram(*histogram)
+
+
+def _statistics_of(variable: Variable, part: np.ndarray) -> Statistics:
+    if variable.kind in ("key", "str", "bytes") or part.dtype.kind in "OSUmM":
+        return Statistics(int(part.size))
+    return sums_of(np.asarray(part)).result()
+
+
+def _write_histogram(counts: np.ndarray, edges: np.ndarray) -> None:
+    labels = [f"{edge:.4g}" for edge in edges[:-1]]
+    label_width = max(map(len, labels))
+    count_width = max(len(count_text(int(count))) for count in counts)
+    most = min(max(columns() - label_width - count_width - 6, 10), 50)
+    for label, count in zip(labels, counts.tolist(), strict=True):
+        length = math.ceil(count / max(counts) * most * 8)
+        bar = "█" * (length // 8) + " ▏▎▍▌▋▊▉"[length % 8].strip()
+        padded = f"{styled(bar, 'green')}{' ' * (most - len(bar))}"
+        write(f"{label:>{label_width}}  {padded}  {count_text(count):>{count_width}}")
+
+
+def _values_as_json(values: np.ndarray) -> Any:
+    if values.dtype.kind in "mMSU":
+        return values.astype(str).tolist()
+    if values.dtype.kind == "O":
+        return values.item()
+    return values.tolist()
+
+
+def parsed_slice(text: str) -> tuple[Any, ...]:
+    """What a slice in NumPy's notation stands for.
+
+    Raises:
+        typer.BadParameter: it is none.
+
+    Example:
+        >>> parsed_slice("0:3, :, -1")
+        (slice(0, 3, None), slice(None, None, None), -1)
+    """
+    parts: list[Any] = []
+    for part in text.strip().removeprefix("[").removesuffix("]").split(","):
+        try:
+            if part.strip() == "...":
+                parts.append(...)
+            elif ":" in part:
+                numbers = [int(number) if number.strip() else None for number in part.split(":")]
+                if len(numbers) > 3:
+                    raise ValueError
+                parts.append(slice(*numbers))
+            else:
+                parts.append(int(part))
+        except ValueError:
+            raise typer.BadParameter(
+                f"--slice: expected integers and slices such as '0:3, :', found {text!r}"
+            ) from None
+    return tuple(parts)

@@ -1,0 +1,86 @@
+"""``pytreesaver verify``: read every byte."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pytreesaver._cli.app import Debug, Json, app, shows_progress
+from pytreesaver._cli.output import bytes_text, plural, styled, write, write_json
+from pytreesaver._cli.program import FINE, FOUND, one_line
+from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
+from pytreesaver._inspect.checkpoint import load_checkpoint
+from pytreesaver._run.listing import list_checkpoints
+from pytreesaver._text import printable, shown
+from pytreesaver.formats.registry import is_checkpoint
+
+
+@app.command("verify")
+def verify(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, and run directories for all of theirs.")
+    ],
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Read every byte of checkpoints and compare it with its checksums. The exit code is 1 if any is damaged.
+
+    For example:
+
+    ```
+    pytreesaver verify runs/a/ckpt-100
+    pytreesaver verify runs/a runs/b
+    ```
+    """
+    results = []
+    for checkpoint in [checkpoint for path in paths for checkpoint in _checkpoints(path)]:
+        result = _verified(checkpoint, progress=shows_progress(json))
+        results.append(result)
+        if not json:
+            _write_result(result)
+    if json:
+        write_json({"checkpoints": results})
+    return FINE if all(result["intact"] for result in results) else FOUND
+
+
+def _checkpoints(path: Path) -> Iterator[Path]:
+    if is_checkpoint(path):
+        yield path
+        return
+    listed = list_checkpoints(path) if path.is_dir() else []
+    if not listed:
+        raise CheckpointNotFoundError(f"{path}: expected a checkpoint or a run directory with checkpoints, found none")
+    yield from (each.path for each in listed)
+
+
+def _verified(path: Path, *, progress: bool) -> dict[str, Any]:
+    started = time.monotonic()
+    result: dict[str, Any] = {
+        "path": str(path),
+        "intact": True,
+        "damaged": [],
+        "problem": None,
+        "variables": None,
+        "nbytes": None,
+    }
+    try:
+        with load_checkpoint(path) as checkpoint:
+            result |= {"variables": len(checkpoint), "nbytes": checkpoint.nbytes}
+            checkpoint.verify(progress=progress)
+    except CheckpointError as error:  # the others are looked at all the same
+        damaged = list(error.damaged) if isinstance(error, CorruptCheckpointError) else []
+        result |= {"intact": False, "damaged": damaged, "problem": str(error)}
+    return {**result, "seconds": round(time.monotonic() - started, 3)}
+
+
+def _write_result(result: dict[str, Any]) -> None:
+    if result["intact"]:
+        rate = bytes_text(result["nbytes"] / max(result["seconds"], 1e-3))
+        facts = f"{plural(result['variables'], 'variable')}, {bytes_text(result['nbytes'])}, {rate}/s"
+        write(f"{styled('intact', 'bold green')}   {printable(result['path'])}: {facts}")
+        return
+    write(f"{styled('DAMAGED', 'bold red')}  {one_line(result['problem'].splitlines()[0])}")
+    for name in result["damaged"]:
+        write(f"         {printable(shown(name))}")

@@ -1,0 +1,187 @@
+"""What commands write: text for people, in colour on a terminal, and JSON for programs."""
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pytreesaver._text import integer_text, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+_UNBOUNDED = 10_000  # columns: what goes into a file or a pipe is not broken
+_CODES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "cyan": 36}
+
+
+@cache
+def is_coloured() -> bool:
+    """Whether standard output is a terminal that shows colours, and nobody has asked for none (https://no-color.org)."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return is_terminal or bool(os.environ.get("FORCE_COLOR"))
+
+
+@cache
+def columns() -> int:
+    """The width of standard output: that of the terminal, or what ``COLUMNS`` says, or without end."""
+    if os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty():
+        return max(shutil.get_terminal_size().columns, 20)
+    return _UNBOUNDED
+
+
+@cache
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(
+        width=columns(),
+        force_terminal=is_coloured(),
+        no_color=not is_coloured(),
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def write(text: str = "") -> None:
+    """Write a line as it is; everything that comes from a file has to be `printable` already."""
+    sys.stdout.write(f"{text}\n")
+
+
+def styled(text: str, style: str) -> str:
+    """A text, made `printable`, with the codes that give it a style, such as ``"bold red"``, where that is shown."""
+    safe = printable(text)
+    if not (style and safe and is_coloured()):
+        return safe
+    return f"\x1b[{_codes(style)}m{safe}\x1b[0m"
+
+
+@cache
+def _codes(style: str) -> str:
+    return ";".join(str(_CODES[word]) for word in style.split())
+
+
+def width(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, styles: Sequence[str] = ()) -> "Table":
+    """A table without lines. `columns` are (heading, ``"left"`` or ``"right"``); what does not fit is broken.
+
+    The first column of `styles` is that of the first one, and so on; "" is none.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD if is_coloured() else None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, (heading, side) in enumerate(columns):
+        style = styles[i] if i < len(styles) else ""
+        made.add_column(Text(heading), justify="right" if side == "right" else "left", style=style, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(printable(cell)) for cell in row))
+    return made
+
+
+def write_table(made: "Table") -> None:
+    """Write a table without blanks at the ends of its lines."""
+    with _console().capture() as captured:
+        _console().print(made)
+    for line in captured.get().split("\n"):
+        if line.strip():
+            write(line.rstrip())
+
+
+def write_json(value: Any) -> None:
+    """Write a value as JSON. Numbers that JSON lacks are the strings "nan", "inf" and "-inf"."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(jsonable(value)), indent=2).decode() + "\n")
+
+
+def jsonable(value: Any) -> Any:
+    """A value in which everything has a form in JSON."""
+    match value:
+        case None | bool() | str():
+            return value if not isinstance(value, str) else value.encode("utf-8", "backslashreplace").decode()
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case int():
+            return value if -(1 << 63) <= value < 1 << 64 else integer_text(value)
+        case bytes():
+            return value.decode("latin-1")
+        case complex():
+            return [jsonable(value.real), jsonable(value.imag)]
+        case Mapping():
+            return {jsonable(str(key)): jsonable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [jsonable(item) for item in value]
+    return str(value)
+
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+@lru_cache(1 << 16)
+def bytes_text(nbytes: float) -> str:
+    """A number of bytes for people, in powers of 1000.
+
+    Example:
+        >>> bytes_text(0), bytes_text(1536), bytes_text(1_234_567_890)
+        ('0 B', '1.5 kB', '1.2 GB')
+    """
+    unit = 0
+    size = float(nbytes)
+    while size >= 999.95 and unit < len(_UNITS) - 1:
+        size /= 1000
+        unit += 1
+    return f"{size:.1f} {_UNITS[unit]}" if unit else f"{int(size)} B"
+
+
+def count_text(count: int) -> str:
+    """A number with its thousands apart: ``1,234,567``."""
+    return f"{count:,}"
+
+
+def age_text(seconds: float) -> str:
+    """How long ago something was.
+
+    Example:
+        >>> age_text(5), age_text(7300), age_text(86400 * 3.5), age_text(-100)
+        ('5 s', '2 h', '3 d', 'in the future')
+    """
+    if seconds < -1:
+        return "in the future"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(max(seconds, 0))} s"
+
+
+def number_text(value: Any) -> str:
+    """A number as people read it: six digits.
+
+    Example:
+        >>> number_text(0.123456789), number_text(7), number_text(None)
+        ('0.123457', '7', '')
+    """
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float | complex) else str(value)
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: ``1 variable``, ``2 variables``."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

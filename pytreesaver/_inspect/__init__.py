@@ -1,0 +1,1 @@
+"""Looking into checkpoints and runs: variables, statistics, differences, reports."""

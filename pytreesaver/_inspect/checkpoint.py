@@ -1,0 +1,257 @@
+"""Looking into a checkpoint: its variables, one at a time or in part, and whether they are whole."""
+
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from pytreesaver._errors import CorruptCheckpointError, VariableNotFoundError
+from pytreesaver._inspect.measuring import measure
+from pytreesaver._inspect.statistics import Statistics
+from pytreesaver._inspect.type_tree import TypeNode, type_tree
+from pytreesaver._inspect.variable import Variable
+from pytreesaver._io.paths import PathLike, named_os_errors
+from pytreesaver._progress import Progress, check_progress, reporting
+from pytreesaver._text import did_you_mean
+from pytreesaver._tree.kinds import (
+    NotPlainError,
+)
+from pytreesaver._tree.plain import decode_value
+from pytreesaver._tree.select import as_selection, selected_names
+from pytreesaver.formats.protocol import CheckpointReader
+from pytreesaver.formats.record import decode_record
+from pytreesaver.formats.registry import open_reader
+
+
+class Checkpoint(Mapping[str, Variable]):
+    """An open checkpoint: a read-only mapping from variable names to `Variable`, in the order of the tree's leaves.
+
+    Attributes:
+        path: where it is.
+        format: in which format it lies on disk.
+        version: of which version of that format it is.
+        metadata: what was given to `save`, as it was given.
+        step: the step that a `Saver` or `CheckpointManager` saved it for, or None.
+        time: when they saved it, in seconds since the epoch, or None.
+        metrics: the metrics that were given to the manager.
+
+    Use it in a ``with`` statement, or call `close` when done.
+    """
+
+    def __init__(self, reader: CheckpointReader) -> None:
+        self._reader = reader
+        self._positions = {name: i for i, name in enumerate(reader.names)}
+        self.path = reader.path
+        self.format = reader.format_name
+        self.version = reader.format_version
+        try:
+            self.metadata: dict[str, Any] = decode_value(reader.metadata)
+        except NotPlainError as error:
+            raise CorruptCheckpointError(f"{reader.path}: metadata: {error}") from error
+        record = decode_record(reader.record, reader.path)
+        self.step = record.step
+        self.time = record.time
+        self.metrics = dict(record.metrics)
+
+    def __getitem__(self, name: str) -> Variable:
+        if name not in self._positions:
+            raise VariableNotFoundError(
+                f"{self.path} has no variable {name!r}{did_you_mean(str(name), list(self._positions))}"
+            )
+        return Variable(self._reader, self._positions[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._positions
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The variable of that name, or `default`."""
+        return self[name] if name in self._positions else default
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the values of all variables have."""
+        return sum(self._reader.nbytes)
+
+    def type_tree(self) -> TypeNode:
+        """The structure of the saved tree, for people: its containers and leaves by their types.
+
+        Raises:
+            CorruptCheckpointError: the structure makes no sense.
+
+        Example:
+            >>> print(load_checkpoint(pytreesaver.save({"opt": (None, 1), "w": np.zeros(2)}, "typed")).type_tree())
+            dict
+            ├─ opt: tuple
+            │  ├─ 0: None
+            │  └─ 1: int
+            └─ w: float64[2]
+        """
+        variables = list(self.values())
+        try:
+            return type_tree(self._reader.structure, lambda leaf: variables[leaf].type)
+        except (NotPlainError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptCheckpointError(f"{self.path}: its structure is malformed: {error!r}") from error
+
+    def check(self) -> None:
+        """Make sure that every file of the checkpoint is there and has its size. Takes no longer than opening it.
+
+        Raises:
+            CorruptCheckpointError: naming every file and variable that is not whole.
+        """
+        with named_os_errors("read", self.path):
+            self._reader.check()
+
+    def verify(self, *, progress: Progress = False) -> None:
+        """Read every byte of the checkpoint, in bounded memory. `progress` is as in `pytreesaver.save`.
+
+        Raises:
+            CorruptCheckpointError: naming every damaged variable.
+        """
+        check_progress(progress)
+        with named_os_errors("read", self.path), reporting(progress, f"verifying {self.path}", self.nbytes):
+            self._reader.verify()
+
+    def statistics(self, only: Any = None, *, progress: Progress = False) -> dict[str, Statistics]:
+        """What the elements of each variable are like: extremes, mean, NaN, ...; read in bounded memory.
+
+        Args:
+            only: which variables, as in `pytreesaver.restore`.
+            progress: as in `pytreesaver.save`.
+
+        Raises:
+            VariableNotFoundError: `only` selects nothing.
+            CorruptCheckpointError: naming every damaged variable.
+
+        Example:
+            >>> path = pytreesaver.save({"w": np.ones(3), "b": np.array([1.0, np.inf])}, "measured")
+            >>> {name: each.inf for name, each in load_checkpoint(path).statistics().items()}
+            {'b': 1, 'w': 0}
+        """
+        check_progress(progress)
+        names = list(self._positions)
+        if only is not None:
+            names = selected_names(as_selection(only), names, str(self.path))
+        positions = [self._positions[name] for name in names]
+        nbytes = sum(self._reader.nbytes[i] for i in positions)
+        with named_os_errors("read", self.path), reporting(progress, f"measuring {self.path}", nbytes):
+            return dict(zip(names, measure(self._reader, positions), strict=True))
+
+    def close(self) -> None:
+        """Close the files. Arrays that were read stay as they are."""
+        self._reader.close()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("cannot pickle or copy an open Checkpoint; pass its path on and open it there")
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.path}: {len(self)} variables>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what it is, and its variables as a tree to unfold; drawn by Treescope where that is there."""
+        from pytreesaver._inspect.notebook import checkpoint_html
+
+        variables = list(self.values())
+        facts = {
+            "step": "" if self.step is None else str(self.step),
+            "variables": f"{len(self):,}",
+            "params": f"{sum(each.size for each in variables):,}",
+            "bytes": f"{self.nbytes:,}",
+            "format": f"{self.format}, version {self.version}",
+        }
+        facts |= {f"metrics/{name}": str(value) for name, value in self.metrics.items()}
+        facts |= {f"metadata/{name}": repr(value) for name, value in self.metadata.items()}
+        return checkpoint_html(
+            str(self.path),
+            {name: value for name, value in facts.items() if value},
+            variables,
+        )
+
+
+def load_checkpoint(path: PathLike) -> Checkpoint:
+    """Open a checkpoint to look into it. No array is read until it is asked for.
+
+    Raises:
+        CheckpointNotFoundError: there is no complete checkpoint at `path`.
+        CorruptCheckpointError: its index is damaged.
+        UnsupportedVersionError: a newer pytreesaver wrote it.
+
+    Example:
+        >>> path = pytreesaver.save({"dense": {"kernel": np.zeros((784, 10), np.float32)}}, "classifier")
+        >>> with load_checkpoint(path) as checkpoint:
+        ...     checkpoint["dense/kernel"].shape, checkpoint["dense/kernel"].read().sum()
+        ((784, 10), np.float32(0.0))
+    """
+    reader = open_reader(path)
+    try:
+        with named_os_errors("read", reader.path):
+            return Checkpoint(reader)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def list_variables(path: PathLike) -> list[tuple[str, tuple[int, ...]]]:
+    """The (name, shape) of every variable, sorted by name. After `tf.train.list_variables`.
+
+    Raises:
+        What `load_checkpoint` raises.
+
+    Example:
+        >>> list_variables(pytreesaver.save({"w": np.zeros((2, 3)), "b": np.zeros(3)}, "layer"))
+        [('b', (3,)), ('w', (2, 3))]
+    """
+    with load_checkpoint(path) as checkpoint:
+        return sorted((name, variable.shape) for name, variable in checkpoint.items())
+
+
+def load_variable(path: PathLike, name: str) -> np.ndarray:
+    """The values of one variable as a NumPy array. After `tf.train.load_variable`.
+
+    A str, bytes, or an int of more than 64 bits comes in a 0-d array of dtype object.
+
+    Raises:
+        VariableNotFoundError: there is none of that name; the message has similar ones.
+        What `load_checkpoint` raises.
+
+    Example:
+        >>> load_variable(pytreesaver.save({"w": np.arange(3)}, "vector"), "w")
+        array([0, 1, 2])
+    """
+    with load_checkpoint(path) as checkpoint:
+        return checkpoint[name].read()
+
+
+def verify(path: PathLike, *, progress: Progress = False) -> None:
+    """Read every byte of a checkpoint and compare it with its checksums, in bounded memory.
+
+    Args:
+        path: the checkpoint.
+        progress: as in `pytreesaver.save`.
+
+    Raises:
+        CorruptCheckpointError: its attribute `damaged` and its message name every damaged variable.
+        What `load_checkpoint` raises.
+
+    Example:
+        >>> verify(pytreesaver.save({"w": np.arange(3)}, "verified"))
+    """
+    with load_checkpoint(path) as checkpoint:
+        checkpoint.verify(progress=progress)

@@ -1,0 +1,331 @@
+"""Compare two checkpoints variable by variable, in bounded memory."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._inspect.checkpoint import Checkpoint
+from pytreesaver._io.paths import PathLike, named_os_errors
+from pytreesaver._progress import Progress, check_progress, reporting
+from pytreesaver._text import shown
+from pytreesaver._tree.boxes import Box, box_shape, split_box, whole_box
+from pytreesaver._tree.kinds import (
+    PYTHON_KINDS,
+    describe,
+    described_dtype,
+    is_castable,
+    logical_shape,
+    python_value,
+    storage_dtype,
+)
+from pytreesaver._tree.select import as_selection, selected_names
+from pytreesaver.formats.protocol import CheckpointReader
+from pytreesaver.formats.registry import open_reader
+
+
+@dataclass(frozen=True)
+class VariableChange:
+    """How a variable of one checkpoint differs from that of the same name in another, each pair as (first, second).
+
+    Attributes:
+        name: the name of both.
+        shape: their shapes.
+        dtype: their dtypes as they stand in messages, such as ``"float32"``, ``"int"`` or ``"key<fry>"``.
+        differing: how many elements are not the same to the bit; None if the shapes differ.
+        max_abs_difference: the largest \\|first - second\\| of elements that are numbers in both; None if the shapes
+            differ or there are no such elements. For arrays of numbers only.
+        mean_abs_difference: the mean of the same.
+        nan_count: how many elements are NaN.
+        values: the values themselves if both are Python values, otherwise None.
+    """
+
+    name: str
+    shape: tuple[tuple[int, ...], tuple[int, ...]]
+    dtype: tuple[str, str]
+    differing: int | None = None
+    max_abs_difference: float | None = None
+    mean_abs_difference: float | None = None
+    nan_count: tuple[int, int] = (0, 0)
+    values: tuple[Any, Any] | None = None
+
+    def __str__(self) -> str:
+        return _described(self)
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What two checkpoints differ in. It is true if they differ in anything.
+
+    Attributes:
+        first: the path of the first checkpoint.
+        second: the path of the second.
+        added: the names of variables that only the second has.
+        removed: the names of variables that only the first has.
+        changed: {name: `VariableChange`} of those that differ in shape, dtype or a bit of their values.
+        equal: the names of all others.
+    """
+
+    first: str
+    second: str
+    added: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    changed: dict[str, VariableChange] = field(default_factory=dict)
+    equal: list[str] = field(default_factory=list)
+    descriptions: dict[str, str] = field(default_factory=dict, repr=False)
+    """What the added and removed variables are, as it stands in messages."""
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.added)} added, {len(self.removed)} removed, {len(self.changed)} changed"
+        lines = [f"<Diff {self.first} -> {self.second}: {counts}, {len(self.equal)} equal>"]
+        lines += _listed([f"  + {shown(name)}: {self.descriptions[name]}" for name in self.added])
+        lines += _listed([f"  - {shown(name)}: {self.descriptions[name]}" for name in self.removed])
+        lines += _listed([f"  ~ {shown(name)}: {change}" for name, change in self.changed.items()])
+        return "\n".join(lines)
+
+
+_MOST_LINES = 100
+
+
+def _listed(lines: Sequence[str]) -> list[str]:
+    if len(lines) <= _MOST_LINES:
+        return list(lines)
+    return [*lines[:_MOST_LINES], f"  ... and {len(lines) - _MOST_LINES} more"]
+
+
+def _described(change: VariableChange) -> str:
+    if change.values is not None:
+        first, second = (_short(value) for value in change.values)
+        return f"{change.dtype[0]} {first} -> {change.dtype[1] + ' ' if len(set(change.dtype)) == 2 else ''}{second}"
+    types = [
+        dtype if dtype in PYTHON_KINDS and not shape else f"{dtype}[{','.join(map(str, shape))}]"
+        for dtype, shape in zip(change.dtype, change.shape, strict=True)
+    ]
+    parts = [" -> ".join(dict.fromkeys(types))]
+    if change.differing is not None:
+        size = int(np.prod(change.shape[0], dtype=np.int64))
+        parts.append(f"{change.differing} of {size} element{'s' * (size != 1)} differ{'s' * (size == 1)}")
+    if change.max_abs_difference is not None:
+        parts.append(f"max |a-b| {change.max_abs_difference:.3g}, mean {change.mean_abs_difference:.3g}")
+    if any(change.nan_count):
+        parts.append(f"NaN {change.nan_count[0]} -> {change.nan_count[1]}")
+    return ", ".join(parts)
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or value.bit_length() < 256 else f"of {value.bit_length()} bits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def diff(
+    first: PathLike | Checkpoint, second: PathLike | Checkpoint, *, only: Any = None, progress: Progress = False
+) -> Diff:
+    """Compare two checkpoints by the names of their variables.
+
+    Values are compared to the bit: 0.0 and -0.0 differ, and a NaN is equal to the same NaN. Variables whose checksums
+    are the same are not read. JAX and NumPy arrays of one dtype, shape and value are equal.
+
+    Args:
+        first: a path, or what `load_checkpoint` gave.
+        second: the same.
+        only: which variables, as in `pytreesaver.restore`.
+        progress: as in `pytreesaver.save`.
+
+    Raises:
+        VariableNotFoundError: `only` selects nothing in either of them.
+        CorruptCheckpointError: what has to be read is damaged, or a file is missing or has not its size.
+        What `load_checkpoint` raises.
+
+    Example:
+        >>> a = pytreesaver.save({"w": np.array([1.0, 2.0]), "b": np.zeros(3), "step": 1}, "a")
+        >>> b = pytreesaver.save({"w": np.array([1.0, 2.5]), "b": np.zeros(3), "head": 0.5, "step": 2}, "b")
+        >>> diff(a, b)
+        <Diff a -> b: 1 added, 0 removed, 2 changed, 1 equal>
+          + head: float
+          ~ step: int 1 -> 2
+          ~ w: float64[2], 1 of 2 elements differ, max |a-b| 0.5, mean 0.25
+        >>> bool(diff(a, a))
+        False
+    """
+    check_progress(progress)
+    with _opened(first) as one, _opened(second) as other:
+        one.check()
+        other.check()
+        names = list(dict.fromkeys([*one.names, *other.names]))
+        if only is not None:
+            names = selected_names(as_selection(only), names, f"{one.path} and {other.path}")
+        of_one, of_other = ({name: i for i, name in enumerate(reader.names)} for reader in (one, other))
+        result = Diff(str(one.path), str(other.path))
+        pairs: dict[str, tuple[int, int]] = {}
+        for name in names:
+            if name not in of_other:
+                result.removed.append(name)
+                result.descriptions[name] = _description(one, of_one[name])
+            elif name not in of_one:
+                result.added.append(name)
+                result.descriptions[name] = _description(other, of_other[name])
+            else:
+                pairs[name] = of_one[name], of_other[name]
+        nbytes = sum(
+            one.nbytes[i] + other.nbytes[j] for i, j in pairs.values() if not _is_known_to_be_same(one, i, other, j)
+        )
+        with reporting(progress, f"comparing {one.path} with {other.path}", nbytes):
+            for name, (i, j) in pairs.items():
+                change = _compare(name, one, i, other, j)
+                if change is None:
+                    result.equal.append(name)
+                else:
+                    result.changed[name] = change
+    return result
+
+
+@contextmanager
+def _opened(given: PathLike | Checkpoint) -> Iterator[CheckpointReader]:
+    reader = given._reader if isinstance(given, Checkpoint) else open_reader(given)
+    try:
+        with named_os_errors("read", reader.path):
+            yield reader
+    finally:
+        if not isinstance(given, Checkpoint):
+            reader.close()
+
+
+def _description(reader: CheckpointReader, position: int) -> str:
+    return describe(reader.types[position], logical_shape(reader.types[position], reader.shapes[position]))
+
+
+def _compare(name: str, one: CheckpointReader, i: int, other: CheckpointReader, j: int) -> VariableChange | None:
+    types = one.types[i], other.types[j]
+    shapes = one.shapes[i], other.shapes[j]
+    of_python = [leaf_type.kind in PYTHON_KINDS for leaf_type in types]
+    dtypes = described_dtype(types[0]), described_dtype(types[1])
+    change = VariableChange(name, (logical_shape(types[0], shapes[0]), logical_shape(types[1], shapes[1])), dtypes)
+    if _is_known_to_be_same(one, i, other, j):
+        return None
+    same = dtypes[0] == dtypes[1] and shapes[0] == shapes[1]
+    if all(of_python):
+        values = [
+            python_value(reader.read([k], verify=True)[0], reader.types[k]) for reader, k in ((one, i), (other, j))
+        ]
+        return None if _is_same_value(*values) else replace(change, values=(values[0], values[1]))
+    is_number = is_castable(*types)
+    if any(of_python) or shapes[0] != shapes[1] or (dtypes[0] != dtypes[1] and not is_number):
+        return change
+    sums = _Sums(is_number=is_number)
+    most = _PART_NBYTES // max(_element_nbytes(one, i), _element_nbytes(other, j), 1)
+    for box in split_box(whole_box(change.shape[0]), most):
+        sums.add(_part(one, i, box), _part(other, j, box))
+    return None if same and not sums.differing else replace(change, **sums.results())
+
+
+def _is_known_to_be_same(one: CheckpointReader, i: int, other: CheckpointReader, j: int) -> bool:
+    """Whether two variables are the same by what is known without reading them."""
+    if one.shapes[i] != other.shapes[j] or described_dtype(one.types[i]) != described_dtype(other.types[j]):
+        return False
+    digest = one.digest(i)
+    return digest is not None and bool(digest == other.digest(j))
+
+
+def _is_same_value(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    # Equal numbers may differ in their bits, and NaN is not equal to itself.
+    return repr(a) == repr(b) if isinstance(a, float | complex) else bool(a == b)
+
+
+_PART_NBYTES = 4 << 20
+
+
+def _element_nbytes(reader: CheckpointReader, position: int) -> int:
+    leaf_type, shape = reader.types[position], reader.shapes[position]
+    words = shape[len(logical_shape(leaf_type, shape)) :]
+    return storage_dtype(leaf_type).itemsize * math.prod(words)
+
+
+def _part(reader: CheckpointReader, position: int, box: Box) -> np.ndarray:
+    """A box of a variable; a PRNG key is one element, of as many bytes as its words have."""
+    words = reader.shapes[position][len(box) :]
+    part = np.empty((*box_shape(box), *words), storage_dtype(reader.types[position]))
+    reader.read_boxes(position, [(*box, *whole_box(words))], [part], verify=True)
+    return part.view(f"V{words[0] * part.itemsize}")[..., 0] if words else part
+
+
+class _Sums:
+    """What is counted over the elements of two arrays of one shape, part by part."""
+
+    def __init__(self, *, is_number: bool) -> None:
+        self._is_number = is_number
+        self.differing = 0
+        self._pairs = 0
+        self._total = 0.0
+        self._largest = 0.0
+        self._nans = [0, 0]
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Count two parts."""
+        with np.errstate(all="ignore"):
+            nans = [np.isnan(values) if self._is_number else np.zeros(values.shape, bool) for values in (a, b)]
+        self.differing += _count_of_differing(a, b, nans)
+        if not self._is_number:
+            return
+        self._nans = [before + int(here.sum()) for before, here in zip(self._nans, nans, strict=True)]
+        numbers = ~(nans[0] | nans[1])
+        distances = _distances(a[numbers], b[numbers])
+        if distances.size:
+            self._pairs += distances.size
+            self._total += float(distances.sum())
+            self._largest = max(self._largest, float(distances.max()))
+
+    def results(self) -> dict[str, Any]:
+        """The fields of a `VariableChange`."""
+        distance = (
+            {
+                "max_abs_difference": self._largest,
+                "mean_abs_difference": self._total / self._pairs,
+            }
+            if self._pairs
+            else {}
+        )
+        return {"differing": self.differing, "nan_count": (self._nans[0], self._nans[1]), **distance}
+
+
+def _count_of_differing(a: np.ndarray, b: np.ndarray, nans: Sequence[np.ndarray]) -> int:
+    if a.dtype != b.dtype:
+        with np.errstate(all="ignore"):
+            return int(np.count_nonzero((_wide(a) != _wide(b)) & ~(nans[0] & nans[1])))
+    if a.nbytes == 0:
+        return 0
+    if a.dtype.itemsize in (1, 2, 4, 8):
+        unsigned = f"u{a.dtype.itemsize}"
+        return int(np.count_nonzero(a.view(unsigned) != b.view(unsigned)))
+    bytes_of_each = [np.ascontiguousarray(x).reshape(-1).view(np.uint8).reshape(a.size, -1) for x in (a, b)]
+    return int(np.count_nonzero((bytes_of_each[0] != bytes_of_each[1]).any(axis=1)))
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    """Numbers as NumPy's own, in a dtype that has them all."""
+    if values.dtype.isbuiltin == 1 and values.dtype.kind in "iufc":
+        return values
+    return values.astype(np.int64 if values.dtype == bool or values.dtype.name[:3] in ("int", "uin") else np.float64)
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """|a - b| in float64, 0 for what is equal, infinities too."""
+    a, b = _wide(a), _wide(b)
+    with np.errstate(all="ignore"):
+        if a.dtype.kind in "iu" and a.dtype == b.dtype:
+            # In integers that wrap around, the larger minus the smaller is the distance as an unsigned one.
+            unsigned = np.dtype(f"u{a.dtype.itemsize}")
+            return np.asarray(np.where(a > b, (a - b).astype(unsigned), (b - a).astype(unsigned)), np.float64)
+        kind = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
+        a, b = a.astype(kind), b.astype(kind)
+        # Part by part, because infinity minus infinity would be no number.
+        parts = [np.where(x == y, 0.0, np.abs(x - y)) for x, y in ((a.real, b.real), (a.imag, b.imag))]
+        distances: np.ndarray = np.hypot(*parts)
+        return distances

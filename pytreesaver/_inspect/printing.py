@@ -1,0 +1,101 @@
+"""Values of variables as text, as NumPy prints them."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._inspect.variable import Variable
+from pytreesaver._text import integer_text, printable
+
+_KINDS = {
+    "precision": int,
+    "threshold": int,
+    "edgeitems": int,
+    "linewidth": int,
+    "suppress": bool,
+    "floatmode": str,
+    "sign": str,
+    "nanstr": str,
+    "infstr": str,
+}
+
+
+def print_options(given: Sequence[str]) -> dict[str, Any]:
+    """NumPy's print options from ``key=value``.
+
+    Raises:
+        ValueError: there is no such option, or no such value for it.
+
+    Example:
+        >>> print_options(["precision=3", "suppress=true"])
+        {'precision': 3, 'suppress': True}
+    """
+    options: dict[str, Any] = {}
+    for entry in given:
+        key, equals, text = (part.strip() for part in entry.partition("="))
+        if key not in _KINDS or not equals:
+            known = ", ".join(_KINDS)
+            raise ValueError(f"print options: expected KEY=VALUE with a KEY of {known}; found {entry!r}")
+        value: Any = text
+        if _KINDS[key] is int:
+            if not text.isdecimal():
+                raise ValueError(f"print options: {key}: expected a number, found {text!r}")
+            value = int(text)
+        elif _KINDS[key] is bool:
+            if text.lower() not in ("true", "false"):
+                raise ValueError(f"print options: {key}: expected true or false, found {text!r}")
+            value = text.lower() == "true"
+        try:
+            with np.printoptions(**{key: value}):
+                np.array2string(np.arange(2.0))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"print options: {entry!r}: {error}") from None
+        options[key] = value
+    return options
+
+
+def printed(variable: Variable, part: np.ndarray | None, options: Mapping[str, Any]) -> str:
+    """The values of a variable, or of a part of it, as NumPy prints them with these options.
+
+    Of a variable that NumPy would not print in full, only what it prints is read.
+    """
+    threshold = options.get("threshold", np.get_printoptions()["threshold"])
+    with np.printoptions(**options):
+        if part is None and variable.size > threshold and 0 < variable.ndim <= _MOST_AXES:
+            edge = np.get_printoptions()["edgeitems"]
+            with np.printoptions(threshold=0):
+                return printable_lines(str(_edges(variable, edge)))
+        values = variable.read() if part is None else part
+        if values.dtype == object:
+            value = values.item()
+            return integer_text(value) if isinstance(value, int) else repr(value)
+        return printable_lines(str(values))
+
+
+_MOST_AXES = 8
+
+
+def _edges(variable: Variable, edge: int) -> np.ndarray:
+    """What NumPy prints of a large array looks the same with a single element in the place of what is left out."""
+    pieces = [
+        [slice(0, edge + 1), slice(length - edge, None)] if length > 2 * edge + 1 else [slice(None)]
+        for length in variable.shape
+    ]
+    lengths = [min(length, 2 * edge + 1) for length in variable.shape]
+    whole = np.empty(lengths, variable.dtype)
+    for corner in itertools.product(*(range(len(axis)) for axis in pieces)):
+        source = tuple(axis[i] for axis, i in zip(pieces, corner, strict=True))
+        values = variable[source]
+        into = tuple(
+            slice(None) if len(axis) == 1 else slice(0, edge + 1) if i == 0 else slice(edge + 1, None)
+            for axis, i in zip(pieces, corner, strict=True)
+        )
+        whole[into] = values
+    return whole
+
+
+def printable_lines(text: str) -> str:
+    """Every line of a text made printable."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -1,0 +1,209 @@
+"""A report as one page of HTML that needs nothing else. Pure."""
+
+import base64
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._inspect.report import figures as _figures
+from pytreesaver._inspect.report.facts import Life, RunFacts, VariableFacts
+from pytreesaver._inspect.report.figures import axis_title, label, steps_of
+from pytreesaver._text import printable, time_text
+from pytreesaver._tree.plain import encode_value
+
+MARK = "<!-- made by pytreesaver report -->"
+"""What the first line of a report ends with."""
+
+_MOST_SHOWN = 20
+
+
+def page(facts: RunFacts) -> str:
+    """The whole page."""
+    figures = {
+        "lifetimes": _figures.lifetimes(facts),
+        "reasons": _figures.reasons(facts) if any(life.listed for life in facts.lives) else None,
+        "metrics": _figures.metrics(facts),
+        "treemap": _figures.treemap([each for each in facts.variables if each.present]) if facts.variables else None,
+    }
+    damaged_in: dict[str, list[str]] = {}
+    for checkpoint, names in facts.damaged.items():
+        for name in names:
+            damaged_in.setdefault(name, []).append(printable(checkpoint))
+    data = {
+        "figures": {name: json.loads(figure.to_json()) for name, figure in figures.items() if figure is not None},
+        "templates": _templates(),
+        "checkpoints": [_checkpoint_row(life) for life in facts.lives],
+        "variables": [_variable_row(each, damaged_in.get(each.name, [])) for each in facts.variables],
+        "steps": steps_of(facts.measured),
+        "axis": axis_title(facts.measured),
+        "columns": [printable(life.name) for life in facts.measured],
+        "norms": _as_base64(facts.norms),
+        "drifts": _as_base64(facts.drifts),
+        "notFinite": facts.not_finite,
+        "hasValues": facts.has_values,
+    }
+    title = f"{printable(facts.directory.absolute().name)}: checkpoints"
+    filled = {
+        "TITLE": html.escape(title),
+        "STYLE": _file("page.css"),
+        "HEADING": html.escape(printable(str(facts.directory))),
+        "SUMMARY": _summary(facts),
+        "NOTICES": _notices(facts),
+        "HIDDEN_METRICS": "" if figures["metrics"] is not None else " hidden",
+        "HIDDEN_REASONS": "" if figures["reasons"] is not None else " hidden",
+        "HIDDEN_VARIABLES": "" if facts.variables else " hidden",
+        "HIDDEN_VALUES": "" if facts.has_values and facts.variables else " hidden",
+        "DATA": _script_safe(json.dumps(data, allow_nan=False)),
+        "PLOTLY": _plotly(),
+        "SCRIPT": _file("page.js"),
+    }
+    return _template(_file("page.html"), filled)
+
+
+def _template(text: str, filled: Mapping[str, str]) -> str:
+    """The text with what is to stand for each ``{{NAME}}``; what is filled in is not looked at again."""
+    first, *rest = text.split("{{")
+    parts = [first]
+    for part in rest:
+        name, _, after = part.partition("}}")
+        parts += [filled[name], after]
+    return "".join(parts)
+
+
+def _file(name: str) -> str:
+    return resources.files("pytreesaver._inspect.report").joinpath(name).read_text("utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    code: str = get_plotlyjs()
+    return code
+
+
+def _templates() -> dict[str, Any]:
+    import plotly.io as pio
+
+    return {name: pio.templates[f"plotly_{name}"].to_plotly_json() for name in ("white", "dark")}
+
+
+def _script_safe(text: str) -> str:
+    """JSON that cannot end the element that it stands in."""
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _as_base64(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode()
+
+
+# What is known of checkpoints and variables, for the tables.
+
+
+def _checkpoint_row(life: Life) -> dict[str, Any]:
+    listed = life.listed
+    metadata = "" if listed is None else ", ".join(f"{name} = {value!r}" for name, value in listed.metadata.items())
+    if listed is None:
+        note = f"deleted {time_text(life.deleted)}" if life.deleted is not None else "its deletion was not noted"
+    else:
+        note = listed.problem.splitlines()[0] if listed.problem else ", ".join(listed.reasons)
+    return {
+        "name": printable(life.name),
+        "step": life.step,
+        "saved": time_text(life.saved).removesuffix(" UTC"),
+        "time": life.saved,
+        "nbytes": None if listed is None else listed.nbytes,
+        "metrics": {printable(name): _number(value) for name, value in life.metrics.items()},
+        "metadata": printable(metadata),
+        "fate": life.fate,
+        "note": printable(note),
+    }
+
+
+def _variable_row(variable: VariableFacts, damaged_in: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": printable(variable.name) or "''",
+        "label": label(variable.name) or "''",
+        "type": printable(variable.type),
+        "size": variable.size,
+        "nbytes": variable.nbytes,
+        "present": variable.present,
+        "damaged": ", ".join(damaged_in),
+    }
+    statistics = variable.statistics
+    if statistics is not None:
+        mean = statistics.mean
+        row |= {
+            "min": _number(statistics.min),
+            "max": _number(statistics.max),
+            "mean": str(mean) if isinstance(mean, complex) else _number(mean),
+            "std": _number(statistics.std),
+            "nan": statistics.nan,
+            "inf": statistics.inf,
+            "zeros": statistics.zeros,
+        }
+    return row
+
+
+def _number(value: float | int | None) -> float | int | str | None:
+    if value is None or isinstance(value, int):
+        return value
+    return value if math.isfinite(value) else str(value)
+
+
+# The head of the page.
+
+
+def _summary(facts: RunFacts) -> str:
+    there = [life.listed for life in facts.lives if life.listed is not None]
+    nbytes = sum(each.nbytes for each in there)
+    gone = len(facts.lives) - len(there)
+    present = [each for each in facts.variables if each.present]
+    items = {
+        "checkpoints": f"{len(there):,}",
+        "deleted so far": f"{gone:,}",
+        "bytes on disk": f"{nbytes:,}",
+        "variables": f"{len(present):,}",
+        "params": f"{sum(each.size for each in present):,}",
+        "made": time_text(facts.time),
+    }
+    newest = facts.measured[-1].listed if facts.measured else None
+    if newest is not None:
+        items["newest" if newest is there[-1] else "newest that can be read"] = newest.path.name
+        metadata = encode_value(dict(newest.metadata), classes=False)
+        items |= {f"metadata/{name}": json.dumps(value) for name, value in metadata.items()}
+    cells = (
+        f"<div><dt>{html.escape(printable(name))}</dt><dd>{html.escape(printable(value))}</dd></div>"
+        for name, value in items.items()
+    )
+    return "".join(cells)
+
+
+def _notices(facts: RunFacts) -> str:
+    """What needs somebody's attention."""
+    notices = [f"{name}: {problem.splitlines()[0]}" for name, problem in facts.unreadable.items()]
+    for life in facts.lives:
+        listed = life.listed
+        if listed is not None and listed.problem is not None and life.name not in facts.unreadable:
+            notices.append(f"{life.name}: {listed.problem.splitlines()[0]}")
+    notices += [f"{name}: damaged: {_some(names)}" for name, names in facts.damaged.items()]
+    by_column: dict[int, list[str]] = {}
+    for row, column, _, _ in facts.not_finite:
+        by_column.setdefault(column, []).append(facts.variables[row].name)
+    if by_column:
+        first = min(by_column)
+        notices.append(
+            f"NaN or Inf in {len(by_column)} of {len(facts.measured)} checkpoints, first in "
+            f"{facts.measured[first].name}: {_some(by_column[first])}"
+        )
+    items = "".join(f"<li>{html.escape(printable(notice))}</li>" for notice in notices)
+    return f"<ul class='notices'>{items}</ul>" if items else ""
+
+
+def _some(names: list[str]) -> str:
+    more = f", and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    return ", ".join(name or "''" for name in names[:_MOST_SHOWN]) + more

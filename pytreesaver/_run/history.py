@@ -1,0 +1,124 @@
+"""The history of a run directory: every save and every deletion, one JSON value a line, in a hidden file.
+
+Nothing depends on it but what people are shown: without it, or with lines missing, everything else works.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pytreesaver._errors import CheckpointNotFoundError
+from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import replace_file
+from pytreesaver._io.files import write_fully
+from pytreesaver._io.paths import PathLike, local_path, named_os_errors
+from pytreesaver._tree.kinds import NotPlainError
+from pytreesaver._tree.plain import decode_value, encode_value
+
+HISTORY_NAME = ".pytreesaver.history"
+_MOST_NBYTES = 8 << 20  # of a longer file the older half is dropped
+
+
+@dataclass(frozen=True)
+class CheckpointEvent:
+    """Something that happened to a checkpoint of a run directory.
+
+    Attributes:
+        kind: ``"saved"``, or ``"deleted"`` by retention, `prune` or ``pytreesaver rm``.
+        name: the name of the checkpoint in the directory.
+        time: when it was, in seconds since the epoch.
+        step: the step that it was saved for; None if it had none, and of a deletion.
+        metrics: as they were given to the save.
+    """
+
+    kind: str
+    name: str
+    time: float
+    step: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def get_checkpoint_history(directory: PathLike) -> list[CheckpointEvent]:
+    """The saves into a run directory and the deletions, in their order, those of checkpoints that are gone too.
+
+    It is what a `Saver` or `CheckpointManager` has noted; what was saved by `pytreesaver.save` is not in it. The file
+    keeps the last tens of thousands of events. Lines that were torn by a crash are left out.
+
+    Raises:
+        CheckpointNotFoundError: there is no such directory.
+
+    Example:
+        >>> with pytreesaver.CheckpointManager("noted", max_to_keep=1) as manager:
+        ...     for step in (1, 2):
+        ...         path = manager.save(step, {"w": np.zeros(2)}, metrics={"loss": 1 / step})
+        >>> [(event.kind, event.name, dict(event.metrics)) for event in get_checkpoint_history("noted")]
+        [('saved', 'ckpt-1', {'loss': 1.0}), ('saved', 'ckpt-2', {'loss': 0.5}), ('deleted', 'ckpt-1', {})]
+    """
+    where = local_path(directory)
+    with named_os_errors("read", where):
+        if not where.is_dir():
+            raise CheckpointNotFoundError(f"{where}: expected a run directory, found none there")
+        try:
+            content = (where / HISTORY_NAME).read_bytes()
+        except FileNotFoundError:
+            return []
+    return [event for event in map(_decoded, content.split(b"\n")) if event is not None]
+
+
+def append_history(directory: Path, events: Iterable[CheckpointEvent]) -> str | None:
+    """Note events. Gives what went wrong, if it could not: that is worth a warning, and no more.
+
+    Who calls it holds the run's lock.
+    """
+    try:
+        _append(directory / HISTORY_NAME, b"".join(map(_encoded, events)))
+    except OSError as error:
+        return f"{directory / HISTORY_NAME}: could not note what was saved and deleted: {error}"
+    return None
+
+
+def _append(path: Path, lines: bytes) -> None:
+    descriptor = filesystem.open_or_create(path)
+    try:
+        size = filesystem.file_size(descriptor)
+        last = np.frombuffer(b"\n", np.uint8).copy()
+        if size:
+            filesystem.read_into(descriptor, last, size - 1)
+        torn = last.tobytes() != b"\n"
+        write_fully(descriptor, [b"\n" + lines if torn else lines], size)
+    finally:
+        filesystem.close(descriptor)
+    if size > _MOST_NBYTES:
+        content = path.read_bytes()
+        replace_file(path, content[content.find(b"\n", len(content) // 2) + 1 :])
+
+
+def _encoded(event: CheckpointEvent) -> bytes:
+    fields: dict[str, Any] = {"event": event.kind, "name": event.name, "time": event.time}
+    if event.step is not None:
+        fields["step"] = event.step
+    if event.metrics:
+        fields["metrics"] = dict(event.metrics)
+    return msgspec.json.encode(encode_value(fields, classes=False)) + b"\n"
+
+
+def _decoded(line: bytes) -> CheckpointEvent | None:
+    """The event that a line tells of; None if it tells of none."""
+    with suppress(msgspec.DecodeError, NotPlainError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        fields = decode_value(msgspec.json.decode(line))
+        metrics = {str(name): float(value) for name, value in fields.get("metrics", {}).items()}
+        step, time = fields.get("step"), float(fields["time"])
+        if (step is None or type(step) is int) and math.isfinite(time):
+            return CheckpointEvent(str(fields["event"]), str(fields["name"]), time, step, metrics)
+    return None
+
+
+def deletions(directory: Path, paths: Sequence[Path], time: float) -> list[CheckpointEvent]:
+    """The events that these checkpoints were deleted; of those outside of the directory with their whole paths."""
+    return [CheckpointEvent("deleted", p.name if p.parent == directory else str(p), time) for p in paths]

@@ -1,0 +1,1 @@
+"""Pure decisions: which checkpoints to keep, and when to save."""

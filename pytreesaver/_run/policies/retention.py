@@ -1,0 +1,242 @@
+"""Which checkpoints to keep: pure functions of what there is and of the time. No file, no clock.
+
+A policy is a value: it looks at the checkpoints of a run and says which of them it keeps, and why. Policies are joined
+with ``|``; what none of them keeps is to be deleted. The newest checkpoint is kept whatever the policy says.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A complete checkpoint as a policy sees it: `time` in seconds since the epoch, `metrics` as given to the save."""
+
+    path: str
+    step: int
+    time: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    pinned: bool = False
+
+
+class Decision(NamedTuple):
+    """What becomes of a checkpoint: it stays if there are `reasons` to keep it, and otherwise is to be deleted."""
+
+    checkpoint: SavedCheckpoint
+    reasons: tuple[str, ...]
+
+    @property
+    def keep(self) -> bool:
+        """Whether it stays."""
+        return bool(self.reasons)
+
+    def __str__(self) -> str:
+        what = f"kept: {', '.join(self.reasons)}" if self.reasons else "to be deleted"
+        return f"{self.checkpoint.path} (step {self.checkpoint.step}): {what}"
+
+
+class RetentionPolicy:
+    """Base class of the policies, which are compared by their values and joined with ``|``."""
+
+    def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
+        """The positions of the checkpoints that this policy keeps, with the reason. They come oldest first."""
+        raise NotImplementedError
+
+    def __or__(self, other: "RetentionPolicy") -> "AnyOf":
+        return AnyOf((self, other))
+
+
+def decide(policy: RetentionPolicy, checkpoints: Iterable[SavedCheckpoint], now: float) -> list[Decision]:
+    """What becomes of each checkpoint, oldest first.
+
+    Pinned checkpoints and the newest one are always kept. The age of a checkpoint goes by its time, and where that is
+    the same by its step.
+
+    Example:
+        >>> saves = [SavedCheckpoint(f"model-{step}", step, time=60.0 * step) for step in (1, 2, 3, 4)]
+        >>> for decision in decide(KeepLast(1) | KeepEverySteps(2), saves, now=300.0):
+        ...     print(decision.checkpoint.path, decision.reasons)
+        model-1 ()
+        model-2 ('every 2 steps',)
+        model-3 ()
+        model-4 ('newest', 'last 1', 'every 2 steps')
+    """
+    ordered = sorted(checkpoints, key=lambda checkpoint: (checkpoint.time, checkpoint.step, checkpoint.path))
+    reasons: list[list[str]] = [["pinned"] if checkpoint.pinned else [] for checkpoint in ordered]
+    if ordered:
+        reasons[-1].append("newest")
+    for part in policy.parts if isinstance(policy, AnyOf) else (policy,):
+        for position, reason in part.kept(ordered, now).items():
+            reasons[position].append(reason)
+    return [Decision(checkpoint, tuple(dict.fromkeys(why))) for checkpoint, why in zip(ordered, reasons, strict=True)]
+
+
+@dataclass(frozen=True)
+class AnyOf(RetentionPolicy):
+    """Keeps what any of its parts keeps; ``a | b`` makes one."""
+
+    parts: tuple[RetentionPolicy, ...]
+
+    def __post_init__(self) -> None:
+        flat: list[RetentionPolicy] = []
+        for part in self.parts:
+            flat += part.parts if isinstance(part, AnyOf) else [part]
+        object.__setattr__(self, "parts", tuple(dict.fromkeys(flat)))
+
+    def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
+        """See `RetentionPolicy.kept`."""
+        result: dict[int, str] = {}
+        for part in self.parts:
+            result = part.kept(checkpoints, now) | result
+        return result
+
+
+@dataclass(frozen=True)
+class KeepAll(RetentionPolicy):
+    """Keeps every checkpoint."""
+
+    def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
+        """See `RetentionPolicy.kept`."""
+        return dict.fromkeys(range(len(checkpoints)), "all")
+
+
+@dataclass(frozen=True)
+class KeepLast(RetentionPolicy):
+    """Keeps the last `count` checkpoints."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        _require_count("KeepLast.count", self.count)
+
+    def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
+        """See `RetentionPolicy.kept`."""
+        return dict.fromkeys(range(len(checkpoints))[-self.count :], f"last {self.count}")
+
+
+@dataclass(frozen=True)
+class KeepEveryHours(RetentionPolicy):
+    """Keeps the oldest checkpoint, and then each first one that is `hours` or more after the one kept before it."""
+
+    hours: float
+
+    def __post_init__(self) -> None:
+        _require_positive("KeepEveryHours.hours", self.hours)
+
+    def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
+        """See `RetentionPolicy.kept`."""
+        result: dict[int, str] = {}
+        last = -math.inf
+        for position, checkpoint in enumerate(checkpoints):
+            if checkpoint.time - last >= self.hours * 3600:
+                result[position] = f"every {self.hours:g} hours"
+                last = checkpoint.time
+        return result
+
+
+@dataclass(frozen=True)
+class KeepEverySteps(RetentionPolicy):
+    """Keeps the checkpoints whose step is a multiple of `steps`."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _require_count("KeepEverySteps.steps", self.steps)
+
+    def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
+        """See `RetentionPolicy.kept`."""
+        reason = f"every {self.steps} steps"
+        return {i: reason for i, checkpoint in enumerate(checkpoints) if checkpoint.step % self.steps == 0}
+
+
+@dataclass(frozen=True)
+class KeepBest(RetentionPolicy):
+    """Keeps the `count` checkpoints whose `metric` is best; NaN, or no such metric, is never best.
+
+    Of equal ones the newer is better.
+    """
+
+    count: int
+    metric: str
+    mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        _require_count("KeepBest.count", self.count)
+        if self.mode not in ("min", "max"):
+            raise ValueError(f'KeepBest.mode: expected "min" or "max", found {self.mode!r}')
+
+    def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
+        """See `RetentionPolicy.kept`."""
+        reason = f"best {self.count} by {self.metric} ({self.mode})"
+        return dict.fromkeys(self.ranked(checkpoints)[: self.count], reason)
+
+    def ranked(self, checkpoints: Sequence[SavedCheckpoint]) -> list[int]:
+        """The positions of all checkpoints that have the metric, the best first."""
+        values = {i: checkpoint.metrics.get(self.metric, math.nan) for i, checkpoint in enumerate(checkpoints)}
+        sign = 1 if self.mode == "min" else -1
+        comparable = [i for i, value in values.items() if not math.isnan(value)]
+        return sorted(comparable, key=lambda i: (sign * values[i], -i))
+
+
+@dataclass(frozen=True)
+class KeepSteps(RetentionPolicy):
+    """Keeps the checkpoints of certain steps."""
+
+    steps: frozenset[int]
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        object.__setattr__(self, "steps", frozenset(steps))
+
+    def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
+        """See `RetentionPolicy.kept`."""
+        return {i: "named step" for i, checkpoint in enumerate(checkpoints) if checkpoint.step in self.steps}
+
+
+@dataclass(frozen=True)
+class KeepYoungerThan(RetentionPolicy):
+    """Keeps the checkpoints that were saved less than `seconds` ago."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _require_positive("KeepYoungerThan.seconds", self.seconds)
+
+    def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
+        """See `RetentionPolicy.kept`."""
+        reason = f"younger than {self.seconds:g} s"
+        return {i: reason for i, checkpoint in enumerate(checkpoints) if now - checkpoint.time < self.seconds}
+
+
+def _require_count(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{what}: expected a positive integer, found {value!r}")
+
+
+def _require_positive(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{what}: expected a positive number, found {value!r}")
+
+
+def check_count(what: str, value: Any, *, least: int, optional: bool = True) -> None:
+    """Raise a TypeError or ValueError unless a setting is an int of at least `least`, or None if it is `optional`."""
+    if value is None and optional:
+        return
+    or_none = " or None" if optional else ""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{what}: expected an int{or_none}, found {value!r}")
+    if value < least:
+        raise ValueError(f"{what}: expected {'None or ' if optional else ''}an int from {least} on, found {value!r}")
+
+
+def check_duration(what: str, value: Any, unit: str) -> None:
+    """Raise a TypeError or ValueError unless a setting is None or a number of a unit of time, which is not negative."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{what}: expected a number of {unit} or None, found {value!r}")
+    if not value >= 0:
+        raise ValueError(f"{what}: expected no negative number of {unit}, found {value!r}")

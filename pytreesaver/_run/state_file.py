@@ -1,0 +1,174 @@
+"""Reading and writing the state file of a run directory. As in `tf.train`."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from pytreesaver._errors import CorruptCheckpointError, RetentionWarning
+from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import replace_file
+from pytreesaver._io.files import read_file
+from pytreesaver._io.paths import PathLike, local_path, named_os_errors
+from pytreesaver._run.state_text import (
+    STATE_FILE_NAME,
+    CheckpointState,
+    MalformedStateError,
+    format_state,
+    parse_state,
+    paths_in_order,
+)
+
+
+def get_checkpoint_state(checkpoint_dir: PathLike, latest_filename: str | None = None) -> CheckpointState | None:
+    """What the state file of a run directory says, or None if there is none. After `tf.train.get_checkpoint_state`.
+
+    Relative paths come joined to `checkpoint_dir`.
+
+    Raises:
+        CorruptCheckpointError: the file is no state file. (TensorFlow only logs that, and gives None.)
+
+    Example:
+        >>> path = pytreesaver.save({"w": np.ones(3)}, "run/model-1")
+        >>> pytreesaver.update_checkpoint_state("run", path)
+        >>> get_checkpoint_state("run").model_checkpoint_path
+        'run/model-1'
+    """
+    directory = local_path(checkpoint_dir)
+    file = directory / state_file_name(latest_filename)
+    if file.is_dir():
+        return None
+    with named_os_errors("read", file):
+        try:
+            descriptor = filesystem.open_existing(file)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            content = read_file(descriptor)
+        finally:
+            filesystem.close(descriptor)
+    try:
+        state = parse_state(content)
+    except MalformedStateError as error:
+        raise CorruptCheckpointError(f"{file}: {error}") from None
+    if not state.model_checkpoint_path:
+        raise CorruptCheckpointError(f"{file}: expected a model_checkpoint_path, found none")
+    return CheckpointState(
+        str(directory / state.model_checkpoint_path),
+        [str(directory / path) for path in state.all_model_checkpoint_paths],
+        state.all_model_checkpoint_timestamps,
+        state.last_preserved_timestamp,
+    )
+
+
+def state_file_name(latest_filename: str | None) -> str:
+    """The name of a state file, `checkpoint` by default.
+
+    Raises:
+        ValueError: it is a path and not a name.
+    """
+    if latest_filename is None:
+        return STATE_FILE_NAME
+    if latest_filename in ("", ".", ".."):
+        raise ValueError(f"latest_filename: expected the name of a file, found {latest_filename!r}")
+    if os.path.basename(latest_filename) != latest_filename or "\0" in latest_filename:  # noqa: PTH119
+        raise ValueError(f"'latest_filename' must not contain path components, found {latest_filename!r}")
+    return latest_filename
+
+
+def update_checkpoint_state(
+    save_dir: PathLike,
+    model_checkpoint_path: PathLike,
+    all_model_checkpoint_paths: Sequence[PathLike] | None = None,
+    latest_filename: str | None = None,
+    all_model_checkpoint_timestamps: Sequence[float] | None = None,
+    last_preserved_timestamp: float | None = None,
+) -> None:
+    """Write the state file of a run directory, in one step and durably. After `tf.train.update_checkpoint_state`.
+
+    Args:
+        save_dir: the run directory, which must exist.
+        model_checkpoint_path: the newest checkpoint.
+        all_model_checkpoint_paths: all of them, oldest first; the newest is added if it is not the last.
+        latest_filename: the name of the state file, `checkpoint` by default.
+        all_model_checkpoint_timestamps: when each was saved, in seconds since the epoch.
+        last_preserved_timestamp: the time of the last one that is kept for ever.
+
+    Paths in `save_dir` are stored relative to it. As in TensorFlow, a relative path counts from the working directory
+    if `save_dir` is relative too, and from `save_dir` if that is absolute.
+
+    Raises:
+        ValueError: there are not as many timestamps as paths, or `latest_filename` is no name.
+        CheckpointIOError: the file could not be written.
+
+    Example:
+        >>> path = pytreesaver.save({"w": np.ones(3)}, "updated/model-1")
+        >>> update_checkpoint_state("updated", path)
+        >>> pytreesaver.latest_checkpoint("updated")
+        PosixPath('updated/model-1')
+    """
+    directory = local_path(save_dir)
+    newest = str(local_path(model_checkpoint_path))
+    paths = [str(local_path(path)) for path in all_model_checkpoint_paths or ()]
+    if not paths or paths[-1] != newest:
+        paths.append(newest)
+    times = [float(time) for time in all_model_checkpoint_timestamps or ()]
+    if times and len(times) != len(paths):
+        raise ValueError(
+            "Checkpoint timestamps, if provided, must match checkpoint paths "
+            f"(got paths {paths} and timestamps {times})"
+        )
+    relative = [path_in_state(path, directory) for path in paths]
+    write_state(
+        directory,
+        state_file_name(latest_filename),
+        CheckpointState(relative[-1], relative, times, last_preserved_timestamp),
+    )
+
+
+def path_in_state(path: str, directory: Path) -> str:
+    """A path as it stands in the state file of a directory: relative to it wherever it lies in it.
+
+    As in TensorFlow, a relative path with an absolute directory is taken to be relative to that directory already.
+
+    Example:
+        >>> path_in_state("runs/a/model-1", Path("runs/a")), path_in_state("/tmp/model-1", Path("/runs"))
+        ('model-1', '/tmp/model-1')
+        >>> path_in_state("model-1", Path("/runs"))
+        'model-1'
+    """
+    is_absolute = Path(path).is_absolute()
+    if is_absolute and not Path(path).is_relative_to(directory.absolute()):
+        return path
+    return os.path.relpath(path, directory) if is_absolute or not directory.is_absolute() else path
+
+
+def write_state(directory: Path, name: str, state: CheckpointState) -> None:
+    """Write a state file, its paths as they are."""
+    if state.model_checkpoint_path == name:
+        raise ValueError(
+            f"{directory / name}: the state file and the newest checkpoint have the same path; name one differently"
+        )
+    with named_os_errors("write", directory / name):
+        replace_file(directory / name, format_state(state))
+
+
+def listed_checkpoints(directory: Path, name: str) -> list[Path]:
+    """The paths in a state file, the newest last; with a warning, none if it is damaged."""
+    try:
+        state = get_checkpoint_state(directory, name)
+    except CorruptCheckpointError as error:
+        warnings.warn(f"{error}; the checkpoints are looked for without it", RetentionWarning, stacklevel=3)
+        return []
+    if state is None:
+        return []
+    return [Path(path) for path in paths_in_order(state)]
+
+
+def watches_nothing(directory: Path, name: str) -> bool:
+    """Whether a state file says that its saver watches no checkpoint: that it names is one that is kept for ever."""
+    with suppress(CorruptCheckpointError):
+        state = get_checkpoint_state(directory, name)
+        return state is not None and not state.all_model_checkpoint_paths
+    return False

@@ -1,0 +1,1 @@
+"""The two objects that keep state between saves: `Saver` and `CheckpointManager`."""

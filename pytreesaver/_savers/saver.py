@@ -1,0 +1,370 @@
+"""Saver: checkpoints with steps in their names, the last few of which are kept. After `tf.compat.v1.train.Saver`."""
+
+import logging
+import os
+import time
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Unpack
+
+import jax
+
+from pytreesaver._checkpoint.background import SaveFuture, close_on_exit
+from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
+from pytreesaver._checkpoint.restoring.restore import restore_with
+from pytreesaver._checkpoint.saving import write_contents
+from pytreesaver._checkpoint.snapshot import snapshot
+from pytreesaver._io.paths import PathLike, canonical, local_path
+from pytreesaver._progress import Progress, check_progress
+from pytreesaver._run.directory import is_complete, saved_at
+from pytreesaver._run.lock import RunLock
+from pytreesaver._run.policies.rules import SaverRule, encode_rule
+from pytreesaver._run.state_file import state_file_name
+from pytreesaver._savers.saver_def import SaverDef, VariableList, checked_saver_def
+from pytreesaver._savers.saver_state import SaverMemory
+from pytreesaver._savers.session import WriterSession
+from pytreesaver.formats.protocol import TreeContents
+from pytreesaver.formats.record import Record, as_step, encode_record
+
+logger = logging.getLogger("pytreesaver")
+
+
+class Saver:
+    """Saves trees as ``path-step`` and keeps the last few of them. After `tf.compat.v1.train.Saver`.
+
+    It writes the state file that `latest_checkpoint` reads. A new Saver that saves under an old name goes on with the
+    checkpoints of that name that the state file lists, and deletes them in their turn.
+
+    Args:
+        var_list: which variables to save and restore: None for all, a selection (a glob, a compiled regular expression,
+            a function of the name, a list of those, a tree of bools), or a dict {saved name: variable name}.
+        reshape: on restore, accept an array of another shape with the same number of elements.
+        sharded: the shards of an array are always saved as they lie; with or without it.
+        max_to_keep: how many checkpoints to keep; None or 0 for all, and then the state file lists the newest alone.
+        keep_checkpoint_every_n_hours: of the checkpoints that are to be deleted, preserve one for every so many hours
+            of saving, counted from the construction of the Saver; None or 0 preserves all that were saved later.
+        name: what to call this Saver in logs and profiler traces.
+        restore_sequentially: hold one variable at a time in memory beside the result.
+        saver_def: the settings of another Saver, in place of all arguments above and below but `clock`.
+        allow_empty: accept a tree or a selection without a single variable.
+        pad_step_number: write steps with eight digits, so that names sort as steps do.
+        save_relative_paths: write paths relative to its directory into the state file even if the path that was given
+            to `save` is absolute, so that the directory can be moved.
+        filename: where to save if `save` is not told.
+        format: None, or ``"native"``.
+        clock: gives the time, in seconds since the epoch.
+
+    Raises:
+        TypeError, ValueError: an argument makes no sense.
+
+    Example:
+        >>> saver = Saver(max_to_keep=2)
+        >>> for step in (100, 200, 300):
+        ...     path = saver.save({"w": np.full(3, step)}, "digits/model", global_step=step)
+        >>> path, saver.last_checkpoints
+        ('digits/model-300', ['digits/model-200', 'digits/model-300'])
+        >>> saver.restore(pytreesaver.latest_checkpoint("digits"))
+        {'w': array([300, 300, 300])}
+    """
+
+    def __init__(
+        self,
+        var_list: Any = None,
+        reshape: bool = False,
+        sharded: bool = False,
+        max_to_keep: int | None = 5,
+        keep_checkpoint_every_n_hours: float | None = 10000.0,
+        name: str | None = None,
+        restore_sequentially: bool = False,
+        saver_def: SaverDef | None = None,
+        *,
+        allow_empty: bool = False,
+        pad_step_number: bool = False,
+        save_relative_paths: bool = True,
+        filename: PathLike | None = None,
+        format: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        filename = None if filename is None else os.fspath(filename)
+        given = SaverDef(
+            var_list,
+            reshape,
+            sharded,
+            max_to_keep,
+            keep_checkpoint_every_n_hours,
+            name,
+            restore_sequentially,
+            allow_empty,
+            pad_step_number,
+            save_relative_paths,
+            filename,
+            format,
+        )
+        if saver_def is not None:
+            if not isinstance(saver_def, SaverDef):
+                raise ValueError(f"saver_def: expected a SaverDef, found {saver_def!r}")
+            if given != SaverDef():
+                raise ValueError("saver_def: expected it in place of the other arguments, found both")
+            given = saver_def
+        self._settings = given = checked_saver_def(given)
+        self._variables = VariableList(given.var_list, given.allow_empty)
+        self._clock = clock
+        self._memory = SaverMemory(given, float(clock()))
+        self._session = WriterSession("Saver")
+
+    # Saving.
+
+    def save(
+        self,
+        tree: Any,
+        save_path: PathLike | None = None,
+        global_step: Any = None,
+        latest_filename: str | None = None,
+        write_state: bool = True,
+        metadata: Mapping[str, Any] | None = None,
+        block: bool = True,
+        copy: bool = False,
+        progress: Progress = False,
+    ) -> str:
+        """Save a tree as ``save_path-global_step``, list it in the state file, and delete what is not to be kept.
+
+        Nothing is deleted before the new checkpoint is durable, and a save that fails changes nothing that was
+        remembered. A checkpoint of the same name is replaced.
+
+        Args:
+            tree: what to save.
+            save_path: where, without the step; `filename` of the constructor if None. Directories are created.
+            global_step: an int, or an integer array without axes; None for no step in the name.
+            latest_filename: the name of the state file, ``checkpoint`` by default.
+            write_state: without it the checkpoint is not listed and never deleted.
+            metadata: as in `pytreesaver.save`.
+            block: without it, return as soon as nothing that happens to the tree can change what is saved; see
+                `save_async`. One save is under way at a time: the next one waits for it.
+            copy: without `block`, as in `pytreesaver.save_async`.
+            progress: as in `pytreesaver.save`.
+
+        Returns:
+            The path of the checkpoint.
+
+        Raises:
+            TypeError, ValueError: an argument makes no sense.
+            ConcurrentWriterError: another live process saves into the directory.
+            What `pytreesaver.save` raises; and what the save before failed with, if that was not to block.
+
+        Example:
+            >>> Saver(pad_step_number=True).save({"w": np.ones(3)}, "padded/model", global_step=np.int32(7))
+            'padded/model-00000007'
+        """
+        check_progress(progress)
+        step = None if global_step is None else as_step(global_step)
+        state_name = state_file_name(latest_filename)
+        path = self._path(save_path, step, state_name)
+        with self._session.turn:
+            self._session.check_open()
+            self.wait()
+            now = float(self._clock())
+            with jax.profiler.TraceAnnotation(f"{self._label}.save"):
+                contents = self._variables.contents(tree, metadata)
+                location = canonical(path)
+                lock = self._session.claim(location.parent)
+                location = canonical(path)  # the directory is there now
+                record = Record(step, name=location.name)
+                if write_state:
+                    absolute = os.path.isabs(path)  # noqa: PTH117
+                    alone = lock.wrote_last(self)
+                    record = self._memory.adopt(location, step, state_name, absolute=absolute, alone=alone)
+                rule = SaverRule(self._settings.max_to_keep, self._settings.keep_checkpoint_every_n_hours)
+                record = replace(record, retention=encode_rule(rule))
+                contents = contents._replace(record=encode_record(replace(record, time=now)))
+                if not block:
+                    contents = snapshot(contents, copy=copy)
+                work = partial(self._write, path, location, contents, record, lock, now, not block, progress)
+                self._session.perform(f"{self._label}'s save of {path}", work, block=block)
+        return path
+
+    @property
+    def _label(self) -> str:
+        return self._settings.name or "Saver"
+
+    def _path(self, save_path: PathLike | None, step: int | None, state_name: str) -> str:
+        given = self._settings.filename if save_path is None else save_path
+        if given is None:
+            raise ValueError("save_path: expected a path here or as the filename of the Saver, found neither")
+        target = local_path(given)
+        if str(given).endswith("/"):
+            raise ValueError(f"save_path: expected the path of a checkpoint, found that of a directory, {given!r}")
+        if step is None and target.name == state_name:
+            raise ValueError(
+                f"'latest_filename' collides with 'save_path': {state_name!r} and {str(target)!r}; rename one of them"
+            )
+        number = "" if step is None else f"-{step:08d}" if self._settings.pad_step_number else f"-{step}"
+        path = f"{target}{number}"
+        if Path(path).name == state_name:
+            raise ValueError(f"save_path: {path!r} conflicts with the path of the state file; rename one of them")
+        return path
+
+    def _write(
+        self,
+        path: str,
+        location: Path,
+        contents: TreeContents,
+        record: Record,
+        lock: RunLock,
+        now: float,
+        in_background: bool,
+        progress: Progress,
+    ) -> Path:
+        try:
+            write_contents(
+                location,
+                contents,
+                overwrite=True,
+                durable=True,
+                in_background=in_background,
+                format=self._settings.format,
+                progress=progress,
+                what=f"{self._label}: saving {path}",
+            )
+            if record.state_file is not None:
+                with lock.saving:
+                    deletions = self._memory.list_saved(path, location, record, now)
+                deletions.warn()
+        except BaseException:
+            # It may be there all the same, and only its name not be durable, or not listed: the next save looks.
+            self._memory.look_again()
+            raise
+        logger.info("%s saved %s", self._label, path)
+        return Path(path)
+
+    # Restoring.
+
+    def restore(
+        self,
+        save_path: PathLike,
+        like: Any = None,
+        **options: Unpack[RestoreArguments],
+    ) -> Any:
+        """Restore the variables of this Saver. The other arguments are those of `pytreesaver.restore`.
+
+        With `like`, leaves outside of `var_list` are the template's own objects. Without it, a `var_list` that is a
+        dict gives nested dicts of the variable names. `only` selects among the variables of `var_list`.
+
+        Raises:
+            ValueError: `save_path` is None, as `latest_checkpoint` gives it where there is none; or `rename` is given
+                and `var_list` has names for the variables already.
+            What `pytreesaver.restore` raises.
+
+        Example:
+            >>> saver = Saver({"weights": "dense/w"})
+            >>> path = saver.save({"dense": {"w": np.ones(2), "b": np.zeros(2)}}, "renamed/model")
+            >>> pytreesaver.list_variables(path), saver.restore(path)
+            ([('weights', (2,))], {'dense': {'w': array([1., 1.])}})
+        """
+        given: Any = save_path
+        if given is None:
+            raise ValueError("Can't load save_path when it is None: there was no checkpoint")
+        self._session.queue.settle()
+        if self._variables.renaming is not None and options.get("rename") is not None:
+            raise ValueError("rename: var_list gives the variables their names in the checkpoint already")
+        given_options = RestoreOptions.of("Saver.restore", options)
+        everything = given_options._replace(
+            only=self._variables.selected_by(given_options.only),
+            rename=self._variables.renaming or given_options.rename,
+            reshape=options.get("reshape", self._settings.reshape and like is not None),
+            sequentially=self._settings.restore_sequentially,
+            may_be_empty=self._settings.allow_empty,
+        )
+        with jax.profiler.TraceAnnotation(f"{self._label}.restore"):
+            return restore_with(save_path, like, everything)
+
+    # What it remembers.
+
+    @property
+    def last_checkpoints(self) -> list[str]:
+        """The checkpoints that are kept as the last ones, oldest first; empty if all are kept."""
+        return self._memory.paths
+
+    @property
+    def next_checkpoint_time(self) -> float:
+        """A checkpoint saved after this time, in seconds since the epoch, will be preserved when its turn comes."""
+        return self._memory.next_checkpoint_time
+
+    def set_last_checkpoints_with_time(self, last_checkpoints_with_time: Iterable[tuple[PathLike, float]]) -> None:
+        """Set the checkpoints to go on with: (path, seconds since the epoch), oldest first.
+
+        Example:
+            >>> saver = Saver()
+            >>> saver.set_last_checkpoints_with_time([("model-1", 60.0), ("model-2", 120.0)])
+            >>> saver.last_checkpoints
+            ['model-1', 'model-2']
+        """
+        with self._session.turn:
+            self._session.queue.settle()
+            self._memory.watch(last_checkpoints_with_time)
+
+    def recover_last_checkpoints(self, checkpoint_paths: Sequence[PathLike]) -> None:
+        """Go on with those of the paths that have a complete checkpoint, in their order, from oldest to newest.
+
+        Example:
+            >>> saver = Saver()
+            >>> saver.recover_last_checkpoints([pytreesaver.save({"w": np.ones(3)}, "recovered-1"), "recovered-2"])
+            >>> saver.last_checkpoints
+            ['recovered-1']
+        """
+        paths = [local_path(path) for path in checkpoint_paths]
+        self.set_last_checkpoints_with_time([(path, saved_at(path)) for path in paths if is_complete(path)])
+
+    def as_saver_def(self) -> SaverDef:
+        """The settings, for ``Saver(saver_def=...)``.
+
+        Raises:
+            TypeError: `var_list` is no plain value, but a function, a regular expression or a mask.
+
+        Example:
+            >>> Saver(max_to_keep=3).as_saver_def().max_to_keep
+            3
+        """
+        variables = self._settings.var_list
+        plain = variables is None or isinstance(variables, str)
+        plain = plain or (isinstance(variables, list) and all(isinstance(entry, str) for entry in variables))
+        if not plain and not isinstance(variables, dict):
+            raise TypeError(f"var_list: expected a str, a list of str or a dict for a SaverDef, found {variables!r}")
+        return self._settings
+
+    # The background.
+
+    @property
+    def pending(self) -> SaveFuture | None:
+        """The future of the save that is under way, or that ended since `save` or `wait` was called last; or None."""
+        return self._session.queue.pending
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the save that is under way, `timeout` seconds at most; an hour if None.
+
+        Raises:
+            SaveTimeoutError: it has not finished, and goes on.
+            What it failed with.
+        """
+        self._session.queue.wait(timeout)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait as `wait` does, and then let other processes save into the directory.
+
+        Raises:
+            What `wait` raises. If the save is still under way, the Saver stays open.
+        """
+        self._session.close(timeout)
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        close_on_exit(self.close, error)

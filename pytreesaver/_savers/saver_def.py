@@ -1,0 +1,118 @@
+"""The settings of a Saver as a plain value, and what its `var_list` means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._checkpoint.saving import contents_of, renamed
+from pytreesaver._errors import VariableNotFoundError
+from pytreesaver._run.policies.retention import check_count, check_duration
+from pytreesaver._text import duplicates, listed_with_suggestions
+from pytreesaver._tree.rename import ByName, Renaming
+from pytreesaver._tree.select import OneOf, Selection, as_selection
+from pytreesaver._tree.structure import flatten_tree
+from pytreesaver.formats.protocol import TreeContents
+from pytreesaver.formats.registry import format_named
+
+
+@dataclass(frozen=True)
+class SaverDef:
+    """The settings of a `Saver`: plain values, so that ``json.dumps(dataclasses.asdict(saver_def))`` works.
+
+    After TensorFlow's `SaverDef`. The fields are the arguments of `Saver`.
+    """
+
+    var_list: str | list[str] | dict[str, str] | None = None
+    reshape: bool = False
+    sharded: bool = False
+    max_to_keep: int | None = 5
+    keep_checkpoint_every_n_hours: float | None = 10000.0
+    name: str | None = None
+    restore_sequentially: bool = False
+    allow_empty: bool = False
+    pad_step_number: bool = False
+    save_relative_paths: bool = True
+    filename: str | None = None
+    format: str | None = None
+
+
+_FLAGS = ("reshape", "sharded", "restore_sequentially", "allow_empty", "pad_step_number", "save_relative_paths")
+
+
+def checked_saver_def(settings: SaverDef) -> SaverDef:
+    """The settings with plain Python numbers and bools in them.
+
+    Raises:
+        TypeError, ValueError: a setting makes no sense; the message names it.
+    """
+    count, hours = settings.max_to_keep, settings.keep_checkpoint_every_n_hours
+    check_count("max_to_keep", count, least=0)
+    check_duration("keep_checkpoint_every_n_hours", hours, "hours")
+    format_named(settings.format)  # raises if there is no such format
+    if settings.name is not None and not isinstance(settings.name, str):
+        raise TypeError(f"name: expected a str, found {settings.name!r}")
+    for flag in _FLAGS:
+        if not isinstance(getattr(settings, flag), bool | np.bool_):
+            raise TypeError(f"{flag}: expected True or False, found {getattr(settings, flag)!r}")
+    plain: dict[str, Any] = {flag: bool(getattr(settings, flag)) for flag in _FLAGS}
+    plain["max_to_keep"] = None if count is None else int(count)
+    plain["keep_checkpoint_every_n_hours"] = None if hours is None else float(hours)
+    return replace(settings, **plain)
+
+
+class VariableList:
+    """What `var_list` says: a selection of variables, or names for some of them, or nothing.
+
+    Attributes:
+        selection: of variables by their names in the tree; None for all.
+        renaming: their names in the checkpoint; None if they are the same.
+    """
+
+    def __init__(self, var_list: Any, allow_empty: bool) -> None:
+        self._allow_empty = allow_empty
+        self.selection: Selection | None = None
+        self.renaming: Renaming | None = None
+        self._stored_names: dict[str, str] | None = None
+        if isinstance(var_list, Mapping) and all(isinstance(name, str) for name in var_list.values()):
+            self._stored_names = _by_variable(var_list)
+            self.selection = OneOf(self._stored_names, "var_list")
+            self.renaming = ByName(self._stored_names, "var_list")
+        elif var_list is not None:
+            self.selection = as_selection(var_list)
+        if self._stored_names == {} and not allow_empty:
+            raise ValueError("No variables to save: var_list is empty; allow_empty=True accepts that")
+
+    def selected_by(self, only: Any) -> Selection | None:
+        """The selection of what is selected here and by `only`."""
+        if only is None or self.selection is None:
+            return self.selection if only is None else as_selection(only)
+        return self.selection & as_selection(only)
+
+    def contents(self, tree: Any, metadata: Mapping[str, Any] | None) -> TreeContents:
+        """What is to be written of a tree."""
+        may_be_empty = self._allow_empty or self._stored_names is not None
+        contents = contents_of(tree, metadata, only=self.selection, may_be_empty=may_be_empty)
+        absent = set(self._stored_names or ()).difference(contents.names)
+        if absent:
+            lines = "\n".join(listed_with_suggestions(sorted(absent), flatten_tree(tree).names))
+            raise VariableNotFoundError(f"the tree lacks variables that var_list names:\n{lines}")
+        if not contents.names and not self._allow_empty:
+            raise ValueError("No variables to save: the tree is empty; Saver(allow_empty=True) accepts that")
+        return contents if self._stored_names is None else renamed(contents, self._stored_names)
+
+
+def _by_variable(var_list: Mapping[Any, str]) -> dict[str, str]:
+    wrong = [name for name in var_list if not isinstance(name, str)]
+    if wrong:
+        raise TypeError(f"var_list: expected saved names that are str, found {wrong!r}")
+    for name in var_list:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"var_list: expected names that can be written as UTF-8, found {name!r}") from None
+    again = duplicates(var_list.values())
+    if again:
+        raise ValueError(f"var_list: expected one saved name for each variable, found several for {again}")
+    return {variable: saved for saved, variable in var_list.items()}

@@ -1,0 +1,1 @@
+"""Pure functions on trees: names, structure, leaves, selection, renaming, casting. No file, clock or device."""

@@ -1,0 +1,254 @@
+"""What a stored leaf is: its kind, dtype and shape; its bytes, and its value again from those.
+
+Knows no file and no device: what a checkpoint holds can be looked at without JAX.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import ml_dtypes
+import msgspec
+import numpy as np
+
+_FLOAT0 = np.dtype([("float0", np.void, 0)])  # as jax.dtypes.float0 is
+
+
+class NotPlainError(TypeError):
+    """A value that the notation cannot hold, or that this process cannot rebuild."""
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The name under which a checkpoint records a dtype: NumPy's or ml_dtypes' own, ``>`` before it if big-endian.
+
+    Raises:
+        NotPlainError: the dtype holds Python objects, has fields, or differs between machines (``longdouble``).
+
+    Example:
+        >>> dtype_name(np.dtype("<f4")), dtype_name(np.dtype(">i2")), dtype_name(np.dtype("U7"))
+        ('float32', '>int16', 'U7')
+    """
+    if dtype == _FLOAT0:
+        return "float0"
+    if dtype.kind in "US":
+        name = f"{dtype.kind}{dtype.itemsize // (4 if dtype.kind == 'U' else 1)}"
+    elif (dtype.kind in "biufcmM" and dtype.char not in "gG") or hasattr(ml_dtypes, dtype.name):
+        name = dtype.name
+    else:
+        raise NotPlainError(f"dtype {dtype} cannot be stored")
+    return ">" + name if dtype.byteorder == ">" and dtype.kind != "S" else name
+
+
+_DTYPE_NAME = re.compile(r">?([a-z][a-z0-9_]*(\[[0-9]*[a-zA-Z]+\])?|[US][0-9]{1,9})")
+
+
+@functools.lru_cache(maxsize=1024)
+def dtype_from_name(name: str) -> np.dtype[Any]:
+    """The dtype that `dtype_name` named.
+
+    Raises:
+        NotPlainError: there is no such name.
+
+    Example:
+        >>> dtype_from_name("bfloat16"), dtype_from_name(">float32")
+        (dtype(bfloat16), dtype('>f4'))
+    """
+    if name == "float0":
+        return _FLOAT0
+    try:
+        if not _DTYPE_NAME.fullmatch(name):
+            raise NotPlainError(f"no dtype is named {name!r}")
+        plain = name.removeprefix(">")
+        scalar = getattr(ml_dtypes, plain, None)
+        dtype: np.dtype[Any] = np.dtype(plain if scalar is None else scalar)
+        if name.startswith(">"):
+            dtype = dtype.newbyteorder(">")
+        if dtype_name(dtype) == name:
+            return dtype
+    except (TypeError, ValueError, AttributeError):
+        pass
+    raise NotPlainError(f"no dtype is named {name!r}")
+
+
+Kind = Literal["jax", "key", "numpy", "numpy_scalar", "bool", "int", "float", "complex", "str", "bytes"]
+PYTHON_KINDS = frozenset({"bool", "int", "float", "complex", "str", "bytes"})
+
+
+class LeafType(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a leaf is apart from its shape and its value.
+
+    `kind` says what holds the value: a ``jax.Array``, a typed PRNG ``key`` array, a NumPy array or scalar, a Python
+    object. `dtype` names the dtype of the bytes; for a key array that is ``uint32``, for an int of more than 64 bits
+    ``uint8``. `weak_type` is JAX's, `key_impl` the name of a key's implementation.
+    """
+
+    kind: Kind
+    dtype: str
+    weak_type: bool = False
+    key_impl: str = ""
+
+
+def storage_dtype(leaf_type: LeafType) -> np.dtype[Any]:
+    """The little-endian dtype in which the bytes of a leaf are stored."""
+    return dtype_from_name(leaf_type.dtype.removeprefix(">"))
+
+
+def is_bytes_of_object(leaf_type: LeafType) -> bool:
+    """Whether the stored bytes are those of a Python object of any length: a str, bytes, or a large int."""
+    return leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8"
+
+
+def logical_shape(leaf_type: LeafType, stored_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a leaf whose stored array has `stored_shape`: a key's data has one axis more, a str is a scalar.
+
+    Example:
+        >>> logical_shape(LeafType("key", "uint32", key_impl="threefry2x32"), (8, 2))
+        (8,)
+    """
+    if leaf_type.kind == "key":
+        return tuple(stored_shape[:-1])
+    return () if leaf_type.kind in PYTHON_KINDS else tuple(stored_shape)
+
+
+def describe(leaf_type: LeafType, shape: Sequence[int]) -> str:
+    """A type and a logical shape as they stand in messages.
+
+    Example:
+        >>> describe(LeafType("jax", "float32"), (784, 512)), describe(LeafType("int", "int64"), ())
+        ('float32[784,512]', 'int')
+    """
+    if leaf_type.kind in PYTHON_KINDS:
+        return leaf_type.kind
+    return f"{described_dtype(leaf_type)}[{','.join(map(str, shape))}]"
+
+
+def described_dtype(leaf_type: LeafType) -> str:
+    """The dtype of a type as it stands in messages."""
+    if leaf_type.kind in PYTHON_KINDS:
+        return leaf_type.kind
+    return f"key<{leaf_type.key_impl}>" if leaf_type.kind == "key" else leaf_type.dtype
+
+
+# Leaves to bytes.
+
+
+class Cells:
+    """The arrays that together hold the bytes of one leaf.
+
+    `boundaries` has a list for each axis, from 0 to the length of the axis; the cells between them are in `arrays`, in
+    row-major order. A leaf that is not sharded is one cell, and then `boundaries` is None.
+    """
+
+    __slots__ = ("arrays", "boundaries")
+
+    def __init__(self, arrays: list[Any], boundaries: list[list[int]] | None = None) -> None:
+        self.arrays = arrays
+        self.boundaries = boundaries
+
+
+def grid_cells(boundaries: Sequence[Sequence[int]]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The (start, shape) of every cell of a grid, in row-major order.
+
+    Example:
+        >>> list(grid_cells([[0, 2, 4], [0, 3]]))
+        [((0, 0), (2, 3)), ((2, 0), (2, 3))]
+    """
+    counts = [len(axis) - 1 for axis in boundaries]
+    for position in np.ndindex(*counts):
+        start = tuple(axis[i] for axis, i in zip(boundaries, position, strict=True))
+        stop = tuple(axis[i + 1] for axis, i in zip(boundaries, position, strict=True))
+        yield start, tuple(b - a for a, b in zip(start, stop, strict=True))
+
+
+def big_int_nbytes(value: int) -> int:
+    """How many bytes an int takes that is stored as bytes."""
+    return value.bit_length() // 8 + 1
+
+
+def cell_bytes(cell: Any, leaf_type: LeafType) -> np.ndarray:
+    """The little-endian, C-ordered bytes of a cell as uint8[n], without a copy wherever they lie so in memory."""
+    if leaf_type.kind in ("jax", "numpy"):
+        array = np.asarray(cell)
+        if array.flags.c_contiguous and array.dtype.isnative and array.itemsize:
+            return array.ravel().view(np.uint8)
+    match leaf_type.kind:
+        case "str":
+            array = np.frombuffer(cell.encode("utf-8", "surrogatepass"), np.uint8)
+        case "bytes":
+            array = np.frombuffer(cell, np.uint8)
+        case "int" if leaf_type.dtype == "uint8":
+            array = np.frombuffer(cell.to_bytes(big_int_nbytes(cell), "little", signed=True), np.uint8)
+        case "bool" | "int" | "float" | "complex":
+            array = np.array(cell, storage_dtype(leaf_type))
+        case _:
+            array = np.asarray(cell)
+    if array.dtype.byteorder == ">":
+        array = array.byteswap()
+    if array.dtype.itemsize == 0:
+        return np.empty(0, np.uint8)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+# Bytes to values.
+
+
+def stored_array(data: np.ndarray, leaf_type: LeafType, stored_shape: Sequence[int]) -> np.ndarray:
+    """uint8[n] as the array of a variable, without a copy."""
+    dtype = storage_dtype(leaf_type)
+    if dtype.itemsize == 0:
+        return np.ndarray(tuple(stored_shape), dtype)  # np.zeros would make U1 of U0
+    return data.view(dtype).reshape(tuple(stored_shape))
+
+
+def python_value(array: np.ndarray, leaf_type: LeafType) -> Any:
+    """The Python object that a stored array stands for."""
+    match leaf_type.kind:
+        case "str":
+            return array.tobytes().decode("utf-8", "surrogatepass")
+        case "bytes":
+            return array.tobytes()
+        case "int" if leaf_type.dtype == "uint8":
+            return int.from_bytes(array.tobytes(), "little", signed=True)
+    return array.item()
+
+
+def numpy_value(array: np.ndarray, leaf_type: LeafType) -> np.ndarray:
+    """A stored array as the NumPy array that shows its value: str, bytes and big ints in an array of objects.
+
+    The bytes of `array` may be put into another order in place.
+    """
+    if is_bytes_of_object(leaf_type):
+        value = np.empty((), object)
+        value[()] = python_value(array, leaf_type)
+        return value
+    if leaf_type.dtype.startswith(">"):
+        array = array.byteswap(inplace=array.flags.writeable).view(dtype_from_name(leaf_type.dtype))
+    return array if array.flags.aligned else array.copy()
+
+
+def is_castable(found: LeafType, target: LeafType) -> bool:
+    """Whether both hold numbers or bools."""
+    return is_number(found) and is_number(target)
+
+
+@functools.lru_cache(maxsize=1024)
+def is_number(leaf_type: LeafType) -> bool:
+    """Whether it holds numbers or bools."""
+    if leaf_type.kind in PYTHON_KINDS:
+        return leaf_type.kind not in ("str", "bytes")
+    return leaf_type.kind != "key" and leaf_type.dtype != "float0" and _category(storage_dtype(leaf_type)) >= 0
+
+
+_FLOATING = 2
+_CATEGORIES = (("bool",), ("int", "uint"), ("float", "bfloat"), ("complex",))
+
+
+@functools.lru_cache(maxsize=1024)
+def _category(dtype: np.dtype[Any]) -> int:
+    return next((i for i, beginnings in enumerate(_CATEGORIES) if dtype.name.startswith(beginnings)), -1)
+
+
+def is_floating(dtype: str) -> bool:
+    """Whether numbers of the dtype of this name are floats."""
+    return dtype != "float0" and _category(dtype_from_name(dtype)) == _FLOATING

@@ -1,0 +1,157 @@
+"""What a leaf of a live tree is, and the arrays that hold its bytes. Knows no file."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pytreesaver._tree.kinds import Cells, Kind, LeafType, NotPlainError, big_int_nbytes, dtype_name, grid_cells
+
+
+class LeafError(Exception):
+    """Why a leaf cannot be stored or cannot serve as a template, as the end of a sentence."""
+
+
+def leaf_type_of(leaf: Any) -> tuple[LeafType, tuple[int, ...]]:
+    """The type of a leaf and the shape of the array that stores it.
+
+    Raises:
+        LeafError: leaves of this type, or this leaf, cannot be stored.
+
+    Example:
+        >>> leaf_type_of(np.zeros((2, 3), np.float16))
+        (LeafType(kind='numpy', dtype='float16', weak_type=False, key_impl=''), (2, 3))
+    """
+    kind = type(leaf)
+    if kind is int:
+        if -(2**63) <= leaf < 2**63:
+            return _PYTHON_TYPES[int], ()
+        return _BIG_INT, (big_int_nbytes(leaf),)
+    if kind is str:
+        return _PYTHON_TYPES[str], (len(leaf.encode("utf-8", "surrogatepass")),)
+    if kind is bytes:
+        return _PYTHON_TYPES[bytes], (len(leaf),)
+    if kind in _PYTHON_TYPES:
+        return _PYTHON_TYPES[kind], ()
+    if isinstance(leaf, jax.Array):
+        return _jax_type(leaf)
+    if kind is np.ndarray or isinstance(leaf, np.memmap):
+        return _numpy_type("numpy", leaf.dtype), leaf.shape
+    if isinstance(leaf, np.generic):
+        return _numpy_scalar_type(leaf), ()
+    raise LeafError(f"of type {kind.__module__}.{kind.__qualname__}{_advice(leaf)}")
+
+
+_PYTHON_TYPES: dict[type, LeafType] = {
+    bool: LeafType("bool", "bool"),
+    int: LeafType("int", "int64"),
+    float: LeafType("float", "float64"),
+    complex: LeafType("complex", "complex128"),
+    str: LeafType("str", "uint8"),
+    bytes: LeafType("bytes", "uint8"),
+}
+
+_BIG_INT = LeafType("int", "uint8")
+
+
+def _jax_type(leaf: jax.Array) -> tuple[LeafType, tuple[int, ...]]:
+    if isinstance(leaf, jax.core.Tracer):
+        raise LeafError(
+            "that is a JAX tracer: save was called inside jit, grad, vmap or another transformation, where arrays "
+            "have no values yet; call it outside, or through jax.experimental.io_callback"
+        )
+    if leaf.is_deleted():
+        raise LeafError(
+            "that is a deleted jax.Array: it was donated to a jitted function or deleted before it could be saved; "
+            "save the function's result, or save before the call that donates it"
+        )
+    if not (leaf.is_fully_replicated or leaf.is_fully_addressable):
+        raise LeafError(
+            "that is a jax.Array spread over several processes; gather it first with "
+            "jax.experimental.multihost_utils.process_allgather"
+        )
+    leaf_type = jax_array_type(leaf)
+    if leaf_type is None:
+        leaf_type = key_type(jax.random.key_impl(leaf))
+        return leaf_type, (*leaf.shape, *_key_data_shape(leaf_type.key_impl))
+    return leaf_type, leaf.shape
+
+
+def jax_array_type(leaf: Any) -> LeafType | None:
+    """The type of a `jax.Array` or `jax.ShapeDtypeStruct` of ordinary numbers; None for one of PRNG keys."""
+    return _jax_array_type(leaf.dtype, getattr(leaf, "weak_type", False))
+
+
+@functools.lru_cache(maxsize=1024)
+def _jax_array_type(dtype: Any, weak_type: Any) -> LeafType | None:
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return None
+    return LeafType("jax", _checked_dtype_name(dtype), weak_type=bool(weak_type))
+
+
+@functools.lru_cache(maxsize=1024)
+def _numpy_type(kind: Kind, dtype: np.dtype[Any]) -> LeafType:
+    return LeafType(kind, _checked_dtype_name(dtype))
+
+
+def _checked_dtype_name(dtype: Any) -> str:
+    try:
+        return dtype_name(dtype)
+    except NotPlainError:
+        raise LeafError(f"of dtype {dtype}; numbers, bools, dates and fixed-width strings can be stored") from None
+
+
+def _numpy_scalar_type(leaf: np.generic) -> LeafType:
+    leaf_type = _numpy_type("numpy_scalar", leaf.dtype)
+    array: Any = np.asarray(leaf)
+    if type(array[()]) is not type(leaf):
+        raise LeafError(f"of type {type(leaf).__module__}.{type(leaf).__qualname__}, a subclass of a NumPy scalar")
+    if isinstance(leaf, np.str_ | np.bytes_) and array[()] != leaf:
+        raise LeafError("that is a NumPy string which ends in NUL, and NumPy drops those; use a str or bytes")
+    return leaf_type
+
+
+@functools.lru_cache
+def key_type(impl: Any) -> LeafType:
+    """The type of a typed PRNG key array, by what `jax.random.key_impl` says of it."""
+    if isinstance(impl, str):
+        return LeafType("key", "uint32", key_impl=impl)
+    raise LeafError(f"that is a PRNG key array of an implementation without a registered name ({impl})")
+
+
+@functools.lru_cache
+def _key_data_shape(key_impl: str) -> tuple[int, ...]:
+    make_data = lambda: jax.random.key_data(jax.random.key(0, impl=key_impl))  # noqa: E731
+    return tuple(jax.eval_shape(make_data).shape)
+
+
+def _advice(leaf: Any) -> str:
+    if isinstance(leaf, np.ndarray):
+        return "; convert it to a plain np.ndarray"
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return "; it has a shape but no values: save the arrays themselves"
+    if callable(leaf):
+        return "; take functions out of the tree first, for example with equinox.filter(tree, equinox.is_array)"
+    if isinstance(leaf, bool | int | float | complex | str | bytes):
+        return f"; convert it to a plain {next(t.__name__ for t in _PYTHON_TYPES if isinstance(leaf, t))}"
+    return "; convert it to an array, register its class with JAX as a pytree node, or take it out of the tree"
+
+
+def cells_of(leaf: Any, leaf_type: LeafType) -> Cells:
+    """The arrays that hold a leaf's bytes: one for each distinct shard of a sharded `jax.Array`, else one."""
+    if leaf_type.kind == "key":
+        leaf = jax.random.key_data(leaf)
+    elif leaf_type.kind != "jax":
+        return Cells([leaf])
+    if leaf.is_fully_replicated or leaf.size == 0:
+        return Cells([leaf])
+    shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+    starts = [tuple(s.start or 0 for s in shard.index) for shard in shards]
+    boundaries = [[*sorted({start[axis] for start in starts}), length] for axis, length in enumerate(leaf.shape)]
+    by_start = dict(zip(starts, shards, strict=True))
+    try:
+        return Cells([by_start[start].data for start, _ in grid_cells(boundaries)], boundaries)
+    except KeyError:
+        return Cells([leaf])  # shards that form no grid, as no sharding of today's JAX makes them

@@ -1,0 +1,209 @@
+"""A tree made of its leaves and of what `pytreesaver._structure` wrote of it. Imports nothing that a file names."""
+
+import collections
+import dataclasses
+import functools
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from pytreesaver._tree.kinds import NotPlainError
+from pytreesaver._tree.plain import FindClass, class_reference, decode_value
+from pytreesaver._tree.structure import FACTORIES, KEY_TYPES, MOST_LEVELS
+
+_registry = jax.tree_util.default_registry
+_FACTORIES_BY_NAME = {name: cls for cls, name in FACTORIES.items()}
+
+
+class MalformedStructureError(ValueError):
+    """The stored structure is not what this module writes."""
+
+
+def find_imported_class(reference: str) -> type | None:
+    """The class ``module:qualified.name``, if this process has imported its module already; never imports anything.
+
+    Example:
+        >>> find_imported_class("collections:OrderedDict"), find_imported_class("no_such_module:Thing")
+        (<class 'collections.OrderedDict'>, None)
+    """
+    module_name, _, qualified_name = reference.partition(":")
+    found: Any = sys.modules.get(module_name)
+    for part in qualified_name.split("."):
+        # Only through object and type: other attribute access could run code of a lazy module or of a metaclass.
+        is_class = issubclass(type(found), type)
+        if not is_class and not issubclass(type(found), types.ModuleType):
+            return None
+        namespace = type.__getattribute__(found, "__dict__") if is_class else object.__getattribute__(found, "__dict__")
+        found = namespace.get(part)
+    return found if issubclass(type(found), type) and class_reference(found) == reference else None
+
+
+def rebuild_tree(
+    structure: Any, leaves: Sequence[Any], find_class: FindClass = find_imported_class
+) -> tuple[Any, list[str]]:
+    """Put leaves into a stored structure. Gives the tree, and what could not be rebuilt as it was, one line each.
+
+    A namedtuple whose class is not there becomes a namedtuple of the same name and fields; a dataclass becomes a dict
+    of its fields; any other registered node a dict or list of its children.
+
+    Raises:
+        MalformedStructureError: the structure is not one that `flatten_tree` gives for that many leaves.
+
+    Example:
+        >>> rebuild_tree({"w": {"$tuple": [1, None]}, "b": 0}, [2, 1.0])
+        ({'w': (1.0, None), 'b': 2}, [])
+    """
+    builder = _Builder(leaves, find_class)
+    tree = builder.build(structure)
+    if builder.unused:
+        raise MalformedStructureError(f"expected every leaf in the structure, {len(builder.unused)} are not there")
+    return tree, list(builder.problems)
+
+
+class _Builder:
+    def __init__(self, leaves: Sequence[Any], find_class: FindClass) -> None:
+        self.leaves = leaves
+        self.unused = set(range(len(leaves)))
+        self.problems: dict[str, None] = {}
+        self.find_class = find_class
+        self._level = 0
+
+    def build(self, node: Any) -> Any:
+        if node is None:
+            return None
+        if type(node) is int:
+            try:
+                self.unused.remove(node)
+            except KeyError:
+                raise MalformedStructureError(f"leaf {node} stands twice in the structure, or does not exist") from None
+            return self.leaves[node]
+        self._level += 1
+        if self._level > 2 * MOST_LEVELS:  # a registered node takes two: itself, and the container of its children
+            raise MalformedStructureError("the structure is nested deeper than any that was saved")
+        if type(node) is list:
+            built: Any = [self.build(child) for child in node]
+        elif type(node) is not dict:
+            raise MalformedStructureError(f"expected a node of a structure, found {node!r}")
+        elif len(node) == 1 and next(iter(node)).startswith("$"):
+            built = self._build_tagged(*next(iter(node.items())))
+        else:
+            built = {key: self.build(child) for key, child in node.items()}
+        self._level -= 1
+        return built
+
+    def _build_tagged(self, tag: str, body: Any) -> Any:
+        try:
+            match tag:
+                case "$tuple":
+                    return tuple([self.build(child) for child in body])
+                case "$dict":
+                    return self._build_items(body)
+                case "$ordereddict":
+                    return collections.OrderedDict(self._build_items(body))
+                case "$defaultdict":
+                    factory, items = body
+                    return self._build_default_dict(factory, self._build_items(items))
+                case "$namedtuple":
+                    reference, fields = body
+                    return self._build_namedtuple(reference, {name: self.build(c) for name, c in fields.items()})
+                case "$dataclass":
+                    reference, children, static = body
+                    return self._build_dataclass(reference, {n: self.build(c) for n, c in children.items()}, static)
+                case "$node":
+                    reference, children, auxiliary = body
+                    return self._build_registered(reference, self.build(children), auxiliary)
+        except MalformedStructureError:
+            raise
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise MalformedStructureError(f"malformed {tag} node: {error}") from error
+        raise MalformedStructureError(f"unknown kind of node {tag!r}")
+
+    def _build_items(self, items: Any) -> dict[Any, Any]:
+        built = {self._key(key): self.build(child) for key, child in items}
+        if len(built) < len(items):
+            raise MalformedStructureError("a dict has one key twice")
+        return built
+
+    def _key(self, encoded: Any) -> Any:
+        key = decode_value(encoded)
+        if type(key) not in KEY_TYPES:
+            raise MalformedStructureError(f"expected the key of a dict, found {encoded!r}")
+        return key
+
+    def _build_default_dict(self, factory: Any, items: dict[Any, Any]) -> Any:
+        if factory == "opaque":
+            self.problems["a defaultdict has a factory that cannot be stored; it comes back as a dict"] = None
+            return items
+        return collections.defaultdict(None if factory is None else _FACTORIES_BY_NAME[factory], items)
+
+    def _build_namedtuple(self, reference: str, fields: dict[str, Any]) -> Any:
+        cls = self.find_class(reference)
+        if cls is not None and issubclass(cls, tuple) and getattr(cls, "_fields", None) == tuple(fields):
+            return tuple.__new__(cls, fields.values())
+        try:
+            substitute = _substitute_namedtuple(reference.rpartition(".")[2].rpartition(":")[2], tuple(fields))
+        except ValueError:
+            self._problem(reference, cls, "a dict of its fields")
+            return fields
+        self._problem(reference, cls, "a namedtuple of the same fields")
+        return substitute(*fields.values())
+
+    def _build_dataclass(self, reference: str, children: dict[str, Any], encoded_static: dict[str, Any]) -> Any:
+        cls = self.find_class(reference)
+        static = {}
+        reasons = []
+        for name, encoded in encoded_static.items():
+            try:
+                static[name] = decode_value(encoded, self.find_class)
+            except NotPlainError as error:
+                reasons.append(f"its static field {name!r} has no stored value ({error})")
+        reason = " and ".join(reasons)
+        if not reason and cls is not None and _registry.is_node(cls) and dataclasses.is_dataclass(cls):
+            try:
+                return _instance_of_dataclass(cls, children | static)
+            except Exception as error:  # the class's own code, which has changed since the checkpoint was saved
+                reason = f"its class refuses the stored fields ({error})"
+        self._problem(reference, cls, "a dict of its fields", reason)
+        return children | static
+
+    def _build_registered(self, reference: str, children: Any, encoded_auxiliary: Any) -> Any:
+        cls = self.find_class(reference)
+        reason = ""
+        if cls is not None and _registry.is_node(cls):
+            try:
+                auxiliary = decode_value(encoded_auxiliary, self.find_class)
+                values = list(children.values()) if isinstance(children, dict) else children
+                leaf = jax.tree_util.tree_structure(0)
+                treedef = jax.tree_util.PyTreeDef.from_node_data_and_children(
+                    _registry, (cls, auxiliary), [leaf] * len(values)
+                )
+                return jax.tree_util.tree_unflatten(treedef, values)
+            except Exception as error:  # the class's own code, or data of it that cannot be stored
+                reason = f"it could not be rebuilt ({error})"
+        self._problem(reference, cls, f"a {type(children).__name__} of its children", reason)
+        return children
+
+    def _problem(self, reference: str, cls: type | None, substitute: str, reason: str = "") -> None:
+        why = reason or (
+            "it is not imported in this process" if cls is None else "its fields have changed since the save"
+        )
+        self.problems[f"{reference} comes back as {substitute}: {why}"] = None
+
+
+def _instance_of_dataclass(cls: type, fields: Mapping[str, Any]) -> Any:
+    declared = {field.name for field in dataclasses.fields(cls)}
+    if not fields.keys() <= declared:
+        raise TypeError(f"it has no fields {sorted(fields.keys() - declared)}")
+    draft: Any = object.__new__(cls)
+    for name, value in fields.items():
+        object.__setattr__(draft, name, value)
+    # One level through the class's own flattening and unflattening gives what any jax.tree.map would give.
+    return jax.tree.map(lambda child: child, draft, is_leaf=lambda node: node is not draft)
+
+
+@functools.lru_cache(maxsize=256)
+def _substitute_namedtuple(name: str, fields: tuple[str, ...]) -> Any:
+    return collections.namedtuple(name, fields)

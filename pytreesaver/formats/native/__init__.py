@@ -1,0 +1,60 @@
+"""pytreesaver's own format: a directory of safetensors files and an index. docs/format.md specifies it."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from pytreesaver._errors import CheckpointError, CheckpointExistsError
+from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import remove_directory_of_files
+from pytreesaver.formats.native.files import INDEX_NAME, OWN_FILES, REPLACEABLE_FILES, read_heading, recognizes
+from pytreesaver.formats.native.reader import NativeReader
+from pytreesaver.formats.native.writing import remove_unlisted, write
+
+__all__ = ["heading_file", "name", "open", "read_heading", "recognizes", "remove", "remove_unlisted_files", "write"]
+
+name = "native"
+
+
+# Removing.
+
+
+def remove_unlisted_files(path: Path) -> None:
+    """Delete what a killed overwrite has left. See `pytreesaver.formats.Format.remove_unlisted_files`."""
+    with suppress(OSError, CheckpointError):
+        # One data file and nothing else is how every save leaves it, and needs no reading of the index.
+        if sum(REPLACEABLE_FILES.fullmatch(entry) is not None for entry in filesystem.list_directory(path)) > 1:
+            remove_unlisted(path, [])
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint. See `pytreesaver.formats.Format.remove`."""
+    if path.is_symlink():
+        return filesystem.remove_file(path)
+    foreign = [entry for entry in filesystem.list_directory(path) if not OWN_FILES.fullmatch(entry)]
+    if foreign:
+        raise CheckpointExistsError(
+            f"{path}: expected nothing but a checkpoint to remove, found {', '.join(foreign[:3])} in it too; "
+            "move that elsewhere first"
+        )
+    return remove_directory_of_files(path)
+
+
+# Reading.
+
+
+def heading_file(path: Path) -> Path:
+    """The file whose time is that of the checkpoint at `path`."""
+    return path / INDEX_NAME
+
+
+def open(path: Path) -> NativeReader:
+    """Open a checkpoint directory. See `pytreesaver.formats.Format.open`."""
+    while True:
+        reader = NativeReader(path)
+        try:
+            if not reader.was_replaced():
+                return reader
+        except BaseException:
+            reader.close()
+            raise
+        reader.close()

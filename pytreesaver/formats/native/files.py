@@ -1,0 +1,318 @@
+"""The open files of a native checkpoint: where each chunk lies in them, and whether they are what the index says."""
+
+import re
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
+from pytreesaver._io import filesystem
+from pytreesaver._io.checksums import block_checksums, block_count
+from pytreesaver._io.files import EndOfFileError, read_file, read_fully
+from pytreesaver._io.reading import Ranges
+from pytreesaver._text import shown
+from pytreesaver._tree.kinds import grid_cells
+from pytreesaver.formats.native.header import is_header
+from pytreesaver.formats.native.index import (
+    Chunk,
+    Index,
+    chunk_counts,
+    chunk_nbytes,
+    decode_checksums,
+    decode_heading,
+    decode_index,
+    first_positions,
+    header_checksum,
+    is_index,
+)
+from pytreesaver.formats.protocol import PINNED_NAME, Heading
+
+INDEX_NAME = "index.json"
+_MOST_INDEX_NBYTES = 4 << 30
+
+REPLACEABLE_FILES = re.compile(r"data-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.safetensors|\.index-[0-9a-f]{16}\.tmp")
+OWN_FILES = re.compile(rf"{re.escape(INDEX_NAME)}|{PINNED_NAME}|{REPLACEABLE_FILES.pattern}")
+
+
+def recognizes(path: Path) -> bool:
+    """Whether there is a directory with an index or a data file of ours, complete or damaged."""
+    if is_index(_head(path / INDEX_NAME)):
+        return True
+    try:
+        entries = filesystem.list_directory(path)
+    except OSError:
+        return False
+    return any(is_header(_head(path / entry)) for entry in entries if REPLACEABLE_FILES.fullmatch(entry))
+
+
+def _head(file: Path) -> bytes:
+    try:
+        descriptor = filesystem.open_existing(file)
+    except OSError:
+        return b""
+    try:
+        head = np.zeros(min(128, filesystem.file_size(descriptor)), np.uint8)
+        read_fully(descriptor, head, 0)
+    except (OSError, EndOfFileError):
+        return b""
+    finally:
+        filesystem.close(descriptor)
+    return head.tobytes()
+
+
+def read_index(path: Path) -> Index:
+    """The index of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
+    return decode_index(_index_bytes(path), str(path / INDEX_NAME))
+
+
+def read_heading(path: Path) -> Heading:
+    """The heading of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
+    return decode_heading(_index_bytes(path), str(path / INDEX_NAME))
+
+
+def _index_bytes(path: Path) -> bytes:
+    try:
+        descriptor = filesystem.open_existing(path / INDEX_NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointNotFoundError(_why_not_found(path)) from None
+    try:
+        size = filesystem.file_size(descriptor)
+        if size > _MOST_INDEX_NBYTES:
+            raise CorruptCheckpointError(f"{path / INDEX_NAME}: expected an index, found a file of {size} bytes")
+        return read_file(descriptor)
+    finally:
+        filesystem.close(descriptor)
+
+
+def _why_not_found(path: Path) -> str:
+    if not path.exists():
+        return f"{path}: expected a checkpoint, found nothing there"
+    if not path.is_dir():
+        return f"{path}: expected a checkpoint, which is a directory, found a file"
+    inside = sorted(path.glob(f"*/{INDEX_NAME}"), key=lambda index: index.stat().st_mtime)
+    names = ", ".join(index.parent.name for index in inside[-3:])
+    hint = f"; there are checkpoints in it, the newest last: {names}" if inside else ""
+    return (
+        f"{path}: expected a checkpoint, found a directory without {INDEX_NAME}: "
+        f"it is none, or its save did not finish{hint}"
+    )
+
+
+class NativeFiles:
+    """The index and the data files of a checkpoint, open.
+
+    Attributes:
+        path: the directory of the checkpoint.
+        index: what its index says.
+        block_nbytes: how many bytes of a chunk one checksum covers.
+        checksums: those of the blocks of all chunks, one chunk after the other.
+        descriptors: the file descriptors of the data files that are there, checked or not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.index = index = read_index(path)
+        self.block_nbytes = index.checksum_block_nbytes
+        self.descriptors: dict[int, int] = {}
+        self._checked: set[int] = set()
+        self._failures: dict[int, tuple[str, list[str]]] = {}  # to look for what is damaged takes time
+        self._maps: dict[int, np.ndarray] = {}
+        # Closes the files of a checkpoint that nobody closed.
+        self._finalizer = weakref.finalize(self, _close_all, self.descriptors)
+        self._chunk_nbytes = chunk_nbytes(index)
+        self._first_chunk = first_positions(chunk_counts(index))
+        self._first_block = first_positions([block_count(n, index.checksum_block_nbytes) for n in self._chunk_nbytes])
+        self.checksums = decode_checksums(index.checksums)
+        self._open_files()
+
+    def close(self) -> None:
+        """Close the data files. What was mapped stays."""
+        self._maps.clear()
+        self._finalizer()
+
+    def was_replaced(self) -> bool:
+        """Whether a save has replaced the checkpoint between the reading of its index and the opening of its data."""
+        return len(self.descriptors) < len(self.index.files) and read_index(self.path).files != self.index.files
+
+    def is_grid(self, position: int) -> bool:
+        """Whether a variable lies in several chunks."""
+        return bool(self.index.grids) and str(position) in self.index.grids
+
+    def size(self, file: int) -> int:
+        """The size of a data file in bytes, -1 if it is not there."""
+        return filesystem.file_size(self.descriptors[file]) if file in self.descriptors else -1
+
+    @property
+    def nbytes(self) -> list[int]:
+        """The size of every variable in bytes."""
+        if not self.index.grids:
+            return self._chunk_nbytes
+        ends = [*self._first_chunk[1:], len(self._chunk_nbytes)]
+        return [sum(self._chunk_nbytes[a:b]) for a, b in zip(self._first_chunk, ends, strict=True)]
+
+    def chunks(self, position: int) -> Iterator[Chunk]:
+        """The chunks of a variable, in row-major order."""
+        boundaries = self.index.grids.get(str(position))
+        if boundaries is None:
+            shape = self.index.shapes[position]
+            yield self._chunk(self._first_chunk[position], (0,) * len(shape), shape)
+            return
+        for i, (start, shape) in enumerate(grid_cells(boundaries), self._first_chunk[position]):
+            yield self._chunk(i, start, shape)
+
+    def single_chunks(self, positions: Sequence[int]) -> dict[int, tuple[Sequence[int], Sequence[int]]]:
+        """For each data file, which of the positions are those of variables that lie in one chunk, and in which."""
+        mine: Sequence[int] = range(len(positions))
+        if self.index.grids:
+            mine = [i for i in mine if not self.is_grid(positions[i])]
+        chunks = [self._first_chunk[positions[i]] for i in mine]
+        if len(self.index.files) == 1 and chunks:
+            return {0: (mine, chunks)}
+        by_file: dict[int, tuple[list[int], list[int]]] = {}
+        for i, chunk in zip(mine, chunks, strict=True):
+            in_file = by_file.setdefault(self.index.chunk_files[chunk], ([], []))
+            in_file[0].append(i)
+            in_file[1].append(chunk)
+        return dict(by_file)
+
+    def ranges(self, chunks: Sequence[int], verify: bool) -> Ranges:
+        """Where the chunks of these numbers lie in their file."""
+        return Ranges(
+            [self.index.chunk_offsets[i] for i in chunks],
+            [self._chunk_nbytes[i] for i in chunks],
+            [self._first_block[i] for i in chunks],
+            self.checksums if verify else None,
+        )
+
+    def _chunk(self, i: int, start: tuple[int, ...], shape: tuple[int, ...]) -> Chunk:
+        index = self.index
+        return Chunk(
+            start, shape, index.chunk_files[i], index.chunk_offsets[i], self._chunk_nbytes[i], self._first_block[i]
+        )
+
+    def expected(self, chunk: Chunk, first: int = 0, stop: int | None = None) -> list[int]:
+        """The checksums of the blocks of a chunk, from number `first` up to `stop`."""
+        blocks = -(-chunk.nbytes // self.block_nbytes)
+        return self.checksums[chunk.first_block + first : chunk.first_block + (blocks if stop is None else stop)]
+
+    def is_intact(self, chunk: Chunk, begin: int, data: np.ndarray) -> bool:
+        """Whether the bytes of a chunk from a block's `begin` on have the checksums they should have."""
+        block = self.block_nbytes
+        first = begin // block
+        expected = self.expected(chunk, first, first + block_count(data.nbytes, block))
+        return list(block_checksums(data, block)) == expected
+
+    def mapped(self, file: int) -> np.ndarray:
+        """A data file as uint8[n]; see `filesystem.map_file`."""
+        descriptor = self.descriptor(file)
+        if file not in self._maps:
+            self._maps[file] = filesystem.map_file(descriptor, self.index.files[file].nbytes)
+        return self._maps[file]
+
+    def check(self) -> tuple[list[str], dict[str, None]]:
+        """What is wrong with the data files, one line each, and the names of the variables that are cut off by it."""
+        damaged: dict[str, None] = {}
+        reasons: list[str] = []
+        for file in range(len(self.index.files)):
+            try:
+                self._check_file(file)
+            except CorruptCheckpointError as error:
+                _note(error, reasons, damaged)
+        return reasons, damaged
+
+    def collect(self, error: CorruptCheckpointError, reasons: list[str], damaged: dict[str, None]) -> None:
+        """Keep what is wrong with one data file until the others have been looked at.
+
+        Raises:
+            CorruptCheckpointError: if it names no variable, and so nothing can be trusted.
+        """
+        if not error.damaged:
+            raise error
+        _note(error, reasons, damaged)
+
+    def _open_files(self) -> None:
+        try:
+            for file, expected in enumerate(self.index.files):
+                with suppress(FileNotFoundError):
+                    self.descriptors[file] = filesystem.open_existing(self.path / expected.name)
+        except BaseException:
+            self.close()
+            raise
+
+    def descriptor(self, file: int) -> int:
+        """The file descriptor of a data file, which is checked when it is first used.
+
+        Raises:
+            CorruptCheckpointError: it is not there, not whole, or that of another checkpoint.
+            ValueError: the checkpoint was closed.
+        """
+        if file in self._failures:
+            reason, damaged = self._failures[file]
+            raise CorruptCheckpointError(reason, damaged=damaged)
+        if file not in self._checked:
+            try:
+                self._check_file(file)
+            except CorruptCheckpointError as error:
+                self._failures[file] = str(error), error.damaged
+                raise
+            self._checked.add(file)
+        try:
+            return self.descriptors[file]
+        except KeyError:
+            raise self._closed_error() from None
+
+    def _check_file(self, file: int) -> None:
+        """Make sure that a data file is whole and the one that the index was written for."""
+        expected = self.index.files[file]
+        where = self.path / expected.name
+        if not self._finalizer.alive:
+            raise self._closed_error()
+        if file not in self.descriptors:
+            raise self.corrupt([f"{where}: expected a data file, found none"], self._in_file(file, 0))
+        descriptor = self.descriptors[file]
+        size = filesystem.file_size(descriptor)
+        if size != expected.nbytes:
+            raise self.truncated(file, size)
+        header = np.empty(expected.header_nbytes, np.uint8)
+        read_fully(descriptor, header, 0)
+        if header_checksum(header.tobytes()) != expected.header_checksum:
+            raise CorruptCheckpointError(f"{where}: its header is damaged, or it is the data of another checkpoint")
+
+    def _closed_error(self) -> ValueError:
+        return ValueError(f"{self.path}: the checkpoint was closed; open it again to read more")
+
+    def truncated(self, file: int, size: int) -> CorruptCheckpointError:
+        """The error that a data file has `size` bytes, which are not as many as it should have."""
+        expected = self.index.files[file]
+        reason = f"{self.path / expected.name}: expected {expected.nbytes} bytes, found {size}"
+        return self.corrupt([reason], self._in_file(file, size))
+
+    def _in_file(self, file: int, size: int) -> list[str]:
+        """The names of the variables with bytes of a file at `size` or beyond."""
+        return [
+            name
+            for position, name in enumerate(self.index.names)
+            if any(c.file == file and c.nbytes and c.offset + c.nbytes > size for c in self.chunks(position))
+        ]
+
+    def corrupt(self, reasons: Sequence[str], damaged: Iterable[str]) -> CorruptCheckpointError:
+        """The error that says what is wrong and which variables are damaged."""
+        wanted = set(damaged)
+        names = [name for name in self.index.names if name in wanted]
+        lines = list(reasons)
+        if names:
+            lines.append(f"{self.path}: {len(names)} of {len(self.index.names)} variables damaged:")
+        return CorruptCheckpointError("\n".join([*lines, *(f"  {shown(name)}" for name in names)]), damaged=names)
+
+
+def _note(error: CorruptCheckpointError, reasons: list[str], damaged: dict[str, None]) -> None:
+    reasons.append(str(error).partition("\n")[0])
+    damaged |= dict.fromkeys(error.damaged)
+
+
+def _close_all(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        filesystem.close(descriptors.popitem()[1])

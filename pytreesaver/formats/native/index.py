@@ -1,0 +1,338 @@
+"""The index of a native checkpoint: everything but the bytes, as JSON in columns, with a checksum of itself.
+
+docs/format.md is its specification. What comes out of `decode_index` is consistent in itself: every length, bound and
+size has been checked, before anything is allocated for it.
+"""
+
+import binascii
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from pytreesaver._errors import CorruptCheckpointError, UnsupportedVersionError
+from pytreesaver._io.checksums import block_count, checksum
+from pytreesaver._text import duplicates
+from pytreesaver._tree.kinds import PYTHON_KINDS, LeafType, NotPlainError, storage_dtype
+from pytreesaver.formats.protocol import Heading
+
+FORMAT_NAME = "pytreesaver"
+VERSION = 1
+_FILE_NAME = re.compile(r"data-[0-9a-z-]+\.safetensors")
+_MOST_NBYTES = 2**63
+
+
+class DataFile(msgspec.Struct, frozen=True):
+    """A data file: its name, its size, and the size and the checksum of its safetensors header (length included)."""
+
+    name: str
+    nbytes: int
+    header_nbytes: int
+    header_checksum: str
+
+
+class Index(msgspec.Struct):
+    """The columns of an index. `chunk_files`, `chunk_offsets` and `checksums` have their entries in the order of the
+    variables, and within a variable in the row-major order of its grid; only those of several chunks are in `grids`.
+    """
+
+    names: list[str]
+    types: list[LeafType]
+    type_of: list[int]
+    shapes: list[tuple[int, ...]]
+    grids: dict[str, list[list[int]]]
+    files: list[DataFile]
+    chunk_files: list[int]
+    chunk_offsets: list[int]
+    checksum_block_nbytes: int
+    checksums: str
+    structure: Any
+    metadata: Any
+    record: Any = None
+
+
+class Chunk(NamedTuple):
+    """A box of an array: where it starts in the array and its shape, where its bytes lie, and its first checksum."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: int
+    offset: int
+    nbytes: int
+    first_block: int
+
+
+# The order in which the parts stand in the file: what a person looks for comes first.
+_PARTS = ("record", "metadata", "structure", "names", "types", "type_of", "shapes", "grids", "files")
+_CHUNK_PARTS = ("chunk_files", "chunk_offsets", "checksum_block_nbytes", "checksums")
+
+
+def encode_index(index: Index) -> bytes:
+    """The index as JSON, a line for each part, the last of which is the checksum of all that comes before it."""
+    parts: dict[str, Any] = {"format": FORMAT_NAME, "version": VERSION}
+    parts |= {name: getattr(index, name) for name in (*_PARTS, *_CHUNK_PARTS)}
+    if index.record is None:
+        del parts["record"]
+    lines = [b'"%s":%s' % (name.encode(), msgspec.json.encode(value)) for name, value in parts.items()]
+    body = b"{" + b",\n".join(lines) + b",\n"
+    return body + b'"checksum":"%016x"}\n' % checksum(body)
+
+
+_TAIL = re.compile(rb'"checksum":"([0-9a-f]{16})"\}\n')
+_TAIL_NBYTES = len(b'"checksum":"0123456789abcdef"}\n')
+
+
+class _Version(msgspec.Struct):
+    format: str
+    version: int
+
+
+def is_index(data: bytes) -> bool:
+    """Whether some bytes begin as `encode_index` begins them."""
+    return data.startswith(b'{"format":"%s"' % FORMAT_NAME.encode())
+
+
+def decode_index(data: bytes, where: str) -> Index:
+    """The index that these bytes hold; `where` says in messages which file they are from.
+
+    Raises:
+        UnsupportedVersionError: it is intact, but of a newer version of the format.
+        CorruptCheckpointError: it is anything else than a complete, consistent index.
+        RecursionError: it is intact, and the stack too full to read it from here.
+    """
+    if not data:
+        raise CorruptCheckpointError(f"{where}: expected an index, found an empty file")
+    body, tail = data[:-_TAIL_NBYTES], _TAIL.fullmatch(data[-_TAIL_NBYTES:])
+    intact = tail is not None and int(tail[1], 16) == checksum(body)
+    try:
+        heading = msgspec.json.decode(data, type=_Version)
+        of_version = f"version {heading.version} of the format, and this pytreesaver reads up to version {VERSION}"
+        if heading.format != FORMAT_NAME:
+            raise _BrokenRuleError(f'expected "format": "{FORMAT_NAME}", found "{heading.format}"')
+        if not intact:
+            note = f" (it claims to be of {of_version})" if heading.version > VERSION else ""
+            raise _BrokenRuleError(f"the index does not fit its own checksum: it is damaged or was edited{note}")
+        if heading.version > VERSION:
+            raise UnsupportedVersionError(f"{where}: it is of {of_version}; a newer pytreesaver reads it")
+        if heading.version < 1:
+            raise _BrokenRuleError(f"expected a version from 1 on, found {heading.version}")
+        index = msgspec.json.decode(data, type=Index)
+        _check(index)
+    except _BrokenRuleError as error:
+        raise CorruptCheckpointError(f"{where}: {error}") from None
+    except UnsupportedVersionError:
+        raise
+    except (msgspec.MsgspecError, NotPlainError, ValueError) as error:
+        raise CorruptCheckpointError(f"{where}: expected an index, found a damaged one ({error})") from None
+    except RecursionError:
+        if intact:
+            raise
+        raise CorruptCheckpointError(f"{where}: expected an index, found brackets without end") from None
+    return index
+
+
+class _Parts(msgspec.Struct):
+    files: list[DataFile]
+    metadata: Any
+    record: Any = None
+
+
+def decode_heading(data: bytes, where: str) -> Heading:
+    """What an index says of the whole checkpoint; the rest of it is only compared with its checksum.
+
+    Raises:
+        What `decode_index` raises.
+    """
+    tail = _TAIL.fullmatch(data[-_TAIL_NBYTES:])
+    parts: _Parts | Index
+    try:
+        intact = tail is not None and int(tail[1], 16) == checksum(data[:-_TAIL_NBYTES])
+        version = msgspec.json.decode(data, type=_Version) if intact else None
+        is_known = version is not None and (version.format, version.version) == (FORMAT_NAME, VERSION)
+        parts = msgspec.json.decode(data, type=_Parts) if is_known else decode_index(data, where)
+    except msgspec.MsgspecError:
+        parts = decode_index(data, where)
+    return Heading(parts.record, parts.metadata, {file.name: file.nbytes for file in parts.files})
+
+
+class _BrokenRuleError(Exception):
+    """A rule of the format that an index breaks."""
+
+
+def _check(index: Index) -> None:
+    count = len(index.names)
+    again = duplicates(index.names)
+    _require(not again, f"different names, found {again} more than once")
+    _require(len(index.type_of) == len(index.shapes) == count, f"{count} types and shapes, as many as names")
+    _require(_all_within(index.type_of, len(index.types)), f"positions among {len(index.types)} types")
+    _require(isinstance(index.metadata, dict), "an object of metadata")
+    _require(index.record is None or isinstance(index.record, dict), "an object as the record")
+    _require(index.checksum_block_nbytes > 0, "a positive checksum_block_nbytes")
+    _require(len({file.name for file in index.files}) == len(index.files), "different data files")
+    for file in index.files:
+        _require(_FILE_NAME.fullmatch(file.name) is not None, f"a data file of the checkpoint, found {file.name!r}")
+        _require(0 <= file.header_nbytes <= file.nbytes < _MOST_NBYTES, f"a header within {file.name}")
+    for leaf_type in index.types:
+        _check_type(leaf_type)
+    # Trees of thousands of leaves have few shapes: each is looked at once.
+    distinct = dict(zip(zip(index.type_of, index.shapes, strict=True), index.names, strict=True))
+    for (type_of, distinct_shape), name in distinct.items():
+        leaf_type = index.types[type_of]
+        if not _fits_kind(leaf_type, distinct_shape):
+            raise _BrokenRuleError(
+                f"{name}: expected a shape for {leaf_type.kind} of {leaf_type.dtype}, found {list(distinct_shape[:9])}"
+            )
+        if not _is_shape(distinct_shape, storage_dtype(leaf_type).itemsize):
+            raise _BrokenRuleError(f"{name}: expected at most 64 axes, no negative length, and fewer than 2**63 bytes")
+    for key, boundaries in index.grids.items():
+        known = _POSITION.fullmatch(key) is not None and int(key) < count
+        _require(known, f"the position of a variable in grids, found {key[:20]!r}")
+        shape = index.shapes[int(key)]
+        ascending = all(a < b for axis in boundaries for a, b in itertools.pairwise(axis))
+        whole = all(len(axis) > 1 and axis[0] == 0 for axis in boundaries)
+        whole = whole and tuple(axis[-1] for axis in boundaries) == shape
+        _require(ascending and whole, f"{index.names[int(key)]}: a grid over {list(shape)}, found {boundaries}")
+    _check_chunks(index)
+
+
+def _require(condition: bool, expected: str) -> None:
+    if not condition:
+        raise _BrokenRuleError(f"expected {expected}")
+
+
+_POSITION = re.compile("0|[1-9][0-9]{0,17}")
+_MOST_AXES = 64  # NumPy's limit
+
+
+def _check_type(leaf_type: LeafType) -> None:
+    dtype = storage_dtype(leaf_type)
+    if leaf_type.kind == "key":
+        _require(bool(leaf_type.key_impl), "the implementation of each key")
+    if not leaf_type.kind.startswith("numpy"):
+        numbers = dtype.kind in "biufcV" and leaf_type.dtype != "float0"
+        _require(numbers and leaf_type.dtype[0] != ">", f"a dtype for {leaf_type.kind}, found {leaf_type.dtype!r}")
+
+
+def _is_shape(shape: Sequence[int], itemsize: int) -> bool:
+    nbytes = max(itemsize, 1)
+    if len(shape) > _MOST_AXES or (shape and min(shape) < 0):
+        return False
+    for length in shape:
+        nbytes *= max(length, 1)  # NumPy sets this limit to empty arrays too
+        if nbytes >= _MOST_NBYTES:
+            return False
+    return True
+
+
+_PYTHON_DTYPES = {"bool": ["bool"], "int": ["int64", "uint8"], "float": ["float64"], "complex": ["complex128"]}
+
+
+def _fits_kind(leaf_type: LeafType, shape: Sequence[int]) -> bool:
+    if leaf_type.kind == "key":
+        return leaf_type.dtype == "uint32" and len(shape) > 0
+    if leaf_type.kind in PYTHON_KINDS:
+        of_bytes = leaf_type.dtype == "uint8"
+        return leaf_type.dtype in _PYTHON_DTYPES.get(leaf_type.kind, ["uint8"]) and len(shape) == int(of_bytes)
+    return leaf_type.kind != "numpy_scalar" or len(shape) == 0
+
+
+def _check_chunks(index: Index) -> None:
+    counts = chunk_counts(index)
+    total = sum(counts)
+    found = (len(index.chunk_files), len(index.chunk_offsets))
+    _require(found == (total, total), f"{total} chunks, found {found[1]}")
+    _require(_all_within(index.chunk_files, len(index.files)), f"positions among {len(index.files)} files")
+    _require(_all_within(index.chunk_offsets, _MOST_NBYTES), "offsets from 0 on, below 2**63")
+    nbytes = chunk_nbytes(index)
+    blocks = sum(block_count(n, index.checksum_block_nbytes) for n in nbytes)
+    _require(len(index.checksums) == 16 * blocks, f"{blocks} checksums of 16 digits")
+    _require(re.fullmatch("[0-9a-f]*", index.checksums) is not None, "checksums in lower-case hexadecimal digits")
+    if index.files:
+        _check_places(index, counts, np.array(nbytes, np.int64))
+
+
+def _all_within(numbers: Sequence[int], bound: int) -> bool:
+    return not numbers or (min(numbers) >= 0 and max(numbers) < bound)
+
+
+def _check_places(index: Index, counts: Sequence[int], size: np.ndarray) -> None:
+    """Refuse chunks that are not within their file, or share bytes with another chunk or with the header."""
+    file, offset = np.array(index.chunk_files, np.int64), np.array(index.chunk_offsets, np.int64)
+    file_nbytes = np.array([each.nbytes for each in index.files], np.int64)[file]
+    outside = (offset > file_nbytes) | (size > file_nbytes - np.minimum(offset, file_nbytes))
+    used = np.lexsort((offset, file))
+    used = used[(size > 0)[used] & ~outside[used]]
+    first_in_file = np.diff(file[used], prepend=-1) > 0
+    header_nbytes = np.array([each.header_nbytes for each in index.files], np.int64)[file[used]]
+    free_from = np.where(first_in_file, header_nbytes, np.roll(offset[used] + size[used], 1))
+    shared = np.flatnonzero(offset[used] < free_from)
+    if not outside.any() and not shared.size:
+        return
+    names = [name for name, count in zip(index.names, counts, strict=True) for _ in range(count)]
+    if shared.size:
+        i = int(shared[0])
+        before = "the header" if first_in_file[i] else names[used[i - 1]]
+        raise _BrokenRuleError(
+            f"{names[used[i]]}: expected bytes of its own, found them at {offset[used[i]]}, before the end of {before}"
+        )
+    i = int(outside.argmax())
+    raise _BrokenRuleError(f"{names[i]}: expected bytes within {index.files[file[i]].name}, found them at {offset[i]}")
+
+
+def chunk_counts(index: Index) -> list[int]:
+    """How many chunks each variable has."""
+    counts = [1] * len(index.names)
+    for key, boundaries in index.grids.items():
+        counts[int(key)] = math.prod(len(axis) - 1 for axis in boundaries)
+    return counts
+
+
+def chunk_nbytes(index: Index) -> list[int]:
+    """The size of every chunk in bytes."""
+    itemsizes = [storage_dtype(leaf_type).itemsize for leaf_type in index.types]
+    kinds = list(zip(index.type_of, index.shapes, strict=True))
+    size_of = {(type_of, shape): math.prod(shape) * itemsizes[type_of] for type_of, shape in set(kinds)}
+    if not index.grids:
+        return [size_of[kind] for kind in kinds]
+    sizes: list[int] = []
+    for i, kind in enumerate(kinds):
+        type_of = kind[0]
+        boundaries = index.grids.get(str(i))
+        if boundaries is None:
+            sizes.append(size_of[kind])
+        else:
+            lengths = [[b - a for a, b in itertools.pairwise(axis)] for axis in boundaries]
+            sizes += [
+                math.prod(lengths_of_cell) * itemsizes[type_of] for lengths_of_cell in itertools.product(*lengths)
+            ]
+    return sizes
+
+
+def encode_checksums(checksums: np.ndarray) -> str:
+    """uint64[n] as 16 hexadecimal digits each."""
+    return checksums.astype(">u8").tobytes().hex()
+
+
+def decode_checksums(text: str) -> list[int]:
+    """The numbers that `encode_checksums` wrote."""
+    numbers: list[int] = np.frombuffer(binascii.unhexlify(text), ">u8").tolist()
+    return numbers
+
+
+def header_checksum(header: bytes) -> str:
+    """The checksum of the header of a data file as it stands in the index."""
+    return f"{checksum(header):016x}"
+
+
+def first_positions(counts: Sequence[int]) -> list[int]:
+    """Where the part of each variable begins in a column that has `counts[i]` entries for variable i.
+
+    Example:
+        >>> first_positions([1, 4, 2])
+        [0, 1, 5]
+    """
+    return list(itertools.accumulate(counts, initial=0))[:-1]

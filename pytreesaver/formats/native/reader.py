@@ -1,0 +1,403 @@
+"""Read a native checkpoint: whole variables in parallel, or the parts of them that are asked for."""
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._io import filesystem
+from pytreesaver._io.files import EndOfFileError, read_fully
+from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
+from pytreesaver._io.reading import Ranges, read_ranges
+from pytreesaver._tree.boxes import (
+    Box,
+    box_index,
+    box_shape,
+    byte_runs,
+    intersection,
+    outer_run,
+    pieces_of_run,
+    shifted,
+    whole_box,
+)
+from pytreesaver._tree.kinds import LeafType, storage_dtype, stored_array
+from pytreesaver.formats.native.files import NativeFiles
+from pytreesaver.formats.native.index import FORMAT_NAME, VERSION, Chunk
+
+_WINDOW_NBYTES = 64 << 20  # how many bytes are held beside the result at a time
+_MOST_NUMBER_NBYTES = 16
+_RESHAPED_NBYTES = 32 << 20  # how many bytes of elements that change their shape are held at a time
+_GAP_NBYTES = 64 << 10  # it costs less to read this much than to make another system call
+
+
+class _Place(NamedTuple):
+    """Bytes of a chunk, from `begin` to `end`."""
+
+    chunk: Chunk
+    begin: int
+    end: int
+
+
+class _Check(NamedTuple):
+    """Mapped bytes of a variable's chunk, from the beginning of a block at `low` on."""
+
+    position: int
+    chunk: Chunk
+    low: int
+    data: np.ndarray
+
+
+class NativeReader:
+    """An open native checkpoint. See `pytreesaver.formats.CheckpointReader`."""
+
+    format_name = FORMAT_NAME
+    format_version = VERSION
+
+    def __init__(self, path: Path) -> None:
+        self._files = NativeFiles(path)
+        index = self._files.index
+        self.path = path
+        self.names: Sequence[str] = index.names
+        self.types: Sequence[LeafType] = [index.types[i] for i in index.type_of]
+        self.shapes: Sequence[tuple[int, ...]] = index.shapes
+        self._dtypes = [storage_dtype(leaf_type) for leaf_type in index.types]
+        self.nbytes: Sequence[int] = self._files.nbytes
+        self.structure = index.structure
+        self.metadata = index.metadata
+        self.record = index.record
+
+    def close(self) -> None:
+        """Close the data files. What was mapped stays."""
+        self._files.close()
+
+    def was_replaced(self) -> bool:
+        """See `NativeFiles.was_replaced`."""
+        return self._files.was_replaced()
+
+    def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
+        """See `pytreesaver.formats.CheckpointReader.read`."""
+        reasons: list[str] = []
+        damaged: dict[str, None] = {}
+        results = self._read_whole(positions, verify, reasons, damaged)
+        if self._files.index.grids:
+            for i, position in enumerate(positions):
+                if self._files.is_grid(position):
+                    results[i] = self._read_grid(position, verify, damaged)
+        if damaged:
+            raise self._files.corrupt(reasons, damaged)
+        return results
+
+    def _read_whole(
+        self, positions: Sequence[int], verify: bool, reasons: list[str], damaged: dict[str, None]
+    ) -> list[np.ndarray]:
+        """The variables that lie in one chunk, and anything for the others."""
+        results: list[Any] = [None] * len(positions)
+        type_of, dtypes = self._files.index.type_of, self._dtypes
+        for file, (mine, chunks) in self._files.single_chunks(positions).items():
+            try:
+                data, bad = self._read_ranges(file, self._files.ranges(chunks, verify))
+            except CorruptCheckpointError as error:
+                self._files.collect(error, reasons, damaged)
+                continue
+            for i, array in zip(mine, data, strict=True):
+                position = positions[i]
+                results[i] = np.ndarray(self.shapes[position], dtypes[type_of[position]], array)
+            damaged |= dict.fromkeys(self.names[positions[mine[i]]] for i in bad)
+        return results
+
+    def _read_grid(self, position: int, verify: bool, damaged: dict[str, None]) -> np.ndarray:
+        """A variable of several chunks."""
+        leaf_type, shape = self.types[position], self.shapes[position]
+        for chunk in self._files.chunks(position):
+            self._files.descriptor(chunk.file)  # a file that is too short shows before memory is taken for its bytes
+        whole = stored_array(filesystem.new_memory(self.nbytes[position]), leaf_type, shape)
+        if not self._read_boxes(position, [whole_box(shape)], [whole], verify, shape, np.copyto):
+            damaged[self.names[position]] = None
+        return whole
+
+    def read_boxes(
+        self,
+        position: int,
+        boxes: Sequence[Box],
+        outputs: Sequence[np.ndarray],
+        *,
+        verify: bool,
+        shape: tuple[int, ...] | None = None,
+        assign: Callable[[np.ndarray, np.ndarray], None] = np.copyto,
+    ) -> None:
+        """See `pytreesaver.formats.CheckpointReader.read_boxes`."""
+        stored_shape = self.shapes[position]
+        shape = stored_shape if shape is None else shape
+        if shape != stored_shape and self._files.is_grid(position):
+            self._read_reshaped_grid(position, boxes, outputs, verify, shape, assign)
+        elif not self._read_boxes(position, boxes, outputs, verify, shape, assign):
+            raise self._files.corrupt([], [self.names[position]])
+
+    def _read_reshaped_grid(
+        self,
+        position: int,
+        boxes: Sequence[Box],
+        outputs: Sequence[np.ndarray],
+        verify: bool,
+        shape: tuple[int, ...],
+        assign: Callable[[np.ndarray, np.ndarray], None],
+    ) -> None:
+        """Read boxes of another shape than that of the chunks, over stretches of elements, which no shape changes."""
+        stored_shape, dtype = self.shapes[position], storage_dtype(self.types[position])
+        size = math.prod(shape)
+        most = max(_RESHAPED_NBYTES // dtype.itemsize, 1)
+        memory = filesystem.new_memory(min(most, size) * dtype.itemsize).view(dtype)
+        for begin in range(0, size, most):
+            elements = memory[: min(most, size - begin)]
+            end = begin + elements.size
+            pieces = list(pieces_of_run(stored_shape, begin, end))
+            parts = [_piece_values(elements, first - begin, box) for first, box in pieces]
+            if not self._read_boxes(position, [box for _, box in pieces], parts, verify, stored_shape, np.copyto):
+                raise self._files.corrupt([], [self.names[position]])
+            for first, box in pieces_of_run(shape, begin, end):
+                _assign_piece(
+                    _piece_values(elements, first - begin, box), box, zip(boxes, outputs, strict=True), assign
+                )
+
+    def _read_boxes(
+        self,
+        position: int,
+        boxes: Sequence[Box],
+        outputs: Sequence[np.ndarray],
+        verify: bool,
+        shape: tuple[int, ...],
+        assign: Callable[[np.ndarray, np.ndarray], None],
+    ) -> bool:
+        """Read boxes of a variable window by window; False if a checksum does not fit."""
+        dtype = storage_dtype(self.types[position])
+        if dtype.itemsize == 0:
+            return True
+        block = self._files.block_nbytes if verify else _GAP_NBYTES
+        bytes_of_items: tuple[int, ...] = ()
+        if dtype.itemsize <= _MOST_NUMBER_NBYTES:
+            block = math.lcm(block, dtype.itemsize)
+        else:  # strings may lie across the borders of blocks: their bytes are read
+            bytes_of_items = (dtype.itemsize,)
+            boxes = [(*box, (0, dtype.itemsize)) for box in boxes]
+            outputs = [output[..., None].view(np.uint8) for output in outputs]
+            dtype, shape = np.dtype(np.uint8), (*shape, *bytes_of_items)
+        window_nbytes = max(SLICE_NBYTES // block, 1) * block
+        bad: list[Chunk] = []
+        local = threading.local()
+        tasks: list[Callable[[], None]] = []
+        nbytes = 0
+        is_grid = self._files.is_grid(position)
+        for chunk in self._files.chunks(position):
+            chunk_shape = (*chunk.shape, *bytes_of_items) if is_grid else shape
+            origin = (*chunk.start, *(0 for _ in bytes_of_items)) if is_grid else (0,) * len(shape)
+            here = shifted(whole_box(chunk_shape), [-zero for zero in origin])
+            parts = []
+            for box, output in zip(boxes, outputs, strict=True):
+                shared = intersection(box, here)
+                if shared is not None:
+                    inside = box_index(shifted(shared, [start for start, _ in box]))
+                    parts.append((shifted(shared, origin), output[inside]))
+            for begin, end in byte_runs(chunk_shape, dtype.itemsize, [box for box, _ in parts], block):
+                nbytes += end - begin
+                for low in range(begin, end, window_nbytes):
+                    run = (low, min(low + window_nbytes, end))
+                    tasks.append(
+                        partial(self._read_window, chunk, run, chunk_shape, dtype, parts, assign, verify, bad, local)
+                    )
+        run_all(tasks, nbytes)
+        return not bad
+
+    def _read_window(
+        self,
+        chunk: Chunk,
+        run: tuple[int, int],
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        parts: Sequence[tuple[Box, np.ndarray]],
+        assign: Callable[[np.ndarray, np.ndarray], None],
+        verify: bool,
+        bad: list[Chunk],
+        local: threading.local,
+    ) -> None:
+        begin, end = run
+        if getattr(local, "memory", None) is None or local.memory.nbytes < end - begin:
+            local.memory = filesystem.new_memory(end - begin)
+        data = local.memory[: end - begin]
+        descriptor = self._files.descriptor(chunk.file)
+        try:
+            read_fully(descriptor, data, chunk.offset + begin)
+        except EndOfFileError:
+            raise self._files.truncated(chunk.file, filesystem.file_size(descriptor)) from None
+        if verify and not self._files.is_intact(chunk, begin, data):
+            bad.append(chunk)
+            return
+        elements = data.view(dtype)
+        for first, piece in pieces_of_run(shape, begin // dtype.itemsize, end // dtype.itemsize):
+            values = _piece_values(elements, first - begin // dtype.itemsize, piece)
+            _assign_piece(values, piece, parts, assign)
+        advance(end - begin)
+
+    def map(self, places: Sequence[tuple[int, Box]], *, verify: bool) -> list[np.ndarray | None]:
+        """See `pytreesaver.formats.CheckpointReader.map`."""
+        results: list[np.ndarray | None] = []
+        checks: list[_Check] = []
+        reasons: list[str] = []
+        damaged: dict[str, None] = {}
+        for position, box in places:
+            results.append(None)
+            place = self._place(position, box)
+            if place is None:
+                continue
+            try:
+                file = self._files.mapped(place.chunk.file)
+            except CorruptCheckpointError as error:
+                self._files.collect(error, reasons, damaged)
+                continue
+            begin = place.chunk.offset + place.begin
+            data = file[begin : begin + place.end - place.begin]
+            results[-1] = np.ndarray(box_shape(box), self._dtypes[self._files.index.type_of[position]], data)
+            if verify:
+                checks += self._checks(position, place, file)
+        damaged |= self._damaged(checks)
+        if damaged:
+            raise self._files.corrupt(list(dict.fromkeys(reasons)), damaged)
+        return results
+
+    def _place(self, position: int, box: Box) -> "_Place | None":
+        """Where all of a box lies, if it lies in one chunk and there is nothing else in between."""
+        shape = box_shape(box)
+        itemsize = self._dtypes[self._files.index.type_of[position]].itemsize
+        nbytes = math.prod(shape) * itemsize
+        if nbytes == 0:
+            return None
+        if shape == self.shapes[position] and not self._files.is_grid(position):
+            return _Place(next(self._files.chunks(position)), 0, nbytes)
+        for chunk in self._files.chunks(position):
+            inside = shifted(box, chunk.start)
+            if intersection(inside, whole_box(chunk.shape)) == inside:
+                begin, end = outer_run(chunk.shape, itemsize, inside)
+                return _Place(chunk, begin, end) if end - begin == nbytes else None
+        return None
+
+    def _checks(self, position: int, place: "_Place", file: np.ndarray) -> "Iterator[_Check]":
+        """What is to be compared with checksums: the blocks around some bytes of a mapped file, in windows."""
+        block, chunk = self._files.block_nbytes, place.chunk
+        window = max(SLICE_NBYTES // block, 1) * block
+        end = min(-(-place.end // block) * block, chunk.nbytes)
+        for low in range(place.begin // block * block, end, window):
+            yield _Check(position, chunk, low, file[chunk.offset + low : chunk.offset + min(low + window, end)])
+
+    def _damaged(self, checks: "Sequence[_Check]") -> dict[str, None]:
+        """The names of the variables with bytes that do not fit their checksums."""
+        damaged: dict[str, None] = {}
+
+        def check(some: "Sequence[_Check]") -> None:
+            for position, chunk, low, data in some:
+                if not self._files.is_intact(chunk, low, data):
+                    damaged[self.names[position]] = None
+                advance(data.nbytes)
+
+        ends = np.cumsum([each.data.nbytes for each in checks], dtype=np.int64)
+        first = [0, *(np.flatnonzero(np.diff(ends // SLICE_NBYTES)) + 1).tolist(), len(checks)]
+        tasks = [partial(check, checks[low:high]) for low, high in itertools.pairwise(first)]
+        run_all(tasks, int(ends[-1]) if checks else 0)
+        return damaged
+
+    def digest(self, position: int) -> Any:
+        """See `pytreesaver.formats.CheckpointReader.digest`."""
+        checksums = [self._files.expected(chunk) for chunk in self._files.chunks(position)]
+        return self._files.block_nbytes, self._files.index.grids.get(str(position)), checksums
+
+    def check(self) -> None:
+        """See `pytreesaver.formats.CheckpointReader.check`."""
+        reasons, damaged = self._files.check()
+        if reasons:
+            raise self._files.corrupt(reasons, damaged)
+
+    def verify(self) -> None:
+        """See `pytreesaver.formats.CheckpointReader.verify`. Holds a bounded part of the bytes in memory."""
+        reasons, damaged = self._files.check()
+        for group in _bounded(self._slices()):
+            # What a file lacks is counted as damaged already; the rest of it is looked at all the same.
+            there = [(i, c) for i, c in group if self._files.size(c.file) >= c.offset + c.nbytes]
+            chunks = [chunk for _, chunk in there]
+            for file in {chunk.file for chunk in chunks}:
+                mine = [i for i, chunk in enumerate(chunks) if chunk.file == file]
+                ranges = Ranges(
+                    [chunks[i].offset for i in mine],
+                    [chunks[i].nbytes for i in mine],
+                    [chunks[i].first_block for i in mine],
+                    self._files.checksums,
+                )
+                # The arrays are dropped at once, before the next group is read.
+                try:
+                    bad = read_ranges(self._files.descriptors[file], ranges, self._files.block_nbytes)[1]
+                except EndOfFileError:  # somebody has made it shorter meanwhile
+                    raise self._files.truncated(file, self._files.size(file)) from None
+                damaged |= dict.fromkeys(self.names[there[mine[i]][0]] for i in bad)
+        if damaged or reasons:
+            raise self._files.corrupt(reasons, damaged)
+
+    def _slices(self) -> Iterator[tuple[int, Chunk]]:
+        """Every chunk with its variable, large ones in slices of whole blocks."""
+        block = self._files.block_nbytes
+        most = max(_WINDOW_NBYTES // block, 1) * block
+        for position in range(len(self.names)):
+            for chunk in self._files.chunks(position):
+                for begin in range(0, chunk.nbytes, most):
+                    yield (
+                        position,
+                        chunk._replace(
+                            offset=chunk.offset + begin,
+                            nbytes=min(most, chunk.nbytes - begin),
+                            first_block=chunk.first_block + begin // block,
+                        ),
+                    )
+
+    def _read_ranges(self, file: int, ranges: Ranges) -> tuple[list[np.ndarray], list[int]]:
+        descriptor = self._files.descriptor(file)
+        try:
+            return read_ranges(descriptor, ranges, self._files.block_nbytes)
+        except EndOfFileError:
+            raise self._files.truncated(file, filesystem.file_size(descriptor)) from None
+
+
+def _piece_values(elements: np.ndarray, first: int, box: Box) -> np.ndarray:
+    """The elements from number `first` on that form a box."""
+    shape = box_shape(box)
+    return elements[first : first + math.prod(shape)].reshape(shape)
+
+
+def _assign_piece(
+    values: np.ndarray,
+    piece: Box,
+    parts: Iterable[tuple[Box, np.ndarray]],
+    assign: Callable[[np.ndarray, np.ndarray], None],
+) -> None:
+    """Give each output what it shares with a piece; the parts are boxes with their outputs."""
+    lowest = [start for start, _ in piece]
+    for box, output in parts:
+        shared = intersection(box, piece)
+        if shared is not None:
+            into = box_index(shifted(shared, [start for start, _ in box]))
+            assign(output[into], values[box_index(shifted(shared, lowest))])
+
+
+def _bounded(chunks: Iterable[tuple[int, Chunk]]) -> Iterator[list[tuple[int, Chunk]]]:
+    """Chunks and their variables in groups of up to `_WINDOW_NBYTES`, or of a single larger chunk."""
+    group: list[tuple[int, Chunk]] = []
+    nbytes = 0
+    for position, chunk in chunks:
+        if group and nbytes + chunk.nbytes > _WINDOW_NBYTES:
+            yield group
+            group, nbytes = [], 0
+        group.append((position, chunk))
+        nbytes += chunk.nbytes
+    if group:
+        yield group

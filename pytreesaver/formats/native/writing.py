@@ -1,0 +1,271 @@
+"""Write a native checkpoint, or replace one, so that at every moment one of them is complete."""
+
+import errno
+import os
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pytreesaver._errors import CheckpointError, CheckpointExistsError
+from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import (
+    make_locked_directory,
+    make_parents,
+    open_locked,
+    remove_leftovers,
+    remove_tree,
+    sync_names,
+    temporary_sibling,
+)
+from pytreesaver._io.checksums import BLOCK_NBYTES
+from pytreesaver._io.files import write_fully
+from pytreesaver._io.writing import Stretches, write_stretches
+from pytreesaver._tree.kinds import cell_bytes, grid_cells, storage_dtype
+from pytreesaver.formats.native.files import INDEX_NAME, REPLACEABLE_FILES, read_index, recognizes
+from pytreesaver.formats.native.header import Tensor, encode_header
+from pytreesaver.formats.native.index import (
+    FORMAT_NAME,
+    DataFile,
+    Index,
+    chunk_nbytes,
+    encode_checksums,
+    encode_index,
+    header_checksum,
+)
+from pytreesaver.formats.protocol import TreeContents
+
+_DATA_NAME = "data-00000-of-00001"
+_ALIGNMENT = 4096
+
+
+# Writing.
+
+
+class _How(NamedTuple):
+    """The arguments of `write_stretches` of these names."""
+
+    durable: bool
+    in_background: bool
+
+
+def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False) -> None:
+    """Write a checkpoint directory. See `pytreesaver.formats.Format.write`."""
+    if not os.path.lexists(path):
+        try:
+            return _create(path, contents, _How(durable, in_background))
+        except CheckpointExistsError:  # someone else was faster
+            if not overwrite:
+                raise
+    if not overwrite:
+        raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
+    _refuse_foreign(path)
+    return _replace(path, contents, _How(durable=True, in_background=in_background))
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.is_dir():
+        found = "a file" if path.exists() else "a broken link"
+        raise CheckpointExistsError(f"{path}: expected a checkpoint to overwrite, found {found}; remove it first")
+    entries = filesystem.list_directory(path)
+    if entries and not recognizes(path):
+        raise CheckpointExistsError(
+            f"{path}: expected a checkpoint to overwrite, found a directory with {', '.join(entries[:3])} in it; "
+            "remove it first, or save elsewhere"
+        )
+
+
+def _create(path: Path, contents: TreeContents, how: _How) -> None:
+    made: list[Path] = []
+    temporary = temporary_sibling(path)
+    try:
+        make_parents(path.parent, made)
+        with ExitStack() as open_files:
+            # The lock tells those who remove leftovers that this is none. It is held until the directory has its name.
+            make_locked_directory(temporary, open_files)
+            remove_leftovers(path.parent)
+            _write_files(temporary, f"{_DATA_NAME}.safetensors", INDEX_NAME, contents, how, open_files)
+            try:
+                filesystem.rename(temporary, path)
+            except OSError as error:
+                if os.path.lexists(path):
+                    raise CheckpointExistsError(f"{path} was created by someone else during the save") from error
+                raise
+    except BaseException:
+        remove_tree(temporary)
+        with suppress(OSError):
+            for directory in reversed(made):
+                filesystem.remove_directory(directory)
+        raise
+    if how.durable:
+        sync_names(path, made)
+
+
+def _replace(path: Path, contents: TreeContents, how: _How) -> None:
+    # The new index takes the place of the old one in a single rename. The new data file has a name of its own, so that
+    # a reader with the old index never meets new data. Whatever the caller wants, every step is made durable before
+    # the next: otherwise a power cut could cost the old checkpoint as well as the new one.
+    replaced = _listed_files(path)
+    token = secrets.token_hex(8)
+    data_name, index_name = f"{_DATA_NAME}-{token}.safetensors", f".index-{token}.tmp"
+    with ExitStack() as open_files:
+        renaming = False
+        try:
+            descriptors = _write_files(path, data_name, index_name, contents, how, open_files)
+            if not all(map(filesystem.is_linked, descriptors)):
+                raise OSError(errno.ENOENT, "Someone removed the new files during the save", str(path))
+            renaming = True
+            filesystem.rename(path / index_name, path / INDEX_NAME)
+        except BaseException:
+            # An interrupt can come when the new index is in place already: then the data belongs to it.
+            if not renaming or os.path.lexists(path / index_name):
+                for leftover in (index_name, data_name):
+                    with suppress(OSError):
+                        filesystem.remove_file(path / leftover)
+            raise
+    filesystem.sync_directory(path)
+    sync_names(path)
+    with suppress(OSError, CheckpointError):  # what cannot be removed now is removed by the next save
+        remove_unlisted(path, replaced)
+
+
+def _listed_files(path: Path) -> list[str]:
+    """The data files that the index at `path` lists, none if it is damaged or not there."""
+    try:
+        return [file.name for file in read_index(path).files]
+    except CheckpointError:
+        return []
+
+
+def remove_unlisted(path: Path, replaced: Sequence[str]) -> None:
+    """Delete the files of the replaced checkpoint, and those that savers which died have left.
+
+    Raises:
+        CheckpointError: the index cannot be read any more; then nothing else is deleted.
+    """
+    for entry in filesystem.list_directory(path):
+        if not REPLACEABLE_FILES.fullmatch(entry):
+            continue
+        with suppress(FileNotFoundError):
+            descriptor = filesystem.open_to_lock(path / entry)
+            try:
+                # The lock comes first: whoever had it has put the file in the index by now, or never will.
+                unused = filesystem.try_lock(descriptor) or entry in replaced
+                if unused and entry not in [file.name for file in read_index(path).files]:
+                    filesystem.remove_file(path / entry)
+            finally:
+                filesystem.close(descriptor)
+
+
+def _write_files(
+    directory: Path,
+    data_name: str,
+    index_name: str,
+    contents: TreeContents,
+    how: _How,
+    open_files: ExitStack,
+) -> tuple[int, int]:
+    """Write the data and the index that belongs to it. The files stay locked until `open_files` is closed."""
+    data = open_locked(directory / data_name, open_files)
+    index = _write_data(data, data_name, contents, how)
+    if how.durable:
+        filesystem.sync_file(data)
+    index_file = open_locked(directory / index_name, open_files)
+    write_fully(index_file, [encode_index(index)], 0)
+    if how.durable:
+        filesystem.sync_file(index_file)
+        filesystem.sync_directory(directory)
+    return data, index_file
+
+
+def _write_data(descriptor: int, data_name: str, contents: TreeContents, how: _How) -> Index:
+    types = list(dict.fromkeys(contents.types))
+    type_positions = {leaf_type: i for i, leaf_type in enumerate(types)}
+    index = Index(
+        names=list(contents.names),
+        types=types,
+        type_of=[type_positions[leaf_type] for leaf_type in contents.types],
+        shapes=list(contents.shapes),
+        grids={str(i): c.boundaries for i, c in enumerate(contents.cells) if c.boundaries is not None},
+        files=[],
+        chunk_files=[],
+        chunk_offsets=[],
+        checksum_block_nbytes=BLOCK_NBYTES,
+        checksums="",
+        structure=contents.structure,
+        metadata=contents.metadata,
+        record=contents.record,
+    )
+    sizes = chunk_nbytes(index)
+    offsets, order = plan_layout(sizes)
+    header = _header(index, sizes, offsets, order)
+    nbytes = len(header) + sum(sizes)
+    filesystem.reserve(descriptor, nbytes)
+
+    leaf_types = [
+        leaf_type for leaf_type, cells in zip(contents.types, contents.cells, strict=True) for _ in cells.arrays
+    ]
+    take = _taker([array for cells in contents.cells for array in cells.arrays], order)
+    stretches = Stretches(
+        [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(take(i), leaf_types[i])
+    )
+    index.checksums = encode_checksums(write_stretches(descriptor, stretches, **how._asdict()))
+
+    # The header names its contents by their checksums, so that an index never passes for that of other data.
+    content_id = header_checksum(index.checksums.encode())
+    header = header.replace(_NO_CONTENT_ID.encode(), content_id.encode(), 1)
+    write_fully(descriptor, [header], 0)
+    index.files = [DataFile(data_name, nbytes, len(header), header_checksum(header))]
+    index.chunk_files = [0] * len(sizes)
+    index.chunk_offsets = list(stretches.offsets)
+    return index
+
+
+def _taker(arrays: Sequence[Any], order: Sequence[int]) -> Callable[[int], Any]:
+    """Gives each array once; those on an accelerator are fetched ahead."""
+    if "jax" not in sys.modules:
+        return arrays.__getitem__
+    from pytreesaver.formats.fetching import FetchedAhead
+
+    return FetchedAhead(arrays, order).take
+
+
+def plan_layout(sizes: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Offsets for chunks of these sizes without holes, and the order in which they lie.
+
+    safetensors allows no holes, so alignment comes from order: what is a multiple of 4096 bytes comes first, then
+    multiples of 2048, and so on, each group beginning where its own alignment still holds.
+
+    Example:
+        >>> plan_layout([10, 4096, 64])
+        ([4160, 0, 4096], [1, 2, 0])
+    """
+    size = np.array(sizes, np.int64)
+    alignment = np.minimum(size & -size, _ALIGNMENT)
+    alignment[size == 0] = _ALIGNMENT
+    order = np.argsort(-alignment, kind="stable")
+    offsets = np.zeros(len(size), np.int64)
+    offsets[order] = np.cumsum(size[order]) - size[order]
+    return offsets.tolist(), order.tolist()
+
+
+_NO_CONTENT_ID = "content_id to be"  # as long as a checksum in hexadecimal digits
+
+
+def _header(index: Index, sizes: Sequence[int], offsets: Sequence[int], order: Sequence[int]) -> bytes:
+    tensors: list[tuple[str, np.dtype[Any], Sequence[int]]] = []
+    dtypes = [storage_dtype(leaf_type) for leaf_type in index.types]
+    for i, (name, type_of, shape) in enumerate(zip(index.names, index.type_of, index.shapes, strict=True)):
+        boundaries = index.grids.get(str(i)) if index.grids else None
+        if boundaries is None:
+            tensors.append((name, dtypes[type_of], shape))
+            continue
+        for start, cell_shape in grid_cells(boundaries):
+            box = ", ".join(f"{a}:{a + n}" for a, n in zip(start, cell_shape, strict=True))
+            tensors.append((f"{name}[{box}]", dtypes[type_of], cell_shape))
+    metadata = {"format": FORMAT_NAME, "content_id": _NO_CONTENT_ID}
+    return encode_header([Tensor(*tensors[i], offsets[i], sizes[i]) for i in order], metadata, _ALIGNMENT)

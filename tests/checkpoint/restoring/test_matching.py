@@ -1,0 +1,287 @@
+"""Restoring into a template: what fits, what does not, and the words in which that is said."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import message_of
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+import pytreesaver as pts
+from pytreesaver.testing import assert_trees_equal
+
+
+def test_one_error_lists_everything_by_name():
+    pts.save(
+        {
+            "params": {"dense": {"kernel": jnp.zeros((784, 256), jnp.bfloat16), "bias": jnp.zeros(256)}},
+            "step": 3,
+            "old": np.zeros(2),
+        },
+        "model",
+    )
+    template = {
+        "params": {"dense": {"kernel": jnp.zeros((784, 512)), "bais": jnp.zeros(256)}},
+        "step": "three",
+    }
+    with pytest.raises(pts.MismatchError) as caught:
+        pts.restore("model", like=template)
+    assert str(caught.value) == (
+        "5 variables of model do not fit:\n"
+        "missing from the checkpoint (1):\n"
+        "  params/dense/bais; did you mean 'params/dense/bias'?\n"
+        "in the checkpoint but not in the template (2):\n"
+        "  old\n"
+        "  params/dense/bias\n"
+        "of another shape or dtype (2):\n"
+        "  params/dense/kernel: expected float32[784,512], found bfloat16[784,256]\n"
+        "  step: expected str, found int\n"
+        '(missing="keep" keeps the template\'s own values; unexpected="ignore" leaves what the template lacks)'
+    )
+    assert caught.value.missing == ["params/dense/bais"]
+    assert caught.value.unexpected == ["old", "params/dense/bias"]
+    assert caught.value.shape == {"params/dense/kernel": ((784, 512), (784, 256))}
+    assert caught.value.dtype == {"params/dense/kernel": ("float32", "bfloat16"), "step": ("str", "int")}
+    assert isinstance(caught.value, ValueError)
+
+
+def test_twelve_layers_against_sixteen_name_every_leaf():
+    def layers(count):
+        return {f"layer_{i}": {"kernel": np.zeros((2, 2)), "bias": np.zeros(2)} for i in range(count)}
+
+    pts.save(layers(16), "deep")
+    with pytest.raises(pts.MismatchError) as caught:
+        pts.restore("deep", like=layers(12))
+    expected = sorted(f"layer_{i}/{leaf}" for i in range(12, 16) for leaf in ("kernel", "bias"))
+    assert sorted(caught.value.unexpected) == expected
+    for name in expected:
+        assert f"\n  {name}\n" in str(caught.value)
+    pts.save(layers(12), "shallow")
+    with pytest.raises(pts.MismatchError) as caught:
+        pts.restore("shallow", like=layers(16))
+    assert sorted(caught.value.missing) == expected
+
+
+def test_a_mistyped_key_among_thousands_is_seen_with_its_likely_spelling():
+    names = [f"encoder/layer_{i}/attention/query" for i in range(3000)]
+    pts.save({name: i for i, name in enumerate(names)}, "model")
+    template = dict.fromkeys(names, 0)
+    template["encoder/layer_1234/atention/query"] = template.pop("encoder/layer_1234/attention/query")
+    lines = message_of(pts.MismatchError, lambda: pts.restore("model", like=template)).splitlines()
+    assert lines[2] == ("  encoder/layer_1234/atention/query; did you mean 'encoder/layer_1234/attention/query'?")
+
+
+def test_keep_and_ignore_are_as_said():
+    pts.save({"a": 1, "b": 2}, "model")
+    own = np.arange(3)
+    restored = pts.restore("model", like={"a": 0, "c": own}, missing="keep", unexpected="ignore")
+    assert restored == {"a": 1, "c": own}
+    assert restored["c"] is own
+    abstract = {"a": jax.ShapeDtypeStruct((), jnp.int32), "c": jax.ShapeDtypeStruct((), jnp.int32)}
+    with pytest.raises(pts.MismatchError, match="missing from the checkpoint") as caught:
+        pts.restore("model", like=abstract, missing="keep", unexpected="ignore")
+    assert caught.value.missing == ["c"]  # it has no value to keep
+    with pytest.raises(ValueError, match="pass one as like="):
+        pts.restore("model", missing="keep")
+    with pytest.raises(ValueError, match='expected "error" or "keep", found \'ignore\''):
+        pts.restore("model", like={}, missing="ignore")
+    with pytest.raises(ValueError, match=r"expected .* found 'drop'"):
+        pts.restore("model", like={}, unexpected="drop")
+
+
+def test_nothing_is_read_before_everything_fits(monkeypatch):
+    from pytreesaver.formats.native.reader import NativeReader
+
+    pts.save({"a": np.zeros(3), "b": np.zeros(3)}, "model")
+    monkeypatch.setattr(NativeReader, "read", lambda *args, **kwargs: pytest.fail("read an array"))
+    with pytest.raises(pts.MismatchError):
+        pts.restore("model", like={"a": np.zeros(3), "b": np.zeros(4)})
+
+
+LOSSLESS = [
+    (np.float32([1, 2]), jnp.zeros(2)),
+    (jnp.ones(2), np.zeros(2, np.float32)),
+    (np.ones(2, ">f4"), np.zeros(2, "<f4")),
+    (np.ones(2, "<f4"), np.zeros(2, ">f4")),
+    (jnp.int32(7), 0),
+    (7, jnp.int32(0)),
+    (7, np.int8(0)),
+    (7, np.uint8(0)),
+    (np.uint64(2**63), 0),
+    (2**63, np.uint64(0)),
+    (np.bool_(True), False),
+    (True, jnp.bool_(False)),
+    (np.float16(0.5), 0.0),
+    (0.5, jnp.bfloat16(0)),
+    (float("nan"), np.float32(0)),
+    (float("-inf"), jnp.float16(0)),
+    (1 + 2j, np.complex64(0)),
+    (np.complex64(1 + 2j), 0j),
+    (np.float32(1), np.zeros((), np.float32)),
+    (jnp.asarray(1.0), jnp.float32(0)),
+    (jnp.float32(1), jnp.asarray(0.0)),
+]
+
+
+@pytest.mark.parametrize(("stored", "wanted"), LOSSLESS, ids=repr)
+def test_the_kind_of_a_leaf_follows_the_template_where_nothing_is_lost(stored, wanted):
+    pts.save({"x": stored}, "model")
+    restored = pts.restore("model", like={"x": wanted})["x"]
+    assert type(restored) is type(wanted)
+    np.testing.assert_array_equal(np.asarray(restored), np.asarray(stored))
+    if hasattr(wanted, "dtype"):
+        assert restored.dtype == wanted.dtype
+    if isinstance(wanted, jax.Array):
+        assert restored.weak_type == wanted.weak_type
+
+
+LOSSY = [
+    (jnp.ones(2), np.zeros(2, np.float64), "expected float64[2], found float32[2]"),
+    (np.ones(2, np.int64), np.zeros(2, np.int32), "expected int32[2], found int64[2]"),
+    (300, np.int8(0), "expected int8[], found int (300 is no int8 value)"),
+    (-1, np.uint64(0), "expected uint64[], found int (-1 is no uint64 value)"),
+    (2**70, jnp.int32(0), f"expected int32[], found int ({2**70} is no int32 value)"),
+    (0.1, jnp.float32(0), "expected float32[], found float (0.1 is no float32 value)"),
+    (1e300, jnp.asarray(0.0), "expected float32[], found float (1e+300 is no float32 value)"),
+    (
+        complex("inf+1e300j"),
+        jnp.asarray(0j),
+        "expected complex64[], found complex ((inf+1e+300j) is no complex64 value)",
+    ),
+    (2**40, jnp.asarray(0), "expected int32[], found int (1099511627776 is no int32 value)"),
+    (1, 1.0, "expected float, found int"),
+    (True, 1, "expected int, found bool"),
+    (1, True, "expected bool, found int"),
+    (1, jnp.float32(0), "expected float32[], found int"),
+    (jnp.float32(1), 0, "expected int, found float32[]"),
+    (jnp.ones(1), 0.0, "expected float, found float32[1]"),
+    ("a", b"a", "expected bytes, found str"),
+    ("a", np.zeros(1), "expected float64[1], found str"),
+    (np.zeros(1, np.uint8), "a", "expected str, found uint8[1]"),
+    (jnp.zeros((2, 3)), jnp.zeros((3, 2)), "expected float32[3,2], found float32[2,3]"),
+    (jax.random.key(0), jnp.zeros(2, jnp.uint32), "expected uint32[2], found key<threefry2x32>[]"),
+    (jnp.zeros(2, jnp.uint32), jax.random.key(0), "expected key<threefry2x32>[], found uint32[2]"),
+    (jax.random.key(0, impl="rbg"), jax.random.key(0), "expected key<threefry2x32>[], found key<rbg>[]"),
+    (jax.random.key(0), np.zeros((), "U3"), "expected U3[], found key<threefry2x32>[]"),
+    (np.timedelta64(5, "D"), 0, "expected int, found timedelta64[D][]"),
+    (5, np.timedelta64(0, "ns"), "expected timedelta64[ns][], found int"),
+    (10**5000, jnp.int32(0), "expected int32[], found int (a number of 16610 bits is no int32 value)"),
+]
+
+
+@pytest.mark.parametrize(("stored", "wanted", "message"), LOSSY, ids=[message for *_, message in LOSSY])
+def test_what_would_lose_something_is_refused(stored, wanted, message):
+    pts.save({"x": stored}, "model")
+    assert f"\n  x: {message}" in message_of(pts.MismatchError, lambda: pts.restore("model", like={"x": wanted}))
+
+
+def test_64_bit_leaves_are_never_cut_to_32():
+    with jax.enable_x64(True):
+        tree = {"count": jnp.int64(2**40), "numpy": np.int64(2**40), "narrow": jnp.int32(1)}
+        pts.save(tree, "model")
+    message = message_of(pts.MismatchError, lambda: pts.restore("model"))
+    assert message == (
+        "1 variable of model does not fit:\n"
+        "of another shape or dtype (1):\n"
+        "  count: expected int32[], found int64[] (JAX holds no 64-bit arrays while jax_enable_x64 is off)\n"
+        '(jax.config.update("jax_enable_x64", True) allows 64 bits, as_numpy=True gives NumPy arrays; '
+        "cast=True gives 32 bits)"
+    )
+    assert pts.restore("model", as_numpy=True)["count"] == 2**40
+    with jax.enable_x64(True):
+        assert_trees_equal(pts.restore("model"), tree)
+    template = {**tree, "count": jax.ShapeDtypeStruct((), np.dtype("int64"))}
+    assert "count: expected int64[], found int64[]" in message_of(
+        pts.MismatchError, lambda: pts.restore("model", like=template)
+    )
+    assert pts.restore("model", like=template, as_numpy=True)["count"] == 2**40
+    numpy_template = {**tree, "count": np.int64(0)}
+    assert pts.restore("model", like=numpy_template)["count"] == 2**40
+
+
+def test_a_template_decides_the_sharding():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("x"))
+    columns = NamedSharding(mesh, PartitionSpec(None, "x"))
+    values = jnp.arange(16 * 8.0).reshape(16, 8)
+    keys = jax.random.split(jax.random.key(1), 8)
+    pts.save({"w": jax.device_put(values, rows), "keys": keys, "weak": jnp.asarray(1.0)}, "model")
+    compiled = jax.jit(lambda x: x, out_shardings=columns)(values).sharding
+    for sharding in (rows, columns, compiled, SingleDeviceSharding(jax.devices()[3])):
+        template = {
+            "w": jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=sharding),
+            "keys": jax.device_put(keys, SingleDeviceSharding(jax.devices()[2])),
+            "weak": jax.device_put(jnp.asarray(0.0), jax.devices()[5]),
+        }
+        restored = pts.restore("model", like=template)
+        assert restored["w"].sharding == sharding
+        np.testing.assert_array_equal(restored["w"], values)
+        assert restored["keys"].devices() == {jax.devices()[2]}
+        np.testing.assert_array_equal(jax.random.key_data(restored["keys"]), jax.random.key_data(keys))
+        assert restored["weak"].devices() == {jax.devices()[5]}
+        assert restored["weak"].weak_type
+
+
+def test_the_abstract_shapes_of_sharded_state_are_a_template():
+    mesh = jax.make_mesh((8,), ("x",))
+    state = {"w": jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("x")))}
+    pts.save(state, "model")
+    restored = pts.restore("model", like=jax.eval_shape(lambda: state))
+    assert restored["w"].tolist() == list(range(16))
+    assert restored["w"].devices() == {jax.devices()[0]}
+
+
+def test_a_restored_array_works_with_arrays_on_any_device():
+    pts.save({"w": jnp.ones(8)}, "model")
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    batch = jax.device_put(jnp.ones(8), NamedSharding(mesh, PartitionSpec("x")))
+    for restored in (pts.restore("model"), pts.restore("model", like={"w": jnp.zeros(8)})):
+        assert jax.jit(jnp.dot)(restored["w"], batch) == 8  # a committed array would be refused
+
+
+def test_restored_arrays_can_be_donated_and_written_to():
+    pts.save({"jax": jnp.arange(1000.0), "numpy": np.arange(1000.0)}, "model")
+    restored = pts.restore("model")
+    result = jax.jit(lambda x: x + 1, donate_argnums=0)(restored["jax"])
+    assert result[999] == 1000
+    restored["numpy"][:] = 0
+    again = pts.restore("model")
+    assert again["jax"][999] == 999
+    assert again["numpy"][999] == 999
+
+
+def test_a_template_of_abstract_state_gives_the_state():
+    def init():
+        return {"params": {"w": jnp.ones((3, 2), jnp.bfloat16)}, "step": 0, "key": jax.random.key(5)}
+
+    state = {**init(), "step": 12}
+    pts.save(state, "model")
+    restored = pts.restore("model", like=jax.eval_shape(init))
+    assert_trees_equal(restored, {**state, "step": jnp.asarray(12)})
+
+
+def test_a_template_with_a_leaf_that_nothing_can_become_is_refused():
+    pts.save({"f": 1}, "model")
+    with pytest.raises(pts.UnsupportedLeafError, match="f: expected an array, a ShapeDtypeStruct or a value"):
+        pts.restore("model", like={"f": print})
+
+
+def test_a_template_with_two_leaves_of_one_name_is_refused():
+    pts.save({"a/b": 1}, "model")
+    with pytest.raises(pts.DuplicateNameError, match="a/b"):
+        pts.restore("model", like={"a/b": 1, "a": {"b": 2}})
+
+
+def test_a_flat_dict_and_a_nested_one_are_interchangeable():
+    pts.save({"encoder/w": 1, "encoder/b": 2}, "flat")
+    assert pts.restore("flat", like={"encoder": {"w": 0, "b": 0}}) == {"encoder": {"w": 1, "b": 2}}
+
+
+def test_a_sharding_that_does_not_fit_is_no_damage():
+    pts.save({"w": jnp.zeros(7)}, "model")
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("x"))
+    template = {"w": jax.ShapeDtypeStruct((7,), jnp.float32, sharding=sharding), "v": 1}
+    with pytest.raises(pts.MismatchError, match=r"\n  w: expected float32\[7\] with NamedSharding") as caught:
+        pts.restore("model", like=template)
+    assert caught.value.missing == ["v"]

@@ -1,0 +1,421 @@
+"""Saves in the background: the tree is safe when the call returns, and nothing that goes wrong is lost."""
+
+import asyncio
+import errno
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+from concurrent.futures import Future
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import pytreesaver as pts
+from pytreesaver._checkpoint import snapshot
+from pytreesaver._io import filesystem
+from pytreesaver.testing import assert_trees_equal
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Holds every save back until it is set."""
+    opened = threading.Event()
+    real = filesystem.reserve
+
+    def reserve(*args):
+        assert opened.wait(20)
+        return real(*args)
+
+    monkeypatch.setattr(filesystem, "reserve", reserve)
+    yield opened
+    opened.set()
+
+
+def refuse(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def mesh_array(values):
+    mesh = jax.make_mesh((8,), ("x",), devices=jax.devices()[:8])
+    return jax.device_put(values, NamedSharding(mesh, PartitionSpec("x")))
+
+
+def test_the_future_is_one_of_the_standard_library(gate):
+    future = pts.save_async({"w": np.ones(3)}, "model", metadata={"loss": 1})
+    assert isinstance(future, Future)
+    assert isinstance(future, pts.SaveFuture)
+    assert not future.done()
+    assert not future.cancel()
+    assert not Path("model").exists()
+    gate.set()
+    assert future.result() == Path("model")
+    assert future.exception() is None
+    assert_trees_equal(pts.restore("model"), {"w": np.ones(3)})
+    assert pts.load_checkpoint("model").metadata == {"loss": 1}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "int4", "float8_e4m3fn"])
+@pytest.mark.parametrize("place", ["one device", "sharded", "replicated"])
+def test_donating_the_tree_right_after_the_call_changes_nothing(gate, dtype, place):
+    values = jnp.arange(4096).astype(dtype)
+    tree = {"w": values}
+    if place == "sharded":
+        tree = {"w": mesh_array(values)}
+    elif place == "replicated":
+        mesh = jax.make_mesh((8,), ("x",), devices=jax.devices()[:8])
+        tree = {"w": jax.device_put(values, NamedSharding(mesh, PartitionSpec()))}
+    tree = jax.jit(lambda t: jax.tree.map(lambda x: x ^ True if x.dtype == bool else -x, t))(tree)
+    expected = np.array(tree["w"]).copy()
+    future = pts.save_async(tree, "model")
+    step = jax.jit(lambda t: jax.tree.map(lambda x: x ^ True if x.dtype == bool else x + x, t), donate_argnums=0)
+    for _ in range(3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some dtypes cannot be donated, says JAX
+            tree = step(tree)
+    jax.block_until_ready(tree)
+    del tree
+    gc.collect()
+    more = [jnp.full(4096, 77, dtype) for _ in range(4)]  # takes memory that was let go of
+    gate.set()
+    restored = pts.restore(future.result(), as_numpy=True)["w"]
+    assert restored.tobytes() == expected.tobytes()
+    del more
+
+
+def donating_step():
+    return jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)
+
+
+def test_a_copy_leaves_the_memory_of_the_tree_to_be_donated(gate):
+    arrays = {"w": jnp.arange(1 << 18) * 2, "half": jnp.ones(1000, jnp.bfloat16)}
+    expected = {name: np.array(array) for name, array in arrays.items()}
+    place = arrays["w"].unsafe_buffer_pointer()
+    future = pts.save_async({**arrays, "key": jax.random.key(1), "n": 3}, "model", copy=True)
+    arrays = jax.block_until_ready(donating_step()(arrays))
+    assert arrays["w"].unsafe_buffer_pointer() == place  # nothing stood in the way of the donation
+    gate.set()
+    restored = pts.restore(future.result())
+    assert_trees_equal({name: np.asarray(restored[name]) for name in expected}, expected)
+    assert_trees_equal(restored["key"], jax.random.key(1))
+    assert restored["n"] == 3
+
+
+def test_the_memory_of_copies_is_used_again_and_given_back(most_memory):
+    tree = {"w": jnp.zeros(1 << 20)}
+    for i in range(4):
+        tree = {"w": tree["w"] + 1}
+        pts.save_async(tree, f"model-{i}", copy=True).result()
+        gc.collect()
+    assert len(snapshot._pools[0]) == 1
+    assert sum(memory.nbytes for memory in snapshot._pools[0]) < (4 << 20) + 4096
+    pts.save_async(tree, "last").result()
+    assert not snapshot._pools[0]
+    for i in range(4):
+        assert_trees_equal(pts.restore(f"model-{i}"), {"w": jnp.zeros(1 << 20) + (i + 1)})
+
+
+def test_the_memory_of_a_copy_is_given_back_also_if_it_is_in_use_when_the_next_save_makes_none(gate):
+    first = pts.save_async({"w": jnp.zeros(1000)}, "first", copy=True)
+    second = pts.save_async({"w": jnp.zeros(1000)}, "second")
+    gate.set()
+    first.result()
+    second.result()
+    gc.collect()
+    assert snapshot._pools == [[]]
+
+
+def test_copies_of_two_saves_under_way_are_apart(gate):
+    futures = [pts.save_async({"w": jnp.full(1000, i)}, f"model-{i}", copy=True) for i in range(3)]
+    more = pts.save_async({"w": jnp.full(1000, 77)}, "more")
+    gate.set()
+    for i, future in enumerate([*futures, more]):
+        assert_trees_equal(pts.restore(future.result()), {"w": jnp.full(1000, i if i < 3 else 77)})
+
+
+def test_a_save_that_fails_keeps_no_copy(monkeypatch):
+    monkeypatch.setattr(filesystem, "write", refuse)
+    future = pts.save_async({"w": jnp.ones(1000)}, "model", copy=True)
+    with pytest.raises(pts.CheckpointIOError):
+        future.result()
+    del future
+    gc.collect()
+    assert len(snapshot._pools[0]) == 1  # not in use any more
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_savers_and_managers_copy_if_they_are_told_to(gate, copy):
+    saver, manager = pts.Saver(), pts.CheckpointManager("run", copy=copy)
+    tree = jax.block_until_ready(donating_step()({"w": jnp.arange(1 << 16)}))
+    place = tree["w"].unsafe_buffer_pointer()
+    saver.save(tree, "saved/model", global_step=1, block=False, copy=copy)
+    manager.save(1, tree)
+    tree = jax.block_until_ready(donating_step()(tree))
+    assert (tree["w"].unsafe_buffer_pointer() == place) == copy
+    gate.set()
+    saver.wait()
+    manager.wait_until_finished()
+    for path in ("saved/model-1", "run/ckpt-1"):
+        assert_trees_equal(pts.restore(path), {"w": jnp.arange(1 << 16) + 1})
+
+
+def test_deleting_an_array_right_after_the_call_changes_nothing(gate):
+    array = jnp.arange(100_000.0) * 2
+    expected = np.array(array).copy()
+    future = pts.save_async({"w": array, "key": jax.random.key(3)}, "model")
+    array.delete()
+    more = [jnp.zeros(100_000) for _ in range(4)]
+    gate.set()
+    restored = pts.restore(future.result())
+    assert_trees_equal(np.asarray(restored["w"]), expected)
+    assert_trees_equal(restored["key"], jax.random.key(3))
+    del more
+
+
+def test_overwriting_numpy_arrays_right_after_the_call_changes_nothing(gate):
+    array = np.arange(1000.0)
+    tree = {"w": array, "view": array[::2], "frozen": array[:10].view()}
+    tree["frozen"].flags.writeable = False
+    expected = jax.tree.map(np.copy, tree)
+    future = pts.save_async(tree, "model")
+    array[:] = -1
+    tree["more"] = 3
+    gate.set()
+    assert_trees_equal(pts.restore(future.result()), expected)
+
+
+def test_what_cannot_be_saved_is_refused_at_once():
+    with pytest.raises(pts.UnsupportedLeafError):
+        pts.save_async({"f": print}, "model")
+    with pytest.raises(pts.DuplicateNameError):
+        pts.save_async({"a/b": 1, "a": {"b": 2}}, "model")
+    with pytest.raises(ValueError, match="path"):
+        pts.save_async({"w": 1}, "")
+
+
+def test_what_goes_wrong_later_is_raised_by_the_future(monkeypatch):
+    pts.save({"w": 1}, "taken")
+    future = pts.save_async({"w": 2}, "taken")
+    with pytest.raises(pts.CheckpointExistsError):
+        future.result()
+    assert isinstance(future.exception(), pts.CheckpointExistsError)
+    monkeypatch.setattr(filesystem, "write", refuse)
+    with pytest.raises(pts.CheckpointIOError, match="No space left"):
+        pts.save_async({"w": 3}, "model").result()
+    assert not Path("model").exists()
+
+
+def test_an_error_that_nobody_asks_for_is_logged(monkeypatch, caplog):
+    monkeypatch.setattr(filesystem, "write", refuse)
+    future = pts.save_async({"w": 3}, "model")
+    future.settle()
+    del future
+    gc.collect()
+    (message,) = caplog.messages
+    assert message.startswith("the save of model failed, and nobody asked for its result: CheckpointIOError(")
+    caplog.clear()
+    future = pts.save_async({"w": 3}, "model")
+    with pytest.raises(pts.CheckpointIOError):
+        future.result()
+    del future
+    gc.collect()
+    assert caplog.messages == []
+
+
+def test_a_wait_has_a_limit_and_says_what_it_waits_for(gate):
+    future = pts.save_async({"w": 1}, "run/model-7")
+    with pytest.raises(
+        pts.SaveTimeoutError, match=r"waited 0\.05 s for the save of run/model-7, which has not finished"
+    ):
+        future.result(0.05)
+    with pytest.raises(TimeoutError):
+        future.exception(timeout=0)
+    saver = pts.Saver(name="encoder")
+    saver.save({"w": 1}, "run/model", 8, block=False)
+    with pytest.raises(pts.SaveTimeoutError, match=r"encoder's save of run/model-8"):
+        saver.wait(0.05)
+    with pytest.raises(pts.SaveTimeoutError, match=r"encoder's save of run/model-8"):
+        saver.close(0.05)
+    gate.set()
+    saver.close()
+    assert future.result() == Path("run/model-7")
+
+
+def test_a_long_wait_is_logged(gate, caplog, monkeypatch):
+    from pytreesaver._checkpoint import background
+
+    monkeypatch.setattr(background, "_NOTE_EVERY", 0.05)
+    future = pts.save_async({"w": 1}, "model")
+    threading.Timer(0.3, gate.set).start()
+    future.result()
+    assert "still waiting for the save of model, since 0 s" in caplog.messages
+
+
+def test_under_asyncio():
+    async def main():
+        paths = await asyncio.gather(*(pts.save_async({"w": i}, f"model-{i}") for i in range(3)))
+        return paths, await asyncio.wrap_future(pts.save_async({"w": 3}, "model-3"))
+
+    assert asyncio.run(main()) == ([Path(f"model-{i}") for i in range(3)], Path("model-3"))
+    assert pts.restore("model-3") == {"w": 3}
+
+
+def test_from_several_threads():
+    def work(i):
+        futures[i] = pts.save_async({"w": np.full(1000, i)}, f"model-{i}")
+
+    futures = {}
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(8):
+        assert_trees_equal(pts.restore(futures[i].result()), {"w": np.full(1000, i)})
+
+
+# Saver.
+
+
+def test_a_saver_has_one_save_under_way_at_a_time(gate):
+    saver = pts.Saver(max_to_keep=1)
+    assert saver.save({"w": 1}, "run/model", 1, block=False) == "run/model-1"
+    assert not saver.pending.done()
+    assert saver.last_checkpoints == []
+    started = []
+
+    def second():
+        started.append(saver.save({"w": 2}, "run/model", 2, block=False))
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    time.sleep(0.2)
+    assert started == []
+    gate.set()
+    thread.join(60)
+    saver.wait()
+    assert started == ["run/model-2"]
+    assert saver.last_checkpoints == ["run/model-2"]
+    assert saver.pending is None
+    assert pts.restore(pts.latest_checkpoint("run")) == {"w": 2}
+
+
+def test_restore_waits_for_the_save(gate):
+    saver = pts.Saver()
+    path = saver.save({"w": 1}, "run/model", 1, block=False)
+    threading.Timer(0.2, gate.set).start()
+    assert saver.restore(path) == {"w": 1}
+
+
+@pytest.mark.parametrize("how", ["save", "blocking save", "wait", "close", "with", "result"])
+def test_an_error_in_the_background_is_raised_once_by_whatever_comes_next(monkeypatch, how):
+    saver = pts.Saver(max_to_keep=1)
+    saver.save({"w": 0}, "run/model", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "reserve", refuse)
+        saver.save({"w": 1}, "run/model", 1, block=False)
+        saver.pending.settle()
+    calls = {
+        "save": lambda: saver.save({"w": 2}, "run/model", 2, block=False),
+        "blocking save": lambda: saver.save({"w": 2}, "run/model", 2),
+        "wait": saver.wait,
+        "close": saver.close,
+        "with": lambda: saver.__exit__(None, None, None),
+        "result": saver.pending.result,
+    }
+    with pytest.raises(pts.CheckpointIOError, match="No space left"):
+        calls[how]()
+    assert pts.restore(pts.latest_checkpoint("run")) == {"w": 0}
+    if how in ("save", "blocking save", "wait"):
+        saver.save({"w": 3}, "run/model", 3)
+        assert saver.last_checkpoints == ["run/model-3"]
+
+
+# The end of the program.
+
+
+def run_program(text):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    program = "import pytreesaver as pts, numpy as np, sys, threading, time\n" + textwrap.dedent(text)
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+SLOW = """
+from pytreesaver._io import filesystem
+real = filesystem.sync_file
+def slow(descriptor):
+    time.sleep(0.5)
+    real(descriptor)
+filesystem.sync_file = slow
+"""
+
+
+@pytest.mark.parametrize(
+    "end", ["", "sys.exit(0)", "raise SystemExit", "threading.Thread(target=lambda: time.sleep(0.1)).start()"]
+)
+def test_a_save_that_is_under_way_is_finished_when_the_program_ends(end):
+    tree = "{str(i): np.full(400_000, i) for i in range(8)}"
+    result = run_program(f"{SLOW}\npts.save_async({tree}, 'model')\n{end}")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert_trees_equal(pts.restore("model"), {str(i): np.full(400_000, i) for i in range(8)})
+
+
+def test_an_uncaught_exception_does_not_cost_the_save():
+    result = run_program(f"{SLOW}\npts.Saver().save({{'w': 1}}, 'run/model', 1, block=False)\n1 / 0")
+    assert result.returncode == 1
+    assert "ZeroDivisionError" in result.stderr
+    assert pts.restore(pts.latest_checkpoint("run")) == {"w": 1}
+
+
+def test_a_save_that_fails_while_the_program_ends_is_told_of():
+    result = run_program(f"{SLOW}\npts.save({{'w': 1}}, 'model')\nfuture = pts.save_async({{'w': 1}}, 'model')\n")
+    assert "the save of model failed, and nobody asked for its result" in result.stderr
+    assert "CheckpointExistsError" in result.stderr
+
+
+def test_a_save_started_while_the_program_ends_is_made():
+    result = run_program("import atexit\natexit.register(pts.save_async, {'w': 1}, 'model')")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert pts.restore("model") == {"w": 1}
+
+
+def test_a_child_process_does_not_wait_for_its_parents_saves():
+    slow = textwrap.indent(SLOW, " " * 8)
+    result = run_program(
+        f"""
+        import os, warnings
+        warnings.simplefilter("ignore")
+        {slow}
+        saver = pts.Saver()
+        saver.save({{"w": 1}}, "run/model", 1, block=False)
+        child = os.fork()
+        if not child:
+            for expected in ("of which this one is a fork", "to be the only process"):
+                try:
+                    saver.save({{"w": 2}}, "run/model", 2)
+                except pts.CheckpointError as error:
+                    if expected not in str(error):
+                        os._exit(8)
+                else:
+                    os._exit(9)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        """
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert pts.restore(pts.latest_checkpoint("run")) == {"w": 1}

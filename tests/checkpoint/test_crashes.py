@@ -1,0 +1,457 @@
+"""Whatever stops a save, and whenever, a good checkpoint is not lost and a half one does not exist."""
+
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulated_disk import SimulatedDisk, put_on_disk
+
+import pytreesaver as pts
+from pytreesaver._io import files, filesystem
+from pytreesaver.testing import assert_trees_equal
+
+OLD = {"w": np.arange(5), "step": 1}
+NEW = {"w": np.arange(700.0), "b": np.ones(3, np.int8), "step": 2}
+
+
+def found_at(root, path):
+    """Which of the two trees is at the path: "old", "new", None; anything else is an error of the test's."""
+    try:
+        tree = pts.restore(root / path)
+    except pts.CheckpointNotFoundError:
+        return None
+    for name, expected in (("old", OLD), ("new", NEW)):
+        if tree.keys() == expected.keys():
+            assert_trees_equal(tree, expected)
+            return name
+    raise AssertionError(f"neither tree: {tree}")
+
+
+def outcomes_of_a_save(
+    monkeypatch,
+    tmp_path,
+    *,
+    overwrite,
+    forget_syncs_of="",
+    path="model",
+    durable=True,
+    old_durable=True,
+    save=pts.save,
+):
+    """What a reader finds after a power cut at every moment of a save: (during it, after it has returned)."""
+    root, scratch = tmp_path / "disk", tmp_path / "scratch"
+    root.mkdir()
+    disk = SimulatedDisk(monkeypatch, root, forget_syncs_of=forget_syncs_of)
+    if overwrite:
+        disk.forget_syncs_of = ""
+        pts.save(OLD, root / path, durable=old_durable)
+        disk.forget_syncs_of = forget_syncs_of
+    tried, during = set(), set()
+
+    def look(states):
+        found = set()
+        for state in states:
+            identity = frozenset(state.items())
+            if identity not in tried:
+                tried.add(identity)
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir()
+                put_on_disk(state, scratch)
+                try:
+                    found.add(found_at(scratch, path))
+                except pts.CorruptCheckpointError:
+                    found.add("corrupt")
+        return found
+
+    disk.on_change = lambda: during.update(look([*disk.states(), disk.state_after_a_kill()]))
+    save(NEW, root / path, overwrite=overwrite, durable=durable)
+    disk.on_change = lambda: None
+    tried.clear()
+    return during, look(disk.states())
+
+
+def test_power_cuts_during_a_first_save_leave_nothing_or_all_of_it(monkeypatch, tmp_path):
+    during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=False)
+    assert during == {None, "new"}
+    assert after == {"new"}
+
+
+def test_power_cuts_during_an_overwrite_leave_the_old_or_the_new(monkeypatch, tmp_path):
+    during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=True)
+    assert during == {"old", "new"}
+    assert after == {"new"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_power_cuts_during_a_save_past_the_cache_leave_the_old_or_the_new(monkeypatch, tmp_path, overwrite):
+    monkeypatch.setattr(files, "_WORTH_COPYING_NBYTES", 0)
+    past_cache, real = [], filesystem.open_direct
+    monkeypatch.setattr(filesystem, "open_direct", lambda *a, **o: past_cache.append(real(*a, **o)) or past_cache[-1])
+    during, after = outcomes_of_a_save(
+        monkeypatch, tmp_path, overwrite=overwrite, save=lambda *a, **o: pts.save_async(*a, **o).result()
+    )
+    assert during == {"old" if overwrite else None, "new"}
+    assert after == {"new"}
+    assert past_cache
+
+
+def test_power_cuts_lose_no_directory_that_was_made_for_the_checkpoint(monkeypatch, tmp_path):
+    during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=False, path="a/b/model")
+    assert during == {None, "new"}
+    assert after == {"new"}
+
+
+def test_a_durable_overwrite_of_what_was_not_durable_is_durable(monkeypatch, tmp_path):
+    _, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=True, path="a/model", old_durable=False)
+    assert after == {"new"}
+
+
+def test_an_overwrite_never_costs_the_old_one_durable_or_not(monkeypatch, tmp_path):
+    during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=True, durable=False)
+    assert during == {"old", "new"}
+    assert after == {"new"}
+
+
+@pytest.mark.parametrize("kind", ["saver", "manager"])
+def test_power_cuts_during_saves_that_delete_cost_no_checkpoint(monkeypatch, tmp_path, kind):
+    root, scratch = tmp_path / "disk", tmp_path / "scratch"
+    root.mkdir()
+    disk = SimulatedDisk(monkeypatch, root)
+    saver = pts.Saver(max_to_keep=1)
+    manager = pts.CheckpointManager(root / "run", max_to_keep=1, block=True)
+    finished = -1
+    tried = set()
+
+    def look():
+        for state in [*disk.states(), disk.state_after_a_kill()]:
+            identity = frozenset(state.items())
+            if identity in tried:
+                continue
+            tried.add(identity)
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            put_on_disk(state, scratch)
+            latest = pts.latest_checkpoint(scratch / "run")
+            found = -1 if latest is None else pts.restore(latest)["step"]
+            assert found in (finished, finished + 1), (found, finished)
+            for there in scratch.glob("run/[!.]*/index.json"):
+                pts.verify(there.parent)
+
+    disk.on_change = look
+    for step in range(4):
+        if kind == "saver":
+            saver.save({"step": step}, root / "run" / "ckpt", step)
+        else:
+            manager.save(step, {"step": step})
+        finished = step
+        tried.clear()
+        look()
+    assert [path.name for path in root.glob("run/ckpt-*")] == ["ckpt-3"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("forgotten", ["file", "directory"])
+def test_the_simulated_disk_finds_a_missing_sync(monkeypatch, tmp_path, overwrite, forgotten):
+    during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=overwrite, forget_syncs_of=forgotten)
+    assert "corrupt" in during or after != {"new"}
+
+
+def test_a_save_that_is_not_durable_syncs_nothing(monkeypatch, tmp_path):
+    from pytreesaver._io import filesystem
+
+    for name in ("sync_file", "sync_directory"):
+        monkeypatch.setattr(filesystem, name, lambda *args: pytest.fail("synced"))
+    pts.save(NEW, "model", durable=False)
+    assert_trees_equal(pts.restore("model"), NEW)
+
+
+@pytest.mark.parametrize("name", ["open_new", "reserve", "write", "sync_file", "sync_directory", "rename"])
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_a_refusal_of_the_system_is_named_and_loses_nothing(monkeypatch, tmp_path, name, overwrite, error):
+    from pytreesaver._io import filesystem
+
+    path = tmp_path / "runs" / "model"
+    if overwrite:
+        pts.save(OLD, path)
+    before = sorted(tmp_path.rglob("*"))
+    real = getattr(filesystem, name)
+    for call in range(10):
+        calls = iter(range(100))
+
+        def failing(*args, calls=calls, call=call):
+            if next(calls) == call:
+                raise OSError(error, os.strerror(error))
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(filesystem, name, failing)
+            try:
+                pts.save(NEW, path, overwrite=overwrite)
+                break  # there are fewer calls than this
+            except pts.CheckpointIOError as error_of_save:
+                caught = error_of_save
+        assert caught.errno == error
+        assert str(path) in str(caught)
+        assert os.strerror(error) in str(caught)
+        # Once the checkpoint is complete, a failing sync of a directory leaves it there.
+        if name == "sync_directory" and path.exists() and found_at(path, ".") == "new":
+            shutil.rmtree(tmp_path / "runs")
+            if overwrite:
+                pts.save(OLD, path)
+                before = sorted(tmp_path.rglob("*"))
+        else:
+            assert sorted(tmp_path.rglob("*")) == before
+            assert not overwrite or found_at(path, ".") == "old"
+    else:
+        pytest.fail("never got through")
+    assert found_at(path, ".") == "new"
+
+
+@pytest.mark.parametrize("name", ["open_new", "reserve", "write", "sync_file", "sync_directory", "rename", "close"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_interrupt_just_after_any_step_loses_nothing(monkeypatch, tmp_path, name, overwrite):
+    from pytreesaver._io import filesystem
+
+    path = tmp_path / "model"
+    real = getattr(filesystem, name)
+    for call in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        if overwrite:
+            pts.save(OLD, path)
+        calls = iter(range(100))
+
+        def interrupted(*args, calls=calls, call=call):
+            result = real(*args)
+            if next(calls) == call:
+                raise KeyboardInterrupt
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(filesystem, name, interrupted)
+            try:
+                pts.save(NEW, path, overwrite=overwrite)
+                break
+            except KeyboardInterrupt:
+                pass
+        assert found_at(tmp_path, "model") in (("old", "new") if overwrite else (None, "new"))
+    else:
+        pytest.fail("never got through")
+
+
+def test_threads_that_save_to_one_path_leave_one_of_theirs(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    path = tmp_path / "model"
+    for _ in range(10):
+        shutil.rmtree(path, ignore_errors=True)
+        with ThreadPoolExecutor(4) as executor:
+            trees = [{"w": np.full(1000, i)} for i in range(8)]
+            for future in [executor.submit(pts.save, tree, path, overwrite=True) for tree in trees]:
+                future.result()
+        assert len(set(pts.restore(path)["w"].tolist())) == 1
+    pts.save(NEW, path, overwrite=True)
+    assert len(list(path.iterdir())) == 2
+
+
+needs_mounts = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="mounting a file system needs root on Linux"
+)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB."""
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"mount is not allowed here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@needs_mounts
+def test_a_full_disk_is_named_and_loses_nothing(small_disk):
+    pts.save(OLD, small_disk / "model")
+    before = sorted(small_disk.rglob("*"))
+    large = {"w": np.zeros(1 << 20)}
+    for attempt in (
+        lambda: pts.save(large, small_disk / "other"),
+        lambda: pts.save(large, small_disk / "model", overwrite=True),
+    ):
+        with pytest.raises(pts.CheckpointIOError, match="No space left on device") as caught:
+            attempt()
+        assert caught.value.errno == errno.ENOSPC
+        assert sorted(small_disk.rglob("*")) == before
+    assert found_at(small_disk, "model") == "old"
+
+
+@needs_mounts
+def test_a_read_only_file_system_is_named(small_disk):
+    pts.save(OLD, small_disk / "model")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for path in (small_disk / "other", small_disk / "model"):
+        with pytest.raises(pts.CheckpointPermissionError, match=path.name) as caught:
+            pts.save(NEW, path, overwrite=True)
+        assert isinstance(caught.value, PermissionError)
+    assert found_at(small_disk, "model") == "old"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_directory_is_named(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with pytest.raises(pts.CheckpointPermissionError, match="closed"):
+        pts.save(NEW, tmp_path / "closed" / "model")
+
+
+SAVE_FOR_EVER = """
+import sys
+import numpy as np
+import pytreesaver as pts
+path = sys.argv[1]
+for step in range(1_000_000):
+    pts.save({"w": np.full(200_000, step), "step": step}, path, overwrite=True, durable=step % 2 == 0)
+    print(step, flush=True)
+"""
+
+
+def test_killed_processes_leave_a_complete_checkpoint(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "model"
+    for _ in range(4):
+        command = [sys.executable, "-c", SAVE_FOR_EVER, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            process.stdout.readline()
+            for _ in range(5):  # stop it, look, let it go on
+                time.sleep(float(rng.uniform(0, 0.02)))
+                process.send_signal(signal.SIGSTOP)
+                tree = pts.restore(path)
+                assert (tree["w"] == tree["step"]).all()
+                process.send_signal(signal.SIGCONT)
+            time.sleep(float(rng.uniform(0, 0.02)))
+            process.kill()
+        tree = pts.restore(path)
+        assert (tree["w"] == tree["step"]).all()
+        pts.verify(path)
+    pts.save(NEW, path, overwrite=True)
+    assert len(list(path.iterdir())) == 2  # what the killed ones left is gone
+
+
+def test_a_reader_of_a_replaced_checkpoint_never_mixes_the_two(tmp_path):
+    path = pts.save(OLD, tmp_path / "model")
+    with pts.load_checkpoint(path) as opened:
+        pts.save(NEW, path, overwrite=True)
+        np.testing.assert_array_equal(opened["w"].read(), OLD["w"])
+    np.testing.assert_array_equal(pts.load_variable(path, "w"), NEW["w"])
+
+
+def test_an_index_never_passes_for_that_of_other_data(tmp_path):
+    index = (pts.save(OLD, tmp_path / "one") / "index.json").read_bytes()
+    path = pts.save({"w": OLD["w"] + 1, "step": 1}, tmp_path / "two")
+    (path / "index.json").write_bytes(index)
+    for verify in (True, False):
+        with pytest.raises(pts.CorruptCheckpointError, match="the data of another checkpoint"):
+            pts.restore(path, verify=verify)
+
+
+def test_a_checkpoint_replaced_while_it_is_opened_is_read_anew(monkeypatch, tmp_path):
+    from pytreesaver._io import filesystem
+
+    path = pts.save(OLD, tmp_path / "model")
+    real = filesystem.open_existing
+    replacements = iter([{"step": 5}, {"step": 6}])
+
+    def replaced_before_the_data_is_opened(file):
+        if file.suffix == ".safetensors" and (tree := next(replacements, None)):
+            with monkeypatch.context() as patch:
+                patch.setattr(filesystem, "open_existing", real)
+                pts.save(tree, path, overwrite=True)
+        return real(file)
+
+    monkeypatch.setattr(filesystem, "open_existing", replaced_before_the_data_is_opened)
+    assert pts.restore(path) == {"step": 6}
+
+
+def test_leftovers_of_a_crash_are_removed_but_never_a_living_writers(tmp_path):
+    path = Path(pts.save(OLD, tmp_path / "model"))
+    dead = path / "data-00000-of-00001-0123456789abcdef.safetensors"
+    dead.write_bytes(b"half")
+    alive = path / "data-00000-of-00001-fedcba9876543210.safetensors"
+    users = path / "data-mine.safetensors"
+    users.write_bytes(b"mine")
+    with alive.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        pts.save(NEW, path, overwrite=True)
+        assert not dead.exists()
+        assert alive.exists()
+    pts.save(OLD, path, overwrite=True)
+    assert not alive.exists()
+    assert users.read_bytes() == b"mine"
+
+
+def test_leftovers_of_a_killed_first_save_are_removed_by_the_next(tmp_path):
+    dead, alive = (tmp_path / f".pytreesaver-{digit * 16}.tmp" for digit in "01")
+    users = tmp_path / ".pytreesaver-mine.tmp"
+    for directory in (dead, alive, users):
+        directory.mkdir()
+        (directory / "data-00000-of-00001.safetensors").write_bytes(b"half")
+    descriptor = os.open(alive, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    pts.save(OLD, tmp_path / "model")
+    assert (dead.exists(), alive.exists(), users.exists()) == (False, True, True)
+    os.close(descriptor)
+    pts.save(OLD, tmp_path / "other")
+    assert not alive.exists()
+
+
+def test_without_locks_nothing_is_lost_and_nothing_piles_up(monkeypatch, tmp_path):
+    def no_locks(*args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    for _ in range(4):
+        path = pts.save(NEW, tmp_path / "model", overwrite=True)
+        assert found_at(path, ".") == "new"
+        assert len(list(path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["data-train.safetensors"],
+        ["data-00000-of-00001.safetensors"],
+        ["index.json"],
+        ["index.json", "data-train.safetensors", "README.md", "model.safetensors"],
+    ],
+)
+def test_files_that_only_look_like_ours_are_never_replaced(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(pts.CheckpointExistsError, match=names[0]):
+        pts.save(NEW, tmp_path, overwrite=True)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(names, "{}")
+
+
+SAVE_AT_EXIT = """
+import atexit, sys
+import numpy as np
+import pytreesaver as pts
+tree = {"w": np.arange(3 << 20)}
+pts.save(tree, sys.argv[1] + "/before")
+atexit.register(pts.save, tree, sys.argv[1] + "/at-exit")
+"""
+
+
+def test_a_save_when_the_interpreter_exits_is_a_save(tmp_path):
+    finished = subprocess.run([sys.executable, "-c", SAVE_AT_EXIT, tmp_path], capture_output=True, check=False)
+    assert finished.stderr == b""
+    np.testing.assert_array_equal(pts.load_variable(tmp_path / "at-exit", "w"), np.arange(3 << 20))

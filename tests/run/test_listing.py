@@ -1,0 +1,352 @@
+"""What a run directory holds and why, and tidying it up by hand."""
+
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pytreesaver as pts
+from pytreesaver._run import deleting
+from pytreesaver.formats import native
+
+HOUR = 3600.0
+TREE = {"w": np.arange(3)}
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1e9
+
+    def __call__(self):
+        return self.now
+
+
+def run_of_manager(steps, *, hours=1.0, **settings):
+    clock = Clock()
+    with pts.CheckpointManager("run", clock=clock, block=True, **settings) as manager:
+        for step in steps:
+            manager.save(step, TREE, metrics={"loss": 1 / (step + 1)}, metadata={"epoch": step // 10})
+            clock.now += hours * HOUR
+        said = manager.explain()
+    return clock, said
+
+
+def by_step(listed):
+    return {each.step: each.reasons for each in listed}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_to_keep": 2, "keep_every_n_steps": 4, "keep_best": (1, "loss", "max")},
+        {"max_to_keep": 1, "keep_checkpoint_every_n_hours": 2.0},
+        {"max_to_keep": None},
+        {"policy": pts.KeepLast(2) | pts.KeepSteps([1, np.int64(3)]) | pts.KeepEveryHours(np.float64(3.0))},
+        {"policy": pts.KeepYoungerThan(2.5 * HOUR)},
+        {"policy": pts.KeepAll()},
+        {"max_to_keep": np.int64(2)},
+    ],
+    ids=str,
+)
+def test_the_reasons_are_what_the_manager_says(settings):
+    clock, said = run_of_manager(range(8), **settings)
+    listed = pts.list_checkpoints("run", clock=clock)
+    assert {each.path.name: each.reasons for each in listed} == {each.checkpoint.path: each.reasons for each in said}
+    assert all(each.keep == bool(each.reasons) for each in listed)
+    newest = listed[-1]
+    assert (newest.step, newest.metrics, newest.metadata) == (7, {"loss": 0.125}, {"epoch": 0})
+    assert newest.time == clock.now - HOUR
+    assert newest.nbytes == sum(file.stat().st_size for file in newest.path.iterdir())
+
+
+class EveryOther(pts.RetentionPolicy):
+    def kept(self, checkpoints, now):
+        return dict.fromkeys(range(0, len(checkpoints), 2), "every other")
+
+    def __repr__(self):
+        return "EveryOther()"
+
+
+def test_of_a_policy_of_the_users_nobody_says_that_anything_will_go():
+    clock, _ = run_of_manager(range(4), policy=EveryOther())
+    listed = pts.list_checkpoints("run", clock=clock)
+    assert all("perhaps: EveryOther() decides" in each.reasons for each in listed)
+    assert [each.keep for each in pts.prune("run", dry_run=True)] == [True] * len(listed)
+
+
+def test_the_reasons_of_a_savers_checkpoints():
+    clock = Clock()
+    with pts.Saver(max_to_keep=2, keep_checkpoint_every_n_hours=2.0, clock=clock) as saver:
+        for step in range(6):
+            clock.now += HOUR
+            saver.save(TREE, "run/model", global_step=step)
+    reasons = by_step(pts.list_checkpoints("run", clock=clock))
+    assert reasons[5] == ("newest", "last 2")
+    assert reasons[4] == ("last 2",)
+    assert set(reasons) > {4, 5}
+    assert {reasons[step] for step in set(reasons) - {4, 5}} == {("preserved: not watched any more",)}
+
+
+def test_a_saver_that_keeps_all_watches_none():
+    saver = pts.Saver(max_to_keep=None)
+    for step in (1, 2):
+        saver.save(TREE, "run/model", global_step=step)
+    saver.close()
+    assert by_step(pts.list_checkpoints("run")) == {
+        1: ("preserved: not watched any more",),
+        2: ("newest", "all"),
+    }
+
+
+def test_plain_saves_damage_pins_and_other_things_in_one_directory():
+    pts.save(TREE, "run/by-hand", metadata={"note": (1, 2)})
+    run_of_manager(range(3), max_to_keep=1)
+    with pts.CheckpointManager("run") as manager:
+        manager.pin(2)
+    (data,) = pts.save(TREE, "run/short").glob("*.safetensors")
+    os.truncate(data, 10)
+    (pts.save(TREE, "run/damaged") / "index.json").write_bytes(b'{"format":"pytreesaver" broken')
+    os.mkdir("run/logs")
+    found = {each.path.name: each for each in pts.list_checkpoints("run")}
+    assert set(found) == {"by-hand", "ckpt-2", "short", "damaged"}
+    assert found["by-hand"].reasons == ("no saver watches it",)
+    assert found["by-hand"].metadata == {"note": (1, 2)}
+    assert found["ckpt-2"].reasons == ("newest", "last 1", "pinned")
+    assert "expected 4" in found["short"].problem
+    assert "index.json" in found["damaged"].problem
+    assert found["short"].keep
+    with pytest.raises(pts.CheckpointNotFoundError, match="expected a run directory, found nothing"):
+        pts.list_checkpoints("nowhere")
+    with pytest.raises(pts.CheckpointNotFoundError, match="found a file"):
+        pts.list_checkpoints(data)
+
+
+def test_prune_deletes_what_a_policy_lets_go_and_brings_the_state_file_up_to_date():
+    clock, _ = run_of_manager(range(6), max_to_keep=None)
+    before = sorted(os.listdir("run"))
+    would = pts.prune("run", pts.KeepLast(2) | pts.KeepEverySteps(3), dry_run=True, clock=clock)
+    assert sorted(os.listdir("run")) == before
+    assert [each.step for each in would if not each.keep] == [1, 2]
+    assert pts.prune("run", pts.KeepLast(2) | pts.KeepEverySteps(3), clock=clock) == would
+    assert [each.step for each in pts.list_checkpoints("run")] == [0, 3, 4, 5]
+    state = pts.get_checkpoint_state("run")
+    assert state.model_checkpoint_path == "run/ckpt-5"
+    assert [path.rpartition("-")[2] for path in state.all_model_checkpoint_paths] == ["0", "3", "4", "5"]
+    assert len(state.all_model_checkpoint_timestamps) == 4
+    with pts.CheckpointManager("run", max_to_keep=None, clock=clock) as manager:
+        assert manager.latest_step() == 5
+        manager.save(6, TREE)
+    assert pts.latest_checkpoint("run").name == "ckpt-6"
+
+
+def test_prune_by_what_was_recorded_finishes_what_a_lowered_limit_has_left():
+    run_of_manager(range(4), max_to_keep=4)
+    with pts.CheckpointManager("run", max_to_keep=4) as manager:
+        manager.pin(0)
+    assert [each.keep for each in pts.prune("run")] == [True] * 4
+    listed = pts.prune("run", pts.KeepLast(1))
+    assert [each.step for each in listed if not each.keep] == [1, 2]  # 0 is pinned
+    assert [each.step for each in pts.list_checkpoints("run")] == [0, 3]
+
+
+def hold(ready, done):
+    with pts.CheckpointManager("run") as manager:
+        manager.save(10, TREE)
+        manager.wait_until_finished()
+        ready.set()
+        done.wait(60)
+
+
+def test_nothing_is_pruned_under_a_live_saver():
+    run_of_manager(range(3))
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(ready, done))
+    process.start()
+    try:
+        assert ready.wait(60)
+        before = sorted(os.listdir("run"))
+        with pytest.raises(pts.ConcurrentWriterError):
+            pts.prune("run", pts.KeepLast(1))
+        with pytest.raises(pts.ConcurrentWriterError):
+            pts.remove_checkpoint("run/ckpt-0", update_state=True)
+        assert sorted(os.listdir("run")) == before
+    finally:
+        done.set()
+        process.join()
+
+
+def test_a_checkpoint_can_be_removed_from_its_run(recwarn):
+    run_of_manager(range(3))
+    assert pts.remove_checkpoint("run/ckpt-2", update_state=True)
+    assert pts.latest_checkpoint("run").name == "ckpt-1"
+    assert not recwarn.list
+    assert not pts.remove_checkpoint("run/ckpt-2", update_state=True)
+    for step in (0, 1):
+        pts.remove_checkpoint(f"run/ckpt-{step}", update_state=True)
+    assert pts.get_checkpoint_state("run") is None
+    pts.save(TREE, "alone")
+    assert pts.remove_checkpoint("alone", update_state=True)
+    assert sorted(os.listdir()) == ["run"]
+
+
+def test_what_cannot_be_deleted_is_named_and_stays_listed():
+    run_of_manager(range(4))
+    with open("run/ckpt-1/notes.txt", "w"):
+        pass
+    with pytest.raises(pts.CheckpointIOError, match=r"not every checkpoint could be deleted:\n  run/ckpt-1.*notes.txt"):
+        pts.prune("run", pts.KeepLast(1))
+    assert [each.step for each in pts.list_checkpoints("run")] == [1, 3]
+    assert [os.path.basename(p) for p in pts.get_checkpoint_state("run").all_model_checkpoint_paths] == [
+        "ckpt-1",
+        "ckpt-3",
+    ]
+
+
+def saved(directory, *steps, start=0.0, apart=60.0, **settings):
+    clock = start
+    with pts.CheckpointManager(directory, block=True, clock=lambda: clock, **settings) as manager:
+        for i, step in enumerate(steps):
+            clock = start + apart * i
+            manager.save(step, {"w": np.full(3, step)}, metrics={"loss": float(step)})
+
+
+def left(directory):
+    return [each.path.name for each in pts.list_checkpoints(directory)]
+
+
+def test_prune_decides_by_what_is_there_when_it_holds_the_directory(monkeypatch):
+    saved("run", 0, 1, 2, 3, max_to_keep=None)
+    real = deleting.claim
+
+    def claim_after_others(directory, held):
+        with pts.CheckpointManager("run", max_to_keep=None, block=True) as manager:
+            manager.save(0, {"w": np.zeros(3)}, force=True)  # now the newest
+            manager.pin(1)
+        return real(directory, held)
+
+    monkeypatch.setattr(deleting, "claim", claim_after_others)
+    gone = [each.path.name for each in pts.prune("run", pts.KeepLast(1)) if not each.keep]
+    assert gone == ["ckpt-2", "ckpt-3"]
+    assert sorted(left("run")) == ["ckpt-0", "ckpt-1"]
+
+
+def test_what_is_kept_for_ever_stays_so_when_the_last_listed_one_is_removed():
+    rule = {"max_to_keep": 1, "keep_checkpoint_every_n_hours": 1}
+    saved("run", 1, 2, 3, apart=7200.0, start=1e6, **rule)
+    assert left("run") == ["ckpt-2", "ckpt-3"]
+    pts.remove_checkpoint("run/ckpt-3", update_state=True)
+    assert pts.latest_checkpoint("run") == Path("run/ckpt-2")
+    (only,) = pts.list_checkpoints("run")
+    assert only.keep
+    saved("run", 4, 5, start=1e6 + 7300, apart=1.0, **rule)
+    assert left("run") == ["ckpt-2", "ckpt-5"]
+
+
+def test_so_it_is_with_a_saver():
+    clock = 0.0
+    saver = pts.Saver(max_to_keep=1, keep_checkpoint_every_n_hours=1, clock=lambda: clock)
+    for step in range(3):
+        clock = 4000.0 + 4000.0 * step
+        saver.save({"w": np.zeros(2)}, "run/m", step)
+    saver.close()
+    assert left("run") == ["m-0", "m-1", "m-2"]
+    pts.remove_checkpoint("run/m-2", update_state=True)
+    assert all(each.keep for each in pts.list_checkpoints("run"))
+    with pts.Saver(max_to_keep=1) as later:
+        later.save({"w": np.zeros(2)}, "run/m", 3)
+        later.save({"w": np.zeros(2)}, "run/m", 4)
+    assert left("run") == ["m-0", "m-1", "m-4"]
+
+
+def test_the_newest_is_the_one_that_was_saved_last_whatever_the_clock_says():
+    saved("run", 1, 2, start=1e6, apart=-86400.0, max_to_keep=None)
+    assert left("run") == ["ckpt-1", "ckpt-2"]
+    assert [each.keep for each in pts.prune("run", pts.KeepLast(1))] == [False, True]
+    assert pts.latest_checkpoint("run") == Path("run/ckpt-2")
+
+
+def test_a_copy_does_not_bring_its_rule_along():
+    saved("a", 0, 1, 2, max_to_keep=None)
+    saved("b", *range(10), max_to_keep=1)
+    shutil.copytree("b/ckpt-9", "a/ckpt-9")
+    assert all(each.keep for each in pts.list_checkpoints("a"))
+    shutil.copytree("b/ckpt-9", "a/copy")
+    assert {each.path.name: each.reasons for each in pts.list_checkpoints("a")}["copy"] == ("no saver watches it",)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (pts.KeepBest(1, "los"), r"\['loss'\]; found 'los'"),
+        (pts.KeepLast(1) | pts.KeepSteps([1, 99]), r"\[0, 1, 2\]; found \[99\]"),
+    ],
+)
+def test_a_policy_that_names_what_there_is_not_deletes_nothing(policy, message):
+    saved("run", 0, 1, 2, max_to_keep=None)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=message):
+            pts.prune("run", policy, dry_run=dry_run)
+    assert len(left("run")) == 3
+
+
+def test_the_newest_in_a_state_file_stays_the_newest_when_others_go():
+    for name in "abc":
+        pts.save({"w": 1}, f"run/{name}")
+    pts.update_checkpoint_state("run", "run/b", ["run/c", "run/a", "run/b"], None, [1.0, 2.0, 3.0])
+    pts.remove_checkpoint("run/c", update_state=True)
+    state = pts.get_checkpoint_state("run")
+    assert state.model_checkpoint_path == "run/b"
+    assert state.all_model_checkpoint_paths == ["run/a", "run/b"]
+    assert state.all_model_checkpoint_timestamps == [2.0, 3.0]
+    pts.remove_checkpoint("run/b", update_state=True)
+    assert pts.latest_checkpoint("run") == Path("run/a")
+
+
+def test_each_savers_newest_is_kept():
+    saved("run", 1, 2, checkpoint_name="early", max_to_keep=None)
+    with pts.Saver(max_to_keep=None) as saver:
+        saver.save({"w": 1}, "run/late", 7, latest_filename="other")
+        saver.save({"w": 1}, "run/late", 8, latest_filename="other")
+    pts.prune("run", pts.KeepLast(1))
+    assert sorted(left("run")) == ["early-2", "late-8"]
+
+
+def test_a_checkpoint_is_no_run_directory():
+    path = pts.save({"w": 1}, "model")
+    for call in (pts.list_checkpoints, pts.prune):
+        with pytest.raises(pts.CheckpointNotFoundError, match="model: expected a run directory, found a checkpoint"):
+            call(path)
+
+
+def test_a_checkpoint_without_a_rule_has_a_reason():
+    saved("run", 1, 2, max_to_keep=1, checkpoint_name="a")
+    os.rename("run/a-2", "run/best")
+    assert [each.reasons for each in pts.list_checkpoints("run")] == [("no saver watches it",)]
+
+
+def test_a_removed_checkpoint_takes_nobodys_place():
+    with pts.Saver(max_to_keep=3) as saver:
+        for step in range(3):
+            saver.save({"w": 1}, "run/m", step)
+        pts.remove_checkpoint("run/m-1", update_state=True)
+        saver.save({"w": 1}, "run/m", 3)
+        assert left("run") == ["m-0", "m-2", "m-3"]
+        assert saver.last_checkpoints == ["run/m-0", "run/m-2", "run/m-3"]
+
+
+def test_a_checkpoint_that_goes_in_this_moment_is_not_damaged(monkeypatch):
+    saved("run", 1, 2, max_to_keep=None)
+    real = native.read_heading
+
+    def gone(path):
+        if path.name == "ckpt-1":
+            shutil.rmtree(path)
+        return real(path)
+
+    monkeypatch.setattr(native, "read_heading", gone)
+    assert left("run") == ["ckpt-2"]
