@@ -17,7 +17,7 @@ from pytreesaver._tree.rename import ByName, as_renaming
 from pytreesaver._tree.select import as_selection
 from pytreesaver.formats.damage import value_of_bytes
 from pytreesaver.formats.protocol import CheckpointReader, TreeContents
-from pytreesaver.formats.record import Record, decode_record, encode_record
+from pytreesaver._run.record import Record, decode_record, encode_record
 from pytreesaver.formats.registry import is_checkpoint, open_reader
 
 

@@ -18,7 +18,7 @@ from pytreesaver._tree.restructure import prune_structure, structure_of_names
 from pytreesaver._tree.select import Selection, as_selection, selected
 from pytreesaver._tree.structure import FlatTree, flatten_tree, refuse_duplicates
 from pytreesaver.formats.protocol import TreeContents
-from pytreesaver.formats.record import Record, encode_record
+from pytreesaver._run.record import Record, encode_record
 from pytreesaver.formats.registry import format_named
 
 

@@ -20,7 +20,7 @@ from pytreesaver._tree.kinds import (
 from pytreesaver._tree.plain import decode_value
 from pytreesaver._tree.select import as_selection, selected_names
 from pytreesaver.formats.protocol import CheckpointReader
-from pytreesaver.formats.record import decode_record
+from pytreesaver._run.record import decode_record
 from pytreesaver.formats.registry import open_reader
 
 

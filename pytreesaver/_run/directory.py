@@ -19,12 +19,12 @@ from pytreesaver._errors import (
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, local_path, named_os_errors
 from pytreesaver._run.history import CheckpointEvent, append_history, deletions
+from pytreesaver._run.record import Record, decode_record
 from pytreesaver._run.state_file import listed_checkpoints, state_file_name, write_state
 from pytreesaver._run.state_text import (
     CheckpointState,
 )
 from pytreesaver.formats.protocol import PINNED_NAME
-from pytreesaver.formats.record import Record, decode_record
 from pytreesaver.formats.registry import format_at, format_to_read, is_checkpoint, open_reader
 
 

@@ -5,10 +5,8 @@ Nothing depends on it but what people are shown: without it, or with lines missi
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -99,24 +97,27 @@ def _append(path: Path, lines: bytes) -> None:
         replace_file(path, content[content.find(b"\n", len(content) // 2) + 1 :])
 
 
+class _Line(msgspec.Struct, omit_defaults=True):
+    event: str
+    name: str
+    time: float
+    step: int | None = None
+    metrics: dict[str, float] = {}
+
+
 def _encoded(event: CheckpointEvent) -> bytes:
-    fields: dict[str, Any] = {"event": event.kind, "name": event.name, "time": event.time}
-    if event.step is not None:
-        fields["step"] = event.step
-    if event.metrics:
-        fields["metrics"] = dict(event.metrics)
-    return msgspec.json.encode(encode_value(fields, classes=False)) + b"\n"
+    line = _Line(event.kind, event.name, event.time, event.step, dict(event.metrics))
+    return msgspec.json.encode(encode_value(msgspec.to_builtins(line), classes=False)) + b"\n"
 
 
 def _decoded(line: bytes) -> CheckpointEvent | None:
-    """The event that a line tells of; None if it tells of none."""
-    with suppress(msgspec.DecodeError, NotPlainError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        fields = decode_value(msgspec.json.decode(line))
-        metrics = {str(name): float(value) for name, value in fields.get("metrics", {}).items()}
-        step, time = fields.get("step"), float(fields["time"])
-        if (step is None or type(step) is int) and math.isfinite(time):
-            return CheckpointEvent(str(fields["event"]), str(fields["name"]), time, step, metrics)
-    return None
+    """Return the event in a line, or None if the line is torn or malformed."""
+    try:
+        found = msgspec.convert(decode_value(msgspec.json.decode(line)), _Line)
+    except (msgspec.DecodeError, NotPlainError):
+        return None
+    is_known = math.isfinite(found.time)
+    return CheckpointEvent(found.event, found.name, found.time, found.step, found.metrics) if is_known else None
 
 
 def deletions(directory: Path, paths: Sequence[Path], time: float) -> list[CheckpointEvent]:

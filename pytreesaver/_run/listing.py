@@ -14,12 +14,13 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, canonical, local_path, named_os_errors
 from pytreesaver._run.directory import is_pinned, modified_time, unlisted_to_adopt
 from pytreesaver._run.managed_run import ManagedRun
+from pytreesaver._run.policies.recording import decode_rule
 from pytreesaver._run.policies.retention import Decision, RetentionPolicy, SavedCheckpoint, decide
-from pytreesaver._run.policies.rules import ManagerRule, SaverRule, decode_rule
+from pytreesaver._run.policies.rules import ManagerRule, SaverRule
+from pytreesaver._run.record import Record, decode_record
 from pytreesaver._run.state_file import listed_checkpoints, watches_nothing
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value
-from pytreesaver.formats.record import Record, decode_record
 from pytreesaver.formats.registry import format_to_read, is_checkpoint
 
 

@@ -15,7 +15,7 @@ import jax
 from pytreesaver._checkpoint.background import close_on_exit
 from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
 from pytreesaver._checkpoint.restoring.restore import restore_with
-from pytreesaver._checkpoint.saving import contents_of, write_contents
+from pytreesaver._checkpoint.saving import contents_of
 from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._errors import (
     CheckpointError,
@@ -26,9 +26,11 @@ from pytreesaver._errors import (
 )
 from pytreesaver._io.paths import PathLike, local_path
 from pytreesaver._progress import Progress, check_progress
+from pytreesaver._run.directory import Deletions
 from pytreesaver._run.history import CheckpointEvent
 from pytreesaver._run.lock import RunLock
 from pytreesaver._run.managed_run import ManagedRun, RunState
+from pytreesaver._run.policies.recording import encode_rule
 from pytreesaver._run.policies.retention import (
     AnyOf,
     Decision,
@@ -38,13 +40,12 @@ from pytreesaver._run.policies.retention import (
     check_count,
     check_duration,
 )
-from pytreesaver._run.policies.rules import encode_rule, manager_rule
+from pytreesaver._run.policies.rules import manager_rule
 from pytreesaver._run.policies.schedule import LastSave, SaveSchedule
+from pytreesaver._run.record import Record, as_step, checked_metrics, encode_record
 from pytreesaver._run.state_text import STATE_FILE_NAME
 from pytreesaver._savers.preemption import Preemption
 from pytreesaver._savers.session import WriterSession
-from pytreesaver.formats.protocol import TreeContents
-from pytreesaver.formats.record import Record, as_step, checked_metrics, encode_record
 from pytreesaver.formats.registry import format_named
 
 logger = logging.getLogger("pytreesaver")
@@ -238,8 +239,16 @@ class CheckpointManager:
                 contents = snapshot(contents, copy=self._copy)
             self._schedule.under_way = LastSave(step, now, record.serial)
             saved = CheckpointEvent("saved", path.name, now, step, checked)
-            work = partial(self._write, path, contents, step, saved, lock, state, progress)
-            self._session.perform(f"the save of {self._shown / path.name}", work, block=self._block)
+            self._session.save(
+                contents,
+                path,
+                self._shown / path.name,
+                list_saved=partial(self._list_saved, path, saved, lock, state),
+                failed=self._forget_state,
+                block=self._block,
+                format=self._format,
+                progress=progress,
+            )
         return self._shown / path.name
 
     def _raise_or_log_the_last_failure(self, *, wait: bool = False) -> None:
@@ -264,44 +273,20 @@ class CheckpointManager:
                 self._schedule.saved = None  # somebody has saved since this manager looked
         return lock, self._held_state
 
-    def _write(
-        self,
-        path: Path,
-        contents: TreeContents,
-        step: int,
-        saved: CheckpointEvent,
-        lock: RunLock,
-        state: RunState,
-        progress: Progress,
-    ) -> Path:
-        now = saved.time
-        try:
-            write_contents(
-                path,
-                contents,
-                overwrite=True,
-                durable=True,
-                in_background=not self._block,
-                format=self._format,
-                progress=progress,
-                what=f"saving {self._shown / path.name}",
-            )
-            with lock.saving:
-                if not lock.wrote_last(self):
-                    state = self._run.read_state(now)
-                serial = state.serial + 1
-                self._held_state, deletions = self._run.retain(state.with_saved(path, now, serial), saved)
-            self._run.trust(path)
-            self._schedule.saved = LastSave(step, now, serial)
-            deletions.warn()
-        except BaseException:
-            # It may be there all the same, and only its name not be durable, or not listed: what is on disk counts.
-            self._held_state = None
-            raise
-        finally:
-            self._schedule.under_way = None
-        logger.info("saved %s", self._shown / path.name)
-        return self._shown / path.name
+    def _list_saved(self, path: Path, saved: CheckpointEvent, lock: RunLock, state: RunState) -> Deletions:
+        if not lock.wrote_last(self):
+            state = self._run.read_state(saved.time)
+        state = state.with_saved(path, saved.time, state.serial + 1)
+        self._held_state, deletions = self._run.retain(state, saved)
+        self._run.trust(path)
+        self._schedule.saved = LastSave(saved.step, saved.time, state.serial)
+        self._schedule.under_way = None
+        return deletions
+
+    def _forget_state(self) -> None:
+        """After a failed save, which may have left a complete checkpoint: what is on disk counts."""
+        self._held_state = None
+        self._schedule.under_way = None
 
     # Restoring.
 

@@ -5,29 +5,27 @@ import os
 import time
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import jax
+import msgspec
 
 from pytreesaver._checkpoint.background import SaveFuture, close_on_exit
 from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
 from pytreesaver._checkpoint.restoring.restore import restore_with
-from pytreesaver._checkpoint.saving import write_contents
 from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._io.paths import PathLike, canonical, local_path
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._run.directory import is_complete, saved_at
-from pytreesaver._run.lock import RunLock
-from pytreesaver._run.policies.rules import SaverRule, encode_rule
+from pytreesaver._run.policies.recording import encode_rule
+from pytreesaver._run.policies.rules import SaverRule
+from pytreesaver._run.record import Record, as_step, encode_record
 from pytreesaver._run.state_file import state_file_name
 from pytreesaver._savers.saver_def import SaverDef, VariableList, checked_saver_def
 from pytreesaver._savers.saver_state import SaverMemory
 from pytreesaver._savers.session import WriterSession
-from pytreesaver.formats.protocol import TreeContents
-from pytreesaver.formats.record import Record, as_step, encode_record
 
 logger = logging.getLogger("pytreesaver")
 
@@ -113,7 +111,7 @@ class Saver:
         self._variables = VariableList(given.var_list, given.allow_empty)
         self._clock = clock
         self._memory = SaverMemory(given, float(clock()))
-        self._session = WriterSession("Saver")
+        self._session = WriterSession("Saver", self._label)
 
     # Saving.
 
@@ -177,12 +175,18 @@ class Saver:
                     alone = lock.wrote_last(self)
                     record = self._memory.adopt(location, step, state_name, absolute=absolute, alone=alone)
                 rule = SaverRule(self._settings.max_to_keep, self._settings.keep_checkpoint_every_n_hours)
-                record = replace(record, retention=encode_rule(rule))
-                contents = contents._replace(record=encode_record(replace(record, time=now)))
-                if not block:
-                    contents = snapshot(contents, copy=copy)
-                work = partial(self._write, path, location, contents, record, lock, now, not block, progress)
-                self._session.perform(f"{self._label}'s save of {path}", work, block=block)
+                record = msgspec.structs.replace(record, time=now, retention=encode_rule(rule))
+                contents = contents._replace(record=encode_record(record))
+                self._session.save(
+                    contents if block else snapshot(contents, copy=copy),
+                    location,
+                    Path(path),
+                    list_saved=partial(self._memory.list_saved, path, location, record, now) if write_state else None,
+                    failed=self._memory.look_again,
+                    block=block,
+                    format=self._settings.format,
+                    progress=progress,
+                )
         return path
 
     @property
@@ -205,39 +209,6 @@ class Saver:
         if Path(path).name == state_name:
             raise ValueError(f"save_path: {path!r} conflicts with the path of the state file; rename one of them")
         return path
-
-    def _write(
-        self,
-        path: str,
-        location: Path,
-        contents: TreeContents,
-        record: Record,
-        lock: RunLock,
-        now: float,
-        in_background: bool,
-        progress: Progress,
-    ) -> Path:
-        try:
-            write_contents(
-                location,
-                contents,
-                overwrite=True,
-                durable=True,
-                in_background=in_background,
-                format=self._settings.format,
-                progress=progress,
-                what=f"{self._label}: saving {path}",
-            )
-            if record.state_file is not None:
-                with lock.saving:
-                    deletions = self._memory.list_saved(path, location, record, now)
-                deletions.warn()
-        except BaseException:
-            # It may be there all the same, and only its name not be durable, or not listed: the next save looks.
-            self._memory.look_again()
-            raise
-        logger.info("%s saved %s", self._label, path)
-        return Path(path)
 
     # Restoring.
 

@@ -12,10 +12,10 @@ from pytreesaver._io.paths import PathLike, canonical, local_path
 from pytreesaver._run.directory import Deletions, last_serial, list_and_delete, saved_at, unlisted_to_adopt
 from pytreesaver._run.history import CheckpointEvent
 from pytreesaver._run.policies.rules import saver_eviction, saver_interval
+from pytreesaver._run.record import Record
 from pytreesaver._run.state_file import listed_checkpoints, watches_nothing
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState
 from pytreesaver._text import duplicates
-from pytreesaver.formats.record import Record
 
 
 class SaverMemory:

@@ -1,18 +1,26 @@
 """What `Saver` and `CheckpointManager` share: the claim on a run directory, and one save at a time."""
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from pytreesaver._checkpoint.background import OneAtATime, within
+from pytreesaver._checkpoint.saving import write_contents
+from pytreesaver._progress import Progress
+from pytreesaver._run.directory import Deletions
 from pytreesaver._run.lock import RunLock, claim
+from pytreesaver.formats.protocol import TreeContents
+
+logger = logging.getLogger("pytreesaver")
 
 
 class WriterSession:
     """One saver's hold on a run directory, and its saves, one at a time, until it is closed.
 
     Args:
-        owner: what kind of saver it is, as it stands in messages.
+        owner: the kind of saver, for messages.
+        label: what messages about a save begin with; nothing if None.
 
     Attributes:
         queue: the save that is under way in the background.
@@ -20,8 +28,9 @@ class WriterSession:
         lock: the claim on the run directory, if there is one.
     """
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, label: str | None = None) -> None:
         self._owner = owner
+        self._label = label
         self.queue = OneAtATime()
         self.turn = threading.RLock()
         self.lock: RunLock | None = None
@@ -37,12 +46,60 @@ class WriterSession:
         if self._closed:
             raise ValueError(f"this {self._owner} was closed; make a new one")
 
-    def perform(self, what: str, work: Callable[[], Path], *, block: bool) -> None:
-        """Do the work of a save now, or in the background."""
+    def save(
+        self,
+        contents: TreeContents,
+        location: Path,
+        path: Path,
+        *,
+        list_saved: Callable[[], Deletions] | None,
+        failed: Callable[[], None],
+        block: bool,
+        format: str | None,
+        progress: Progress,
+    ) -> None:
+        """Write a checkpoint into the claimed directory and list it in the state file, now or asynchronously.
+
+        Args:
+            contents: the checkpoint; without `block`, a snapshot that the caller can no longer change.
+            location: its absolute path.
+            path: the same path for messages, as the user gave it.
+            list_saved: called once the checkpoint is complete: updates the state file, and deletes what retention does
+                not keep. No other saver of this process writes to the directory meanwhile. None to list nothing.
+            failed: called if any of this fails. The checkpoint may exist all the same.
+            block: whether to return only when all is done.
+            format: as in `write_contents`.
+            progress: as in `write_contents`.
+        """
+        lock = self.lock
+        assert lock is not None, "claim comes first"
+
+        def work() -> Path:
+            try:
+                write_contents(
+                    location,
+                    contents,
+                    overwrite=True,
+                    durable=True,
+                    in_background=not block,
+                    format=format,
+                    progress=progress,
+                    what=f"{self._label}: saving {path}" if self._label else f"saving {path}",
+                )
+                if list_saved is not None:
+                    with lock.saving:
+                        deletions = list_saved()
+                    deletions.warn()
+            except BaseException:
+                failed()
+                raise
+            logger.info("%s", f"{self._label} saved {path}" if self._label else f"saved {path}")
+            return path
+
         if block:
             work()
         else:
-            self.queue.start(what, work)
+            self.queue.start(f"{self._label}'s save of {path}" if self._label else f"the save of {path}", work)
 
     def close(self, timeout: float | None, *, before: Callable[[], None] = lambda: None) -> None:
         """Wait for the save that is under way, and let go of the run directory; if it is still under way, stay open.

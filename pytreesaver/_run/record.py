@@ -1,11 +1,11 @@
-"""What a run directory records with each of its checkpoints: step, time and metrics, as JSON data and back."""
+"""What a run directory records with each of its checkpoints: step, time, metrics and retention rule, as JSON data."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
@@ -13,25 +13,23 @@ from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value, encode_value
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """What was recorded with a checkpoint.
 
     Attributes:
-        step: the step that it was saved for.
-        time: when it was saved, in seconds since the epoch.
-        metrics: as they were given to the save.
-        state_file: the name of the state file in which it is, or was about to be, listed.
-        serial: how many checkpoints had been saved for that state file, this one included.
-        name: the name of the checkpoint's own directory.
-        predecessor: the name of the newest checkpoint at that time.
-        retention: the rule of the saver, as `pytreesaver._recorded_rules` encodes it, so that others can tell what it
-            will keep; None if it was not recorded.
+        step: the step that was saved.
+        time: the time of the save, in seconds since the epoch.
+        metrics: the metrics that were passed to the save.
+        state_file: the name of the state file that lists the checkpoint, or was about to list it.
+        serial: the number of saves for that state file so far, including this one.
+        name: the name of the checkpoint's directory.
+        predecessor: the name of the newest checkpoint before this one.
+        retention: the rule of the saver, as `pytreesaver._run.policies.recording` encodes it; None if unknown.
     """
 
     step: int | None = None
     time: float | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = {}
     state_file: str | None = None
     serial: int = 0
     name: str = ""
@@ -40,53 +38,34 @@ class Record:
 
 
 def encode_record(record: Record) -> Any:
-    """A record as JSON data.
+    """Return a record as JSON data.
 
     Example:
         >>> encode_record(Record(100, 1.5, {"loss": 0.25}, "checkpoint", 7, "m-100", "m-90"))
         {'step': 100, 'time': 1.5, 'metrics': {'loss': 0.25}, 'state_file': 'checkpoint', 'serial': 7, 'name': 'm-100',
             'predecessor': 'm-90', 'retention': None}
     """
-    fields = {
-        "step": record.step,
-        "time": record.time,
-        "metrics": dict(record.metrics),
-        "state_file": record.state_file,
-        "serial": record.serial,
-        "name": record.name,
-        "predecessor": record.predecessor,
-        "retention": record.retention,
-    }
-    return encode_value(fields, classes=False)
-
-
-_FIELDS = ("step", "time", "metrics", "state_file", "serial", "name", "predecessor")
+    return encode_value(msgspec.structs.asdict(record), classes=False)
 
 
 def decode_record(encoded: Any, where: Path) -> Record:
-    """The record that `encode_record` encoded, or an empty one for None.
+    """Return the record that `encode_record` encoded, or an empty one for None.
+
+    Args:
+        encoded: the JSON data.
+        where: the checkpoint, for messages.
 
     Raises:
-        CorruptCheckpointError: it is none; `where` is the checkpoint that it is of.
+        CorruptCheckpointError: if the record is malformed.
     """
     if encoded is None:
         return Record()
     try:
-        fields = decode_value(encoded)
-        record = Record(**{name: fields[name] for name in _FIELDS}, retention=fields.get("retention"))
-        well_formed = (
-            (record.step is None or type(record.step) is int)
-            and (record.time is None or (type(record.time) is float and math.isfinite(record.time)))
-            and all(type(k) is str and type(v) is float for k, v in record.metrics.items())
-            and (record.state_file is None or type(record.state_file) is str)
-            and type(record.serial) is int
-            and type(record.name) is str
-            and (record.predecessor is None or type(record.predecessor) is str)
-        )
-    except (NotPlainError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptCheckpointError(f"{where}: its record is malformed: {error!r}") from error
-    if not well_formed:
-        raise CorruptCheckpointError(f"{where}: its record is malformed: {fields!r}")
+        record = msgspec.convert(decode_value(encoded), Record)
+    except (NotPlainError, msgspec.ValidationError) as error:
+        raise CorruptCheckpointError(f"{where}: its record is malformed: {error}") from error
+    if record.time is not None and not math.isfinite(record.time):
+        raise CorruptCheckpointError(f"{where}: its record is malformed: expected a finite time, found {record.time}")
     return record
 
 

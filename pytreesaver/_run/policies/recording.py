@@ -1,0 +1,114 @@
+"""The rule of a saver as JSON data and back.
+
+It is recorded with each checkpoint, so that other programs can tell what the saver of a run directory keeps and why.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from pytreesaver._run.policies.retention import (
+    AnyOf,
+    KeepAll,
+    KeepBest,
+    KeepEveryHours,
+    KeepEverySteps,
+    KeepLast,
+    KeepSteps,
+    KeepYoungerThan,
+    RetentionPolicy,
+    SavedCheckpoint,
+)
+from pytreesaver._run.policies.rules import ManagerRule, SaverRule
+
+_POLICIES: dict[str, type[RetentionPolicy]] = {
+    policy.__name__: policy
+    for policy in (KeepAll, KeepBest, KeepEveryHours, KeepEverySteps, KeepLast, KeepSteps, KeepYoungerThan)
+}
+
+_Policies = list[tuple[str, dict[str, Any]]]  # the parts of a policy: the name of the class and its fields
+
+
+class _RecordedManagerRule(msgspec.Struct):
+    max_to_keep: int | None = None
+    every_n_hours: float | None = None
+    also: _Policies = []
+    policy: _Policies = []
+
+
+class _RecordedRule(msgspec.Struct):
+    saver: SaverRule | None = None
+    manager: _RecordedManagerRule | None = None
+
+
+@dataclass(frozen=True)
+class UnknownPolicy(RetentionPolicy):
+    """A policy of a class that is not pytreesaver's, which only its own program can apply. `text` is its ``repr``."""
+
+    text: str
+
+    def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
+        """All of them: it is not known which ones the policy would delete. See `RetentionPolicy.kept`."""
+        return dict.fromkeys(range(len(checkpoints)), f"perhaps: {self.text} decides")
+
+
+def encode_rule(rule: ManagerRule | SaverRule) -> Any:
+    """Return a rule as JSON data.
+
+    Example:
+        >>> encode_rule(SaverRule(3)), encode_rule(ManagerRule(policy=KeepLast(2)))
+        ({'saver': {'max_to_keep': 3, 'every_n_hours': 10000.0}}, {'manager': {'policy': [['KeepLast', {'count': 2}]]}})
+    """
+    if isinstance(rule, SaverRule):
+        return {"saver": _plain(rule)}
+    if rule.policy is not None:
+        return {"manager": {"policy": _encode_policy(rule.policy)}}
+    fields = {"max_to_keep": _plain(rule.max_to_keep), "every_n_hours": _plain(rule.every_n_hours)}
+    return {"manager": fields if rule.also is None else {**fields, "also": _encode_policy(rule.also)}}
+
+
+def _encode_policy(policy: RetentionPolicy) -> list[Any]:
+    if isinstance(policy, AnyOf):
+        return [encoded for part in policy.parts for encoded in _encode_policy(part)]
+    if isinstance(policy, UnknownPolicy):
+        return [["other", {"repr": policy.text}]]
+    if _POLICIES.get(type(policy).__name__) is not type(policy):
+        return [["other", {"repr": repr(policy)}]]
+    return [[type(policy).__name__, _plain(policy)]]
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.to_builtins(value, order="deterministic", enc_hook=lambda number: number.item())
+
+
+def decode_rule(encoded: Any) -> ManagerRule | SaverRule | None:
+    """Return the recorded rule, or None if none was recorded, or none that this version knows.
+
+    Example:
+        >>> rule = ManagerRule(3, also=KeepBest(1, "loss"))
+        >>> decode_rule(encode_rule(rule)) == rule
+        True
+    """
+    try:
+        recorded = msgspec.convert(encoded, _RecordedRule)
+        if recorded.manager is None:
+            return recorded.saver
+        policy, also = _decode_policy(recorded.manager.policy), _decode_policy(recorded.manager.also)
+    except msgspec.ValidationError:
+        return None
+    return ManagerRule(recorded.manager.max_to_keep, recorded.manager.every_n_hours, also, policy)
+
+
+def _decode_policy(encoded: _Policies) -> RetentionPolicy | None:
+    parts = tuple(_decode_part(name, fields) for name, fields in encoded)
+    return AnyOf(parts) if len(parts) > 1 else next(iter(parts), None)
+
+
+def _decode_part(name: str, fields: dict[str, Any]) -> RetentionPolicy:
+    if name == "other":
+        return UnknownPolicy(str(fields.get("repr")))
+    if name not in _POLICIES:
+        return UnknownPolicy(f"{name}, which this version does not know,")
+    return msgspec.convert(fields, _POLICIES[name])
