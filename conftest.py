@@ -1,4 +1,4 @@
-"""What every test starts from: eight CPU devices, an empty directory, and the names that the examples use."""
+"""Common test setup: eight CPU devices, an empty working directory, and the names that doctests use."""
 
 import os
 import tracemalloc
@@ -16,7 +16,7 @@ import pytest
 import pytreesaver
 from pytreesaver._io import filesystem
 
-# Writing files takes as long as the disk takes; a deadline would only measure the machine.
+# A deadline would only measure the speed of the disk.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=100)
 hypothesis.settings.load_profile("default")
 
@@ -28,27 +28,27 @@ def empty_directory(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def names_of_examples(doctest_namespace: dict[str, Any]) -> None:
+def doctest_names(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace.update(jax=jax, np=np, pytreesaver=pytreesaver, pts=pytreesaver)
 
 
 @pytest.fixture
-def most_memory(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """How many bytes of fresh buffers were alive at once; with those of NumPy while tracemalloc is tracing."""
-    alive = {"now": 0, "most": 0}
+def peak_memory(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that returns the peak size of all buffers, including those of NumPy while tracemalloc is tracing."""
+    alive = {"now": 0, "peak": 0}
     real = filesystem.new_memory
 
-    def counted(nbytes: int) -> Any:
+    def counting_new_memory(nbytes: int) -> Any:
         memory = real(nbytes)
         alive["now"] += nbytes
-        alive["most"] = max(alive["most"], alive["now"] + tracemalloc.get_traced_memory()[0])
+        alive["peak"] = max(alive["peak"], alive["now"] + tracemalloc.get_traced_memory()[0])
 
-        def gone() -> None:
+        def released() -> None:
             alive["now"] -= nbytes
 
         owner = memory if memory.base is None else memory.base
-        weakref.finalize(getattr(owner, "obj", owner), gone)
+        weakref.finalize(getattr(owner, "obj", owner), released)
         return memory
 
-    monkeypatch.setattr(filesystem, "new_memory", counted)
-    return lambda: alive["most"]
+    monkeypatch.setattr(filesystem, "new_memory", counting_new_memory)
+    return lambda: alive["peak"]

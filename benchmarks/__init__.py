@@ -1,1 +1,1 @@
-"""pytreesaver beside its peers and beside what the disk and the memory can do, measured in one run."""
+"""Benchmarks of pytreesaver against its peers and against a raw read/write loop, measured in one run."""

@@ -1,4 +1,4 @@
-"""Measure everything and write docs/benchmarks.md: ``make bench``."""
+"""Run the benchmarks and write docs/benchmarks.md: ``make bench``."""
 
 import argparse
 import json
@@ -11,16 +11,18 @@ from benchmarks.trees import TREES
 
 
 def main() -> None:
-    """Run from the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=float, default=1.0, help="make every tree smaller by this factor")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contestant takes its turn")
-    parser.add_argument("--trees", nargs="+", choices=tuple(TREES), default=tuple(TREES), help="only these trees")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these parts")
-    parser.add_argument("--directory", type=Path, help="where to write; a directory on the disk that is to be measured")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"), help="where the results go")
-    parser.add_argument("--no-report", action="store_true", help="leave docs/benchmarks.md as it is")
-    parser.add_argument("--report-only", action="store_true", help="write the page from the results there are")
+    parser.add_argument("--scale", type=float, default=1.0, help="scale the size of every tree by this factor")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds in which each contestant is measured")
+    parser.add_argument(
+        "--trees", nargs="+", choices=tuple(TREES), default=tuple(TREES), help="measure only these trees"
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="run only these parts")
+    parser.add_argument("--directory", type=Path, help="scratch directory, on the disk to measure")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"), help="file for the results")
+    parser.add_argument("--no-report", action="store_true", help="do not write docs/benchmarks.md")
+    parser.add_argument("--report-only", action="store_true", help="write the page from existing results")
     given = parser.parse_args()
     if not given.report_only:
         with scratch_directory(given.directory) as directory:

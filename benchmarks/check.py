@@ -1,4 +1,4 @@
-"""Compare ratios with the bounds that are kept in bounds.toml: ``make bench-check``."""
+"""Check that ratios stay within the bounds in bounds.toml: ``make bench-check``."""
 
 import argparse
 import sys
@@ -14,13 +14,13 @@ _BOUNDS = Path(__file__).with_name("bounds.toml")
 
 
 def main() -> None:
-    """Run from the command line; exits with 1 if a ratio is above its bound twice."""
+    """Run the command line. Exits with status 1 if a ratio exceeds its bound in both attempts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--directory", type=Path, help="where to write; a directory on the disk that is to be measured")
+    parser.add_argument("--directory", type=Path, help="scratch directory, on the disk to measure")
     given = parser.parse_args()
     bounds = tomllib.loads(_BOUNDS.read_text())
     excess = bounds["bound"]
-    for attempt in ("first", "second"):  # a slow moment of a shared machine is not a regression
+    for attempt in ("first", "second"):  # one slow moment on a shared machine is not a regression
         trees = list(dict.fromkeys(bound["tree"] for bound in excess))
         with scratch_directory(given.directory) as directory:
             rows = measure_all(directory, bounds["scale"], bounds["rounds"], trees, bounds["parts"])["rows"]
@@ -28,14 +28,14 @@ def main() -> None:
         print(f"\n{attempt} attempt:", *lines, sep="\n")
         if not excess:
             return
-    sys.exit(f"{len(excess)} of {len(bounds['bound'])} ratios are above their bounds")
+    sys.exit(f"{len(excess)} of {len(bounds['bound'])} ratios exceed their bounds")
 
 
 def compared(bounds: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Any]]:
-    """A line for each bound, and those bounds that are exceeded.
+    """Return a line for each bound, and the bounds that are exceeded.
 
     Raises:
-        LookupError: there is no result for one of the two that a bound compares.
+        LookupError: if one of the two results that a bound compares is missing.
     """
     medians = {(row["tree"], row["operation"], row["contestant"]): row["median"] for row in rows}
     lines, excess = [], []

@@ -1,4 +1,4 @@
-"""What a save in the background costs the training loop that goes on meanwhile."""
+"""Cost of an asynchronous save to the training loop that runs concurrently."""
 
 import time
 from collections.abc import Callable
@@ -13,11 +13,13 @@ from benchmarks.measure import Times, spread
 from benchmarks.peers import Contestant, Save, remove
 
 
-def steps_kept(
-    able: list[Contestant], tree: Any, new_path: Callable[[], Path], rounds: int
+def step_rate_during_saves(
+    contestants: list[Contestant], tree: Any, new_path: Callable[[], Path], rounds: int
 ) -> tuple[dict[str, Times], dict[str, Times]]:
-    """For each contestant, which part of its steps in a second a loop keeps while a save goes on, and how many
-    seconds of training a save costs in all. The steps are products of matrices, on all cores."""
+    """Return the fraction of the step rate that remains during a save, and the training time that a save costs.
+
+    Both are per contestant. The steps are matrix products on all cores.
+    """
     weights = jax.random.normal(jax.random.key(0), (1024, 1024)) / 32
 
     @jax.jit
@@ -26,45 +28,47 @@ def steps_kept(
             x = jnp.tanh(x @ weights)
         return x
 
-    def steps_in_a_second(goes_on: Callable[[float], bool]) -> tuple[float, float]:
+    def step_rate(keep_going: Callable[[float], bool]) -> tuple[float, float]:
         begin = time.perf_counter()
         count, x, taken = 0, weights, 0.0
-        while goes_on(taken) or count == 0:
+        while keep_going(taken) or count == 0:
             x = jax.block_until_ready(step(x))
             count += 1
             taken = time.perf_counter() - begin
         return count / taken, taken
 
-    kept: dict[str, list[float]] = {each.name: [] for each in able}
-    lost: dict[str, list[float]] = {each.name: [] for each in able}
-    alone = lambda: steps_in_a_second(lambda taken: taken < 1.0)[0]  # noqa: E731
-    alone()
+    kept: dict[str, list[float]] = {each.name: [] for each in contestants}
+    lost: dict[str, list[float]] = {each.name: [] for each in contestants}
+    undisturbed_rate = lambda: step_rate(lambda taken: taken < 1.0)[0]  # noqa: E731
+    undisturbed_rate()
     for _ in range(rounds):
-        for each in able:
+        for each in contestants:
             assert each.start is not None
             path = new_path()
-            before = alone()
+            before = undisturbed_rate()
             begin = time.perf_counter()
             save = each.start(tree, path)
             blocked = time.perf_counter() - begin
-            meanwhile, taken = steps_in_a_second(partial(_goes_on, save))
+            disturbed_rate, taken = step_rate(partial(_is_running, save))
             save.wait()
             remove(path)
-            rate = meanwhile / ((before + alone()) / 2)
-            kept[each.name].append(rate)
-            lost[each.name].append(blocked + (1 - rate) * taken)
+            ratio = disturbed_rate / ((before + undisturbed_rate()) / 2)
+            kept[each.name].append(ratio)
+            lost[each.name].append(blocked + (1 - ratio) * taken)
     return {name: spread(each) for name, each in kept.items()}, {name: spread(each) for name, each in lost.items()}
 
 
-def _goes_on(save: Save, _: float) -> bool:
+def _is_running(save: Save, _: float) -> bool:
     return not save.done()
 
 
 def next_donating_step(
-    able: list[Contestant], tree: Any, new_path: Callable[[], Path], rounds: int
+    contestants: list[Contestant], tree: Any, new_path: Callable[[], Path], rounds: int
 ) -> tuple[dict[str, Times], dict[str, Times]]:
-    """For each contestant, how long its caller is blocked, and the seconds that the next step takes, which donates the
-    tree that is being saved; "no save" is a step without one."""
+    """Return how long the caller is blocked, and how long a step takes that donates the tree being saved.
+
+    Both are per contestant, in seconds. "no save" is a step without a save.
+    """
     step = jax.jit(lambda t: jax.tree.map(lambda x: x * 1.0001, t), donate_argnums=0)
     tree = jax.tree.map(jnp.copy, tree)
 
@@ -75,10 +79,10 @@ def next_donating_step(
         return time.perf_counter() - begin
 
     timed_step()
-    blocked: dict[str, list[float]] = {each.name: [] for each in able}
+    blocked: dict[str, list[float]] = {each.name: [] for each in contestants}
     taken: dict[str, list[float]] = {name: [] for name in ("no save", *blocked)}
     for _ in range(rounds):
-        for each in able:
+        for each in contestants:
             assert each.start is not None
             path = new_path()
             begin = time.perf_counter()

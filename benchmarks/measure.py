@@ -1,4 +1,4 @@
-"""How the times are taken: in turns, in warm memory, from warm or cold caches, as medians with their spread."""
+"""Timing utilities: interleaved rounds, warm memory, warm or cold caches, medians with their range."""
 
 import gc
 import os
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Times(NamedTuple):
-    """What several rounds gave, in seconds or another unit: the median, the lowest and the highest."""
+    """The median, lowest and highest result of several rounds, in seconds or another unit."""
 
     median: float
     lowest: float
@@ -25,7 +25,7 @@ class Times(NamedTuple):
 
 
 def seconds(action: Callable[[], Any]) -> float:
-    """How long an action takes. What it gives is dropped after the clock has stopped."""
+    """Return the duration of an action. Its result is released after the clock has stopped."""
     begin = time.perf_counter()
     result = action()
     end = time.perf_counter()
@@ -34,9 +34,9 @@ def seconds(action: Callable[[], Any]) -> float:
 
 
 def touch_memory(nbytes: int) -> None:
-    """Have the operating system hand out as much memory as an action will need, and give it back to it.
+    """Allocate and release as much memory as an action will need.
 
-    On a virtual machine the first touch of memory that the host has taken back is many times slower than the rest.
+    On a virtual machine, the first access to memory that the host has reclaimed is many times slower than later ones.
     """
     memory = np.empty(nbytes, np.uint8)
     memory[:: os.sysconf("SC_PAGE_SIZE")] = 1
@@ -46,7 +46,7 @@ def touch_memory(nbytes: int) -> None:
 def take_turns(
     actions: Mapping[str, Callable[[], float]], rounds: int, before: Callable[[], None] = lambda: None
 ) -> dict[str, Times]:
-    """Each action once in every round, so that a slow minute of the machine is everybody's. An action gives seconds."""
+    """Run every action once per round, so that a slow period affects all of them. An action returns seconds."""
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
@@ -57,9 +57,9 @@ def take_turns(
 
 
 def drop_from_cache(paths: Iterable[Path]) -> bool:
-    """Have the next read of some files come from the disk. False if the system does not let us.
+    """Evict files from the page cache, so that the next read comes from disk. Return False if that is not permitted.
 
-    Files that are mapped stay in the cache: let go of every array on them first.
+    Mapped files stay in the cache: release every array that maps them first.
     """
     files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
     os.sync()
@@ -75,14 +75,14 @@ def drop_from_cache(paths: Iterable[Path]) -> bool:
 
 
 def spread(values: Iterable[float]) -> Times:
-    """Their median, the lowest and the highest."""
+    """Return the median, lowest and highest value."""
     ordered = sorted(values)
     return Times(statistics.median(ordered), ordered[0], ordered[-1])
 
 
 @contextmanager
 def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
-    """A directory for what is saved, deleted in the end."""
+    """Create a temporary directory that is deleted when the block ends."""
     directory = Path(tempfile.mkdtemp(prefix="pytreesaver-bench-", dir=parent))
     try:
         yield directory
@@ -91,6 +91,6 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
 
 
 def import_seconds(module: str, after: str) -> float:
-    """How much longer a new process takes to import `module` when it has imported `after`."""
+    """Return how long a new process takes to import `module` after it has imported `after`."""
     program = f"import time, {after}; begin = time.perf_counter(); import {module}; print(time.perf_counter() - begin)"
     return float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)

@@ -1,4 +1,4 @@
-"""How much memory a contestant takes beside the tree, measured in a process of its own."""
+"""Peak memory of each contestant above the tree, measured in a separate process."""
 
 import subprocess
 import sys
@@ -14,13 +14,15 @@ from benchmarks.trees import TREES
 
 
 def peaks(contestant: str, tree: str, scale: float, directory: Path) -> dict[str, int] | None:
-    """Bytes: the peak above the tree while saving it, and above the result while restoring it; None where the system
-    does not tell."""
+    """Return the peak in bytes above the tree when saving, and above the result when restoring.
+
+    Returns None if the operating system does not report peaks.
+    """
     if not Path("/proc/self/clear_refs").exists():
         return None
     path = directory / "memory"
     found = {}
-    for phase in ("save", "restore"):  # each in a process that has held nothing large before
+    for phase in ("save", "restore"):  # each in a new process, which has not held anything large
         command = [sys.executable, "-m", "benchmarks.memory", phase, contestant, tree, str(scale), str(path)]
         finished = subprocess.run(command, capture_output=True, text=True, check=True)
         found[phase] = int(finished.stdout.splitlines()[-1])
@@ -29,9 +31,9 @@ def peaks(contestant: str, tree: str, scale: float, directory: Path) -> dict[str
 
 
 def _peak(action: Callable[[], Any]) -> int:
-    """How many bytes a process holds at most during an action, above what it held before."""
+    """Return the peak memory of the process during an action, in bytes above what it held before."""
     before = _kibibytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     result = jax.block_until_ready(action())
     peak = _kibibytes("VmHWM")
     del result
@@ -45,7 +47,7 @@ def _kibibytes(field: str) -> int:
 
 def _main(phase: str, name: str, tree_name: str, scale: str, path: str) -> None:
     each = {each.name: each for durable in (True, False) for each in contestants(durable=durable)}[name]
-    warm_up = Path(f"{path}-warm-up")  # what is loaded when it is first used is not meant
+    warm_up = Path(f"{path}-warm-up")  # modules that are loaded on first use do not count
     small = TREES["tiny"](1.0)
     each.save(small, warm_up)
     each.restore(warm_up, small)

@@ -1,4 +1,4 @@
-"""What is measured of each tree, contestant by contestant."""
+"""The measurements for each tree and contestant."""
 
 import os
 import platform
@@ -12,29 +12,29 @@ from typing import Any
 import jax
 
 import pytreesaver as pts
-from benchmarks.loops import next_donating_step, steps_kept
+from benchmarks.loops import next_donating_step, step_rate_during_saves
 from benchmarks.measure import Times, drop_from_cache, import_seconds, seconds, spread, take_turns, touch_memory
 from benchmarks.memory import peaks
 from benchmarks.peers import Contestant, contestants, copying, remove
 from benchmarks.trees import TREES, nbytes, small_leaves
 
 Action = Callable[[], float]
-"""Takes a turn, and gives how many seconds that took."""
+"""Runs once and returns its duration in seconds."""
 
 _SLOW_SECONDS = 5.0
-"""A contestant that takes longer than this once is measured in two rounds only."""
+"""A contestant whose first run takes longer is measured in only two rounds."""
 _LARGE_NBYTES = 64 << 20
-"""From here on it is worth to look at cold reads, at memory, and at what a training loop loses."""
+"""The minimum size of a tree for measurements of cold reads and memory."""
 
 
 PARTS = ("saves", "restores", "background", "loop", "variable", "memory", "growth", "imports")
-"""What can be measured: the first six of every tree that they make sense for."""
+"""The parts of the benchmarks. The first six are measured for each tree that they apply to."""
 
 
 def measure_all(
     directory: Path, scale: float, rounds: int, trees: Sequence[str] = tuple(TREES), parts: Sequence[str] = PARTS
 ) -> dict[str, Any]:
-    """All results as plain data: {"machine": ..., "rows": [...]}."""
+    """Run the benchmarks and return the results as plain data: {"machine": ..., "rows": [...]}."""
     bench = _Bench(directory, scale, rounds)
     for name in trees:
         print(f"{name} ...", flush=True)
@@ -58,7 +58,7 @@ def _machine() -> dict[str, Any]:
 
 
 class _Bench:
-    """Measures, and keeps the results in `rows`."""
+    """Runs measurements and collects the results in `rows`."""
 
     def __init__(self, directory: Path, scale: float, rounds: int) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -68,7 +68,7 @@ class _Bench:
         self._count = 0
 
     def measure_tree(self, name: str, tree: Any, parts: Sequence[str]) -> None:
-        """The wanted parts of what there is to measure of one tree."""
+        """Run the selected parts for one tree."""
         if "saves" in parts:
             self._saves(name, tree, durable=True)
             self._saves(name, tree, durable=False)
@@ -90,9 +90,9 @@ class _Bench:
 
     @contextmanager
     def _saved(self, tree: Any) -> Iterator[dict[str, tuple[Contestant, Path]]]:
-        """What each contestant has saved, deleted in the end."""
+        """Save the tree with every contestant, and delete what they saved when the block ends."""
         saved: dict[str, tuple[Contestant, Path]] = {}
-        for each in _everybody():
+        for each in _all_contestants():
             saved[each.name] = each, self._new_path()
             each.save(tree, saved[each.name][1])
         try:
@@ -103,8 +103,8 @@ class _Bench:
 
     def _add(self, tree: str, operation: str, results: Mapping[str, Times], unit: str = "s") -> None:
         for contestant, times in results.items():
-            shown = f"{times.median * 1e3:12.2f} ms" if unit == "s" else f"{times.median:12.5g} {unit}"
-            print(f"  {operation:34} {contestant:28} {shown}", flush=True)
+            median = f"{times.median * 1e3:12.2f} ms" if unit == "s" else f"{times.median:12.5g} {unit}"
+            print(f"  {operation:34} {contestant:28} {median}", flush=True)
             row = {"tree": tree, "operation": operation, "contestant": contestant, "unit": unit}
             self.rows.append({**row, **times._asdict()})
 
@@ -112,12 +112,12 @@ class _Bench:
         fast: dict[str, Action] = {}
         slow: dict[str, Action] = {}
         for name, action in actions.items():
-            (slow if action() > _SLOW_SECONDS else fast)[name] = action  # the first turn warms up, and does not count
+            (slow if action() > _SLOW_SECONDS else fast)[name] = action  # the first run is a warm-up and does not count
         touch = lambda: touch_memory(2 * size)  # noqa: E731
         return take_turns(fast, self._rounds, touch) | take_turns(slow, min(2, self._rounds), touch)
 
     def _saves(self, name: str, tree: Any, *, durable: bool) -> None:
-        """Save to a new path, which is deleted when the clock has stopped."""
+        """Measure saves to a new path, which is deleted after the clock has stopped."""
 
         def action(each: Contestant) -> float:
             path = self._new_path()
@@ -129,7 +129,7 @@ class _Bench:
         self._add(name, "save, durable" if durable else "save, not durable", self._turns(actions, nbytes(tree)))
 
     def _restores(self, name: str, tree: Any) -> None:
-        """Restore what each has saved itself, from a warm and from a cold cache; how much of the disk it takes."""
+        """Measure restores from a warm and a cold cache, and the size on disk. Contestants restore their own files."""
         with self._saved(tree) as saved:
             ours = saved["pytreesaver"][1]
 
@@ -154,11 +154,11 @@ class _Bench:
                 actions = {who: partial(cold, *each) for who, each in saved.items()}
                 self._add(name, "restore, cold", self._turns(actions, nbytes(tree)))
             files = {who: _files(path) for who, (_, path) in saved.items()}
-            self._add(name, "bytes on disk", {who: spread([sum(sizes)]) for who, sizes in files.items()}, "bytes")
-            self._add(name, "files on disk", {who: spread([len(sizes)]) for who, sizes in files.items()}, "files")
+            self._add(name, "size on disk", {who: spread([sum(sizes)]) for who, sizes in files.items()}, "bytes")
+            self._add(name, "number of files", {who: spread([len(sizes)]) for who, sizes in files.items()}, "files")
 
     def _background_saves(self, name: str, tree: Any) -> None:
-        """How long a save in the background blocks its caller, and how long it takes in all."""
+        """Measure how long an asynchronous save blocks its caller, and its total duration."""
         commits: dict[str, list[float]] = {}
 
         def action(each: Contestant) -> float:
@@ -172,24 +172,24 @@ class _Bench:
             remove(path)
             return blocked
 
-        able = {each.name: partial(action, each) for each in _able()}
-        # By the time of the whole, not of the part that blocks, a contestant is slow.
+        asynchronous = {each.name: partial(action, each) for each in _asynchronous_contestants()}
+        # Here the total duration of a save is slow, not the blocking part that `_turns` would look at.
         rounds = min(2, self._rounds) if nbytes(tree) < _LARGE_NBYTES and len(jax.tree.leaves(tree)) > 1000 else None
-        blocked = take_turns(able, rounds or self._rounds, lambda: touch_memory(nbytes(tree)))
-        self._add(name, "save in background, blocked", blocked)
-        self._add(name, "save in background, in all", {who: spread(taken) for who, taken in commits.items()})
+        blocked = take_turns(asynchronous, rounds or self._rounds, lambda: touch_memory(nbytes(tree)))
+        self._add(name, "background save, time blocked", blocked)
+        self._add(name, "background save, total time", {who: spread(taken) for who, taken in commits.items()})
 
     def _training_loop(self, name: str, tree: Any) -> None:
-        able = [*_able(), copying()]
-        kept, lost = steps_kept(able, tree, self._new_path, self._rounds)
-        self._add(name, "training steps kept meanwhile", kept, "of 1")
-        self._add(name, "training time lost to a save", lost)
-        blocked, taken = next_donating_step(able, tree, self._new_path, self._rounds)
-        self._add(name, "blocked, before a donating step", blocked)
-        self._add(name, "donating step after that", taken)
+        asynchronous = [*_asynchronous_contestants(), copying()]
+        kept, lost = step_rate_during_saves(asynchronous, tree, self._new_path, self._rounds)
+        self._add(name, "training speed during a save", kept, "of 1")
+        self._add(name, "training time lost per save", lost)
+        blocked, taken = next_donating_step(asynchronous, tree, self._new_path, self._rounds)
+        self._add(name, "time blocked before a donating step", blocked)
+        self._add(name, "donating step during the save", taken)
 
     def _one_variable(self, name: str, tree: Any) -> None:
-        """One variable of the tree, from a path."""
+        """Measure reading one variable of the tree from a path."""
         first = next(iter(tree))
         with self._saved(tree) as saved:
             ours = saved["pytreesaver"][1]
@@ -202,30 +202,33 @@ class _Bench:
                 part = {first: tree[first]}
                 theirs = saved["orbax"][1]
                 actions["orbax, partial restore"] = lambda: seconds(lambda: _partial_restore(theirs, part))
-            self._add(name, "one variable of 4 MiB", self._turns(actions, 0))
+            self._add(name, "read a variable of 4 MiB", self._turns(actions, 0))
             listing: dict[str, Action] = {"pytreesaver": lambda: seconds(lambda: pts.list_variables(ours))}
             if "orbax" in saved:
                 listing["orbax, metadata"] = lambda: seconds(lambda: _metadata(theirs))
-            self._add(name, "open and list", self._turns(listing, 0))
+            self._add(name, "list variables", self._turns(listing, 0))
 
     def _memory(self, name: str) -> None:
-        found = {each.name: peaks(each.name, name, self._scale, self._directory) for each in _everybody()}
-        for what, operation in ("save", "peak above the tree, saving"), ("restore", "peak above the result, restoring"):
+        found = {each.name: peaks(each.name, name, self._scale, self._directory) for each in _all_contestants()}
+        for what, operation in (
+            ("save", "peak memory above the tree, saving"),
+            ("restore", "peak memory above the result, restoring"),
+        ):
             results = {who: spread([peak[what]]) for who, peak in found.items() if peak is not None}
             self._add(name, operation, results, "bytes")
 
     def measure_growth(self) -> None:
-        """What each leaf costs in trees of 100 to 100,000 leaves, beyond what a tree of one leaf costs."""
+        """Measure the cost per leaf in trees of 100 to 100,000 leaves, above the cost of a tree of one leaf."""
         single: dict[str, float] = {}
         for count in 1, 100, 1_000, 10_000, 100_000:
-            times = self._turns(self._of_small_leaves(small_leaves(count)), 0)
+            times = self._turns(self._small_leaf_actions(small_leaves(count)), 0)
             if count == 1:
                 single = {what: three.median for what, three in times.items()}
                 continue
             each = {what: Times(*((value - single[what]) / count for value in three)) for what, three in times.items()}
-            self._add("cost of a leaf of 256 bytes", f"{count:,} leaves", each)
+            self._add("cost per leaf of 256 bytes", f"{count:,} leaves", each)
 
-    def _of_small_leaves(self, tree: Any) -> dict[str, Action]:
+    def _small_leaf_actions(self, tree: Any) -> dict[str, Action]:
         path = pts.save(tree, self._new_path())
 
         def save() -> float:
@@ -241,22 +244,22 @@ class _Bench:
         }
 
     def measure_imports(self) -> None:
-        """How long importing takes, when JAX is there already."""
+        """Measure imports in a process that has already imported JAX."""
         for module in ("pytreesaver", "orbax.checkpoint", "safetensors.flax"):
             times = spread(import_seconds(module, "jax") for _ in range(5))
             self._add("imports", "import after jax", {module.partition(".")[0]: times})
 
 
-def _everybody() -> list[Contestant]:
+def _all_contestants() -> list[Contestant]:
     return list({each.name: each for durable in (False, True) for each in contestants(durable=durable)}.values())
 
 
-def _able() -> list[Contestant]:
+def _asynchronous_contestants() -> list[Contestant]:
     return [each for each in contestants(durable=True) if each.start is not None]
 
 
 def _files(path: Path) -> list[int]:
-    """The sizes of the files that were saved at a path."""
+    """Return the sizes of the files that a contestant saved at a path."""
     paths = [path, Path(f"{path}.eqx")]
     files = [file for each in paths for file in ([each] if each.is_file() else each.rglob("*")) if file.is_file()]
     return [file.stat().st_size for file in files]

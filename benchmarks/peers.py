@@ -1,4 +1,4 @@
-"""The contestants, each behind the same few functions. A peer that is not installed does not take part."""
+"""The contestants behind a common interface. A peer that is not installed is skipped."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from benchmarks.trees import named_leaves
 
 
 class Save(NamedTuple):
-    """A save that goes on in the background."""
+    """An asynchronous save."""
 
     done: Callable[[], bool]
     wait: Callable[[], Any]
@@ -25,8 +25,8 @@ class Save(NamedTuple):
 class Contestant(NamedTuple):
     """One way to save a tree to a path that does not exist and to restore it.
 
-    `save` returns when it is done; `restore` is given the tree that was saved, or its shapes, as a template. `start`
-    starts a save in the background. `restore_cold` is there where another way is faster if nothing is cached.
+    `save` returns when the save is complete. `restore` receives the saved tree, or its shapes, as a template. `start`
+    starts an asynchronous save. `restore_cold` is set if another way to restore is faster when nothing is cached.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Contestant(NamedTuple):
 
 
 def contestants(*, durable: bool) -> list[Contestant]:
-    """Those whose saves are durable, or those whose saves are not, and the raw limit of the same promise."""
+    """Return the contestants whose saves are durable, or those whose saves are not, each with the raw loop."""
     limit = Contestant(
         "raw",
         lambda tree, path: raw.write(str(path), [np.asarray(leaf) for leaf in jax.tree.leaves(tree)], durable=durable),
@@ -54,7 +54,7 @@ def contestants(*, durable: bool) -> list[Contestant]:
 
 
 def copying() -> Contestant:
-    """Pytreesaver in the background with a copy of the arrays."""
+    """Return pytreesaver with asynchronous saves that copy the arrays."""
     return Contestant(
         "pytreesaver, copy",
         pts.save,
@@ -81,7 +81,7 @@ def _durable_peers() -> list[Contestant]:
     def start(tree: Any, path: Path) -> Save:
         checkpointer = ocp.StandardCheckpointer()
         checkpointer.save(path.absolute(), tree)
-        # It has no way to ask whether it has finished.
+        # Orbax has no way to ask whether a save has finished.
         waiting = threading.Thread(target=checkpointer.wait_until_finished)
         waiting.start()
 
@@ -140,7 +140,7 @@ def _other_peers() -> list[Contestant]:
 
 
 def remove(path: Path) -> None:
-    """Delete what a contestant has saved."""
+    """Delete what a contestant saved."""
     for each in (path, Path(f"{path}.eqx")):
         if each.is_dir():
             shutil.rmtree(each)

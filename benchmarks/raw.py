@@ -1,4 +1,4 @@
-"""What a plain loop can do with the same bytes: the limit that the others are measured against."""
+"""A raw read/write loop over the same bytes: the reference for all contestants."""
 
 import ctypes
 import mmap
@@ -17,7 +17,7 @@ _sync_file_range = getattr(_libc, "sync_file_range", None)
 
 
 def write(path: str, arrays: Sequence[np.ndarray], *, durable: bool) -> None:
-    """Write arrays one after the other: space reserved, slices on two threads, many small ones in one call."""
+    """Write arrays consecutively: preallocated, in slices on two threads, with many small arrays per call."""
     total = sum(array.nbytes for array in arrays)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     if hasattr(os, "posix_fallocate") and total:
@@ -56,10 +56,10 @@ def write(path: str, arrays: Sequence[np.ndarray], *, durable: bool) -> None:
 
 
 def read(path: str, *, direct: bool = False) -> np.ndarray:
-    """Read a file into fresh memory in huge pages, in slices on two threads; direct, past the cache, on four."""
+    """Read a file into new huge pages, in slices on two threads, or with direct I/O on four."""
     descriptor = os.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
     size = os.fstat(descriptor).st_size
-    # A direct read has to ask for whole pages, the last one too.
+    # Direct reads must request full pages, including the last one.
     memory = mmap.mmap(-1, size + mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)

@@ -1,4 +1,4 @@
-"""The results as a page: a table for each tree, and bars of how many times longer each peer takes."""
+"""The benchmark page: a table for each tree, and a bar chart of times relative to pytreesaver."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,31 +10,32 @@ Row = Mapping[str, Any]
 
 _INTRODUCTION = """# Benchmarks
 
-`make bench` measures all of this again, on your machine, and writes this page. Contestants take turns in one run,
-{rounds} rounds (two for those who take longer than five seconds): medians, with the lowest and the highest in brackets.
-In the last column pytreesaver is 1: above that, the contestant takes longer, or more. Times of a shared machine are
-noisy; ratios from one run say more than milliseconds. `make bench-check` compares such ratios with the bounds in
-`benchmarks/bounds.toml`.
+`make bench` repeats these measurements on your machine and rewrites this page. All contestants run in turn in each of
+{rounds} rounds; those that take longer than five seconds run in two rounds. The tables show the median, and the lowest
+and highest value in brackets. The last column is the ratio to pytreesaver: above 1, the contestant is slower or needs
+more. Times on a shared machine are noisy; ratios from one run are more reliable than milliseconds. `make bench-check`
+compares such ratios with the bounds in `benchmarks/bounds.toml`.
 
 {machine}
 
-## What is like for like
+## How the comparison is made
 
-* **Durable.** *save, durable* compares those that have their data on the disk when they return. Orbax syncs its arrays,
-  but neither its JSON files nor the names of its directories. safetensors, flax and equinox sync nothing: they are in
+* **Durability.** *save, durable* compares contestants that have their data on disk when they return. Orbax syncs its
+  arrays, but not its JSON files or directory entries. safetensors, flax and equinox sync nothing; they appear in
   *save, not durable*.
-* **Checksums.** pytreesaver computes a checksum of every byte that it saves, and checks it in all rows but those that
-  say *unverified*. None of the peers notices a flipped bit in an array.
-* **raw** is the limit: a plain loop that writes or reads the same bytes with space reserved, slices on two threads,
-  huge pages and, from a cold cache, direct reads; without names, structure or checksums. It gives a single buffer back.
-* **restore** gives JAX arrays; flax msgpack gives NumPy arrays. Each contestant restores what it has saved itself, with
-  the saved tree as its template where it takes one. *cold* is with the cache of the operating system emptied.
-* **Background saves** of pytreesaver copy nothing on the CPU. The price is in *donating step after that*: a step that
-  donates arrays which are being saved finds their memory taken, and allocates anew. `save_async(..., copy=True)`
-  trades this for the time of a copy; Orbax copies too.
-* **Memory** is the peak of a process of its own.
+* **Checksums.** pytreesaver computes a checksum of every byte that it saves, and verifies it in all rows except those
+  marked *unverified*. None of the peers detects a flipped bit in an array.
+* **raw** is the reference: a plain loop that writes or reads the same bytes, with preallocated space, slices on two
+  threads, huge pages and, from a cold cache, direct I/O. It has no names, structure or checksums, and it returns a
+  single buffer.
+* **restore** returns JAX arrays, except that flax msgpack returns NumPy arrays. Each contestant restores what it saved
+  itself, with the saved tree as the template if it takes one. *cold* is with an empty page cache.
+* **Background saves** of pytreesaver copy nothing on the CPU. The cost appears in *donating step during the save*: a
+  step that donates arrays while they are being saved has to allocate new memory. `save_async(..., copy=True)` makes a
+  copy instead; Orbax copies too.
+* **Memory** is the peak of a separate process.
 
-![How many times longer the peers take](benchmarks.svg)
+![Time of each peer relative to pytreesaver](benchmarks.svg)
 """
 
 
@@ -45,21 +46,21 @@ def write_report(results: Mapping[str, Any], docs: Path) -> None:
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """The page, in Markdown."""
+    """Return the page in Markdown."""
     machine, rows = results["machine"], results["rows"]
     about = (
         f"{machine['date']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}, "
         f"JAX {machine['jax']} on {machine['backend']}"
-        + ("." if machine["scale"] == 1 else f"; every tree smaller by a factor of {machine['scale']:g}.")
+        + ("." if machine["scale"] == 1 else f"; every tree scaled by {machine['scale']:g}.")
     )
     lines = [_INTRODUCTION.format(rounds=machine["rounds"], machine=about), *_where_peers_win(rows)]
     for tree in dict.fromkeys(row["tree"] for row in rows):
         lines += ["", f"## {tree}: {_TREES[tree]}" if tree in _TREES else f"## {tree}", ""]
-        lines += ["| | | | pytreesaver is 1 |", "|---|---|---|---|"]
-        shown = None
+        lines += ["| | | | ratio to pytreesaver |", "|---|---|---|---|"]
+        previous = None
         for row in (row for row in rows if row["tree"] == tree):
             ratio = ratio_to_ours(row, rows)
-            heading, shown = "" if row["operation"] == shown else f"**{row['operation']}**", row["operation"]
+            heading, previous = "" if row["operation"] == previous else f"**{row['operation']}**", row["operation"]
             lines.append(f"| {heading} | {row['contestant']} | {_value(row)} | {_ratio(ratio)} |")
     return "\n".join(lines) + "\n"
 
@@ -68,7 +69,7 @@ _TREES = {
     "large": "1 GiB in 256 arrays",
     "many": "10,000 arrays of 256 bytes",
     "tiny": "3 small arrays",
-    "state": "an Adam state of a transformer of 12 layers, bfloat16 and float32",
+    "state": "Adam state of a 12-layer transformer, bfloat16 and float32",
     "huge leaf": "one array of 2 GiB",
 }
 _UNITS = {"s": (1e3, " ms"), "bytes": (1 / (1 << 20), " MiB"), "files": (1, ""), "of 1": (100, " %")}
@@ -87,7 +88,7 @@ def _ratio(ratio: float | None) -> str:
 
 
 def ratio_to_ours(row: Row, rows: Sequence[Row], ours: str = "pytreesaver") -> float | None:
-    """How many times as much a contestant takes as pytreesaver does for the same; None where that says nothing."""
+    """Return the result of a contestant relative to pytreesaver, or None if the ratio is meaningless or unknown."""
     if row["unit"] in ("of 1", "files") or row["operation"].startswith("peak"):
         return None
     for each in rows:
@@ -105,8 +106,9 @@ def _where_peers_win(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         ratio = ratio_to_ours(row, rows)
         if ratio is not None and ratio < 0.95 and _is_peer(row["contestant"]):
-            wins.append(f"* {row['tree']}, {row['operation']}: {row['contestant']} takes {ratio:.2g} of what we take.")
-    return ["", "## Where a peer wins", "", *(wins or ["Nowhere in this run."])]
+            wins.append(f"* {row['tree']}, {row['operation']}: {row['contestant']} {ratio:.2g}")
+    listed = ["Ratios to pytreesaver below 0.95:", "", *wins] if wins else ["Nowhere in this run."]
+    return ["", "## Where a peer is better", "", *listed]
 
 
 def _plot(rows: Sequence[Row], path: Path) -> None:
@@ -114,11 +116,9 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "pytreesaver"  # the same results give the same file
-    operations = ("save, durable", "save, not durable", "restore, warm", "restore, cold", "save in background, blocked")
-    groups = [
-        group for group in dict.fromkeys((row["tree"], row["operation"]) for row in rows) if group[1] in operations
-    ]
+    mpl.rcParams["svg.hashsalt"] = "pytreesaver"  # identical results produce an identical file
+    plotted = ("save, durable", "save, not durable", "restore, warm", "restore, cold", "background save, time blocked")
+    groups = [group for group in dict.fromkeys((row["tree"], row["operation"]) for row in rows) if group[1] in plotted]
     names = list(dict.fromkeys(row["contestant"] for row in rows if (row["tree"], row["operation"]) in groups))
     peers = [name for name in names if name == "raw" or _is_peer(name)]
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(groups) + 1.5), layout="constrained")
@@ -127,14 +127,14 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
         ratios = {
             (row["tree"], row["operation"]): ratio_to_ours(row, rows) for row in rows if row["contestant"] == peer
         }
-        there = [g for g, group in enumerate(groups) if ratios.get(group)]
-        found = [ratios[groups[g]] or 1.0 for g in there]
-        places = [g + i * height for g in there]
-        bars = axes.barh(places, [ratio - 1 for ratio in found], height, left=1, label=peer, align="edge")
-        axes.bar_label(bars, [f"{ratio:.2g}" for ratio in found], padding=2, fontsize=6)
+        present = [g for g, group in enumerate(groups) if ratios.get(group)]
+        values = [ratios[groups[g]] or 1.0 for g in present]
+        places = [g + i * height for g in present]
+        bars = axes.barh(places, [ratio - 1 for ratio in values], height, left=1, label=peer, align="edge")
+        axes.bar_label(bars, [f"{ratio:.2g}" for ratio in values], padding=2, fontsize=6)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlabel("time, where pytreesaver is 1 (to the right: slower than pytreesaver; to the left: faster)")
+    axes.set_xlabel("time relative to pytreesaver (right of 1: slower than pytreesaver; left: faster)")
     axes.set_yticks([g + 0.43 for g in range(len(groups))], [f"{tree}: {operation}" for tree, operation in groups])
     axes.invert_yaxis()
     axes.legend(loc="upper left")

@@ -1,4 +1,4 @@
-"""The trees that are saved and restored, from the same seed on every machine."""
+"""The trees to save and restore. Their seeds are fixed, so they are the same on every machine."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,18 +11,18 @@ MIB = 1 << 20
 
 
 def large(scale: float = 1.0) -> Any:
-    """1 GiB in 256 leaves of 4 MiB."""
+    """Return 1 GiB in 256 leaves of 4 MiB."""
     keys = range(max(int(256 * scale), 1))
     return {f"layer_{i:03}": {"kernel": _floats(1024, 1024, seed=i)} for i in keys}
 
 
 def many(scale: float = 1.0) -> Any:
-    """10,000 leaves of 256 bytes."""
+    """Return 10,000 leaves of 256 bytes."""
     return small_leaves(max(int(10_000 * scale), 10))
 
 
 def small_leaves(count: int) -> Any:
-    """Leaves of 256 bytes in blocks of 100."""
+    """Return leaves of 256 bytes in blocks of 100."""
     rows = np.asarray(_floats(count, 64))
     return {f"block_{i // 100}": {} for i in range(0, len(rows), 100)} | {
         f"block_{b}": {f"w_{i}": jnp.asarray(rows[b * 100 + i]) for i in range(min(100, len(rows) - b * 100))}
@@ -31,12 +31,12 @@ def small_leaves(count: int) -> Any:
 
 
 def tiny(scale: float = 1.0) -> Any:
-    """3 small leaves."""
+    """Return 3 small leaves."""
     return {"w": jnp.ones((4, 4)), "b": jnp.zeros(4), "step": jnp.int32(7)}
 
 
 def state(scale: float = 1.0) -> Any:
-    """An Adam train state of a transformer of 12 layers: bfloat16 params, float32 moments; 0.8 GiB."""
+    """Return the Adam state of a 12-layer transformer: bfloat16 params, float32 moments."""
     width = max(int(768 * scale**0.5) // 64 * 64, 64)
     params: dict[str, Any] = {"embed": _floats(32_000 * width // 768, width, dtype=jnp.bfloat16)}
     for i in range(12):
@@ -55,7 +55,7 @@ def state(scale: float = 1.0) -> Any:
 
 
 def huge_leaf(scale: float = 1.0) -> Any:
-    """One array of 2 GiB."""
+    """Return one array of 2 GiB."""
     return {"w": _floats(max(int(2048 * scale), 1), 512 * 512)}
 
 
@@ -74,11 +74,11 @@ def _floats(*shape: int, dtype: Any = jnp.float32, seed: int = 0) -> jax.Array:
 
 
 def nbytes(tree: Any) -> int:
-    """How many bytes the arrays of a tree have."""
+    """Return the total size of the arrays of a tree."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """{name: leaf} of a tree."""
+    """Return {name: leaf}."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -1,4 +1,4 @@
-"""Write docs/cli.md from its template and from the help of every command. Run it with ``make docs``."""
+"""Generate docs/cli.md from its template and the help of each command. Run by ``make docs``."""
 
 import os
 import re
@@ -12,7 +12,7 @@ COMMANDS = ("ls", "show", "diff", "verify", "prune", "rm", "cp", "info", "report
 
 
 def help_of(command: str) -> str:
-    """What ``pytreesaver command --help`` prints."""
+    """Return the output of ``pytreesaver command --help``."""
     plain = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "COLUMNS")}
     done = subprocess.run(
         [sys.executable, "-m", "pytreesaver", command, "--help"],
@@ -24,7 +24,7 @@ def help_of(command: str) -> str:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the text of the page."""
     with ThreadPoolExecutor(4) as threads:
         texts = list(threads.map(help_of, COMMANDS))
     sections = [f"### {name}\n\n```text\n{text}\n```" for name, text in zip(COMMANDS, texts, strict=True)]

@@ -1,6 +1,6 @@
-"""Make the pictures of the documentation from what the command line really shows. Run it with ``make docs``.
+"""Generate the pictures of the documentation from real output of the commands. Run by ``make docs``.
 
-The pictures of the terminal are SVG files, made by rich; that of the report is a PNG, made by Chromium.
+Rich exports the terminal pictures as SVG files. Chromium takes a screenshot of the report as a PNG file.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ TERMINALS = {
     "show": (["show", "runs/a", "params/layers/layer_7/mlp/up", "--printoptions", "precision=3"], 100),
     "diff": (["diff", "runs/a/ckpt-9750", "runs/a", "--only", "params/layers/layer_7"], 130),
 }
-"""For each picture what is typed, and the columns of the terminal."""
+"""The arguments and the terminal width in columns, by picture name."""
 
 
-def shown_on_terminal(arguments: list[str], columns: int, directory: Path) -> str:
-    """What a command writes to a terminal of so many columns, colours included."""
+def terminal_output(arguments: list[str], columns: int, directory: Path) -> str:
+    """Return what a command writes to a terminal with `columns` columns, including colour codes."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR")}
@@ -46,7 +46,7 @@ def shown_on_terminal(arguments: list[str], columns: int, directory: Path) -> st
         try:
             while part := os.read(master, 1 << 16):
                 text.extend(part)
-        except OSError:  # the terminal is closed
+        except OSError:  # the process has closed its end
             pass
 
     reader = threading.Thread(target=drain)
@@ -58,28 +58,28 @@ def shown_on_terminal(arguments: list[str], columns: int, directory: Path) -> st
 
 
 def terminal_picture(name: str, directory: Path) -> str:
-    """The SVG file of a command, run in a directory that has the sample run as ``runs/a``."""
+    """Run a command in `directory`, which contains the sample run as ``runs/a``, and return its output as SVG."""
     from rich.console import Console
     from rich.text import Text
 
     arguments, columns = TERMINALS[name]
-    shown = shown_on_terminal(arguments, columns, directory).rstrip("\n")
+    output = terminal_output(arguments, columns, directory).rstrip("\n")
     console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True)
     console.print(Text.assemble(("$ ", "dim"), (f"pytreesaver {' '.join(arguments)}", "bold")))
-    console.print(Text.from_ansi(shown))
+    console.print(Text.from_ansi(output))
     picture = console.export_svg(title="pytreesaver", unique_id=f"pytreesaver-{name}")
-    return re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL)  # fonts from the network
+    return re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL)  # no fonts from the network
 
 
 def report_picture(page: Path, target: Path) -> None:
-    """A picture of the top of a report, by Chromium."""
+    """Save a screenshot of the top of a report, taken with Chromium."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        raise SystemExit("no Chromium: apt-get install chromium chromium-driver")
+        raise SystemExit("Chromium not found: apt-get install chromium chromium-driver")
     options.binary_location = chromium
     with tempfile.TemporaryDirectory() as profile:
         for argument in (
@@ -101,7 +101,7 @@ def report_picture(page: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Make all pictures."""
+    """Generate all pictures."""
     from sample_run import sample_run
 
     import pytreesaver as pts

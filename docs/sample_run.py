@@ -1,4 +1,4 @@
-"""The run that the pictures of the documentation show: a small transformer, the same on every machine."""
+"""The sample run for the pictures of the documentation: a small transformer with the same values on every machine."""
 
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ SECONDS_APART = 600.0
 
 
 def sample_run(directory: Path) -> None:
-    """Save a run of 41 checkpoints, whose last one has NaN in one variable."""
+    """Save 41 checkpoints. One variable of the last checkpoint contains NaN."""
     random = np.random.default_rng(0)
     params = _parameters(random)
     now = started = time.time() - 2.5 * 3600 - SECONDS_APART * len(STEPS)
@@ -23,7 +23,7 @@ def sample_run(directory: Path) -> None:
         for i, step in enumerate(STEPS):
             now = started + SECONDS_APART * i
             rate = 0.03 * np.exp(-step / 4000)
-            _move(params, random, rate)
+            _add_noise(params, random, rate)
             if step == STEPS[-1]:
                 params["layers"]["layer_7"]["mlp"]["up"][3, :5] = np.nan
             state = {"params": params, "embed": jnp.ones((512, 64), jnp.bfloat16), "step": step}
@@ -46,10 +46,10 @@ def _parameters(random: np.random.Generator) -> dict[str, Any]:
     return {"layers": {f"layer_{i}": layer() for i in range(12)}, "head": normal(64, 512)}
 
 
-def _move(tree: dict[str, Any], random: np.random.Generator, rate: float) -> None:
+def _add_noise(tree: dict[str, Any], random: np.random.Generator, rate: float) -> None:
     for name, value in tree.items():
         if isinstance(value, dict):
-            _move(value, random, rate)
+            _add_noise(value, random, rate)
         else:
             scale = np.float32(rate * (3 if name == "up" else 1))
             tree[name] = value + scale * random.normal(0, 0.1, value.shape).astype(np.float32)

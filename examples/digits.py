@@ -1,7 +1,7 @@
-"""Train a small flax network on scikit-learn's handwritten digits, stop half-way, and resume to the last bit.
+"""Train a small flax network on scikit-learn's handwritten digits, stop halfway, and resume bit for bit.
 
-Run ``python examples/digits.py``. It trains for six epochs at one go; then for three, saves, and lets a new process
-restore the state and train the other three. Both end with the same parameters, bit for bit.
+Run ``python examples/digits.py``. It first trains for six epochs without interruption. Then it trains for three epochs
+and saves, and a new process restores the state and trains for the other three. Both runs end with identical parameters.
 """
 
 import subprocess
@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 import pytreesaver as pts
 
-HALF_WAY, WHOLE = "digits/half-way", "digits/whole"
+HALFWAY, COMPLETE = "digits/halfway", "digits/complete"
 EPOCHS = 6
 BATCH = 128
 
@@ -56,31 +56,31 @@ def train(state: dict[str, Any], until: int) -> dict[str, Any]:
             batch = order[start : start + BATCH]
             train_state = train_step(train_state, images[batch], labels[batch])
         logits = train_state.apply_fn(train_state.params, images)
-        print(f"epoch {epoch + 1}: {float(jnp.mean(jnp.argmax(logits, -1) == labels)):.4f} of the digits are right")
+        print(f"epoch {epoch + 1}: {float(jnp.mean(jnp.argmax(logits, -1) == labels)):.4f} accuracy")
     return {"train": train_state, "shuffle": shuffle, "epoch": until}
 
 
 def main() -> None:
-    print("six epochs at one go")
-    pts.save(train(initial_state(), EPOCHS), WHOLE, overwrite=True)
-    print("three epochs, and save")
-    pts.save(train(initial_state(), EPOCHS // 2), HALF_WAY, overwrite=True)
-    sys.stdout.flush()  # or, into a pipe, these lines would come after those of the new process
+    print("train for six epochs")
+    pts.save(train(initial_state(), EPOCHS), COMPLETE, overwrite=True)
+    print("train for three epochs and save")
+    pts.save(train(initial_state(), EPOCHS // 2), HALFWAY, overwrite=True)
+    sys.stdout.flush()  # otherwise, in a pipe, these lines would appear after those of the new process
     subprocess.run([sys.executable, __file__, "resume"], check=True)
 
 
 def resume() -> None:
-    state = pts.restore(HALF_WAY, like=initial_state())
-    print(f"restored after epoch {state['epoch']}, three more in a new process")
+    state = pts.restore(HALFWAY, like=initial_state())
+    print(f"restored after epoch {state['epoch']}, train for three more in a new process")
     resumed = train(state, EPOCHS)
-    at_one_go = pts.restore(WHOLE, like=initial_state())
+    uninterrupted = pts.restore(COMPLETE, like=initial_state())
     same = jax.tree.map(
         lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(),
-        *((tree["train"].params, tree["train"].opt_state) for tree in (resumed, at_one_go)),
+        *((tree["train"].params, tree["train"].opt_state) for tree in (resumed, uninterrupted)),
     )
     if not all(jax.tree.leaves(same)):
-        sys.exit("the resumed run differs from the one without a stop")
-    print("parameters and optimizer state are the same to the last bit")
+        sys.exit("the resumed run differs from the uninterrupted run")
+    print("parameters and optimizer state are bit-for-bit identical")
 
 
 if __name__ == "__main__":

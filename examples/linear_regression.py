@@ -1,7 +1,7 @@
-"""The program with which `tf.train.Saver` is taught, in JAX: fit a line, save it, restore it in another process.
+"""The `tf.train.Saver` tutorial in JAX: fit a line, save the parameters, restore them in another process.
 
-Run ``python examples/linear_regression.py``: it trains and saves, then starts itself again as ``restore``, a process
-that knows nothing but the path, and prints the same numbers.
+Run ``python examples/linear_regression.py``. It trains and saves, then starts itself again with the argument
+``restore``. The new process knows only the path, and prints the same numbers.
 """
 
 import subprocess

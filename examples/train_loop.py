@@ -1,8 +1,8 @@
-"""A training loop that can be killed at any moment and started again: it ends with the same parameters, bit for bit.
+"""A training loop that can be killed at any time and restarted, and ends with the same parameters, bit for bit.
 
-Run ``python examples/train_loop.py runs/first``, kill it (Ctrl-C, SIGTERM, SIGKILL, the power), run it again.
-Everything that the next step depends on is in the state: parameters, optimizer, random key, step. Saving goes on behind
-the training: `save` returns when the state is safe from the donation of the next step.
+Run ``python examples/train_loop.py runs/first``, kill it (Ctrl-C, SIGTERM, SIGKILL, a power failure), and run it again.
+The state contains everything that the next step depends on: parameters, optimizer, random key, step. Saves are
+asynchronous: `save` returns once the next step may donate the state.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def loss_of(params: Any, inputs: jax.Array, labels: jax.Array) -> Any:
 
 def train_step(state: dict[str, Any]) -> tuple[dict[str, Any], jax.Array]:
     key, now = jax.random.split(state["key"])
-    inputs = jax.random.normal(now, (BATCH, INPUTS))  # the next batch depends on the state alone
+    inputs = jax.random.normal(now, (BATCH, INPUTS))  # the batch depends only on the state
     labels = jnp.argmax(inputs[:, :CLASSES], axis=1)
     loss, grads = jax.value_and_grad(loss_of)(state["params"], inputs, labels)
     updates, opt = optimizer.update(grads, state["opt"], state["params"])
@@ -47,7 +47,7 @@ def train_step(state: dict[str, Any]) -> tuple[dict[str, Any], jax.Array]:
 
 
 def digest(state: dict[str, Any]) -> str:
-    """A fingerprint of every bit of the parameters and the optimizer."""
+    """Return a hash of every bit of the parameters and the optimizer state."""
     hasher = hashlib.sha256()
     for leaf in jax.tree.leaves((state["params"], state["opt"])):
         hasher.update(np.asarray(leaf).tobytes())
@@ -81,7 +81,7 @@ def main() -> None:
                 print(f"step {step + 1}: loss {float(loss):.4f}", flush=True)
         if first < arguments.steps:
             manager.save(arguments.steps, state, metrics={"loss": loss}, force=True)
-    print(f"step {int(state['step'])}: parameters and optimizer have the digest {digest(state)}")
+    print(f"step {int(state['step'])}: digest of parameters and optimizer state: {digest(state)}")
     for decision in manager.explain():
         print(decision)
 

@@ -1,29 +1,30 @@
-"""Every error that pytreesaver raises on purpose.
+"""Exceptions and warnings.
 
-All derive from `CheckpointError`, and each also from the builtin exception it specialises, so that both
-``except pts.CheckpointError`` and ``except FileNotFoundError`` do what they say.
+Every exception derives from `CheckpointError` and from the builtin exception that it specialises, so both
+``except pts.CheckpointError`` and ``except FileNotFoundError`` work.
 """
 
 from collections.abc import Mapping, Sequence
 
 
 class CheckpointError(Exception):
-    """Base class of every error that pytreesaver raises on purpose."""
+    """Base class of the pytreesaver exceptions. Invalid arguments raise a plain TypeError or ValueError."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """There is no complete checkpoint at the path."""
+    """The path does not contain a complete checkpoint."""
 
 
 class CheckpointExistsError(CheckpointError, FileExistsError):
-    """Something is already at the path, and `overwrite` does not allow it to be replaced."""
+    """The path already exists, and `overwrite` does not allow replacing it."""
 
 
 class CorruptCheckpointError(CheckpointError, ValueError):
-    """The files of a checkpoint contradict its index, or the index contradicts itself.
+    """The checkpoint is damaged: its files do not match its index, or the index is inconsistent.
 
-    `damaged` lists the names of the variables whose bytes cannot be trusted; it is empty when the index itself is
-    damaged, and then nothing in the checkpoint can be trusted.
+    Attributes:
+        damaged: names of the variables whose bytes cannot be trusted. It is empty if the index itself is damaged, in
+            which case nothing in the checkpoint can be trusted.
     """
 
     damaged: list[str]
@@ -34,17 +35,17 @@ class CorruptCheckpointError(CheckpointError, ValueError):
 
 
 class UnsupportedVersionError(CheckpointError, ValueError):
-    """The checkpoint is intact but was written in a newer version of the format than this reader knows."""
+    """The checkpoint is intact but uses a newer format version than this release supports."""
 
 
 class MismatchError(CheckpointError, ValueError):
-    """The template and the checkpoint do not fit. The message names every variable that differs.
+    """The template does not match the checkpoint. The message lists every variable that differs.
 
     Attributes:
-        missing: names that the template has and the checkpoint lacks.
-        unexpected: names that the checkpoint has and the template lacks.
-        shape: name to (expected shape, found shape).
-        dtype: name to (expected, found), each as it stands in the message, such as ``"float32"`` or ``"int"``.
+        missing: names in the template that the checkpoint lacks.
+        unexpected: names in the checkpoint that the template lacks.
+        shape: maps a name to (expected shape, found shape).
+        dtype: maps a name to (expected, found), each as it appears in the message, e.g. ``"float32"`` or ``"int"``.
         unused: entries of `rename` that match no variable.
     """
 
@@ -73,23 +74,23 @@ class MismatchError(CheckpointError, ValueError):
 
 
 class VariableNotFoundError(CheckpointError, KeyError):
-    """The checkpoint has no variable of that name."""
+    """A name or a selection does not match the variables of a tree or a checkpoint."""
 
     def __str__(self) -> str:
-        # KeyError shows the repr of its argument, which would escape the line breaks of the message.
+        # KeyError.__str__ returns the repr of its argument, which would escape the newlines in the message.
         return str(self.args[0]) if self.args else ""
 
 
 class DuplicateNameError(CheckpointError, ValueError):
-    """Two leaves of one tree have the same variable name."""
+    """Two leaves of a tree have the same variable name."""
 
 
 class UnsupportedLeafError(CheckpointError, TypeError):
-    """A tree holds something that cannot be stored and given back exactly."""
+    """The tree contains something that cannot be stored and restored exactly."""
 
 
 class CheckpointIOError(CheckpointError, OSError):
-    """The operating system refused to read or write a file: `errno` and the message say why."""
+    """The operating system failed to read or write a file. `errno` and the message give the reason."""
 
     def __init__(self, message: str = "", errno: int | None = None) -> None:
         super().__init__(message)
@@ -100,20 +101,20 @@ class CheckpointIOError(CheckpointError, OSError):
 
 
 class CheckpointPermissionError(CheckpointIOError, PermissionError):
-    """The operating system refused because of permissions, or because the file system is read-only."""
+    """The operating system denied access: insufficient permissions or a read-only file system."""
 
 
 class ConcurrentWriterError(CheckpointError, RuntimeError):
-    """Another live process is saving into the same run directory."""
+    """Another running process is saving into the same run directory."""
 
 
 class SaveTimeoutError(CheckpointError, TimeoutError):
-    """A save in the background has not finished in time; the message says which. It goes on all the same."""
+    """An asynchronous save did not finish in time. The message names it. The save continues."""
 
 
 class RetentionWarning(UserWarning):
-    """A checkpoint could not be used or could not be deleted, and the run goes on without that."""
+    """A checkpoint or the state file of a run could not be used, or a checkpoint could not be deleted."""
 
 
 class StructureWarning(UserWarning):
-    """A tree restored without a template could not be given its original container classes."""
+    """A tree restored without a template lacks some of its original container classes."""

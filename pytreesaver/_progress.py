@@ -1,4 +1,4 @@
-"""Progress of long work: a line on the terminal, or a function of the user's."""
+"""Progress reports of long operations: a progress bar on the terminal or a callback."""
 
 import logging
 import sys
@@ -12,27 +12,27 @@ from pytreesaver._io.parallel import Report, metered
 from pytreesaver._text import printable
 
 Progress = bool | Callable[[int, int], object]
-"""What an argument `progress` can be: False, True, or a function of (bytes done, bytes in all)."""
+"""Type of a `progress` argument: a bool, or a function of (bytes done, total bytes)."""
 
 logger = logging.getLogger("pytreesaver")
-_SHOWN_AFTER = 0.5  # seconds: what is done sooner needs no line
-_LOGGED_EVERY = 10.0  # seconds
-_terminal = threading.Lock()  # held by the one that has the line
+_DISPLAY_DELAY = 0.5  # seconds; shorter operations show nothing
+_LOG_INTERVAL = 10.0  # seconds
+_terminal = threading.Lock()  # held while a progress bar is on the terminal
 
 
 def check_progress(progress: Any) -> None:
-    """Raise a TypeError unless it is what an argument `progress` can be."""
+    """Raise a TypeError unless `progress` is a bool or a callable."""
     if not (isinstance(progress, bool) or callable(progress)):
         raise TypeError(f"progress: expected True, False or a function of (done, total), found {progress!r}")
 
 
 @contextmanager
 def reporting(progress: Progress, what: str, total: int) -> Iterator[None]:
-    """Show how far the work inside has come, which reads or writes `total` bytes.
+    """Report the progress of the block, which reads or writes `total` bytes.
 
-    With True that is one line on the terminal with rate and time left, from half a second on, which is gone when the
-    work has ended; while it is there, what is printed and logged appears above it. Where there is no terminal, a line
-    is logged every ten seconds. `what` begins the line: ``"saving run/ckpt-100"``.
+    With ``progress=True``, a bar with the rate and the time left appears on the terminal after half a second and
+    disappears when the block ends. Printed and logged lines appear above it. Without a terminal, a line is logged every
+    ten seconds. `what` is the label, e.g. ``"saving run/ckpt-100"``.
     """
     if progress is False:
         yield
@@ -41,15 +41,15 @@ def reporting(progress: Progress, what: str, total: int) -> Iterator[None]:
         with metered(total, progress):
             yield
         return
-    line = _Line(what)
+    display = _Display(what)
     try:
-        with metered(total, line.report):
+        with metered(total, display.report):
             yield
     finally:
-        line.close()
+        display.close()
 
 
-class _Line:
+class _Display:
     def __init__(self, what: str) -> None:
         self._what = what
         self._started = self._logged = time.monotonic()
@@ -57,15 +57,15 @@ class _Line:
         self._close: Callable[[], None] = lambda: None
 
     def report(self, done: int, total: int) -> None:
-        """See `pytreesaver._io.metering.Report`."""
+        """See `pytreesaver._io.parallel.Report`."""
         now = time.monotonic()
-        if self._report is None and now - self._started >= _SHOWN_AFTER and done < total:
+        if self._report is None and now - self._started >= _DISPLAY_DELAY and done < total:
             self._report = self._begin(total)
         if self._report is not None:
             self._report(done, total)
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the bar."""
         self._close()
 
     def _begin(self, total: int) -> Report:
@@ -75,9 +75,9 @@ class _Line:
         if not (console.is_terminal or console.is_jupyter):
             return self._log
         if not _terminal.acquire(blocking=False):
-            return lambda done, total: None  # there is one line, and somebody else has it
+            return lambda done, total: None  # another operation is showing its bar
         try:
-            report, close = _shown_on(console, self._what, total)
+            report, close = _start_bar(console, self._what, total)
         except Exception:
             logger.debug("cannot show progress", exc_info=True)
             _terminal.release()
@@ -97,27 +97,27 @@ class _Line:
 
     def _log(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._logged >= _LOGGED_EVERY and done < total:
+        if now - self._logged >= _LOG_INTERVAL and done < total:
             self._logged = now
             logger.info("%s: %.0f %% of %.1f MB", self._what, 100 * done / total, total / 1e6)
 
 
-def _shown_on(console: Any, what: str, total: int) -> tuple[Report, Callable[[], None]]:
+def _start_bar(console: Any, what: str, total: int) -> tuple[Report, Callable[[], None]]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
     from rich.table import Column
 
     label = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
     columns = (label, BarColumn(bar_width=20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    # Where only what is printed goes into a file, it has to go on doing so.
+    # If stdout is redirected to a file, printed lines must still go there.
     bar = Bar(*columns, console=console, transient=True, expand=True, redirect_stdout=_is_terminal(sys.stdout))
     task = bar.add_task(printable(what), total=total)
     bar.start()
-    handlers = _move_handlers()
+    handlers = _redirect_handlers()
 
     def close() -> None:
         for handler, stream in handlers:
-            with suppress(OSError, ValueError):  # a terminal that is gone is no reason for the work to fail
+            with suppress(OSError, ValueError):  # a closed terminal must not fail the operation
                 handler.setStream(stream)
         with suppress(OSError, ValueError):
             bar.stop()
@@ -131,18 +131,18 @@ def _is_terminal(stream: Any) -> bool:
     return False
 
 
-def _move_handlers() -> list[tuple[Any, Any]]:
-    """Have those who log to the terminal write where `print` does now: above the line. Gives how it was."""
+def _redirect_handlers() -> list[tuple[Any, Any]]:
+    """Make handlers that log to the terminal write above the bar, like `print`. Return their original streams."""
     streams = {sys.__stderr__: sys.stderr, sys.__stdout__: sys.stdout}
     loggers = [
         logging.root,
         *(each for each in list(logging.root.manager.loggerDict.values()) if hasattr(each, "handlers")),
     ]
-    moved = []
+    redirected = []
     for handler in {id(h): h for each in loggers for h in each.handlers}.values():
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-            before = handler.stream
-            if before in streams and streams[before] is not before:
-                handler.setStream(streams[before])
-                moved.append((handler, before))
-    return moved
+            original = handler.stream
+            if original in streams and streams[original] is not original:
+                handler.setStream(streams[original])
+                redirected.append((handler, original))
+    return redirected

@@ -1,69 +1,72 @@
-"""Variable names: the path of a leaf in its tree, its entries joined with ``/``. Pure functions on strings."""
+"""Variable names and message text. Pure functions on strings.
+
+A variable name is the path of a leaf in its tree, with its entries joined by ``/``.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 SINGLE_LEAF_NAME = "."
-"""The name of the one variable of a tree that is itself a leaf."""
+"""The variable name of a tree that is a single leaf."""
 
 
-def near_names(name: str, candidates: Sequence[str], most: int = 3) -> list[str]:
-    """Up to `most` of `candidates` that look like `name`, the likeliest first.
+def similar_names(name: str, candidates: Sequence[str], limit: int = 3) -> list[str]:
+    """Return up to `limit` of `candidates` that resemble `name`, the best match first.
 
     Example:
-        >>> near_names("params/dens/kernel", ["params/dense/kernel", "step"])
+        >>> similar_names("params/dens/kernel", ["params/dense/kernel", "step"])
         ['params/dense/kernel']
     """
     from rapidfuzz import fuzz, process
 
-    alike = process.extract(name, candidates, scorer=fuzz.WRatio, limit=4 * most, score_cutoff=80)
-    # What only contains a similar part is as good to that scorer as what is similar as a whole.
+    matches = process.extract(name, candidates, scorer=fuzz.WRatio, limit=4 * limit, score_cutoff=80)
+    # WRatio scores a partial match as high as a full match, so rank the matches by their full ratio.
     found: list[str] = []
-    for near in sorted((near for near, _, _ in alike), key=lambda near: -fuzz.ratio(name, near)):
-        if not any(near.startswith(f"{better}/") for better in found):
-            found.append(near)
-    return found[:most]
+    for match in sorted((match for match, _, _ in matches), key=lambda match: -fuzz.ratio(name, match)):
+        if not any(match.startswith(f"{better}/") for better in found):
+            found.append(match)
+    return found[:limit]
 
 
 def did_you_mean(name: str, candidates: Sequence[str]) -> str:
-    """A half sentence that offers names like `name`, or nothing: ``; did you mean 'b'?``."""
-    near = near_names(name, candidates)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    """Return a message suffix that suggests similar names, ``; did you mean 'b'?``, or an empty string."""
+    similar = similar_names(name, candidates)
+    return f"; did you mean {' or '.join(map(repr, similar))}?" if similar else ""
 
 
-def listed_with_suggestions(names: Sequence[str], candidates: Sequence[str]) -> list[str]:
-    """A line of a message for each name; the first ones offer names like it, which takes milliseconds each.
+def lines_with_suggestions(names: Sequence[str], candidates: Sequence[str]) -> list[str]:
+    """Return a message line for each name. Only the first suggest similar names, since each search takes milliseconds.
 
     Example:
-        >>> listed_with_suggestions(["dens/w"], ["dense/w"])
+        >>> lines_with_suggestions(["dens/w"], ["dense/w"])
         ["  dens/w; did you mean 'dense/w'?"]
     """
     suggest = suggestions(candidates)
-    return [f"  {shown(name)}{suggest(name)}" for name in names]
+    return [f"  {quoted(name)}{suggest(name)}" for name in names]
 
 
 def suggestions(candidates: Iterable[str]) -> Callable[[str], str]:
-    """`did_you_mean` for a message of many lines: only the first names that are asked for get an answer.
+    """Return a variant of `did_you_mean` for long messages, which suggests names only in its first calls.
 
-    The candidates are looked at when the first name is asked for.
+    The candidates are not consumed before the first call.
     """
     known: list[str] = []
-    asked = itertools.count()
+    calls = itertools.count()
 
     def suggest(name: str) -> str:
         if not known:
             known.extend(candidates)
-        return did_you_mean(name, known) if next(asked) < _MOST_SUGGESTIONS else ""
+        return did_you_mean(name, known) if next(calls) < _MAX_SUGGESTIONS else ""
 
     return suggest
 
 
-_MOST_SUGGESTIONS = 20
+_MAX_SUGGESTIONS = 20
 
 
 def prefixes(name: str) -> Iterator[str]:
-    """A name and every name that it lies under.
+    """Yield a name and all its ancestors.
 
     Example:
         >>> list(prefixes("params/dense/kernel"))
@@ -75,18 +78,18 @@ def prefixes(name: str) -> Iterator[str]:
             yield name[:i]
 
 
-def shown(name: str) -> str:
-    """A name as it stands in a message: as it is, or quoted if it could be misread.
+def quoted(name: str) -> str:
+    """Return a name for use in a message: unchanged, or quoted if it could be misread.
 
     Example:
-        >>> shown("params/kernel"), shown("line\\nbreak"), shown("")
+        >>> quoted("params/kernel"), quoted("line\\nbreak"), quoted("")
         ('params/kernel', "'line\\\\nbreak'", "''")
     """
     return name if name.isprintable() and name and name == name.strip() else repr(name)
 
 
 def printable(text: str) -> str:
-    """A text in which nothing can move the cursor, colour the terminal or turn the line around: all that is escaped.
+    """Return text with control and bidirectional characters escaped, so that it cannot affect the terminal.
 
     Example:
         >>> printable(chr(27) + "[31mred") == "\\\\x1b[31mred"
@@ -98,7 +101,7 @@ def printable(text: str) -> str:
 
 
 def integer_text(value: int) -> str:
-    """An integer as people read it; one of many thousand bits in hexadecimal, because Python writes no other.
+    """Return an integer in decimal, or in hexadecimal if it is too long for Python's decimal conversion.
 
     Example:
         >>> integer_text(2**70), integer_text(2**20000)[:4]
@@ -108,7 +111,7 @@ def integer_text(value: int) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """A time, in seconds since the epoch, as people read it.
+    """Return a time, given in seconds since the epoch, in readable form.
 
     Example:
         >>> time_text(1.5e9), time_text(1e300)
@@ -116,21 +119,21 @@ def time_text(seconds: float) -> str:
     """
     try:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    except (OverflowError, ValueError, OSError):  # no calendar has it
+    except (OverflowError, ValueError, OSError):  # outside the range of datetime
         return f"{seconds:g} s"
 
 
 def duplicates(names: Iterable[str]) -> list[str]:
-    """The names that stand more than once in `names`, each once, in order.
+    """Return the names that occur more than once in `names`, each once, in order.
 
     Example:
         >>> duplicates(["a", "b", "a"])
         ['a']
     """
     seen: set[str] = set()
-    again: dict[str, None] = {}
+    repeated: dict[str, None] = {}
     for name in names:
         if name in seen:
-            again[name] = None
+            repeated[name] = None
         seen.add(name)
-    return list(again)
+    return list(repeated)

@@ -1,8 +1,8 @@
-"""Look into a checkpoint, with the flags and the output of TensorFlow's ``inspect_checkpoint``.
+"""Inspect a checkpoint with the flags and output of TensorFlow's ``inspect_checkpoint``.
 
-Run it as ``python -m pytreesaver.inspect_checkpoint --file_name=runs/a/ckpt-100``; the command line
-``pytreesaver`` has more. Its exit code is 0 when all went well, 1 for a damaged checkpoint, 2 for wrong usage or
-what is not there; errors are a line on standard error, and never end with 0 as TensorFlow's do.
+Run it as ``python -m pytreesaver.inspect_checkpoint --file_name=runs/a/ckpt-100``. The command line ``pytreesaver``
+can do more. The exit code is 0 for success, 1 for a damaged checkpoint, and 2 for wrong usage or any other error.
+Unlike in TensorFlow, an error never exits with 0. Errors are printed to standard error as one line.
 """
 
 import argparse
@@ -11,10 +11,10 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from pytreesaver._cli.program import guarded
+from pytreesaver._cli.program import run_program
 from pytreesaver._errors import VariableNotFoundError
 from pytreesaver._inspect.checkpoint import Checkpoint, load_checkpoint
-from pytreesaver._inspect.printing import print_options, printed
+from pytreesaver._inspect.printing import parse_print_options, values_text
 from pytreesaver._inspect.variable import Variable
 from pytreesaver._io.paths import PathLike
 from pytreesaver._run.directory import checkpoint_at
@@ -41,24 +41,24 @@ def print_tensors_in_checkpoint_file(
     all_tensor_names: bool = False,
     count_exclude_pattern: str = "",
 ) -> None:
-    """Print what a checkpoint holds. After TensorFlow's function of that name, and in its layout.
+    """Print the variables of a checkpoint, like the TensorFlow function of the same name.
 
-    It prints the name, dtype and shape of every variable; with `all_tensors` their values too, as NumPy prints them
-    (`numpy.set_printoptions` has its say); with `tensor_name` those of that variable alone; and the total number of
-    parameters at the end. Text counts as one parameter. What is no printable character in a name is escaped.
+    Prints the name, dtype and shape of every variable, and the total number of parameters. With `all_tensors` it also
+    prints their values, formatted according to `numpy.set_printoptions`. With `tensor_name` it prints that variable
+    and its values only. Text counts as one parameter. Unprintable characters in names are escaped.
 
     Args:
-        file_name: a checkpoint, or a run directory for its newest one.
-        tensor_name: the name of a variable; "" and None are all of them.
+        file_name: a checkpoint, or a run directory to use its newest checkpoint.
+        tensor_name: the variable to print; all variables if "" or None.
         all_tensors: print the values of all variables.
-        all_tensor_names: print the names of all variables, one a line, in the layout of `all_tensors`.
-        count_exclude_pattern: a regular expression; variables in whose names it is found are not counted.
+        all_tensor_names: print the names of all variables, one per line, in the layout of `all_tensors`.
+        count_exclude_pattern: a regular expression; variables whose name contains a match are not counted.
 
     Raises:
-        VariableNotFoundError: there is no variable `tensor_name`; TensorFlow prints that and returns.
-        CheckpointNotFoundError: there is no checkpoint at `file_name`.
-        CorruptCheckpointError: it is damaged.
-        ValueError: `count_exclude_pattern` is no regular expression.
+        VariableNotFoundError: if `tensor_name` does not exist; TensorFlow prints a message and returns.
+        CheckpointNotFoundError: if there is no checkpoint at `file_name`.
+        CorruptCheckpointError: if the checkpoint is damaged.
+        ValueError: if `count_exclude_pattern` is not a regular expression.
 
     Example:
         >>> path = pytreesaver.save({"W": np.float32([1.5]), "b": np.float32([2.5])}, "seed")
@@ -70,7 +70,7 @@ def print_tensors_in_checkpoint_file(
         # Total number of params: 2
     """
     try:
-        excluded = re.compile(count_exclude_pattern) if count_exclude_pattern else None
+        exclude = re.compile(count_exclude_pattern) if count_exclude_pattern else None
     except re.error as error:
         raise ValueError(
             f"count_exclude_pattern: expected a regular expression, found {count_exclude_pattern!r}: {error}"
@@ -78,14 +78,14 @@ def print_tensors_in_checkpoint_file(
     with load_checkpoint(checkpoint_at(file_name)) as checkpoint:
         for line in _listing(checkpoint, tensor_name, all_tensors, all_tensor_names):
             print(line)
-        left_out = [each for each in checkpoint.values() if excluded is not None and excluded.search(each.name)]
-        params_left_out = sum(map(_params, left_out))
-        if excluded is not None:
+        excluded_variables = [each for each in checkpoint.values() if exclude is not None and exclude.search(each.name)]
+        excluded_params = sum(map(_params, excluded_variables))
+        if exclude is not None:
             print(
-                f"# Excluding {len(left_out)} tensors ({params_left_out} params) that match "
+                f"# Excluding {len(excluded_variables)} tensors ({excluded_params} params) that match "
                 f"{printable(count_exclude_pattern)} when counting."
             )
-        print(f"# Total number of params: {sum(map(_params, checkpoint.values())) - params_left_out}")
+        print(f"# Total number of params: {sum(map(_params, checkpoint.values())) - excluded_params}")
 
 
 def _listing(
@@ -96,13 +96,13 @@ def _listing(
         for variable in variables:
             yield _heading(variable)
             if all_tensors:
-                yield printed(variable, None, {})
+                yield values_text(variable, None, {})
     elif tensor_name:
         if tensor_name not in checkpoint:
             near = did_you_mean(tensor_name, list(checkpoint))
             raise VariableNotFoundError(f"Tensor {tensor_name} not found in checkpoint {checkpoint.path}{near}")
         yield _heading(checkpoint[tensor_name])
-        yield printed(checkpoint[tensor_name], None, {})
+        yield values_text(checkpoint[tensor_name], None, {})
     else:
         for variable in variables:
             dtype = _dtype_name(variable)
@@ -125,7 +125,7 @@ def _params(variable: Variable) -> int:
     return math.prod(variable.shape)
 
 
-# The program.
+# Command line.
 
 
 def _flag(text: str) -> bool:
@@ -138,26 +138,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inspect_checkpoint",
         usage=_USAGE,
-        description="Look into a checkpoint, with the flags and the output of TensorFlow's inspect_checkpoint. "
-        "The command `pytreesaver` does more.",
+        description="Inspect a checkpoint with the flags and output of TensorFlow's inspect_checkpoint. "
+        "The command `pytreesaver` can do more.",
         epilog="Example: python -m pytreesaver.inspect_checkpoint --file_name=runs/a/ckpt-100 --tensor_name=params/w",
     )
-    parser.add_argument("--file_name", default="", help="a checkpoint, or a run directory for its newest one")
+    parser.add_argument("--file_name", default="", help="a checkpoint, or a run directory to use its newest one")
     parser.add_argument("--tensor_name", default="", help="the variable to print")
-    parser.add_argument("--count_exclude_pattern", default="", help="a regex: variables not to count")
+    parser.add_argument("--count_exclude_pattern", default="", help="do not count variables that match this regex")
     for name, text in (
         ("--all_tensors", "print the names and values of all variables"),
         ("--all_tensor_names", "print the names of all variables"),
     ):
         parser.add_argument(name, nargs="?", const=True, default=False, type=_flag, help=text)
     parser.add_argument(
-        "--printoptions", nargs="*", default=[], metavar="K=V", help="NumPy's print options: precision=3 sign=+"
+        "--printoptions", nargs="*", default=[], metavar="K=V", help="NumPy print options: precision=3 sign=+"
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program with these arguments, by default those of the process. Gives the exit code."""
+    """Run the program with `arguments`, by default ``sys.argv[1:]``, and return the exit code."""
 
     def run() -> int:
         import numpy as np
@@ -169,14 +169,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not flags.file_name:
             print(f"Usage: {_USAGE}", file=sys.stderr)
             return 2
-        with np.printoptions(**print_options(flags.printoptions)):
+        with np.printoptions(**parse_print_options(flags.printoptions)):
             print_tensors_in_checkpoint_file(
                 flags.file_name, flags.tensor_name, flags.all_tensors, flags.all_tensor_names,
                 flags.count_exclude_pattern,
             )  # fmt: skip
         return 0
 
-    return guarded(run)
+    return run_program(run)
 
 
 if __name__ == "__main__":

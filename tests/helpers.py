@@ -1,4 +1,4 @@
-"""What tests of several rooms share."""
+"""Helpers shared by tests of several packages."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ def message_of(error, call):
 
 
 def run_program(program, *, returncode):
-    """Run a program in a process of its own; gives what it wrote to stderr."""
+    """Run a program in a new process and return its stderr."""
     imports = "import os, signal, sys, time, numpy as np, pytreesaver as pts\n"
     command = [sys.executable, "-c", imports + textwrap.dedent(program)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

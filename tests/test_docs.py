@@ -1,4 +1,4 @@
-"""The examples in the documentation run, and the format page says what the code does."""
+"""The examples in the documentation run, and the pages agree with the code."""
 
 import html
 import json
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/partial.md", "docs/training.md"])
-def test_the_examples_of_a_page_run(page, capsys):
+def test_examples_run(page, capsys):
     text = (ROOT / page).read_text()
     names = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
@@ -23,13 +23,13 @@ def test_the_examples_of_a_page_run(page, capsys):
         assert block in printed
 
 
-def test_links_between_pages_lead_somewhere():
+def test_links_between_pages_are_valid():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
 
 
-def test_the_format_page_names_every_key_and_every_notation():
+def test_format_page_lists_every_key_and_every_tag():
     import inspect
 
     import pytreesaver._tree.plain
@@ -44,7 +44,7 @@ def test_the_format_page_names_every_key_and_every_notation():
             assert tag in text, tag
 
 
-# The command line.
+# Command line.
 
 
 @pytest.fixture
@@ -54,24 +54,24 @@ def docs(monkeypatch):
     sys.modules.pop("sample_run", None)
 
 
-def test_the_page_of_the_command_line_is_its_help(docs):
+def test_cli_page_matches_the_help(docs):
     assert (docs / "cli.md").read_text() == runpy.run_path(str(docs / "make_cli_page.py"))["page"](), "run `make docs`"
 
 
-def test_the_pictures_show_what_the_command_line_shows(docs, tmp_path):
+def test_pictures_match_the_output_of_the_cli(docs, tmp_path):
     from sample_run import sample_run
 
     make = runpy.run_path(str(docs / "make_pictures.py"))
     sample_run(tmp_path / "runs/a")
     for name in make["TERMINALS"]:
-        shown, drawn = (
+        committed, current = (
             [html.unescape(text) for text in re.findall(r">([^<]+)</text>", picture)]
             for picture in ((docs / f"images/{name}.svg").read_text(), make["terminal_picture"](name, tmp_path))
         )
-        assert shown == drawn, f"{name}: run `make docs`"
+        assert committed == current, f"{name}: run `make docs`"
 
 
-def test_the_page_of_the_command_line_names_every_key_of_its_json(docs, capsys):
+def test_cli_page_lists_every_json_key(docs, capsys):
     import numpy as np
 
     import pytreesaver as pts
@@ -87,18 +87,18 @@ def test_the_page_of_the_command_line_names_every_key_of_its_json(docs, capsys):
             for each in value:
                 collect(each)
         elif isinstance(value, dict):
-            # Those that stand for names are not the command line's own.
+            # Names of variables, metrics and files are not keys of the command line.
             keys.update(
                 key for key in value if key not in ("w", "s", "loss") and not key.endswith((".json", ".safetensors"))
             )
             for each in value.values():
                 collect(each)
 
-    for line in (
+    for command in (
         "ls run", "ls run/ckpt-1", "show run w", "show run --stats", "diff run/ckpt-1 run", "verify run", "info run",
         "prune run --keep-last 2", "cp run copy", "report run", "rm copy",
     ):  # fmt: skip
-        main([*line.split(), "--json"])
+        main([*command.split(), "--json"])
         collect(json.loads(capsys.readouterr().out))
     text = (docs / "cli.md").read_text()
     assert len(keys) > 50

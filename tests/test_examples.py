@@ -1,4 +1,4 @@
-"""The examples do what they say, run as a user runs them."""
+"""The examples work as described when run as a user runs them."""
 
 import os
 import random
@@ -20,7 +20,7 @@ def command(name, *arguments):
 
 
 def run(name, *arguments, env=os.environ, **options):
-    env = {name: value for name, value in env.items() if name != "PYTHONUNBUFFERED"}  # a user's lines are buffered
+    env = {name: value for name, value in env.items() if name != "PYTHONUNBUFFERED"}  # users run with buffered output
     finished = subprocess.run(
         command(name, *arguments), capture_output=True, text=True, check=False, env=env, **options
     )
@@ -29,7 +29,7 @@ def run(name, *arguments, env=os.environ, **options):
 
 
 def test_linear_regression_prints_the_same_numbers_in_a_new_process():
-    for _ in range(2):  # again over what the first run left
+    for _ in range(2):  # the second run overwrites the first checkpoint
         trained, saved, restored = run("linear_regression.py").splitlines()
         numbers = trained.removeprefix("trained: ")
         assert restored == f"restored: {numbers}"
@@ -41,30 +41,30 @@ def test_linear_regression_prints_the_same_numbers_in_a_new_process():
     assert pts.list_variables("checkpoint/saver1.ckpt") == [("W", (1,)), ("b", (1,))]
 
 
-def test_digits_resumes_to_the_last_bit():
+def test_digits_resumes_bit_for_bit():
     lines = run("digits.py").splitlines()
-    assert lines[-1] == "parameters and optimizer state are the same to the last bit"
-    at_one_go = [line for line in lines[1:7] if line.startswith("epoch")]
-    assert [line for line in lines[7:] if line.startswith("epoch")] == at_one_go
-    assert float(at_one_go[-1].split()[2]) > 0.8
+    assert lines[-1] == "parameters and optimizer state are bit-for-bit identical"
+    uninterrupted = [line for line in lines[1:7] if line.startswith("epoch")]
+    assert [line for line in lines[7:] if line.startswith("epoch")] == uninterrupted
+    assert float(uninterrupted[-1].split()[2]) > 0.8
 
 
-def end_of(output):
-    (line,) = [line for line in output.splitlines() if "have the digest" in line]
+def digest_line(output):
+    (line,) = [line for line in output.splitlines() if "digest of parameters" in line]
     return line
 
 
 SETTINGS = ("--steps", "1000", "--save-every", "20")
 
 
-def test_the_training_loop_killed_at_random_moments_reaches_the_same_parameters():
-    compiled_once = {"JAX_COMPILATION_CACHE_DIR": "compiled", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = os.environ | compiled_once
-    uninterrupted = run("train_loop.py", "whole", *SETTINGS, env=environment)
+def test_train_loop_killed_at_random_times_reaches_the_same_parameters():
+    compilation_cache = {"JAX_COMPILATION_CACHE_DIR": "compiled", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = os.environ | compilation_cache
+    uninterrupted = run("train_loop.py", "uninterrupted", *SETTINGS, env=environment)
     assert "starting from step 0" in uninterrupted
     seed = random.randrange(10**6)
     chance = random.Random(seed)
-    import optax  # so that its states come back as themselves  # noqa: F401
+    import optax  # must be imported to restore its state classes  # noqa: F401
 
     starts = []
     for number in (signal.SIGKILL, signal.SIGTERM):
@@ -82,7 +82,7 @@ def test_the_training_loop_killed_at_random_moments_reaches_the_same_parameters(
     starts.append(int(re.search(r"starting from step (\d+)", resumed)[1]))
     assert starts == sorted(starts), (seed, starts)
     assert starts[-1] > 0, (seed, starts)
-    assert end_of(resumed) == end_of(uninterrupted), (seed, starts)
-    whole, killed = (pts.restore(pts.latest_checkpoint(directory)) for directory in ("whole", "killed"))
-    assert_trees_equal(killed, whole)
+    assert digest_line(resumed) == digest_line(uninterrupted), (seed, starts)
+    expected, killed = (pts.restore(pts.latest_checkpoint(directory)) for directory in ("uninterrupted", "killed"))
+    assert_trees_equal(killed, expected)
     assert "ckpt-1000 (step 1000): kept: newest, last 3" in resumed

@@ -125,7 +125,7 @@ def test_a_train_state_without_template_is_a_dict_and_says_why():
     assert warning.filename == __file__
     text = str(warning.message)
     assert (
-        "flax.training.train_state:TrainState comes back as a dict of its fields: its static field 'apply_fn'" in text
+        "flax.training.train_state:TrainState is restored as a dict of its fields: its static field 'apply_fn'" in text
     )
     assert "static field 'tx'" in text
     assert type(restored) is dict
@@ -162,9 +162,9 @@ def test_classes_that_are_not_imported_are_replaced_and_that_is_said_once():
     run = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("StructureWarning state was restored without a template")
-    assert run.stdout.count("ScaleByAdamState comes back as a namedtuple of the same fields: it is not imported") == 1
-    assert "EmptyState comes back as a namedtuple" in run.stdout
-    assert "Statistics comes back as a dict of its fields: it is not imported" in run.stdout
+    assert run.stdout.count("ScaleByAdamState is restored as a namedtuple of the same fields: it is not imported") == 1
+    assert "EmptyState is restored as a namedtuple" in run.stdout
+    assert "Statistics is restored as a dict of its fields: it is not imported" in run.stdout
 
 
 def test_a_class_that_has_changed_is_replaced(monkeypatch):
@@ -176,7 +176,7 @@ def test_a_class_that_has_changed_is_replaced(monkeypatch):
 
     Changed.__module__, Changed.__qualname__ = Statistics.__module__, Statistics.__qualname__
     monkeypatch.setattr(sys.modules[__name__], "Statistics", Changed)
-    with pytest.warns(pts.StructureWarning, match=r"its class refuses the stored fields .*'count'"):
+    with pytest.warns(pts.StructureWarning, match=r"its class rejects the stored fields .*'count'"):
         restored = pts.restore("state")
     assert restored["s"].keys() == {"mean", "count", "label"}
     assert restored["o"] == optax.EmptyState()

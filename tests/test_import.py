@@ -1,4 +1,4 @@
-"""What importing pytreesaver costs and brings along."""
+"""What `import pytreesaver` imports."""
 
 import subprocess
 import sys
@@ -18,30 +18,31 @@ def test_heavy_packages_are_not_imported():
     assert not {name.partition(".")[0] for name in imported} & set(heavy)
 
 
-def test_import_alone_imports_little_of_pytreesaver():
+def test_submodules_are_imported_lazily():
     imported = run("import sys, jax; before = set(sys.modules); import pytreesaver; print(*set(sys.modules) - before)")
-    assert imported.split() == ["pytreesaver"]
+    assert [name for name in imported.split() if name.startswith("pytreesaver")] == ["pytreesaver"]
     assert run("import pytreesaver as pts; print(pts.save.__name__, 'restore' in dir(pts))") == "save True"
-    assert "no attribute 'sav'" in run("import pytreesaver as pts\ntry: pts.sav\nexcept AttributeError as e: print(e)")
+    assert "attribute sav" in run("import pytreesaver as pts\ntry: pts.sav\nexcept AttributeError as e: print(e)")
 
 
-def test_import_touches_no_device():
+def test_import_does_not_initialize_devices():
     assert (
         run(f"import jax, pytreesaver as pts; {USE_ALL}; print(jax._src.xla_bridge.backends_are_initialized())")
         == "False"
     )
 
 
-def test_everything_public_has_a_docstring_and_is_listed():
+def test_public_names_are_sorted_and_documented():
     import pytreesaver as pts
 
     assert sorted(pts.__all__) == pts.__all__
-    for name in pts.__all__:
+    aliases = {"PathLike", "Progress", "Rename", "Selection", "ShardingRule"}
+    for name in set(pts.__all__) - aliases:
         assert getattr(pts, name).__doc__, name
 
 
-def test_checkpoints_are_looked_at_without_importing_jax():
-    looking = """
+def test_inspecting_checkpoints_does_not_import_jax():
+    program = """
 import sys, pytreesaver as pts
 print(pts.latest_checkpoint("run"), pts.list_variables("run/ckpt-2"), pts.load_variable("run/ckpt-2", "w"))
 pts.verify("run/ckpt-2"), pts.diff("run/ckpt-1", "run/ckpt-2"), pts.get_checkpoint_state("run"), pts.glob("w")
@@ -52,4 +53,4 @@ print("jax" in sys.modules)
         "import numpy as np, pytreesaver as pts\nwith pts.CheckpointManager('run') as manager:\n"
         "    for step in (1, 2): manager.save(step, {'w': np.arange(step), 'key': 1.5, 'text': 'a'})"
     )
-    assert run(looking).splitlines()[-1] == "False"
+    assert run(program).splitlines()[-1] == "False"

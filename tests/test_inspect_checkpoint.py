@@ -1,4 +1,4 @@
-"""`inspect_checkpoint` prints what TensorFlow's prints for the same variables, and ends with an error where it fails.
+"""The output of `inspect_checkpoint` matches that of TensorFlow, and errors have nonzero exit codes.
 
 The expected outputs were recorded with TensorFlow 2.
 """
@@ -62,7 +62,7 @@ tensor: save_counter/.ATTRIBUTES/VARIABLE_VALUE (int64) []
 
 
 class Done(NamedTuple):
-    """What a call left behind."""
+    """The results of a call."""
 
     code: int
     out: str
@@ -139,7 +139,7 @@ def test_it_runs_as_a_module():
         (["--file_name=seed", "--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
-def test_errors_have_an_exit_code(call, flags, message):
+def test_errors_exit_with_2(call, flags, message):
     pts.save(SEED, "seed")
     done = call(*flags)
     assert done.code == 2
@@ -147,7 +147,7 @@ def test_errors_have_an_exit_code(call, flags, message):
     assert "Total number" not in done.out
 
 
-def test_damage_is_exit_code_1(call):
+def test_damage_exits_with_1(call):
     path = pts.save({"w": np.arange(50.0)}, "model")
     (data,) = path.glob("*.safetensors")
     content = bytearray(data.read_bytes())
@@ -159,7 +159,7 @@ def test_damage_is_exit_code_1(call):
     assert call("--file_name=model").code == 0
 
 
-def test_print_options_hold_for_the_call_alone(call):
+def test_print_options_are_restored_after_the_call(call):
     pts.save(SEED, "seed")
     before = np.get_printoptions()
     done = call("--file_name=seed", "--tensor_name=W", "--printoptions", "precision=2", "sign=+")
@@ -167,7 +167,7 @@ def test_print_options_hold_for_the_call_alone(call):
     assert np.get_printoptions() == before
 
 
-def test_dtypes_have_tensorflows_names(call):
+def test_dtype_names_match_tensorflow(call):
     tree = {
         "a": np.float64(1), "b": np.float16([1]), "c": jax.numpy.ones((2, 3), "bfloat16"), "d": True, "e": 7,
         "f": "text", "g": b"bytes", "h": np.complex64([1]), "i": np.uint8([1]), "k": jax.random.key(0),

@@ -1,4 +1,4 @@
-"""Progress of long work: a function is called with bytes, a line is shown on a terminal and nowhere else."""
+"""Progress reports: a callback is called with byte counts; a bar appears only on a terminal."""
 
 import itertools
 import os
@@ -34,11 +34,11 @@ class Calls(list):
         assert len(self) > 2
 
 
-def save_plainly(path, progress):
+def save_synchronously(path, progress):
     pts.save(TREE, path, progress=progress)
 
 
-def save_in_background(path, progress):
+def save_asynchronously(path, progress):
     pts.save_async(TREE, path, progress=progress).result()
 
 
@@ -51,8 +51,8 @@ def save_with_a_manager(path, progress):
         manager.save(1, TREE, progress=progress)
 
 
-@pytest.mark.parametrize("save", [save_plainly, save_in_background, save_with_a_saver, save_with_a_manager])
-def test_a_function_is_told_how_many_bytes_a_save_has_written(save):
+@pytest.mark.parametrize("save", [save_synchronously, save_asynchronously, save_with_a_saver, save_with_a_manager])
+def test_save_reports_the_bytes_written(save):
     calls = Calls()
     save("model", calls)
     calls.check()
@@ -61,7 +61,7 @@ def test_a_function_is_told_how_many_bytes_a_save_has_written(save):
 @pytest.mark.parametrize(
     "options", [{}, {"verify": False}, {"mmap": True}, {"mmap": True, "verify": False}, {"as_numpy": True}], ids=str
 )
-def test_a_function_is_told_how_many_bytes_a_restore_has_read(options):
+def test_restore_reports_the_bytes_read(options):
     pts.save(TREE, "model")
     calls = Calls()
     assert_trees_equal(pts.restore("model", progress=calls, **options), TREE)
@@ -71,14 +71,14 @@ def test_a_function_is_told_how_many_bytes_a_restore_has_read(options):
         calls.check()
 
 
-def test_what_is_converted_or_left_out_counts_as_what_it_takes_in_the_checkpoint():
+def test_partial_and_cast_restores_report_stored_bytes():
     pts.save(TREE, "model")
     calls = Calls()
     pts.restore("model", like={"large": np.zeros(5 << 20, np.float64)}, only="large", cast=True, progress=calls)
     calls.check(TREE["large"].nbytes)
 
 
-def test_verifying_and_measuring_report_too():
+def test_verify_and_statistics_report_progress():
     pts.save(TREE, "model")
     for work in (pts.verify, lambda path, progress: pts.load_checkpoint(path).statistics(progress=progress)):
         calls = Calls()
@@ -86,7 +86,7 @@ def test_verifying_and_measuring_report_too():
         calls.check()
 
 
-def test_nothing_is_said_of_no_bytes():
+def test_nothing_is_reported_for_zero_bytes():
     def divide(done, total):
         return done / total
 
@@ -94,7 +94,7 @@ def test_nothing_is_said_of_no_bytes():
     assert pts.restore("nothing", progress=divide) == {}
 
 
-def test_the_function_may_read_checkpoints_itself():
+def test_the_callback_may_read_checkpoints():
     other = pts.save({"w": np.zeros(1000)}, "other")
     calls = Calls()
 
@@ -107,7 +107,7 @@ def test_the_function_may_read_checkpoints_itself():
     assert calls[-1] == (4_000_000, 4_000_000)
 
 
-def test_a_copy_counts_every_byte_once():
+def test_copy_counts_every_byte_once():
     path = pts.save({"w": np.zeros(3_000_000), "v": np.zeros(10)}, "model")
     calls = Calls()
     pts.copy_checkpoint(path, "copy", progress=calls)
@@ -115,8 +115,8 @@ def test_a_copy_counts_every_byte_once():
     assert any(done < 24_000_000 for done, _ in calls)
 
 
-def test_what_cannot_be_drawn_on_costs_nothing(monkeypatch):
-    monkeypatch.setattr(_progress, "_SHOWN_AFTER", 0.0)
+def test_a_terminal_error_does_not_fail_the_operation(monkeypatch):
+    monkeypatch.setattr(_progress, "_DISPLAY_DELAY", 0.0)
     monkeypatch.setattr("rich.console.Console.is_terminal", True)
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=print, flush=lambda: None))  # without isatty
     path = pts.save({"w": np.zeros(3_000_000)}, "model", progress=True)
@@ -128,7 +128,7 @@ def test_what_cannot_be_drawn_on_costs_nothing(monkeypatch):
     assert pts.restore(path, progress=True)["w"].size == 3_000_000
 
 
-def test_an_error_of_the_function_ends_the_save_and_leaves_nothing():
+def test_an_error_in_the_callback_ends_the_save_and_leaves_no_files():
     def stop(done, total):
         raise RuntimeError("enough")
 
@@ -138,7 +138,7 @@ def test_an_error_of_the_function_ends_the_save_and_leaves_nothing():
 
 
 @pytest.mark.parametrize("work", [lambda p: pts.save(TREE, "model", progress=p), lambda p: pts.verify("m", progress=p)])
-def test_anything_else_is_refused_before_anything_is_written(work):
+def test_invalid_progress_is_refused_before_anything_is_written(work):
     pts.save({"w": 1}, "m")
     with pytest.raises(
         TypeError, match=r"progress: expected True, False or a function of \(done, total\), found 'yes'"
@@ -154,7 +154,7 @@ import logging, sys, time
 import pytreesaver._progress as progress
 from pytreesaver._io.parallel import advance
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-progress._SHOWN_AFTER = 0.0
+progress._DISPLAY_DELAY = 0.0
 with progress.reporting(True, "saving \\x1b[31mred", 4_000_000):
     for i in range(3):
         advance(1_000_000)
@@ -165,14 +165,14 @@ print("end")
 """
 
 
-def test_without_a_terminal_nothing_is_shown():
+def test_no_bar_is_shown_without_a_terminal():
     finished = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert finished.stdout == "printed 0\nprinted 1\nprinted 2\nend\n"
     assert finished.stderr == "logged 0\nlogged 1\nlogged 2\n"
 
 
 def in_terminal(*arguments, **options):
-    """What a program writes to a terminal of 100 columns, and its exit code."""
+    """Run a program in a terminal of 100 columns. Return its output and its exit code."""
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
     environment.pop("NO_COLOR", None)
@@ -182,7 +182,7 @@ def in_terminal(*arguments, **options):
         while True:
             try:
                 chunk = os.read(master, 1 << 16)
-            except OSError:  # all its ends are closed
+            except OSError:  # all other ends are closed
                 break
             if not chunk:
                 break
@@ -191,7 +191,7 @@ def in_terminal(*arguments, **options):
     return written.decode(), process.returncode
 
 
-def test_on_a_terminal_the_line_stays_out_of_the_way_of_logs_and_is_gone_in_the_end():
+def test_the_bar_stays_below_other_output_and_is_removed_at_the_end():
     written, code = in_terminal(sys.executable, "-c", PROGRAM)
     assert code == 0
     lines = written.split("\n")
@@ -200,13 +200,13 @@ def test_on_a_terminal_the_line_stays_out_of_the_way_of_logs_and_is_gone_in_the_
     for i in range(3):
         for text in (f"printed {i}\r", f"logged {i}\r"):
             assert any(line.endswith(text) and line[: -len(text)].endswith(("\x1b[2K", "", "\r")) for line in lines)
-            # The line of the progress is erased before, and drawn again below.
+            # The bar is erased before each line and drawn again below it.
             (line,) = [line for line in lines if line.endswith(text)]
             assert line in (text, *(f"{before}{text}" for before in [line[: -len(text)]] if before.endswith("\x1b[2K")))
     assert lines[-2].endswith("\x1b[1A\x1b[2Kend\r")
 
 
-def test_what_is_printed_into_a_file_still_goes_there():
+def test_redirected_stdout_still_goes_to_the_file():
     with open("printed", "wb") as printed:
         written, code = in_terminal(sys.executable, "-c", PROGRAM, stdout=printed)
     assert code == 0

@@ -1,23 +1,24 @@
 """Copy a checkpoint, or a part of it under other names, without a tree in between."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pytreesaver._checkpoint.restoring.without_template import chosen_variables
+from pytreesaver._checkpoint.restoring.without_template import select_variables
 from pytreesaver._checkpoint.saving import write_contents
 from pytreesaver._errors import CheckpointExistsError, CorruptCheckpointError
 from pytreesaver._io.parallel import unmetered
-from pytreesaver._io.paths import PathLike, local_path, named_os_errors
+from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress
+from pytreesaver._run.record import Record, decode_record, encode_record
 from pytreesaver._tree.boxes import whole_box
-from pytreesaver._tree.kinds import Cells, is_bytes_of_object
+from pytreesaver._tree.kinds import Cells, is_stored_as_bytes
 from pytreesaver._tree.rename import ByName, as_renaming
-from pytreesaver._tree.select import as_selection
+from pytreesaver._tree.select import Selection, as_selection
 from pytreesaver.formats.damage import value_of_bytes
 from pytreesaver.formats.protocol import CheckpointReader, TreeContents
-from pytreesaver._run.record import Record, decode_record, encode_record
 from pytreesaver.formats.registry import is_checkpoint, open_reader
 
 
@@ -25,8 +26,8 @@ def copy_checkpoint(
     source: PathLike,
     target: PathLike,
     *,
-    only: Any = None,
-    rename: Any = None,
+    only: Selection | None = None,
+    rename: Mapping[str, str] | None = None,
     overwrite: bool = False,
     durable: bool = True,
     progress: Progress = False,
@@ -72,8 +73,8 @@ def copy_checkpoint(
         )
     reader = open_reader(source)
     try:
-        with named_os_errors("read", reader.path):
-            contents = _contents(reader, *chosen_variables(reader, selection, renaming))
+        with wrap_os_errors("read", reader.path):
+            contents = _contents(reader, *select_variables(reader, selection, renaming))
         try:
             return write_contents(
                 destination,
@@ -109,7 +110,7 @@ def _contents(reader: CheckpointReader, names: list[str], positions: list[int], 
 
 def _cell(reader: CheckpointReader, position: int) -> Any:
     stored = _StoredArray(reader, position)
-    if is_bytes_of_object(reader.types[position]):
+    if is_stored_as_bytes(reader.types[position]):
         return value_of_bytes(reader, position, stored.read())
     return stored
 

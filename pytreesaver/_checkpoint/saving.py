@@ -1,4 +1,4 @@
-"""save and restore: they take a tree apart or put it together, and leave the bytes to a format."""
+"""`save` and `save_async`: from a tree to a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -8,17 +8,17 @@ from typing import Any
 from pytreesaver._checkpoint.background import SaveFuture, start_in_background
 from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._errors import UnsupportedLeafError
-from pytreesaver._io.paths import PathLike, local_path, named_os_errors
+from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
-from pytreesaver._text import shown
+from pytreesaver._run.record import Record, encode_record
+from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError
 from pytreesaver._tree.leaves import LeafError, cells_of, leaf_type_of
 from pytreesaver._tree.plain import encode_value
 from pytreesaver._tree.restructure import prune_structure, structure_of_names
-from pytreesaver._tree.select import Selection, as_selection, selected
-from pytreesaver._tree.structure import FlatTree, flatten_tree, refuse_duplicates
+from pytreesaver._tree.select import Selection, Selector, as_selection, selected
+from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
 from pytreesaver.formats.protocol import TreeContents
-from pytreesaver._run.record import Record, encode_record
 from pytreesaver.formats.registry import format_named
 
 
@@ -26,21 +26,21 @@ def contents_of(
     tree: Any,
     metadata: Mapping[str, Any] | None,
     *,
-    only: Selection | None = None,
+    only: Selector | None = None,
     may_be_empty: bool = False,
     record: Record | None = None,
 ) -> TreeContents:
-    """Everything that a format needs in order to write a tree, or the selected part of it.
+    """Return what a format needs to write a tree, or the selected part of it.
 
     Raises:
-        UnsupportedLeafError: naming everything in the tree, or in `metadata`, that cannot be stored.
-        DuplicateNameError: naming every name that two leaves share.
-        VariableNotFoundError: nothing is selected, and not `may_be_empty`.
+        UnsupportedLeafError: if the tree, or `metadata`, holds values that cannot be stored.
+        DuplicateNameError: if two leaves have the same name.
+        VariableNotFoundError: if nothing is selected, unless `may_be_empty`.
     """
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata: expected a dict, found {metadata!r}")
     flat = flatten_tree(tree)
-    refuse_duplicates(flat, tree)
+    check_unique_names(flat, tree)
     if only is not None:
         flat = _selected_part(flat, selected(only, flat.names, "the tree", may_be_empty=may_be_empty))
     problems = dict(flat.problems)
@@ -64,7 +64,7 @@ def contents_of(
     if problems:
         raise UnsupportedLeafError(
             f"{len(problems)} thing{'s' * (len(problems) != 1)} cannot be saved:\n"
-            + "\n".join(f"  {shown(name)}: {problem}" for name, problem in problems.items())
+            + "\n".join(f"  {quoted(name)}: {problem}" for name, problem in problems.items())
         )
     cells = [cells_of(leaf, leaf_type) for leaf, leaf_type in zip(flat.leaves, leaf_types, strict=True)]
     encoded_record = None if record is None else encode_record(record)
@@ -87,7 +87,7 @@ def _selected_part(flat: FlatTree, flags: Sequence[bool]) -> FlatTree:
 
 
 def renamed(contents: TreeContents, stored_names: Mapping[str, str]) -> TreeContents:
-    """The same variables under other names, {name: name in the checkpoint}: as nested dicts of the new names."""
+    """Return the same variables under other names, {name: name in the checkpoint}, as nested dicts."""
     names = [stored_names[name] for name in contents.names]
     return contents._replace(names=names, structure=structure_of_names(names))
 
@@ -103,9 +103,20 @@ def write_contents(
     progress: Progress = False,
     what: str | None = None,
 ) -> Path:
-    """Write what `contents_of` made of a tree. Raises what `save` raises. `what` begins the line of the progress."""
+    """Write the contents of a checkpoint in a format. Raises what `save` raises.
+
+    Args:
+        target: the path.
+        contents: what to write, from `contents_of`.
+        overwrite: as in `save`.
+        durable: as in `save`.
+        in_background: as in `Format.write`.
+        format: the name of the format; the native one if None.
+        progress: as in `save`.
+        what: the text of the progress line.
+    """
     nbytes = 0 if progress is False else contents.nbytes
-    with named_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
+    with wrap_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
         writer = format_named(format)
         writer.write(target, contents, overwrite=overwrite, durable=durable, in_background=in_background)
     return target
@@ -115,52 +126,53 @@ def save(
     tree: Any,
     path: PathLike,
     *,
-    only: Any = None,
+    only: Selection | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     durable: bool = True,
     progress: Progress = False,
 ) -> Path:
-    """Save every leaf of a tree, or the selected ones, under its variable name, as a checkpoint at `path`.
+    """Save the leaves of a tree, or the selected ones, as a checkpoint at `path`.
 
-    The checkpoint appears at `path` in one step, when it is complete: a crash, a full disk or an error leaves nothing
-    there, or, with `overwrite`, the old checkpoint whole. Missing parent directories are created.
+    The checkpoint appears at `path` atomically, when it is complete. A crash, a full disk or an error leaves nothing
+    there, or, with `overwrite`, the old checkpoint intact. Missing parent directories are created.
 
     Args:
         tree: any pytree of arrays, typed PRNG keys, NumPy and Python numbers, str and bytes.
-        path: where the checkpoint is to be; ``~`` is the home directory.
-        only: which variables to save: a glob as for `pytreesaver.glob`, a compiled regular expression, a function of
-            the name, a list of those, or a tree of bools that is a prefix of `tree`. What is left of a list or a tuple
-            is then a dict with the positions as keys: the names stay.
-        metadata: what else to keep with the tree: a dict of plain Python values, given back by
-            `load_checkpoint(path).metadata` exactly.
-        overwrite: replace the checkpoint at `path`, if there is one. Anything else there is never replaced.
-        durable: return only when the checkpoint would survive a power cut. Without it the operating system writes it
-            out in its own time, some seconds later. Replacing a checkpoint is always durable: otherwise a power cut
-            could cost the old one too.
-        progress: True shows a line on the terminal if it takes long: bytes, rate and time left. A function is called
-            with (bytes done, bytes in all) instead, one call at a time, from the threads that do the work; an error
-            that it raises ends the save.
+        path: where to save the checkpoint; ``~`` is the home directory.
+        only: the variables to save: a glob as for `pytreesaver.glob`, a compiled regular expression, a predicate on the
+            name, a list of those, or a tree of bools that is a prefix of `tree`. What remains of a list or tuple is
+            saved as a dict with the positions as keys, so that names do not change.
+        metadata: a dict of plain Python values to store with the tree. `load_checkpoint(path).metadata` returns it
+            exactly.
+        overwrite: whether to replace an existing checkpoint at `path`. Anything else at `path` is never replaced.
+        durable: whether to return only when the checkpoint would survive a power failure. Otherwise the operating
+            system writes it to disk some seconds later. Overwriting is always durable, because a power failure could
+            cost the old checkpoint too.
+        progress: True shows a line on the terminal if the save takes long: bytes, rate and time left. A function is
+            called with (bytes done, total bytes) instead, one call at a time, from the threads that do the work. An
+            error that it raises ends the save.
 
-    NumPy arrays must not be changed by another thread before `save` returns.
+    No other thread may modify NumPy arrays in the tree before `save` returns.
 
     Returns:
         The path of the checkpoint.
 
     Raises:
-        UnsupportedLeafError: naming everything in the tree, or in `metadata`, that cannot be stored.
-        DuplicateNameError: two leaves have one name, as in ``{"a/b": x, "a": {"b": y}}``.
-        VariableNotFoundError: `only` selects nothing; the message has similar names.
-        CheckpointExistsError: there is something at `path`, and `overwrite` is false or it is no checkpoint.
-        TypeError, ValueError: `path` is no path on this machine, or `metadata` no dict.
-        CheckpointIOError: the operating system could not write (disk full, permission denied, ...). If it is only the
-            last step that fails, making the new name durable, the checkpoint is there.
+        UnsupportedLeafError: if the tree, or `metadata`, holds values that cannot be stored. It names all of them.
+        DuplicateNameError: if two leaves have the same name, as in ``{"a/b": x, "a": {"b": y}}``.
+        VariableNotFoundError: if `only` selects nothing. The message suggests similar names.
+        CheckpointExistsError: if something exists at `path`, and `overwrite` is False or it is not a checkpoint.
+        TypeError, ValueError: if an argument is invalid.
+        CheckpointIOError: if the operating system cannot write, for example because the disk is full or permission is
+            denied. If only the final directory sync fails, the checkpoint exists but may not survive a power failure.
 
     Example:
         >>> path = save({"w": np.ones(3), "step": 100}, "model-100", metadata={"loss": 0.5})
         >>> pytreesaver.restore(path)
         {'w': array([1., 1., 1.]), 'step': 100}
-        >>> pytreesaver.restore(save({"encoder": {"w": np.ones(2), "b": 0.0}, "head": 1}, "weights", only="**/w"))
+        >>> path = save({"encoder": {"w": np.ones(2), "b": 0.0}, "head": 1}, "weights", only="**/w")
+        >>> pytreesaver.restore(path)
         {'encoder': {'w': array([1., 1.])}}
     """
     check_progress(progress)
@@ -173,33 +185,40 @@ def save_async(
     tree: Any,
     path: PathLike,
     *,
-    only: Any = None,
+    only: Selection | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     durable: bool = True,
     copy: bool = False,
     progress: Progress = False,
 ) -> SaveFuture:
-    """Start to save a tree, and return as soon as nothing that happens to the tree can change what is saved.
+    """Start an asynchronous save, and return once the tree is safe to modify or donate.
 
-    The rest goes on in a thread. The caller may donate, delete or overwrite what is in the tree at once: arrays on an
-    accelerator have been fetched and NumPy arrays copied; arrays on the CPU are immutable, and JAX does not reuse
-    their memory while it is being saved. A program that ends normally waits for saves that are under way.
+    Before it returns, arrays on an accelerator are fetched and NumPy arrays are copied. Arrays on the CPU are immutable
+    and need no copy: JAX does not reuse their memory while they are being saved. A program that exits normally waits
+    for pending saves.
 
-    Few threads write it, past the cache of the operating system where that is possible: this takes longer than `save`
-    does, and disturbs what the program does meanwhile less.
+    An asynchronous save uses few threads and, where possible, bypasses the page cache. It takes longer than `save`, and
+    disturbs the rest of the program less.
 
-    With `copy` arrays on the CPU are copied before it returns, into memory that is kept for the next such save. This
-    takes as long as copying takes. Without it a step of a training loop that donates the arrays while they are being
-    saved has to allocate memory of its own, which may take longer. The memory is given back when a save in the
-    background is made without `copy`. The other arguments are those of `save`.
+    Args:
+        tree: as in `save`.
+        path: as in `save`.
+        only: as in `save`.
+        metadata: as in `save`.
+        overwrite: as in `save`.
+        durable: as in `save`.
+        copy: whether to copy arrays on the CPU before returning, into memory that is kept for the next such save.
+            Without it, a training step that donates the arrays during the save has to allocate new memory, which may
+            take longer. The memory is released by the next asynchronous save without `copy`.
+        progress: as in `save`.
 
     Returns:
-        A future of the path. `SaveFuture.result` waits, and raises what went wrong.
+        A future of the path. `SaveFuture.result` waits, and raises the error of a failed save.
 
     Raises:
-        UnsupportedLeafError, DuplicateNameError, VariableNotFoundError, TypeError, ValueError: at once, as `save`
-            does, before anything is written. What goes wrong later is raised by the future.
+        UnsupportedLeafError, DuplicateNameError, VariableNotFoundError, TypeError, ValueError: as `save` does, before
+            anything is written. The future raises later errors.
 
     Example:
         >>> future = save_async({"w": np.ones(3)}, "model-async")

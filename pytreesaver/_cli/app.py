@@ -1,4 +1,4 @@
-"""The commands and what they have in common."""
+"""The Typer application and the options that several commands share."""
 
 import importlib
 import sys
@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from pytreesaver._tree.select import Selection, as_selection, regex
+from pytreesaver._tree.select import Selector, as_selection, regex
 
 app = typer.Typer(
     name="pytreesaver",
-    help="Look at checkpoints, compare them, check them, and tidy up a run. Without the program that wrote them.",
-    epilog="Exit codes: 0 fine; 1 a difference or damage was found; 2 wrong usage, or no such thing.",
+    help="Inspect, compare, verify and prune checkpoints without the program that wrote them.",
+    epilog="Exit codes: 0 success; 1 a difference or damage was found; 2 wrong usage, or any other error.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -32,63 +32,63 @@ def _show_version(value: bool) -> None:
 @app.callback()
 def _common(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     pass
 
 
-Json = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of text.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
 
 Only = Annotated[
     list[str] | None,
     typer.Option(
         "--only",
         metavar="GLOB",
-        help="Which variables: * stands for anything in one component of a name, ** for any number of components, "
-        "and a name for everything under it. May be repeated.",
+        help="Select variables by name: * matches within one component, ** matches any number of components, and a "
+        "name without wildcards selects everything under it. May be repeated.",
     ),
 ]
 
 Regex = Annotated[
     list[str] | None,
     typer.Option(
-        "--regex", metavar="REGEX", help="Which variables: those whose names it is found in. May be repeated."
+        "--regex", metavar="REGEX", help="Select variables whose name contains a match of REGEX. May be repeated."
     ),
 ]
 
 CheckpointPath = Annotated[
     Path,
     typer.Argument(
-        metavar="CHECKPOINT", help="A checkpoint, or a run directory for its newest one.", show_default=False
+        metavar="CHECKPOINT", help="A checkpoint, or a run directory to use its newest one.", show_default=False
     ),
 ]
 
 
-def selection_of(only: list[str] | None, regexes: list[str] | None) -> Selection | None:
-    """What --only and --regex select together; None if there are neither."""
+def selection_of(only: list[str] | None, regexes: list[str] | None) -> Selector | None:
+    """Return the union of --only and --regex; None if neither is given."""
     parts: list[Any] = [*(only or ()), *map(regex, regexes or ())]
     return as_selection(parts) if parts else None
 
 
 def checkpoint_path(path: Path) -> Path:
-    """The checkpoint at a path, or the newest one of the run directory there.
+    """Return the newest checkpoint if `path` is a run directory, otherwise `path` itself.
 
     Raises:
-        CheckpointNotFoundError: there is neither.
+        CheckpointNotFoundError: if `path` does not exist.
     """
     from pytreesaver._errors import CheckpointNotFoundError
     from pytreesaver._run.directory import checkpoint_at
 
     found = checkpoint_at(path)
     if found == path and not path.exists():
-        raise CheckpointNotFoundError(f"{path}: expected a checkpoint or a run directory, found nothing there")
+        raise CheckpointNotFoundError(f"{path} does not exist: expected a checkpoint or a run directory")
     return found
 
 
 def shows_progress(json: bool) -> bool:
-    """Whether to show how far long work has come: on a terminal, and not to programs."""
+    """Return whether to show a progress line: only on a terminal, and not with --json."""
     return not json and sys.stderr.isatty()
 
 
@@ -96,7 +96,7 @@ _COMMANDS = ("ls", "show", "diff", "verify", "prune", "rm", "cp", "info", "repor
 
 
 def add_commands(arguments: Sequence[str]) -> None:
-    """Import the command that is asked for, and with it what it needs; all of them if it is not clear which that is."""
+    """Import only the requested command, to start fast; all of them if the first argument is not a command."""
     wanted = [each for each in arguments[:1] if each in _COMMANDS]
     for command in wanted or _COMMANDS:
         importlib.import_module(f"pytreesaver._cli.commands.{command}")

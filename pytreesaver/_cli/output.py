@@ -1,4 +1,4 @@
-"""What commands write: text for people, in colour on a terminal, and JSON for programs."""
+"""Output of the commands: text and tables, in colour on a terminal, and JSON."""
 
 import math
 import os
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-_UNBOUNDED = 10_000  # columns: what goes into a file or a pipe is not broken
-_CODES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "cyan": 36}
+_UNBOUNDED = 10_000  # columns, so that output to a file or a pipe is not wrapped
+_ANSI_CODES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "cyan": 36}
 
 
 @cache
 def is_coloured() -> bool:
-    """Whether standard output is a terminal that shows colours, and nobody has asked for none (https://no-color.org)."""
+    """Return whether to use colours on standard output. Follows https://no-color.org."""
     if os.environ.get("NO_COLOR"):
         return False
     is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
@@ -32,7 +32,7 @@ def is_coloured() -> bool:
 
 @cache
 def columns() -> int:
-    """The width of standard output: that of the terminal, or what ``COLUMNS`` says, or without end."""
+    """Return the width of standard output: ``COLUMNS`` or that of the terminal; otherwise practically unlimited."""
     if os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty():
         return max(shutil.get_terminal_size().columns, 20)
     return _UNBOUNDED
@@ -53,25 +53,25 @@ def _console() -> "Console":
 
 
 def write(text: str = "") -> None:
-    """Write a line as it is; everything that comes from a file has to be `printable` already."""
+    """Write a line verbatim. Text from a checkpoint must have been passed through `printable`."""
     sys.stdout.write(f"{text}\n")
 
 
 def styled(text: str, style: str) -> str:
-    """A text, made `printable`, with the codes that give it a style, such as ``"bold red"``, where that is shown."""
+    """Return `text`, made `printable`, in a style such as ``"bold red"`` if colours are in use."""
     safe = printable(text)
     if not (style and safe and is_coloured()):
         return safe
-    return f"\x1b[{_codes(style)}m{safe}\x1b[0m"
+    return f"\x1b[{_ansi_codes(style)}m{safe}\x1b[0m"
 
 
 @cache
-def _codes(style: str) -> str:
-    return ";".join(str(_CODES[word]) for word in style.split())
+def _ansi_codes(style: str) -> str:
+    return ";".join(str(_ANSI_CODES[word]) for word in style.split())
 
 
 def width(text: str) -> int:
-    """How many columns of a terminal a text takes."""
+    """Return the number of terminal columns that `text` occupies."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
@@ -80,39 +80,39 @@ def width(text: str) -> int:
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, styles: Sequence[str] = ()) -> "Table":
-    """A table without lines. `columns` are (heading, ``"left"`` or ``"right"``); what does not fit is broken.
+    """Return a table without borders, which wraps cells that do not fit.
 
-    The first column of `styles` is that of the first one, and so on; "" is none.
+    `columns` are pairs (heading, ``"left"`` or ``"right"``); `styles` has a style per column, in order, "" for none.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD if is_coloured() else None, pad_edge=False, padding=(0, 2, 0, 0))
+    result = Table(box=box.SIMPLE_HEAD if is_coloured() else None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, (heading, side) in enumerate(columns):
         style = styles[i] if i < len(styles) else ""
-        made.add_column(Text(heading), justify="right" if side == "right" else "left", style=style, overflow="fold")
+        result.add_column(Text(heading), justify="right" if side == "right" else "left", style=style, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(printable(cell)) for cell in row))
-    return made
+        result.add_row(*(Text(printable(cell)) for cell in row))
+    return result
 
 
-def write_table(made: "Table") -> None:
-    """Write a table without blanks at the ends of its lines."""
+def write_table(table: "Table") -> None:
+    """Write a table without empty lines or trailing blanks."""
     with _console().capture() as captured:
-        _console().print(made)
+        _console().print(table)
     for line in captured.get().split("\n"):
         if line.strip():
             write(line.rstrip())
 
 
 def write_json(value: Any) -> None:
-    """Write a value as JSON. Numbers that JSON lacks are the strings "nan", "inf" and "-inf"."""
+    """Write a value as JSON. Non-finite floats become the strings "nan", "inf" and "-inf"."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(jsonable(value)), indent=2).decode() + "\n")
 
 
 def jsonable(value: Any) -> Any:
-    """A value in which everything has a form in JSON."""
+    """Return a copy of `value` that can be encoded as JSON."""
     match value:
         case None | bool() | str():
             return value if not isinstance(value, str) else value.encode("utf-8", "backslashreplace").decode()
@@ -136,7 +136,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 @lru_cache(1 << 16)
 def bytes_text(nbytes: float) -> str:
-    """A number of bytes for people, in powers of 1000.
+    """Format a number of bytes, with decimal prefixes.
 
     Example:
         >>> bytes_text(0), bytes_text(1536), bytes_text(1_234_567_890)
@@ -151,12 +151,12 @@ def bytes_text(nbytes: float) -> str:
 
 
 def count_text(count: int) -> str:
-    """A number with its thousands apart: ``1,234,567``."""
+    """Format an integer with thousands separators: ``1,234,567``."""
     return f"{count:,}"
 
 
 def age_text(seconds: float) -> str:
-    """How long ago something was.
+    """Format an age in its largest unit.
 
     Example:
         >>> age_text(5), age_text(7300), age_text(86400 * 3.5), age_text(-100)
@@ -171,7 +171,7 @@ def age_text(seconds: float) -> str:
 
 
 def number_text(value: Any) -> str:
-    """A number as people read it: six digits.
+    """Format a number, floats with six significant digits; None becomes "".
 
     Example:
         >>> number_text(0.123456789), number_text(7), number_text(None)
@@ -183,5 +183,5 @@ def number_text(value: Any) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """A count with its noun: ``1 variable``, ``2 variables``."""
+    """Format a count with its noun: ``1 variable``, ``2 variables``."""
     return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -1,4 +1,4 @@
-"""Run the command line."""
+"""The entry point of the command line: error handling and exit codes."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ from typing import Any
 from pytreesaver._errors import CheckpointError, CorruptCheckpointError
 from pytreesaver._text import printable
 
-FINE, FOUND, WRONG = 0, 1, 2
-"""The exit codes: nothing to report; a difference or damage was found; wrong usage, or no such thing."""
+EXIT_OK, EXIT_FOUND, EXIT_ERROR = 0, 1, 2
+"""Exit codes: success; a difference or damage was found; wrong usage, or any other error."""
 
-INTERRUPTED, HUNG_UP = 128 + signal.SIGINT, 128 + signal.SIGPIPE
-_MOST_LINES = 10
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
+_MAX_LINES = 10
 
 
-def guarded(run: Callable[[], int]) -> int:
-    """Run a program; gives its exit code. Errors and warnings are one line each, and what is printed can be printed."""
+def run_program(run: Callable[[], int]) -> int:
+    """Run a command line program and return its exit code. Errors and warnings are printed as one line each."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # it was closed
+        if getattr(sys, name) is None:  # the descriptor was closed
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -35,43 +35,43 @@ def guarded(run: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        _drop_output()  # whoever read it has had enough
-        return HUNG_UP
+        _discard_output()  # the reader has closed the pipe
+        return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except (CheckpointError, ValueError, TypeError, LookupError, ArithmeticError, OSError, ImportError) as error:
-        complain(_message(error))
+        print_error(_error_text(error))
         try:
             sys.stdout.flush()
         except OSError:
-            _drop_output()
-        return FOUND if isinstance(error, CorruptCheckpointError) else WRONG
+            _discard_output()
+        return EXIT_FOUND if isinstance(error, CorruptCheckpointError) else EXIT_ERROR
     except Exception as error:
-        complain(f"{type(error).__name__}: {_message(error)} (this should not happen; --debug shows where)")
-        return WRONG
+        print_error(f"{type(error).__name__}: {_error_text(error)} (unexpected error; --debug prints the traceback)")
+        return EXIT_ERROR
 
 
-def _drop_output() -> None:
-    """Let what has not been written yet go nowhere, at the end of the process too."""
+def _discard_output() -> None:
+    """Redirect stdout to /dev/null, so that flushing it at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _message(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     # str(KeyError) is the repr of its message.
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error) or type(error).__name__
 
 
-def complain(message: str) -> None:
-    """Write an error as one line."""
+def print_error(message: str) -> None:
+    """Print an error to stderr as one line."""
     print(f"error: {one_line(message)}", file=sys.stderr)
 
 
 def one_line(message: str) -> str:
-    """A message of several lines as one, with what it lists, and nothing in it that could move the cursor."""
+    """Join the lines of a message, at most 10, into one line without control characters."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    if len(lines) > _MOST_LINES:
-        lines = [*lines[:_MOST_LINES], f"and {len(lines) - _MOST_LINES} more"]
+    if len(lines) > _MAX_LINES:
+        lines = [*lines[:_MAX_LINES], f"and {len(lines) - _MAX_LINES} more"]
     joined = "".join(f"{line} " if line.endswith((":", ";")) else f"{line}; " for line in lines)
     return printable(joined.strip().removesuffix(";"))
 
@@ -81,8 +81,8 @@ def _show_warning(message: Any, *_: Any, **__: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line with these arguments, by default those of the process. Gives the exit code."""
-    return guarded(lambda: _run(list(sys.argv[1:] if arguments is None else arguments)))
+    """Run the command line with `arguments`, by default ``sys.argv[1:]``, and return the exit code."""
+    return run_program(lambda: _run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(arguments: list[str]) -> int:
@@ -96,20 +96,20 @@ def _run(arguments: list[str]) -> int:
     except Abort:
         raise KeyboardInterrupt from None
     except SystemExit as stopped:
-        if isinstance(stopped.__context__, BrokenPipeError):  # which Click hides
+        if isinstance(stopped.__context__, BrokenPipeError):  # Click turns it into SystemExit
             raise stopped.__context__ from None
         raise
     except TyperException as error:
         if not error.format_message():
-            return WRONG  # without any arguments the help was shown
+            return EXIT_ERROR  # without arguments, Click has printed the help
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "pytreesaver"
-        complain(f"{error.format_message()} ({command} --help tells more)")
-        return WRONG
+        print_error(f"{error.format_message()} (see {command} --help)")
+        return EXIT_ERROR
     except Exception as error:
         if not isinstance(error, BrokenPipeError) and "--debug" in arguments:
             traceback.print_exc()
         raise
-    if code == INTERRUPTED:
+    if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0

@@ -1,1 +1,1 @@
-"""Looking into checkpoints and runs: variables, statistics, differences, reports."""
+"""Inspection of checkpoints and runs: variables, statistics, differences, reports."""

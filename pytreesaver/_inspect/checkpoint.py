@@ -1,4 +1,4 @@
-"""Looking into a checkpoint: its variables, one at a time or in part, and whether they are whole."""
+"""Open checkpoints: read variables one at a time or in part, and verify them."""
 
 import types
 from collections.abc import Iterator, Mapping
@@ -11,16 +11,16 @@ from pytreesaver._inspect.measuring import measure
 from pytreesaver._inspect.statistics import Statistics
 from pytreesaver._inspect.type_tree import TypeNode, type_tree
 from pytreesaver._inspect.variable import Variable
-from pytreesaver._io.paths import PathLike, named_os_errors
+from pytreesaver._io.paths import PathLike, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
+from pytreesaver._run.record import decode_record
 from pytreesaver._text import did_you_mean
 from pytreesaver._tree.kinds import (
     NotPlainError,
 )
 from pytreesaver._tree.plain import decode_value
-from pytreesaver._tree.select import as_selection, selected_names
+from pytreesaver._tree.select import Selection, as_selection, selected_names
 from pytreesaver.formats.protocol import CheckpointReader
-from pytreesaver._run.record import decode_record
 from pytreesaver.formats.registry import open_reader
 
 
@@ -28,13 +28,13 @@ class Checkpoint(Mapping[str, Variable]):
     """An open checkpoint: a read-only mapping from variable names to `Variable`, in the order of the tree's leaves.
 
     Attributes:
-        path: where it is.
-        format: in which format it lies on disk.
-        version: of which version of that format it is.
-        metadata: what was given to `save`, as it was given.
-        step: the step that a `Saver` or `CheckpointManager` saved it for, or None.
-        time: when they saved it, in seconds since the epoch, or None.
-        metrics: the metrics that were given to the manager.
+        path: its path.
+        format: the name of its storage format.
+        version: the version of that format.
+        metadata: the metadata passed to `save`.
+        step: the step for which a `Saver` or `CheckpointManager` saved it, or None.
+        time: when a `Saver` or `CheckpointManager` saved it, in seconds since the epoch, or None.
+        metrics: the metrics passed to `CheckpointManager.save`.
 
     Use it in a ``with`` statement, or call `close` when done.
     """
@@ -65,7 +65,7 @@ class Checkpoint(Mapping[str, Variable]):
         return name in self._positions
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The variable of that name, or `default`."""
+        """Return the variable `name`, or `default` if it does not exist."""
         return self[name] if name in self._positions else default
 
     def __iter__(self) -> Iterator[str]:
@@ -76,14 +76,14 @@ class Checkpoint(Mapping[str, Variable]):
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the values of all variables have."""
+        """The total size of all variables, in bytes."""
         return sum(self._reader.nbytes)
 
     def type_tree(self) -> TypeNode:
-        """The structure of the saved tree, for people: its containers and leaves by their types.
+        """Return the structure of the saved tree with the types of its containers and leaves, for display.
 
         Raises:
-            CorruptCheckpointError: the structure makes no sense.
+            CorruptCheckpointError: if the stored structure is malformed.
 
         Example:
             >>> print(load_checkpoint(pytreesaver.save({"opt": (None, 1), "w": np.zeros(2)}, "typed")).type_tree())
@@ -97,37 +97,37 @@ class Checkpoint(Mapping[str, Variable]):
         try:
             return type_tree(self._reader.structure, lambda leaf: variables[leaf].type)
         except (NotPlainError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptCheckpointError(f"{self.path}: its structure is malformed: {error!r}") from error
+            raise CorruptCheckpointError(f"{self.path}: the stored structure is malformed: {error!r}") from error
 
     def check(self) -> None:
-        """Make sure that every file of the checkpoint is there and has its size. Takes no longer than opening it.
+        """Check that every file exists and has the right size. No array is read.
 
         Raises:
-            CorruptCheckpointError: naming every file and variable that is not whole.
+            CorruptCheckpointError: if not; names every affected file and variable.
         """
-        with named_os_errors("read", self.path):
+        with wrap_os_errors("read", self.path):
             self._reader.check()
 
     def verify(self, *, progress: Progress = False) -> None:
-        """Read every byte of the checkpoint, in bounded memory. `progress` is as in `pytreesaver.save`.
+        """Read every byte and compare it with the checksums. `progress` is as in `pytreesaver.save`.
 
         Raises:
-            CorruptCheckpointError: naming every damaged variable.
+            CorruptCheckpointError: if the checkpoint is damaged; names every damaged variable.
         """
         check_progress(progress)
-        with named_os_errors("read", self.path), reporting(progress, f"verifying {self.path}", self.nbytes):
+        with wrap_os_errors("read", self.path), reporting(progress, f"verifying {self.path}", self.nbytes):
             self._reader.verify()
 
-    def statistics(self, only: Any = None, *, progress: Progress = False) -> dict[str, Statistics]:
-        """What the elements of each variable are like: extremes, mean, NaN, ...; read in bounded memory.
+    def statistics(self, only: Selection | None = None, *, progress: Progress = False) -> dict[str, Statistics]:
+        """Compute statistics of each variable, such as extremes, mean and NaN count, in bounded memory.
 
         Args:
-            only: which variables, as in `pytreesaver.restore`.
+            only: the variables to read, as in `pytreesaver.restore`.
             progress: as in `pytreesaver.save`.
 
         Raises:
-            VariableNotFoundError: `only` selects nothing.
-            CorruptCheckpointError: naming every damaged variable.
+            VariableNotFoundError: if `only` selects nothing.
+            CorruptCheckpointError: if variables are damaged; names all of them.
 
         Example:
             >>> path = pytreesaver.save({"w": np.ones(3), "b": np.array([1.0, np.inf])}, "measured")
@@ -140,11 +140,11 @@ class Checkpoint(Mapping[str, Variable]):
             names = selected_names(as_selection(only), names, str(self.path))
         positions = [self._positions[name] for name in names]
         nbytes = sum(self._reader.nbytes[i] for i in positions)
-        with named_os_errors("read", self.path), reporting(progress, f"measuring {self.path}", nbytes):
+        with wrap_os_errors("read", self.path), reporting(progress, f"measuring {self.path}", nbytes):
             return dict(zip(names, measure(self._reader, positions), strict=True))
 
     def close(self) -> None:
-        """Close the files. Arrays that were read stay as they are."""
+        """Close the files. Arrays that were read remain valid."""
         self._reader.close()
 
     def __enter__(self) -> "Checkpoint":
@@ -159,13 +159,13 @@ class Checkpoint(Mapping[str, Variable]):
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("cannot pickle or copy an open Checkpoint; pass its path on and open it there")
+        raise TypeError("cannot pickle or copy an open Checkpoint; pass its path and reopen it instead")
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.path}: {len(self)} variables>"
 
     def _repr_html_(self) -> str:
-        """For notebooks: what it is, and its variables as a tree to unfold; drawn by Treescope where that is there."""
+        """Return HTML for notebooks, with a foldable tree of variables, rendered by Treescope if installed."""
         from pytreesaver._inspect.notebook import checkpoint_html
 
         variables = list(self.values())
@@ -186,12 +186,12 @@ class Checkpoint(Mapping[str, Variable]):
 
 
 def load_checkpoint(path: PathLike) -> Checkpoint:
-    """Open a checkpoint to look into it. No array is read until it is asked for.
+    """Open a checkpoint to inspect it. Arrays are read only on request.
 
     Raises:
-        CheckpointNotFoundError: there is no complete checkpoint at `path`.
-        CorruptCheckpointError: its index is damaged.
-        UnsupportedVersionError: a newer pytreesaver wrote it.
+        CheckpointNotFoundError: if there is no complete checkpoint at `path`.
+        CorruptCheckpointError: if its index is damaged.
+        UnsupportedVersionError: if a newer pytreesaver wrote it.
 
     Example:
         >>> path = pytreesaver.save({"dense": {"kernel": np.zeros((784, 10), np.float32)}}, "classifier")
@@ -201,7 +201,7 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
     """
     reader = open_reader(path)
     try:
-        with named_os_errors("read", reader.path):
+        with wrap_os_errors("read", reader.path):
             return Checkpoint(reader)
     except BaseException:
         reader.close()
@@ -209,10 +209,10 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
 
 
 def list_variables(path: PathLike) -> list[tuple[str, tuple[int, ...]]]:
-    """The (name, shape) of every variable, sorted by name. After `tf.train.list_variables`.
+    """Return (name, shape) of every variable, sorted by name, like `tf.train.list_variables`.
 
     Raises:
-        What `load_checkpoint` raises.
+        The errors of `load_checkpoint`.
 
     Example:
         >>> list_variables(pytreesaver.save({"w": np.zeros((2, 3)), "b": np.zeros(3)}, "layer"))
@@ -223,13 +223,14 @@ def list_variables(path: PathLike) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def load_variable(path: PathLike, name: str) -> np.ndarray:
-    """The values of one variable as a NumPy array. After `tf.train.load_variable`.
+    """Read one variable as a NumPy array, like `tf.train.load_variable`.
 
-    A str, bytes, or an int of more than 64 bits comes in a 0-d array of dtype object.
+    A str, bytes, or an int of more than 64 bits is returned in a 0-d array of dtype object.
 
     Raises:
-        VariableNotFoundError: there is none of that name; the message has similar ones.
-        What `load_checkpoint` raises.
+        VariableNotFoundError: if the variable does not exist; the message suggests similar names.
+        CorruptCheckpointError: if its bytes are damaged.
+        The errors of `load_checkpoint`.
 
     Example:
         >>> load_variable(pytreesaver.save({"w": np.arange(3)}, "vector"), "w")
@@ -240,15 +241,15 @@ def load_variable(path: PathLike, name: str) -> np.ndarray:
 
 
 def verify(path: PathLike, *, progress: Progress = False) -> None:
-    """Read every byte of a checkpoint and compare it with its checksums, in bounded memory.
+    """Read every byte of a checkpoint and compare it with the checksums, in bounded memory.
 
     Args:
         path: the checkpoint.
         progress: as in `pytreesaver.save`.
 
     Raises:
-        CorruptCheckpointError: its attribute `damaged` and its message name every damaged variable.
-        What `load_checkpoint` raises.
+        CorruptCheckpointError: if it is damaged; the message and the attribute `damaged` name every damaged variable.
+        The errors of `load_checkpoint`.
 
     Example:
         >>> verify(pytreesaver.save({"w": np.arange(3)}, "verified"))

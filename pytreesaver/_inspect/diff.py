@@ -9,37 +9,38 @@ from typing import Any
 import numpy as np
 
 from pytreesaver._inspect.checkpoint import Checkpoint
-from pytreesaver._io.paths import PathLike, named_os_errors
+from pytreesaver._io.paths import PathLike, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
-from pytreesaver._text import shown
+from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import Box, box_shape, split_box, whole_box
 from pytreesaver._tree.kinds import (
     PYTHON_KINDS,
     describe,
-    described_dtype,
+    describe_dtype,
     is_castable,
     logical_shape,
     python_value,
     storage_dtype,
 )
-from pytreesaver._tree.select import as_selection, selected_names
+from pytreesaver._tree.select import Selection, as_selection, selected_names
 from pytreesaver.formats.protocol import CheckpointReader
 from pytreesaver.formats.registry import open_reader
 
 
 @dataclass(frozen=True)
 class VariableChange:
-    """How a variable of one checkpoint differs from that of the same name in another, each pair as (first, second).
+    """The difference between two variables of the same name. Pairs are (first, second).
 
     Attributes:
-        name: the name of both.
-        shape: their shapes.
-        dtype: their dtypes as they stand in messages, such as ``"float32"``, ``"int"`` or ``"key<fry>"``.
-        differing: how many elements are not the same to the bit; None if the shapes differ.
-        max_abs_difference: the largest \\|first - second\\| of elements that are numbers in both; None if the shapes
-            differ or there are no such elements. For arrays of numbers only.
-        mean_abs_difference: the mean of the same.
-        nan_count: how many elements are NaN.
+        name: the name of the variable.
+        shape: both shapes.
+        dtype: both dtypes as in messages, such as ``"float32"``, ``"int"`` or ``"key<fry>"``.
+        differing: the number of differing elements, compared bit by bit, or by value if the dtypes differ; None if the
+            elements cannot be compared, for example because the shapes differ.
+        max_abs_difference: the largest \\|first - second\\| over elements that are NaN in neither; None if there are
+            none, or if the variables are not arrays of numbers of the same shape.
+        mean_abs_difference: the mean of \\|first - second\\| over the same elements.
+        nan_count: the number of NaN elements in each.
         values: the values themselves if both are Python values, otherwise None.
     """
 
@@ -53,20 +54,20 @@ class VariableChange:
     values: tuple[Any, Any] | None = None
 
     def __str__(self) -> str:
-        return _described(self)
+        return _change_text(self)
 
 
 @dataclass(frozen=True)
 class Diff:
-    """What two checkpoints differ in. It is true if they differ in anything.
+    """The differences between two checkpoints. Its truth value is True if there are any.
 
     Attributes:
         first: the path of the first checkpoint.
-        second: the path of the second.
-        added: the names of variables that only the second has.
-        removed: the names of variables that only the first has.
-        changed: {name: `VariableChange`} of those that differ in shape, dtype or a bit of their values.
-        equal: the names of all others.
+        second: the path of the second checkpoint.
+        added: names of variables that only the second has.
+        removed: names of variables that only the first has.
+        changed: {name: `VariableChange`} of variables that differ in shape, dtype or any bit of their values.
+        equal: names of all other variables.
     """
 
     first: str
@@ -76,7 +77,7 @@ class Diff:
     changed: dict[str, VariableChange] = field(default_factory=dict)
     equal: list[str] = field(default_factory=list)
     descriptions: dict[str, str] = field(default_factory=dict, repr=False)
-    """What the added and removed variables are, as it stands in messages."""
+    """Types of the added and removed variables by name, such as ``"float32[2,3]"``."""
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed)
@@ -84,24 +85,24 @@ class Diff:
     def __repr__(self) -> str:
         counts = f"{len(self.added)} added, {len(self.removed)} removed, {len(self.changed)} changed"
         lines = [f"<Diff {self.first} -> {self.second}: {counts}, {len(self.equal)} equal>"]
-        lines += _listed([f"  + {shown(name)}: {self.descriptions[name]}" for name in self.added])
-        lines += _listed([f"  - {shown(name)}: {self.descriptions[name]}" for name in self.removed])
-        lines += _listed([f"  ~ {shown(name)}: {change}" for name, change in self.changed.items()])
+        lines += _truncated([f"  + {quoted(name)}: {self.descriptions[name]}" for name in self.added])
+        lines += _truncated([f"  - {quoted(name)}: {self.descriptions[name]}" for name in self.removed])
+        lines += _truncated([f"  ~ {quoted(name)}: {change}" for name, change in self.changed.items()])
         return "\n".join(lines)
 
 
-_MOST_LINES = 100
+_MAX_LINES = 100
 
 
-def _listed(lines: Sequence[str]) -> list[str]:
-    if len(lines) <= _MOST_LINES:
+def _truncated(lines: Sequence[str]) -> list[str]:
+    if len(lines) <= _MAX_LINES:
         return list(lines)
-    return [*lines[:_MOST_LINES], f"  ... and {len(lines) - _MOST_LINES} more"]
+    return [*lines[:_MAX_LINES], f"  ... and {len(lines) - _MAX_LINES} more"]
 
 
-def _described(change: VariableChange) -> str:
+def _change_text(change: VariableChange) -> str:
     if change.values is not None:
-        first, second = (_short(value) for value in change.values)
+        first, second = (_short_repr(value) for value in change.values)
         return f"{change.dtype[0]} {first} -> {change.dtype[1] + ' ' if len(set(change.dtype)) == 2 else ''}{second}"
     types = [
         dtype if dtype in PYTHON_KINDS and not shape else f"{dtype}[{','.join(map(str, shape))}]"
@@ -118,29 +119,33 @@ def _described(change: VariableChange) -> str:
     return ", ".join(parts)
 
 
-def _short(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     text = repr(value) if not isinstance(value, int) or value.bit_length() < 256 else f"of {value.bit_length()} bits"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def diff(
-    first: PathLike | Checkpoint, second: PathLike | Checkpoint, *, only: Any = None, progress: Progress = False
+    first: PathLike | Checkpoint,
+    second: PathLike | Checkpoint,
+    *,
+    only: Selection | None = None,
+    progress: Progress = False,
 ) -> Diff:
-    """Compare two checkpoints by the names of their variables.
+    """Compare the variables of two checkpoints, matched by name.
 
-    Values are compared to the bit: 0.0 and -0.0 differ, and a NaN is equal to the same NaN. Variables whose checksums
-    are the same are not read. JAX and NumPy arrays of one dtype, shape and value are equal.
+    Values are compared bit by bit: 0.0 and -0.0 differ, and a NaN equals a NaN with the same bits. Variables with
+    equal checksums are not read. JAX and NumPy arrays of the same dtype, shape and values are equal.
 
     Args:
-        first: a path, or what `load_checkpoint` gave.
-        second: the same.
-        only: which variables, as in `pytreesaver.restore`.
+        first: a path or an open `Checkpoint`.
+        second: a path or an open `Checkpoint`.
+        only: the variables to compare, as in `pytreesaver.restore`.
         progress: as in `pytreesaver.save`.
 
     Raises:
-        VariableNotFoundError: `only` selects nothing in either of them.
-        CorruptCheckpointError: what has to be read is damaged, or a file is missing or has not its size.
-        What `load_checkpoint` raises.
+        VariableNotFoundError: if `only` selects nothing in either checkpoint.
+        CorruptCheckpointError: if data that must be read is damaged, or a file is missing or has the wrong size.
+        The errors of `load_checkpoint`.
 
     Example:
         >>> a = pytreesaver.save({"w": np.array([1.0, 2.0]), "b": np.zeros(3), "step": 1}, "a")
@@ -173,7 +178,7 @@ def diff(
             else:
                 pairs[name] = of_one[name], of_other[name]
         nbytes = sum(
-            one.nbytes[i] + other.nbytes[j] for i, j in pairs.values() if not _is_known_to_be_same(one, i, other, j)
+            one.nbytes[i] + other.nbytes[j] for i, j in pairs.values() if not _has_same_checksums(one, i, other, j)
         )
         with reporting(progress, f"comparing {one.path} with {other.path}", nbytes):
             for name, (i, j) in pairs.items():
@@ -189,7 +194,7 @@ def diff(
 def _opened(given: PathLike | Checkpoint) -> Iterator[CheckpointReader]:
     reader = given._reader if isinstance(given, Checkpoint) else open_reader(given)
     try:
-        with named_os_errors("read", reader.path):
+        with wrap_os_errors("read", reader.path):
             yield reader
     finally:
         if not isinstance(given, Checkpoint):
@@ -203,30 +208,30 @@ def _description(reader: CheckpointReader, position: int) -> str:
 def _compare(name: str, one: CheckpointReader, i: int, other: CheckpointReader, j: int) -> VariableChange | None:
     types = one.types[i], other.types[j]
     shapes = one.shapes[i], other.shapes[j]
-    of_python = [leaf_type.kind in PYTHON_KINDS for leaf_type in types]
-    dtypes = described_dtype(types[0]), described_dtype(types[1])
+    is_python = [leaf_type.kind in PYTHON_KINDS for leaf_type in types]
+    dtypes = describe_dtype(types[0]), describe_dtype(types[1])
     change = VariableChange(name, (logical_shape(types[0], shapes[0]), logical_shape(types[1], shapes[1])), dtypes)
-    if _is_known_to_be_same(one, i, other, j):
+    if _has_same_checksums(one, i, other, j):
         return None
     same = dtypes[0] == dtypes[1] and shapes[0] == shapes[1]
-    if all(of_python):
+    if all(is_python):
         values = [
             python_value(reader.read([k], verify=True)[0], reader.types[k]) for reader, k in ((one, i), (other, j))
         ]
         return None if _is_same_value(*values) else replace(change, values=(values[0], values[1]))
     is_number = is_castable(*types)
-    if any(of_python) or shapes[0] != shapes[1] or (dtypes[0] != dtypes[1] and not is_number):
+    if any(is_python) or shapes[0] != shapes[1] or (dtypes[0] != dtypes[1] and not is_number):
         return change
-    sums = _Sums(is_number=is_number)
-    most = _PART_NBYTES // max(_element_nbytes(one, i), _element_nbytes(other, j), 1)
-    for box in split_box(whole_box(change.shape[0]), most):
-        sums.add(_part(one, i, box), _part(other, j, box))
-    return None if same and not sums.differing else replace(change, **sums.results())
+    differences = _DifferenceStatistics(is_number=is_number)
+    max_elements = _PART_NBYTES // max(_element_nbytes(one, i), _element_nbytes(other, j), 1)
+    for box in split_box(whole_box(change.shape[0]), max_elements):
+        differences.add(_part(one, i, box), _part(other, j, box))
+    return None if same and not differences.differing else replace(change, **differences.results())
 
 
-def _is_known_to_be_same(one: CheckpointReader, i: int, other: CheckpointReader, j: int) -> bool:
-    """Whether two variables are the same by what is known without reading them."""
-    if one.shapes[i] != other.shapes[j] or described_dtype(one.types[i]) != described_dtype(other.types[j]):
+def _has_same_checksums(one: CheckpointReader, i: int, other: CheckpointReader, j: int) -> bool:
+    """Return whether dtypes, shapes and checksums are equal. No values are read."""
+    if one.shapes[i] != other.shapes[j] or describe_dtype(one.types[i]) != describe_dtype(other.types[j]):
         return False
     digest = one.digest(i)
     return digest is not None and bool(digest == other.digest(j))
@@ -235,7 +240,7 @@ def _is_known_to_be_same(one: CheckpointReader, i: int, other: CheckpointReader,
 def _is_same_value(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
-    # Equal numbers may differ in their bits, and NaN is not equal to itself.
+    # 0.0 == -0.0 although their bits differ, and NaN != NaN.
     return repr(a) == repr(b) if isinstance(a, float | complex) else bool(a == b)
 
 
@@ -249,15 +254,15 @@ def _element_nbytes(reader: CheckpointReader, position: int) -> int:
 
 
 def _part(reader: CheckpointReader, position: int, box: Box) -> np.ndarray:
-    """A box of a variable; a PRNG key is one element, of as many bytes as its words have."""
+    """Read a box of a variable. Each PRNG key becomes one opaque element."""
     words = reader.shapes[position][len(box) :]
     part = np.empty((*box_shape(box), *words), storage_dtype(reader.types[position]))
     reader.read_boxes(position, [(*box, *whole_box(words))], [part], verify=True)
     return part.view(f"V{words[0] * part.itemsize}")[..., 0] if words else part
 
 
-class _Sums:
-    """What is counted over the elements of two arrays of one shape, part by part."""
+class _DifferenceStatistics:
+    """Running statistics of the differences between two arrays, fed part by part."""
 
     def __init__(self, *, is_number: bool) -> None:
         self._is_number = is_number
@@ -268,7 +273,7 @@ class _Sums:
         self._nans = [0, 0]
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Count two parts."""
+        """Compare two corresponding parts."""
         with np.errstate(all="ignore"):
             nans = [np.isnan(values) if self._is_number else np.zeros(values.shape, bool) for values in (a, b)]
         self.differing += _count_of_differing(a, b, nans)
@@ -283,7 +288,7 @@ class _Sums:
             self._largest = max(self._largest, float(distances.max()))
 
     def results(self) -> dict[str, Any]:
-        """The fields of a `VariableChange`."""
+        """Return the results as fields of `VariableChange`."""
         distance = (
             {
                 "max_abs_difference": self._largest,
@@ -298,7 +303,7 @@ class _Sums:
 def _count_of_differing(a: np.ndarray, b: np.ndarray, nans: Sequence[np.ndarray]) -> int:
     if a.dtype != b.dtype:
         with np.errstate(all="ignore"):
-            return int(np.count_nonzero((_wide(a) != _wide(b)) & ~(nans[0] & nans[1])))
+            return int(np.count_nonzero((_widened(a) != _widened(b)) & ~(nans[0] & nans[1])))
     if a.nbytes == 0:
         return 0
     if a.dtype.itemsize in (1, 2, 4, 8):
@@ -308,24 +313,24 @@ def _count_of_differing(a: np.ndarray, b: np.ndarray, nans: Sequence[np.ndarray]
     return int(np.count_nonzero((bytes_of_each[0] != bytes_of_each[1]).any(axis=1)))
 
 
-def _wide(values: np.ndarray) -> np.ndarray:
-    """Numbers as NumPy's own, in a dtype that has them all."""
+def _widened(values: np.ndarray) -> np.ndarray:
+    """Return numbers in a standard NumPy dtype, without rounding."""
     if values.dtype.isbuiltin == 1 and values.dtype.kind in "iufc":
         return values
     return values.astype(np.int64 if values.dtype == bool or values.dtype.name[:3] in ("int", "uin") else np.float64)
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a - b| in float64, 0 for what is equal, infinities too."""
-    a, b = _wide(a), _wide(b)
+    """Return |a - b| in float64; 0 for equal elements, including infinities."""
+    a, b = _widened(a), _widened(b)
     with np.errstate(all="ignore"):
         if a.dtype.kind in "iu" and a.dtype == b.dtype:
-            # In integers that wrap around, the larger minus the smaller is the distance as an unsigned one.
+            # The signed difference may overflow, but its bits as an unsigned integer are the distance.
             unsigned = np.dtype(f"u{a.dtype.itemsize}")
             return np.asarray(np.where(a > b, (a - b).astype(unsigned), (b - a).astype(unsigned)), np.float64)
         kind = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
         a, b = a.astype(kind), b.astype(kind)
-        # Part by part, because infinity minus infinity would be no number.
+        # Real and imaginary parts separately, so that inf - inf in one of them counts as 0 and not as NaN.
         parts = [np.where(x == y, 0.0, np.abs(x - y)) for x, y in ((a.real, b.real), (a.imag, b.imag))]
         distances: np.ndarray = np.hypot(*parts)
         return distances

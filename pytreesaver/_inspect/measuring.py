@@ -1,4 +1,4 @@
-"""Statistics of the variables of a checkpoint, in bounded memory: read part by part, on a few threads."""
+"""Statistics of the variables of a checkpoint, read in parts by several threads, in bounded memory."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,111 +10,113 @@ import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._inspect.statistics import (
+    PartialStatistics,
     Statistics,
-    Sums,
+    accumulate,
     finite_extremes,
     histogram_edges,
     histogram_of,
-    joined,
+    merge,
     norm_of_difference,
-    sums_of,
 )
 from pytreesaver._io.parallel import advance, run_all
-from pytreesaver._tree.kinds import is_bytes_of_object, is_number, storage_dtype
+from pytreesaver._tree.kinds import is_number, is_stored_as_bytes, storage_dtype
 from pytreesaver.formats.damage import add_damage, joined_damage
 from pytreesaver.formats.protocol import CheckpointReader
 
 T = TypeVar("T")
 
 _PART_NBYTES = 2 << 20
-"""A variable of up to this many bytes is read together with others, a larger one in parts of this size."""
+"""Variables up to this size are read in batches; larger ones are read in parts of this size."""
 
-_WINDOW_NBYTES = 32 << 20
-_MOST_PARTS = _WINDOW_NBYTES // _PART_NBYTES  # so many results are held until they are joined
+_BATCH_NBYTES = 32 << 20
+_MAX_PARTS = _BATCH_NBYTES // _PART_NBYTES  # so many results are held before they are merged
 
 
 def measure(reader: CheckpointReader, positions: Sequence[int]) -> list[Statistics]:
-    """The statistics of each of these variables.
+    """Return the statistics of the variables at `positions`.
 
     Raises:
-        CorruptCheckpointError: naming every damaged variable.
+        CorruptCheckpointError: if variables are damaged; names all of them.
     """
-    sums = map_parts(reader, [i for i in positions if has_numbers(reader, i)], sums_of, joined)
-    return [sums[i].result() if i in sums else Statistics(_size(reader, i)) for i in positions]
+    partials = map_parts(reader, [i for i in positions if has_numbers(reader, i)], accumulate, merge)
+    return [partials[i].result() if i in partials else Statistics(_size(reader, i)) for i in positions]
 
 
 def _size(reader: CheckpointReader, position: int) -> int:
-    return 1 if is_bytes_of_object(reader.types[position]) else math.prod(reader.shapes[position])
+    return 1 if is_stored_as_bytes(reader.types[position]) else math.prod(reader.shapes[position])
 
 
 def histogram(
     reader: CheckpointReader, position: int, bins: int, extremes: tuple[float, float] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many finite elements of a variable lie between each edge and the next: int64[bins], float64[bins + 1].
+    """Return a histogram of the finite elements of a variable: counts int64[bins], edges float64[bins + 1].
 
-    With `extremes`, the first and the last edge, it is read once and not twice.
+    `extremes` are the first and the last edge. Without them the variable is read twice.
 
     Raises:
-        CorruptCheckpointError: it is damaged.
-        ValueError: it has no finite numbers, or complex ones.
+        CorruptCheckpointError: if the variable is damaged.
+        ValueError: if it has no finite real numbers.
     """
     numbers = has_numbers(reader, position) and storage_dtype(reader.types[position]).kind != "c"
     if numbers and extremes is None:
-        extremes = map_parts(reader, [position], finite_extremes, _outermost)[position]
+        extremes = map_parts(reader, [position], finite_extremes, _merge_extremes)[position]
     if extremes is None:
-        raise ValueError(f"{reader.names[position]}: expected real numbers that are finite, found none")
+        raise ValueError(f"{reader.names[position]}: expected finite real numbers, found none")
     edges = histogram_edges(*extremes, bins)
-    return map_parts(reader, [position], partial(histogram_of, edges=edges), _total)[position], edges
+    return map_parts(reader, [position], partial(histogram_of, edges=edges), _merge_counts)[position], edges
 
 
-def _outermost(extremes: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+def _merge_extremes(extremes: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
     found = [each for each in extremes if each is not None]
     return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
-def _total(counts: Sequence[np.ndarray]) -> np.ndarray:
+def _merge_counts(counts: Sequence[np.ndarray]) -> np.ndarray:
     total: np.ndarray = np.sum(counts, axis=0)
     return total
 
 
 def has_numbers(reader: CheckpointReader, position: int) -> bool:
-    """Whether a variable holds numbers or bools, of at most 64 bits if they are Python's."""
+    """Return whether a variable holds bools or numbers, other than Python ints of more than 64 bits."""
     leaf_type = reader.types[position]
-    return is_number(leaf_type) and not is_bytes_of_object(leaf_type)
+    return is_number(leaf_type) and not is_stored_as_bytes(leaf_type)
 
 
 def map_parts(
     reader: CheckpointReader,
     positions: Sequence[int],
     function: Callable[[np.ndarray], T],
-    join: Callable[[Sequence[T]], T],
+    merge_parts: Callable[[Sequence[T]], T],
 ) -> dict[int, T]:
-    """What a function of stored values gives for each variable: joined from what it gives for parts, in their order.
+    """Apply `function` to each variable in parts and merge the results of the parts in order with `merge_parts`.
 
-    It is called in several threads, with arrays of one axis that it may not keep.
+    `function` is called from several threads, with one-dimensional arrays that it must not keep.
 
     Raises:
-        CorruptCheckpointError: naming every damaged variable.
+        CorruptCheckpointError: if variables are damaged; names all of them.
     """
-    results, damage = map_parts_of_all([(reader, positions)], function, join)
+    results, damage = map_aligned_parts([(reader, positions)], function, merge_parts)
     if damage:
         raise joined_damage(reader, damage)
     return results
 
 
-def map_parts_of_all(
+def map_aligned_parts(
     sources: Sequence[tuple[CheckpointReader, Sequence[int]]],
     function: Callable[..., T],
-    join: Callable[[Sequence[T]], T],
+    merge_parts: Callable[[Sequence[T]], T],
 ) -> tuple[dict[int, T], list[CorruptCheckpointError]]:
-    """The same for a function of the same parts of variables in several checkpoints, in which they have one dtype and
-    shape. Gives the results by the positions in the first one, and what was found of damage, which has none."""
+    """Apply `function` to corresponding parts of variables of the same dtype and shape in several checkpoints.
+
+    Returns the results of undamaged variables by position in the first checkpoint, and the errors of damaged ones.
+    """
     results: dict[int, T] = {}
     damage: list[CorruptCheckpointError] = []
     reader = sources[0][0]
     rows = list(zip(*(positions for _, positions in sources), strict=True))
     readers = [each for each, _ in sources]
-    for group in _windows(reader, [row for row in rows if reader.nbytes[row[0]] <= _PART_NBYTES]):
+    for group in _batches(reader, [row for row in rows if reader.nbytes[row[0]] <= _PART_NBYTES]):
         arrays = [
             _read(each, positions, damage) for each, positions in zip(readers, zip(*group, strict=True), strict=True)
         ]
@@ -125,28 +127,28 @@ def map_parts_of_all(
     for row in rows:
         i = row[0]
         if reader.nbytes[i] > _PART_NBYTES:
-            begins = range(0, math.prod(reader.shapes[i]), _most(reader, i))
-            joined_so_far: list[T] = []
-            for first in range(0, len(begins), _MOST_PARTS):
-                parts = [_Part(readers, row, begin, function) for begin in begins[first : first + _MOST_PARTS]]
+            begins = range(0, math.prod(reader.shapes[i]), _part_length(reader, i))
+            merged: list[T] = []
+            for first in range(0, len(begins), _MAX_PARTS):
+                parts = [_ReadCall(readers, row, begin, function) for begin in begins[first : first + _MAX_PARTS]]
                 try:
                     run_all(parts, len(parts) * _PART_NBYTES)
                 except CorruptCheckpointError as error:
                     add_damage(damage, error)
                     break
-                joined_so_far = [join([*joined_so_far, *(part.result for part in parts)])]
+                merged = [merge_parts([*merged, *(part.result for part in parts)])]
             else:
-                results[i] = joined_so_far[0]
+                results[i] = merged[0]
     return results, damage
 
 
-def _most(reader: CheckpointReader, position: int) -> int:
-    """How many elements a part has."""
+def _part_length(reader: CheckpointReader, position: int) -> int:
+    """Return the number of elements per part."""
     return _PART_NBYTES // storage_dtype(reader.types[position]).itemsize
 
 
 class _Call(Generic[T]):
-    """A call of a function, to be made in another thread."""
+    """A deferred call of a function with arrays that are already read."""
 
     result: T
 
@@ -158,8 +160,8 @@ class _Call(Generic[T]):
         self.result = self._function(*(values.reshape(-1) for values in self._arrays))
 
 
-class _Part(Generic[T]):
-    """The same for some elements of a variable that are read for it."""
+class _ReadCall(Generic[T]):
+    """A deferred call of a function that first reads its part of each variable."""
 
     result: T
 
@@ -177,17 +179,17 @@ class _Part(Generic[T]):
 
     def _values(self, reader: CheckpointReader, position: int) -> np.ndarray:
         size = math.prod(reader.shapes[position])
-        end = min(self._begin + _most(reader, position), size)
+        end = min(self._begin + _part_length(reader, position), size)
         values = np.empty(end - self._begin, storage_dtype(reader.types[position]))
         reader.read_boxes(position, [((self._begin, end),)], [values], verify=True, shape=(size,))
         return values
 
 
-def _windows(reader: CheckpointReader, rows: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+def _batches(reader: CheckpointReader, rows: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
     group: list[tuple[int, ...]] = []
     nbytes = 0
     for row in rows:
-        if group and nbytes + reader.nbytes[row[0]] > _WINDOW_NBYTES:
+        if group and nbytes + reader.nbytes[row[0]] > _BATCH_NBYTES:
             yield group
             group, nbytes = [], 0
         group.append(row)
@@ -199,7 +201,7 @@ def _windows(reader: CheckpointReader, rows: Sequence[tuple[int, ...]]) -> Itera
 def _read(
     reader: CheckpointReader, positions: Sequence[int], damage: list[CorruptCheckpointError]
 ) -> dict[int, np.ndarray]:
-    """The stored arrays of what is not damaged."""
+    """Read the stored arrays by position, without damaged ones, whose errors are added to `damage`."""
     try:
         return dict(zip(positions, reader.read(positions, verify=True), strict=True))
     except CorruptCheckpointError as error:
@@ -209,13 +211,13 @@ def _read(
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A variable in a checkpoint.
+class VariableMeasures:
+    """Measurements of a variable in one checkpoint.
 
     Attributes:
-        statistics: what its elements are like.
-        drift: the norm of what has been added to it since the checkpoint before; None if that has none of its dtype and
-            shape, or it is damaged there.
+        statistics: the statistics of its elements.
+        drift: the norm of its change since the previous checkpoint; None if that checkpoint has no such variable of
+            the same dtype and shape, or it is damaged there.
     """
 
     statistics: Statistics
@@ -224,65 +226,64 @@ class Measured:
 
 @dataclass(frozen=True)
 class CheckpointMeasures:
-    """What was measured in a checkpoint: the variables by name, without those of no numbers; and the damaged ones."""
+    """Measurements of the numeric variables of a checkpoint by name, and the names of damaged variables."""
 
-    variables: Mapping[str, Measured]
+    variables: Mapping[str, VariableMeasures]
     damaged: Sequence[str] = ()
 
 
-def measure_after(
+def measure_with_drift(
     reader: CheckpointReader,
     names: Sequence[str],
-    before: tuple[CheckpointReader, CheckpointMeasures] | None = None,
+    prior: tuple[CheckpointReader, CheckpointMeasures] | None = None,
 ) -> CheckpointMeasures:
-    """Measure these variables of a checkpoint, in bounded memory, and compare them with the checkpoint before it.
+    """Measure variables of a checkpoint and their change since the previous checkpoint, `prior`, in bounded memory.
 
-    What has the checksums that it had there is read all the same, because it may be damaged. Progress counts all bytes
-    twice.
+    Variables with unchanged checksums are also read, because they may be damaged. Progress counts all bytes twice.
     """
     position_of = {name: i for i, name in enumerate(reader.names)}
     positions = [position_of[name] for name in names if has_numbers(reader, position_of[name])]
-    unchanged: dict[int, Measured] = {}
+    unchanged: dict[int, VariableMeasures] = {}
     alone: list[int] = []
     pairs: list[tuple[int, int]] = []
-    old_position_of = {} if before is None else {name: i for i, name in enumerate(before[0].names)}
+    prior_position_of = {} if prior is None else {name: i for i, name in enumerate(prior[0].names)}
     for i in positions:
         name = reader.names[i]
-        j = old_position_of.get(name)
-        if before is None or j is None or name not in before[1].variables or not _are_alike(reader, i, before[0], j):
+        j = prior_position_of.get(name)
+        if prior is None or j is None or name not in prior[1].variables or not _is_alike(reader, i, prior[0], j):
             alone.append(i)
-        elif reader.digest(i) is not None and reader.digest(i) == before[0].digest(j):
-            unchanged[i] = Measured(before[1].variables[name].statistics, 0.0)
+        elif reader.digest(i) is not None and reader.digest(i) == prior[0].digest(j):
+            unchanged[i] = VariableMeasures(prior[1].variables[name].statistics, 0.0)
         else:
             pairs.append((i, j))
     to_read = sum(reader.nbytes[i] for i in [*alone, *unchanged]) + 2 * sum(reader.nbytes[i] for i, _ in pairs)
     advance(2 * sum(reader.nbytes[position_of[name]] for name in names) - to_read)
-    read, damage = map_parts_of_all([(reader, list(unchanged))], _nothing, _nothing)
+    read, damage = map_aligned_parts([(reader, list(unchanged))], _discard, _discard)
     found = {reader.names[i]: unchanged[i] for i in read}
-    sums, more = map_parts_of_all([(reader, alone)], sums_of, joined)
-    damage += more
-    found |= {reader.names[i]: Measured(each.result(), None) for i, each in sums.items()}
-    if before is not None:
-        sources = [(reader, [i for i, _ in pairs]), (before[0], [j for _, j in pairs])]
-        both, more = map_parts_of_all(sources, _sums_and_drift, _joined)
-        damage += more
-        found |= {reader.names[i]: Measured(of_values.result(), drift) for i, (of_values, drift) in both.items()}
+    partials, errors = map_aligned_parts([(reader, alone)], accumulate, merge)
+    damage += errors
+    found |= {reader.names[i]: VariableMeasures(each.result(), None) for i, each in partials.items()}
+    if prior is not None:
+        sources = [(reader, [i for i, _ in pairs]), (prior[0], [j for _, j in pairs])]
+        both, errors = map_aligned_parts(sources, _accumulate_with_drift, _merge_with_drift)
+        damage += errors
+        found |= {reader.names[i]: VariableMeasures(each.result(), drift) for i, (each, drift) in both.items()}
     damaged = {name for error in damage for name in error.damaged}
     return CheckpointMeasures(found, [name for name in names if name in damaged])
 
 
-def _are_alike(one: CheckpointReader, i: int, other: CheckpointReader, j: int) -> bool:
+def _is_alike(one: CheckpointReader, i: int, other: CheckpointReader, j: int) -> bool:
     same_dtype = storage_dtype(one.types[i]) == storage_dtype(other.types[j])
     return same_dtype and one.shapes[i] == other.shapes[j] and has_numbers(other, j)
 
 
-def _nothing(_: object) -> None:
+def _discard(_: object) -> None:
     return None
 
 
-def _joined(parts: Sequence[tuple[Sums, float]]) -> tuple[Sums, float]:
-    return joined(of_values for of_values, _ in parts), math.hypot(*(drift for _, drift in parts))
+def _merge_with_drift(parts: Sequence[tuple[PartialStatistics, float]]) -> tuple[PartialStatistics, float]:
+    return merge(each for each, _ in parts), math.hypot(*(drift for _, drift in parts))
 
 
-def _sums_and_drift(values: np.ndarray, before: np.ndarray) -> tuple[Sums, float]:
-    return sums_of(values), norm_of_difference(values, before)
+def _accumulate_with_drift(values: np.ndarray, previous: np.ndarray) -> tuple[PartialStatistics, float]:
+    return accumulate(values), norm_of_difference(values, previous)

@@ -1,4 +1,4 @@
-"""The variables of a checkpoint as a tree, with totals for each branch, folded where it repeats itself. Pure."""
+"""The variables of a checkpoint as a tree with totals per branch, optionally with repeated branches folded. Pure."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +9,7 @@ SortKey = Literal["name", "size"]
 
 
 class Summarized(Protocol):
-    """What a listing shows of a variable, as every `Variable` has it and every `VariableSummary`."""
+    """The properties of a variable that a listing shows. `Variable` and `VariableSummary` have them."""
 
     @property
     def name(self) -> str: ...
@@ -25,8 +25,10 @@ class Summarized(Protocol):
 
 
 class VariableSummary(NamedTuple):
-    """A variable as a listing shows it: `type` is as in messages (``"float32[784,512]"``), `size` the number of
-    elements."""
+    """The properties of a variable that a listing shows.
+
+    `type` is as in messages, such as ``"float32[784,512]"``; `size` is the number of elements.
+    """
 
     name: str
     type: str
@@ -39,14 +41,14 @@ class Branch:
     """A node of the tree of variable names.
 
     Attributes:
-        name: its component of the name; ``layer_{0..47}`` if it stands for several.
-        path: its name from the root on, of the first if there are several.
-        type: of the variable of this name; None if there is none.
-        variables: how many variables it stands for, those below it included.
-        size: how many elements those have.
-        nbytes: how many bytes those have.
-        count: how many alike branches it stands for.
-        children: what lies below it.
+        name: the last component of the path; ``layer_{0..47}`` for folded branches.
+        path: the full name; of the first branch if several are folded.
+        type: the type of the variable with this name; None if there is no such variable.
+        variables: the number of variables in the branch.
+        size: their total number of elements.
+        nbytes: their total size in bytes.
+        count: the number of branches folded into this one.
+        children: the branches directly below it.
     """
 
     name: str
@@ -60,7 +62,7 @@ class Branch:
 
 
 def variable_tree(variables: Iterable[Summarized]) -> Branch:
-    """The tree of the variables, under a root without a name.
+    """Return the tree of variables under an unnamed root.
 
     Example:
         >>> root = variable_tree([VariableSummary("a/w", "float32[2]", 2, 8), VariableSummary("b", "int", 1, 8)])
@@ -68,62 +70,61 @@ def variable_tree(variables: Iterable[Summarized]) -> Branch:
         ([('a', 8, None), ('b', 8, 'int')], 3)
     """
     root = Branch("", "")
-    children: dict[tuple[int, str], Branch] = {}  # by the node above and the component
+    children: dict[tuple[int, str], Branch] = {}  # keyed by the id of the parent and the component
     for variable in variables:
         size, nbytes = variable.size, variable.nbytes
         branch, path = root, ""
-        line = [root]
-        for component in variable.name.split("/", _MOST_LEVELS):
+        ancestors = [root]
+        for component in variable.name.split("/", _MAX_LEVELS):
             path = f"{path}/{component}" if branch is not root else component
             key = id(branch), component
             if key not in children:
                 children[key] = Branch(component, path)
                 branch.children.append(children[key])
             branch = children[key]
-            line.append(branch)
+            ancestors.append(branch)
         branch.type = variable.type
-        for each in line:
+        for each in ancestors:
             each.variables += 1
             each.size += size
             each.nbytes += nbytes
     return root
 
 
-_MOST_LEVELS = 100  # what lies deeper in a name is one component
+_MAX_LEVELS = 100  # all further components of a name are joined into one
 
 
 def sorted_tree(branch: Branch, by: SortKey) -> Branch:
-    """The same tree with the branches of each node by their names, numbers in them by their value, or the largest
-    first."""
+    """Sort the children of every node in place, by name in natural order or by size in descending order."""
     branch.children.sort(key=_by_name if by == "name" else _by_size)
     for child in branch.children:
         sorted_tree(child, by)
     return branch
 
 
-def natural_order(name: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts names as people do: ``layer_2`` before ``layer_10``."""
+def natural_sort_key(name: str) -> list[tuple[bool, int, str]]:
+    """Return a sort key for natural order: ``layer_2`` before ``layer_10``."""
     parts = re.split(r"([0-9]+)", name)
-    return [(i % 2 == 0, _value(part) if i % 2 else 0, part) for i, part in enumerate(parts) if part]
+    return [(i % 2 == 0, _int(part) if i % 2 else 0, part) for i, part in enumerate(parts) if part]
 
 
-def _value(digits: str) -> int:
-    return int(digits[:_MOST_DIGITS])
+def _int(digits: str) -> int:
+    return int(digits[:_MAX_DIGITS])
 
 
-_MOST_DIGITS = 4000  # Python reads no longer numbers
+_MAX_DIGITS = 4000  # int() refuses strings of more than 4300 digits by default
 
 
 def _by_name(branch: Branch) -> list[tuple[bool, int, str]]:
-    return natural_order(branch.name)
+    return natural_sort_key(branch.name)
 
 
 def _by_size(branch: Branch) -> tuple[int, list[tuple[bool, int, str]]]:
-    return -branch.nbytes, natural_order(branch.name)
+    return -branch.nbytes, natural_sort_key(branch.name)
 
 
 def folded_tree(branch: Branch) -> Branch:
-    """The same tree in which neighbours that differ in a number of their name, and in nothing below it, are one.
+    """Return the tree with sibling branches merged if they differ only in the last number of their names.
 
     Example:
         >>> layers = [VariableSummary(f"layer_{i}/w", "float32[2]", 2, 8) for i in range(48)]
@@ -131,20 +132,20 @@ def folded_tree(branch: Branch) -> Branch:
         >>> [(child.name, child.count, child.nbytes) for child in folded.children]
         [('layer_{0..47}', 48, 384), ('step', 1, 8)]
     """
-    return _folded(branch, {})[0]
+    return _fold(branch, {})[0]
 
 
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)", re.DOTALL)
 
 
-def _folded(branch: Branch, shapes: dict[object, int]) -> tuple[Branch, int]:
-    """The folded branch, and a number that is the same for all that are alike but for their names."""
-    folded = [_folded(child, shapes) for child in branch.children]
+def _fold(branch: Branch, shapes: dict[object, int]) -> tuple[Branch, int]:
+    """Return the folded branch, and an id shared by all branches that are equal except for their names."""
+    folded = [_fold(child, shapes) for child in branch.children]
     signature = (branch.type, branch.nbytes, branch.size, tuple((child.name, shape) for child, shape in folded))
     groups: dict[object, list[tuple[int, Branch, int]]] = {}
     for child, shape in folded:
         match = _NUMBERED.fullmatch(child.name)
-        # A number with zeros before it belongs to those with as many digits.
+        # Zero-padded numbers are merged only with zero-padded numbers of the same width.
         width = len(match[2]) if match and match[2].startswith("0") and len(match[2]) > 1 else 0
         key: object = (match[1], match[3], width, shape) if match and child.count == 1 else child.path
         groups.setdefault(key, []).append((int(match[2]) if match else 0, child, shape))
@@ -155,14 +156,14 @@ def _folded(branch: Branch, shapes: dict[object, int]) -> tuple[Branch, int]:
             continue
         members.sort(key=lambda member: member[0])
         numbers = _ranges([number for number, _, _ in members], key[2])
-        children.append(_multiplied(members[0][1], len(members), f"{key[0]}{{{numbers}}}{key[1]}"))
+        children.append(_scaled(members[0][1], len(members), f"{key[0]}{{{numbers}}}{key[1]}"))
     whole = Branch(
         branch.name, branch.path, branch.type, branch.variables, branch.size, branch.nbytes, branch.count, children
     )
     return whole, shapes.setdefault(signature, len(shapes))
 
 
-def _multiplied(branch: Branch, times: int, name: str) -> Branch:
+def _scaled(branch: Branch, times: int, name: str) -> Branch:
     return Branch(
         name,
         branch.path,
@@ -171,12 +172,12 @@ def _multiplied(branch: Branch, times: int, name: str) -> Branch:
         branch.size * times,
         branch.nbytes * times,
         branch.count * times,
-        [_multiplied(child, times, child.name) for child in branch.children],
+        [_scaled(child, times, child.name) for child in branch.children],
     )
 
 
 def _ranges(numbers: Sequence[int], width: int) -> str:
-    """Ascending numbers, of so many digits at least, in short: ``0..3,7``."""
+    """Abbreviate ascending numbers, zero-padded to `width`: ``0..3,7``."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:
@@ -187,20 +188,19 @@ def _ranges(numbers: Sequence[int], width: int) -> str:
 
 
 class Row(NamedTuple):
-    """A line of a drawn tree: what is drawn before the name, and the branch. `hidden` says how many variables below it
-    are not drawn."""
+    """A line of a printed tree: the guide before the name, the branch, and the number of variables cut off below it."""
 
     guide: str
     branch: Branch
     hidden: int
 
 
-def drawn(branch: Branch, depth: int | None = None) -> Iterator[Row]:
-    """The lines of a tree below its root, as deep as `depth`, all if None.
+def tree_rows(branch: Branch, depth: int | None = None) -> Iterator[Row]:
+    """Yield the lines of a tree below its root, down to `depth` levels; all levels if None.
 
     Example:
         >>> root = variable_tree([VariableSummary(f"a/{name}", "int", 1, 8) for name in "bcd"])
-        >>> for row in drawn(root):
+        >>> for row in tree_rows(root):
         ...     print(row.guide + row.branch.name)
         a
         ├─ b
@@ -208,10 +208,10 @@ def drawn(branch: Branch, depth: int | None = None) -> Iterator[Row]:
         └─ d
     """
     for child in branch.children:
-        yield from _drawn(child, "", "", depth)
+        yield from _rows(child, "", "", depth)
 
 
-def _drawn(branch: Branch, guide: str, below: str, depth: int | None) -> Iterator[Row]:
+def _rows(branch: Branch, guide: str, below: str, depth: int | None) -> Iterator[Row]:
     cut = depth is not None and depth <= 1
     own = branch.count if branch.type is not None else 0
     yield Row(guide, branch, branch.variables - own if cut else 0)
@@ -220,4 +220,4 @@ def _drawn(branch: Branch, guide: str, below: str, depth: int | None) -> Iterato
     deeper = None if depth is None else depth - 1
     for i, child in enumerate(branch.children):
         last = i == len(branch.children) - 1
-        yield from _drawn(child, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "), deeper)
+        yield from _rows(child, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "), deeper)

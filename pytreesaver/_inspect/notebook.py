@@ -1,4 +1,4 @@
-"""A checkpoint as HTML, for notebooks: its facts, and the tree of its variables to unfold. Pure."""
+"""HTML for notebooks: facts about a checkpoint and a foldable tree of its variables. Pure."""
 
 import html
 import re
@@ -9,89 +9,89 @@ from typing import Any
 from pytreesaver._inspect.name_tree import Branch, Summarized, sorted_tree, variable_tree
 from pytreesaver._text import printable
 
-_MOST_ROWS = 5000
-"""So many variables are drawn; a notebook with more of them is slow."""
+_MAX_ROWS = 5000
+"""The maximum number of rows; more would make a notebook slow."""
 
 
 def checkpoint_html(title: str, facts: Mapping[str, str], variables: Iterable[Summarized]) -> str:
-    """The HTML for a notebook. Treescope draws the tree where it is installed.
+    """Return HTML for a notebook. Treescope renders the tree if installed.
 
     Example:
         >>> text = checkpoint_html("runs/ckpt-1", {"step": "1"}, [])
         >>> "<b>runs/ckpt-1</b>" in text
         True
     """
-    whole = sorted_tree(variable_tree(variables), "name")
-    tree = _cut(whole, [_MOST_ROWS])
-    left_out = whole.variables - _variables_drawn(tree)
+    full_tree = sorted_tree(variable_tree(variables), "name")
+    tree = _truncate(full_tree, [_MAX_ROWS])
+    omitted = full_tree.variables - _count_variables(tree)
     rows = "".join(
-        f"<tr><td style='text-align:left;opacity:.6'>{_text(name)}</td>"
-        f"<td style='text-align:left'>{_text(value)}</td></tr>"
+        f"<tr><td style='text-align:left;opacity:.6'>{_escaped(name)}</td>"
+        f"<td style='text-align:left'>{_escaped(value)}</td></tr>"
         for name, value in facts.items()
     )
-    more = f"<p>and {left_out:,} more variables</p>" if left_out > 0 else ""
-    heading = f"<div><code><b>{_text(title)}</b></code></div><table>{rows}</table>"
-    drawn = _drawn_by_treescope(tree) or _details(tree, whole.nbytes)
-    return f"<div class='pytreesaver-checkpoint'>{heading}{drawn}{more}</div>"
+    more = f"<p>and {omitted:,} more variables</p>" if omitted > 0 else ""
+    heading = f"<div><code><b>{_escaped(title)}</b></code></div><table>{rows}</table>"
+    rendered = _treescope_html(tree) or _details_html(tree, full_tree.nbytes)
+    return f"<div class='pytreesaver-checkpoint'>{heading}{rendered}{more}</div>"
 
 
-def _cut(branch: Branch, rows: list[int]) -> Branch:
-    """The same tree with so many of its rows, whose totals stay; `rows` holds how many are left to be drawn."""
+def _truncate(branch: Branch, rows: list[int]) -> Branch:
+    """Return a copy with at most `rows[0]` branches and unchanged totals. Decrements `rows[0]` for each branch."""
     children = []
     for child in branch.children:
         if not rows[0]:
             break
         rows[0] -= 1
-        children.append(_cut(child, rows))
+        children.append(_truncate(child, rows))
     return replace(branch, children=children)
 
 
-def _variables_drawn(branch: Branch) -> int:
-    return (branch.type is not None) + sum(map(_variables_drawn, branch.children))
+def _count_variables(branch: Branch) -> int:
+    return (branch.type is not None) + sum(map(_count_variables, branch.children))
 
 
-def _text(text: str) -> str:
+def _escaped(text: str) -> str:
     return html.escape(printable(text))
 
 
 def _label(branch: Branch) -> str:
-    """What stands behind the name of a branch: ``float32[2], 2 params, 8 bytes``."""
+    """Return the text after the name of a branch: ``float32[2], 2 params, 8 bytes``."""
     parts = [branch.type] if branch.type else []
     if branch.type is None or branch.variables > 1:
         parts.append(f"{branch.variables:,} variables")
     return ", ".join([*parts, f"{branch.size:,} params", f"{branch.nbytes:,} bytes"])
 
 
-def _details(tree: Branch, total: int) -> str:
-    return f"<div style='font-family:monospace'>{''.join(_folds(tree, total, 0))}</div>"
+def _details_html(tree: Branch, total: int) -> str:
+    return f"<div style='font-family:monospace'>{''.join(_details_parts(tree, total, 0))}</div>"
 
 
-def _folds(branch: Branch, total: int, level: int) -> Iterator[str]:
+def _details_parts(branch: Branch, total: int, level: int) -> Iterator[str]:
     for child in branch.children:
         share = f" <span style='opacity:.6'>{100 * child.nbytes / total:.1f}&nbsp;%</span>" if total else ""
-        line = f"<b>{_text(child.name) or '&#39;&#39;'}</b>: {_text(_label(child))}{share}"
+        line = f"<b>{_escaped(child.name) or '&#39;&#39;'}</b>: {_escaped(_label(child))}{share}"
         if not child.children:
             yield f"<div style='margin-left:1.1em'>{line}</div>"
             continue
         yield f"<details style='margin-left:1.1em'{' open' if level == 0 else ''}><summary>{line}</summary>"
-        yield from _folds(child, total, level + 1)
+        yield from _details_parts(child, total, level + 1)
         yield "</details>"
 
 
-def _drawn_by_treescope(tree: Branch) -> str | None:
+def _treescope_html(tree: Branch) -> str | None:
     try:
         import treescope
     except ImportError:
         return None
     try:
-        drawn: str = treescope.render_to_html(_Drawn(tree), ignore_exceptions=False)
-    except RecursionError:  # it takes many calls for each level
+        rendered: str = treescope.render_to_html(_TreescopeNode(tree), ignore_exceptions=False)
+    except RecursionError:  # Treescope recurses several calls per level
         return None
-    return drawn
+    return rendered
 
 
-class _Drawn:
-    """Wraps a branch for Treescope."""
+class _TreescopeNode:
+    """A branch that Treescope can render."""
 
     def __init__(self, branch: Branch) -> None:
         self._branch = branch
@@ -102,11 +102,11 @@ class _Drawn:
         branch = self._branch
         name = parts.custom_style(parts.text(printable(branch.name) or "variables"), "font-weight: bold")
         label = parts.text(f": {printable(_label(branch))}")
-        # Treescope puts the path into attributes and style sheets: nothing goes there that means anything in those.
+        # Treescope puts the path into attributes and style sheets, so pass only harmless characters.
         to_copy = branch.path if re.fullmatch(r"[\w./-]+", branch.path) else None
         if not branch.children:
             return parts.build_one_line_tree_node(parts.siblings(name, label), path=to_copy)
-        below = [subtree_renderer(_Drawn(child), path=None) for child in branch.children]
+        below = [subtree_renderer(_TreescopeNode(child), path=None) for child in branch.children]
         return parts.build_foldable_tree_node_from_children(
             parts.siblings(name, label, " {"), below, "}", comma_separated=True, path=to_copy
         )

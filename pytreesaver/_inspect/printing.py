@@ -1,4 +1,4 @@
-"""Values of variables as text, as NumPy prints them."""
+"""Values of variables as text, formatted by NumPy."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from pytreesaver._inspect.variable import Variable
 from pytreesaver._text import integer_text, printable
 
-_KINDS = {
+_OPTION_TYPES = {
     "precision": int,
     "threshold": int,
     "edgeitems": int,
@@ -22,28 +22,28 @@ _KINDS = {
 }
 
 
-def print_options(given: Sequence[str]) -> dict[str, Any]:
-    """NumPy's print options from ``key=value``.
+def parse_print_options(given: Sequence[str]) -> dict[str, Any]:
+    """Parse NumPy print options given as ``key=value``.
 
     Raises:
-        ValueError: there is no such option, or no such value for it.
+        ValueError: if an option does not exist or its value is invalid.
 
     Example:
-        >>> print_options(["precision=3", "suppress=true"])
+        >>> parse_print_options(["precision=3", "suppress=true"])
         {'precision': 3, 'suppress': True}
     """
     options: dict[str, Any] = {}
     for entry in given:
         key, equals, text = (part.strip() for part in entry.partition("="))
-        if key not in _KINDS or not equals:
-            known = ", ".join(_KINDS)
-            raise ValueError(f"print options: expected KEY=VALUE with a KEY of {known}; found {entry!r}")
+        if key not in _OPTION_TYPES or not equals:
+            known = ", ".join(_OPTION_TYPES)
+            raise ValueError(f"print options: expected KEY=VALUE with KEY one of {known}; found {entry!r}")
         value: Any = text
-        if _KINDS[key] is int:
+        if _OPTION_TYPES[key] is int:
             if not text.isdecimal():
                 raise ValueError(f"print options: {key}: expected a number, found {text!r}")
             value = int(text)
-        elif _KINDS[key] is bool:
+        elif _OPTION_TYPES[key] is bool:
             if text.lower() not in ("true", "false"):
                 raise ValueError(f"print options: {key}: expected true or false, found {text!r}")
             value = text.lower() == "true"
@@ -56,17 +56,17 @@ def print_options(given: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def printed(variable: Variable, part: np.ndarray | None, options: Mapping[str, Any]) -> str:
-    """The values of a variable, or of a part of it, as NumPy prints them with these options.
+def values_text(variable: Variable, part: np.ndarray | None, options: Mapping[str, Any]) -> str:
+    """Return the values of a variable, or of a part of it, as NumPy prints them with `options`.
 
-    Of a variable that NumPy would not print in full, only what it prints is read.
+    For a variable that NumPy would summarize, only the elements in the summary are read.
     """
     threshold = options.get("threshold", np.get_printoptions()["threshold"])
     with np.printoptions(**options):
-        if part is None and variable.size > threshold and 0 < variable.ndim <= _MOST_AXES:
+        if part is None and variable.size > threshold and 0 < variable.ndim <= _MAX_AXES:
             edge = np.get_printoptions()["edgeitems"]
             with np.printoptions(threshold=0):
-                return printable_lines(str(_edges(variable, edge)))
+                return printable_lines(str(_read_summary(variable, edge)))
         values = variable.read() if part is None else part
         if values.dtype == object:
             value = values.item()
@@ -74,11 +74,11 @@ def printed(variable: Variable, part: np.ndarray | None, options: Mapping[str, A
         return printable_lines(str(values))
 
 
-_MOST_AXES = 8
+_MAX_AXES = 8
 
 
-def _edges(variable: Variable, edge: int) -> np.ndarray:
-    """What NumPy prints of a large array looks the same with a single element in the place of what is left out."""
+def _read_summary(variable: Variable, edge: int) -> np.ndarray:
+    """Read a small array that NumPy summarizes like the full variable: the edges, with one element between them."""
     pieces = [
         [slice(0, edge + 1), slice(length - edge, None)] if length > 2 * edge + 1 else [slice(None)]
         for length in variable.shape
@@ -97,5 +97,5 @@ def _edges(variable: Variable, edge: int) -> np.ndarray:
 
 
 def printable_lines(text: str) -> str:
-    """Every line of a text made printable."""
+    """Escape control characters, except for line breaks."""
     return "\n".join(map(printable, text.split("\n")))

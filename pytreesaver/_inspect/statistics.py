@@ -1,4 +1,4 @@
-"""Statistics of arrays that are seen part by part. Pure."""
+"""Statistics of arrays that are processed in parts. Pure."""
 
 import math
 from collections.abc import Iterable
@@ -8,27 +8,27 @@ from typing import Any
 
 import numpy as np
 
-MOST_UNIQUE = 1 << 20
-"""How many different integers are counted."""
+MAX_UNIQUE = 1 << 20
+"""The largest number of unique integers that is counted."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the elements of a variable are like.
+    """Statistics of the elements of a variable.
 
-    What holds numbers has all of these; of text, dates and PRNG keys only the `count` is known, and the rest is None.
+    Text, dates, PRNG keys and ints of more than 64 bits have only a `count`; all other attributes are None.
 
     Attributes:
-        count: how many elements there are.
-        nan: how many of them are NaN.
-        inf: how many are infinite.
-        zeros: how many are zero.
-        min: the smallest that is not NaN; None if there is none, or if they are complex.
-        max: the largest that is not NaN; likewise.
-        mean: the mean of the finite ones, in float64; None if there are none.
-        std: their standard deviation, that of the whole population.
-        norm: the square root of the sum of the squares of their absolute values.
-        unique: of bools and integers, how many different ones there are; None of others, and if there are more than
+        count: the number of elements.
+        nan: the number of NaN elements.
+        inf: the number of infinite elements.
+        zeros: the number of zeros.
+        min: the smallest element that is not NaN; None if there is none, or for complex numbers.
+        max: the largest element that is not NaN; None if there is none, or for complex numbers.
+        mean: the mean of the finite elements, computed in float64; None if there are none.
+        std: the population standard deviation of the finite elements; None if there are none.
+        norm: the 2-norm of the finite elements.
+        unique: the number of distinct values of bools and integers; None for other dtypes, or if there are more than
             1,048,576.
     """
 
@@ -45,8 +45,8 @@ class Statistics:
 
 
 @dataclass
-class Sums:
-    """What is known of some elements of an array of numbers, and can be put together with what is known of others."""
+class PartialStatistics:
+    """Statistics of some elements of an array of numbers, which `merge` combines with those of other elements."""
 
     count: int = 0
     nan: int = 0
@@ -56,14 +56,14 @@ class Sums:
     min: Any = None
     max: Any = None
     mean: Any = 0.0
-    half_std: float = 0.0  # that of complex numbers may be more than a float holds
+    half_std: float = 0.0  # half, because the full value may overflow for complex numbers
     norm: float = 0.0
-    unique: np.ndarray | None = None  # the different ones, ascending; if they are too many, some
+    unique: np.ndarray | None = None  # ascending; incomplete if there are more than MAX_UNIQUE
 
     def result(self) -> Statistics:
-        """The statistics of these elements."""
+        """Return the final statistics."""
         known = self.finite > 0
-        different = None if self.unique is None else self.unique.size
+        unique = None if self.unique is None else self.unique.size
         return Statistics(
             self.count,
             self.nan,
@@ -74,16 +74,16 @@ class Sums:
             self.mean if known else None,
             self.half_std * 2 if known else None,
             self.norm,
-            different if different is None or different <= MOST_UNIQUE else None,
+            unique if unique is None or unique <= MAX_UNIQUE else None,
         )
 
 
-def sums_of(values: np.ndarray) -> Sums:
-    """The sums of an array of bools, integers, floats or complex numbers, of NumPy's dtypes or those of ml_dtypes.
+def accumulate(values: np.ndarray) -> PartialStatistics:
+    """Compute statistics of an array of bools, integers, floats or complex numbers, including ml_dtypes.
 
     Example:
-        >>> sums = sums_of(np.array([0.0, 3.0, np.nan, 5.0]))
-        >>> sums.result().mean, sums.result().nan, sums.result().zeros, sums.result().max
+        >>> result = accumulate(np.array([0.0, 3.0, np.nan, 5.0])).result()
+        >>> result.mean, result.nan, result.zeros, result.max
         (2.6666666666666665, 1, 1, 5.0)
     """
     flat = values.reshape(-1)
@@ -103,65 +103,65 @@ def _name(dtype: np.dtype[Any]) -> str:
     return dtype.name
 
 
-def _of_floats(wide: np.ndarray) -> Sums:
-    sums = Sums(wide.size, zeros=int(wide.size - np.count_nonzero(wide)))
+def _of_floats(wide: np.ndarray) -> PartialStatistics:
+    partial = PartialStatistics(wide.size, zeros=int(wide.size - np.count_nonzero(wide)))
     if not wide.size:
-        return sums
+        return partial
     with np.errstate(all="ignore"):
         low, high = float(np.min(wide)), float(np.max(wide))
-        if not math.isfinite(low) or not math.isfinite(high):  # a NaN is both
+        if not math.isfinite(low) or not math.isfinite(high):  # min and max propagate NaN
             low, high = float(np.fmin.reduce(wide)), float(np.fmax.reduce(wide))
             finite = np.isfinite(wide)
-            sums.nan = int(np.count_nonzero(np.isnan(wide)))
+            partial.nan = int(np.count_nonzero(np.isnan(wide)))
             wide = wide[finite]
-        sums.inf, sums.finite = sums.count - sums.nan - wide.size, wide.size
-        sums.min, sums.max = (None, None) if math.isnan(low) else (low, high)
-        _add_moments(sums, wide)
-    return sums
+        partial.inf, partial.finite = partial.count - partial.nan - wide.size, wide.size
+        partial.min, partial.max = (None, None) if math.isnan(low) else (low, high)
+        _add_moments(partial, wide)
+    return partial
 
 
-def _of_complex(flat: np.ndarray) -> Sums:
+def _of_complex(flat: np.ndarray) -> PartialStatistics:
     with np.errstate(all="ignore"):
         finite = np.isfinite(flat)
         nan = int(np.count_nonzero(np.isnan(flat)))
-        sums = Sums(flat.size, nan, flat.size - int(np.count_nonzero(finite)) - nan)
-        sums.zeros, sums.finite = int(flat.size - np.count_nonzero(flat)), int(np.count_nonzero(finite))
-        _add_moments(sums, flat[finite].astype(np.complex128))
-    return sums
+        partial = PartialStatistics(flat.size, nan, flat.size - int(np.count_nonzero(finite)) - nan)
+        partial.zeros, partial.finite = int(flat.size - np.count_nonzero(flat)), int(np.count_nonzero(finite))
+        _add_moments(partial, flat[finite].astype(np.complex128))
+    return partial
 
 
-def _of_integers(flat: np.ndarray) -> Sums:
+def _of_integers(flat: np.ndarray) -> PartialStatistics:
     wide = flat
-    if flat.dtype.isbuiltin != 1:  # those of a few bits
+    if flat.dtype.isbuiltin != 1:  # ml_dtypes integers of less than a byte
         wide = flat.astype(np.int16)
     elif flat.dtype == np.bool_:
         wide = flat.view(np.uint8)
-    different = _different(np.sort(wide)) if wide.dtype.itemsize > 2 else _different_small(wide)
-    sums = Sums(wide.size, zeros=int(wide.size - np.count_nonzero(wide)), finite=wide.size)
-    sums.unique = different
+    unique = _unique_sorted(np.sort(wide)) if wide.dtype.itemsize > 2 else _unique_small(wide)
+    partial = PartialStatistics(wide.size, zeros=int(wide.size - np.count_nonzero(wide)), finite=wide.size)
+    partial.unique = unique
     if wide.size:
-        sums.min, sums.max = int(different[0]), int(different[-1])
-        _add_moments(sums, wide)
-    return sums
+        partial.min, partial.max = int(unique[0]), int(unique[-1])
+        _add_moments(partial, wide)
+    return partial
 
 
-def _different(ordered: np.ndarray) -> np.ndarray:
-    """The different ones of sorted integers. `numpy.unique` is many times slower."""
+def _unique_sorted(ordered: np.ndarray) -> np.ndarray:
+    """Return the unique values of sorted integers. `numpy.unique` is many times slower."""
     first = np.ones(ordered.shape, bool)
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-    different: np.ndarray = ordered[first]
-    return different
+    unique: np.ndarray = ordered[first]
+    return unique
 
 
-def _different_small(integers: np.ndarray) -> np.ndarray:
-    """The same for integers of at most 16 bits in any order."""
+def _unique_small(integers: np.ndarray) -> np.ndarray:
+    """Return the sorted unique values of integers of at most 16 bits, in any order."""
     unsigned = integers.view(f"u{integers.dtype.itemsize}")
-    there: np.ndarray = np.flatnonzero(np.bincount(unsigned)).astype(unsigned.dtype).view(integers.dtype)
-    return np.sort(there)
+    unique: np.ndarray = np.flatnonzero(np.bincount(unsigned)).astype(unsigned.dtype).view(integers.dtype)
+    return np.sort(unique)
 
 
-def _add_moments(sums: Sums, numbers: np.ndarray) -> None:
-    """Mean and norms in float64, of numbers that are divided by the largest of them if its square could overflow."""
+def _add_moments(partial: PartialStatistics, numbers: np.ndarray) -> None:
+    """Set mean, std and norm, computed in float64. Numbers whose squares could over- or underflow are scaled."""
     if not numbers.size:
         return
     is_complex = numbers.dtype.kind == "c"
@@ -174,16 +174,16 @@ def _add_moments(sums: Sums, numbers: np.ndarray) -> None:
         scale = 1.0
     else:
         wide /= scale
-    sums.norm = math.sqrt(float(np.dot(wide, wide))) * scale
+    partial.norm = math.sqrt(float(np.dot(wide, wide))) * scale
     pairs = wide.reshape(-1, 2) if is_complex else wide
     means = np.mean(pairs, axis=0)
     pairs -= means
-    sums.half_std = math.sqrt(float(np.dot(wide, wide)) / len(pairs)) / 2 * scale
-    sums.mean = complex(*(means * scale).tolist()) if is_complex else float(means) * scale
+    partial.half_std = math.sqrt(float(np.dot(wide, wide)) / len(pairs)) / 2 * scale
+    partial.mean = complex(*(means * scale).tolist()) if is_complex else float(means) * scale
 
 
 def norm_of_difference(a: np.ndarray, b: np.ndarray) -> float:
-    """The square root of the sum of |a - b|² over the elements that are finite in both; they have one dtype.
+    """Return the 2-norm of a - b over the elements that are finite in both arrays, which have the same dtype.
 
     Example:
         >>> norm_of_difference(np.array([0.0, 1.0, np.nan]), np.array([3.0, 5.0, 0.0]))
@@ -206,34 +206,34 @@ def norm_of_difference(a: np.ndarray, b: np.ndarray) -> float:
         return math.sqrt(float(np.dot(real, real)))
 
 
-def joined(parts: Iterable[Sums]) -> Sums:
-    """The sums of all elements, from those of some each.
+def merge(parts: Iterable[PartialStatistics]) -> PartialStatistics:
+    """Merge the statistics of disjoint parts.
 
     Example:
-        >>> whole = joined([sums_of(np.arange(3)), sums_of(np.arange(2, 10))]).result()
+        >>> whole = merge([accumulate(np.arange(3)), accumulate(np.arange(2, 10))]).result()
         >>> whole.count, whole.unique, whole.min, whole.max
         (11, 10, 0, 9)
     """
     parts = list(parts)
     if not parts:
-        return Sums()
+        return PartialStatistics()
     total = parts[0]
     for part in parts[1:]:
-        total = _joined(total, part)
+        total = _merge_two(total, part)
     return total
 
 
-def _joined(a: Sums, b: Sums) -> Sums:
+def _merge_two(a: PartialStatistics, b: PartialStatistics) -> PartialStatistics:
     finite = a.finite + b.finite
     share = b.finite / finite if finite else 0.0
-    quarter = b.mean / 4 - a.mean / 4  # a quarter, because the difference may be more than a float holds
-    apart = math.hypot(quarter.real, quarter.imag) * (2 * math.sqrt(share * (1 - share)))
+    quarter = b.mean / 4 - a.mean / 4  # a quarter, because the full difference may overflow
+    between_means = math.hypot(quarter.real, quarter.imag) * (2 * math.sqrt(share * (1 - share)))
     unique = None
     if a.unique is not None and b.unique is not None:
         unique = a.unique
-        if unique.size <= MOST_UNIQUE:  # beyond that nobody asks how many there are
-            unique = _different(np.sort(np.concatenate([unique, b.unique]), kind="stable"))
-    return Sums(
+        if unique.size <= MAX_UNIQUE:  # beyond that the count is not reported
+            unique = _unique_sorted(np.sort(np.concatenate([unique, b.unique]), kind="stable"))
+    return PartialStatistics(
         a.count + b.count,
         a.nan + b.nan,
         a.inf + b.inf,
@@ -242,33 +242,33 @@ def _joined(a: Sums, b: Sums) -> Sums:
         b.min if a.min is None else a.min if b.min is None else min(a.min, b.min),
         b.max if a.max is None else a.max if b.max is None else max(a.max, b.max),
         a.mean * (1 - share) + b.mean * share,
-        math.hypot(a.half_std * math.sqrt(1 - share), b.half_std * math.sqrt(share), apart),
+        math.hypot(a.half_std * math.sqrt(1 - share), b.half_std * math.sqrt(share), between_means),
         math.hypot(a.norm, b.norm),
         unique,
     )
 
 
 def finite_extremes(values: np.ndarray) -> tuple[float, float] | None:
-    """The smallest and the largest finite element; None if there is none."""
+    """Return the smallest and the largest finite element; None if there is none."""
     wide = values.reshape(-1).astype(np.float64)
     finite = wide[np.isfinite(wide)]
     return (float(finite.min()), float(finite.max())) if finite.size else None
 
 
 def histogram_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """How many finite elements lie between each edge and the next one, as `numpy.histogram` counts them."""
+    """Count the finite elements between consecutive edges, like `numpy.histogram`."""
     wide = values.reshape(-1).astype(np.float64)
     counts: np.ndarray = np.histogram(wide[np.isfinite(wide)], edges)[0]
     return counts
 
 
 def histogram_edges(low: float, high: float, bins: int) -> np.ndarray:
-    """`bins` + 1 edges from the smallest element to the largest; around it, if all are the same."""
+    """Return `bins` + 1 edges from `low` to `high`, or around the value if both are equal."""
     if low == high:
         low, high = low - 0.5, high + 0.5
-        if low == high:  # too large for that
+        if low == high:  # the value is too large for 0.5 to make a difference
             low, high = np.nextafter(low, -math.inf), np.nextafter(high, math.inf)
-    # Half of each, because the difference may be more than a float holds.
+    # Interpolate instead of adding multiples of high - low, which may overflow.
     steps = np.arange(bins + 1) / bins
     edges: np.ndarray = np.maximum.accumulate(low * (1 - steps) + high * steps)
     edges[-1] = high

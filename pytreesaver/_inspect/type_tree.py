@@ -1,4 +1,4 @@
-"""The structure of a stored tree, for people: containers by their types, leaves by theirs. Pure."""
+"""The structure of a stored tree with the types of containers and leaves, for display. Pure."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ from pytreesaver._tree.restructure import node_parts
 
 @dataclass(frozen=True)
 class TypeNode:
-    """A node of a tree: what its container calls it (None for the root), its type, and what is in it.
+    """A node of a tree: its key in the parent (None for the root), its type, and its children.
 
-    `type` is the name of a container, such as ``"dict"`` or ``"optax.ScaleByAdamState"``, or what a leaf is, as in
-    messages: ``"float32[784,512]"``.
+    `type` is the name of a container type, such as ``"dict"`` or ``"optax.ScaleByAdamState"``, or the type of a leaf,
+    as in messages: ``"float32[784,512]"``.
     """
 
     key: str | None
@@ -32,7 +32,7 @@ class TypeNode:
 
 
 def type_tree(structure: Any, describe_leaf: Callable[[int], str]) -> TypeNode:
-    """The types of a tree, from its structure as plain data.
+    """Return the tree of types for a stored structure. `describe_leaf` returns the type of a leaf by position.
 
     Example:
         >>> print(type_tree({"w": 0, "opt": {"$tuple": [1, None]}}, lambda leaf: ["float32[2]", "int"][leaf]))
@@ -53,10 +53,10 @@ def _node(key: str | None, node: Any, describe_leaf: Callable[[int], str]) -> Ty
     parts = node_parts(node)
     keys = [str(decode_value(each)) for each in parts.keys]
     children = [_node(name, child, describe_leaf) for name, child in zip(keys, parts.children, strict=True)]
-    return TypeNode(key, _container(node), children)
+    return TypeNode(key, _container_type(node), children)
 
 
-def _container(node: Any) -> str:
+def _container_type(node: Any) -> str:
     if type(node) is list:
         return "list"
     tag = next(iter(node), "")

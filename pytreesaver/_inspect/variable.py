@@ -1,4 +1,4 @@
-"""What a basic index of NumPy touches of an array, before any of it is read. Pure."""
+"""Variables of an open checkpoint: their properties, and reading all or some of their values."""
 
 import math
 from typing import Any, NoReturn
@@ -7,13 +7,13 @@ import numpy as np
 
 from pytreesaver._inspect.measuring import histogram, measure
 from pytreesaver._inspect.statistics import Statistics
-from pytreesaver._io.paths import named_os_errors
-from pytreesaver._text import shown
+from pytreesaver._io.paths import wrap_os_errors
+from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import box_shape
 from pytreesaver._tree.kinds import (
     describe,
     dtype_from_name,
-    is_bytes_of_object,
+    is_stored_as_bytes,
     logical_shape,
     numpy_value,
     storage_dtype,
@@ -25,10 +25,10 @@ from pytreesaver.formats.protocol import CheckpointReader
 def bounding_box(
     index: Any, shape: tuple[int, ...], name: str
 ) -> tuple[list[tuple[int, int]], tuple[slice | int, ...]]:
-    """The box of an array that a basic index touches, and the index to take from that box.
+    """Return the smallest box of an array that a basic index needs, and the index into that box.
 
     Raises:
-        IndexError: the index is out of bounds, or no basic one; the message begins with `name`.
+        IndexError: if the index is out of bounds or not a basic index; the message begins with `name`.
 
     Example:
         >>> bounding_box((slice(6, 2, -2), -1), (10, 4), "w")
@@ -36,11 +36,11 @@ def bounding_box(
     """
     parts = list(index) if isinstance(index, tuple) else [index]
     if sum(part is ... for part in parts) > 1:
-        raise IndexError(f"{shown(name)}: an index can have a single ...")
+        raise IndexError(f"{quoted(name)}: expected at most one ... in an index, found several")
     parts = [part if isinstance(part, slice) or part is ... else _as_int(part, name) for part in parts]
     given = sum(part is not ... for part in parts)
     if given > len(shape):
-        raise IndexError(f"{shown(name)}: expected at most {len(shape)} indices for shape {shape}, found {given}")
+        raise IndexError(f"{quoted(name)}: expected at most {len(shape)} indices for shape {shape}, found {given}")
     fill: list[Any] = [slice(None)] * (len(shape) - given)
     at = next((i for i, part in enumerate(parts) if part is ...), None)
     parts = parts + fill if at is None else parts[:at] + fill + parts[at + 1 :]
@@ -53,7 +53,7 @@ def bounding_box(
             inner.append(slice(None, None, wanted.step) if wanted else slice(None))
         else:
             if not -length <= part < length:
-                raise IndexError(f"{shown(name)}: index {part} is out of bounds for axis {axis} of length {length}")
+                raise IndexError(f"{quoted(name)}: index {part} is out of bounds for axis {axis} of length {length}")
             low, high = part % length, part % length + 1
             inner.append(0)
         box.append((low, high))
@@ -62,26 +62,26 @@ def bounding_box(
 
 def _as_int(part: Any, name: str) -> int:
     if isinstance(part, bool | np.bool_) or not hasattr(part, "__index__"):
-        raise IndexError(f"{shown(name)}: expected an index of integers, slices and ..., found {part!r}; {_ANY_INDEX}")
+        raise IndexError(f"{quoted(name)}: expected an index of integers, slices and ..., found {part!r}; {_ANY_INDEX}")
     try:
         return int(part.__index__())
     except TypeError:
-        raise IndexError(f"{shown(name)}: expected integers, slices and ..., found {part!r}; {_ANY_INDEX}") from None
+        raise IndexError(f"{quoted(name)}: expected integers, slices and ..., found {part!r}; {_ANY_INDEX}") from None
 
 
-_ANY_INDEX = "read() gives an array that takes any index"
+_ANY_INDEX = "read() returns an array that supports any index"
 
 
 class Variable:
-    """One variable of an open checkpoint: what it is, at once; its values, when they are asked for.
+    """A variable of an open checkpoint. Its values are read on request.
 
     Attributes:
         name: the variable name.
         shape: its shape.
         dtype: its NumPy dtype; ``object`` for a str, bytes, or an int of more than 64 bits; ``uint32`` for PRNG keys,
             whose values are their key data.
-        nbytes: how many bytes it takes in the checkpoint.
-        kind: what it was saved from: ``"jax"``, ``"key"``, ``"numpy"``, ``"numpy_scalar"``, ``"int"``, ``"str"``, ...
+        nbytes: its size in the checkpoint, in bytes.
+        kind: the kind of saved leaf: ``"jax"``, ``"key"``, ``"numpy"``, ``"numpy_scalar"``, ``"int"``, ``"str"``, ...
     """
 
     __slots__ = ("_leaf_type", "_position", "_reader", "dtype", "kind", "name", "nbytes", "shape")
@@ -94,13 +94,13 @@ class Variable:
         self.name: str = reader.names[position]
         self.kind: str = leaf_type.kind
         self.nbytes: int = reader.nbytes[position]
-        as_object = is_bytes_of_object(leaf_type)
+        as_object = is_stored_as_bytes(leaf_type)
         self.dtype: np.dtype[Any] = np.dtype(object) if as_object else dtype_from_name(leaf_type.dtype)
         self.shape: tuple[int, ...] = () if as_object else stored_shape
 
     @property
     def type(self) -> str:
-        """What it is, as it stands in messages: ``"float32[784,512]"``, ``"key<fry>[8]"``, ``"str"``."""
+        """The type as in messages: ``"float32[784,512]"``, ``"key<fry>[8]"``, ``"str"``."""
         return describe(self._leaf_type, logical_shape(self._leaf_type, self._reader.shapes[self._position]))
 
     @property
@@ -115,16 +115,16 @@ class Variable:
 
     def __len__(self) -> int:
         if not self.shape:
-            raise TypeError(f"{shown(self.name)} is a scalar and has no length")
+            raise TypeError(f"{quoted(self.name)} is a scalar and has no length")
         return self.shape[0]
 
     def read(self) -> np.ndarray:
-        """All values, checked against their checksums, in a new NumPy array.
+        """Read all values into a new NumPy array and verify their checksums.
 
         Raises:
-            CorruptCheckpointError: the bytes are damaged.
+            CorruptCheckpointError: if the bytes are damaged.
         """
-        with named_os_errors("read", self._reader.path):
+        with wrap_os_errors("read", self._reader.path):
             (array,) = self._reader.read([self._position], verify=True)
         if self.dtype != object:
             return numpy_value(array, self._leaf_type)
@@ -133,10 +133,10 @@ class Variable:
         return value
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Some values, as NumPy's indexing with integers, slices and ``...`` gives them, in a new array.
+        """Read some values into a new array, with NumPy indexing by integers, slices and ``...``.
 
-        Little more than their bytes is read: it is rounded up to the blocks of 1 MiB that have a checksum, and only
-        steps of 1 MiB and more are stepped over.
+        Reads little more than the selected bytes: complete blocks of 1 MiB, because each has one checksum. Slice steps
+        skip data only if a step spans at least 1 MiB.
 
         Example:
             >>> path = pytreesaver.save({"embed": np.arange(12).reshape(6, 2)}, "embedding")
@@ -147,13 +147,13 @@ class Variable:
         box, inner = bounding_box(index, self.shape, self.name)
         if self.dtype == object:
             return self.read()
-        with named_os_errors("read", self._reader.path):
+        with wrap_os_errors("read", self._reader.path):
             part = self._read_box(box, [part.step if isinstance(part, slice) else None for part in inner])
         values = numpy_value(part, self._leaf_type)[(*inner, ...)]
-        return values if values.nbytes * 2 > part.nbytes else values.copy()  # the box is not kept for a few values
+        return values if values.nbytes * 2 > part.nbytes else values.copy()  # a view would keep the large box alive
 
     def _read_box(self, box: list[tuple[int, int]], steps: list[int | None]) -> np.ndarray:
-        """A box of the stored array. What long steps pass over is not read: it is whatever was in memory."""
+        """Read a box of the stored array. Elements skipped by long steps are left uninitialized."""
         itemsize = self.dtype.itemsize
         for axis, ((low, high), step) in enumerate(zip(box, steps, strict=True)):
             stride = math.prod(self.shape[axis + 1 :]) * itemsize
@@ -170,10 +170,10 @@ class Variable:
         return part
 
     def statistics(self) -> Statistics:
-        """What its elements are like: extremes, mean, NaN, ...; read in bounded memory.
+        """Compute statistics of the elements, such as extremes, mean and NaN count, in bounded memory.
 
         Raises:
-            CorruptCheckpointError: the bytes are damaged.
+            CorruptCheckpointError: if the bytes are damaged.
 
         Example:
             >>> path = pytreesaver.save({"w": np.array([1.0, 2.0, np.nan])}, "measured-variable")
@@ -181,21 +181,21 @@ class Variable:
             >>> statistics.nan, statistics.mean, statistics.max
             (1, 1.5, 2.0)
         """
-        with named_os_errors("read", self._reader.path):
+        with wrap_os_errors("read", self._reader.path):
             return measure(self._reader, [self._position])[0]
 
     def histogram(self, bins: int = 20, range: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """How its finite elements lie between the smallest and the largest: counts int64[bins] and edges
-        float64[bins + 1], as `numpy.histogram` gives them; read in bounded memory.
+        """Compute a histogram of the finite elements in bounded memory. Returns counts int64[bins] and edges
+        float64[bins + 1], like `numpy.histogram`.
 
         Args:
-            bins: how many intervals there are.
-            range: the first and the last edge, in place of the smallest and the largest element. What lies outside is
-                not counted, and the values are read once and not twice.
+            bins: the number of intervals.
+            range: the first and the last edge, by default the smallest and the largest element. Elements outside are
+                not counted. With a range the values are read once instead of twice.
 
         Raises:
-            ValueError: it has no finite real numbers, `bins` is less than 1, or `range` does not rise.
-            CorruptCheckpointError: the bytes are damaged.
+            ValueError: if there are no finite real numbers, `bins` is less than 1, or `range` is invalid.
+            CorruptCheckpointError: if the bytes are damaged.
 
         Example:
             >>> path = pytreesaver.save({"w": np.array([0.0, 1.0, 1.0, 4.0])}, "counted-variable")
@@ -205,21 +205,21 @@ class Variable:
         if bins < 1:
             raise ValueError(f"bins: expected a positive number, found {bins!r}")
         if range is not None and not (math.isfinite(range[0]) and math.isfinite(range[1]) and range[0] <= range[1]):
-            raise ValueError(f"range: expected two finite numbers that rise, found {range!r}")
-        with named_os_errors("read", self._reader.path):
+            raise ValueError(f"range: expected two finite numbers in ascending order, found {range!r}")
+        with wrap_os_errors("read", self._reader.path):
             return histogram(self._reader, self._position, bins, range)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError(f"{shown(self.name)} lies in a file: it cannot become an array without a copy")
+            raise ValueError(f"{quoted(self.name)} is stored in a file: cannot create an array without a copy")
         array = self.read()
         return array if dtype is None else array.astype(dtype)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("cannot pickle or copy a Variable of an open Checkpoint; read() it, or pass the path on")
+        raise TypeError("cannot pickle or copy a Variable of an open Checkpoint; call read(), or pass the path")
 
     def __repr__(self) -> str:
-        return f"<Variable {shown(self.name)}: {self.type}, {self.nbytes} bytes>"
+        return f"<Variable {quoted(self.name)}: {self.type}, {self.nbytes} bytes>"
 
 
-_LONG_STEP_NBYTES = 1 << 20  # a step over fewer bytes costs more than reading them
+_LONG_STEP_NBYTES = 1 << 20  # skipping fewer bytes costs more than reading them

@@ -1,1 +1,1 @@
-"""Bytes on disk: files, atomic commits, parallel reads and writes, checksums. Knows nothing of trees."""
+"""File I/O: atomic commits, parallel reads and writes, checksums. Independent of trees."""

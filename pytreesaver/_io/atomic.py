@@ -1,7 +1,7 @@
-"""Files and directories that appear, change or disappear in one step, and nothing that a crash leaves half done.
+"""Atomic creation, replacement and removal of files and directories.
 
-What is not finished has a hidden name, and whoever works on it holds a lock on it, which dies with its holder. So the
-leftovers of those who died can be told from the work of the living, and anybody may remove them.
+Unfinished work has a hidden temporary name, and the process that writes it holds a lock on it, which ends with the
+process. So any process can tell leftovers of an interrupted save from work in progress, and can remove them.
 """
 
 import os
@@ -18,42 +18,42 @@ _TEMPORARY = re.compile(r"\.pytreesaver-[0-9a-f]{16}\.tmp")
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A hidden name that nothing has yet, in the directory of `path`."""
+    """Return an unused hidden path in the directory of `path`."""
     return path.parent / f".pytreesaver-{secrets.token_hex(8)}.tmp"
 
 
-def make_parents(directory: Path, made: list[Path]) -> None:
-    """Create a directory and those above it; `made` gets each one as it is created."""
+def make_directories(directory: Path, created: list[Path]) -> None:
+    """Create a directory and its parents. Append each created directory to `created`."""
     if directory.exists():
         return
-    make_parents(directory.parent, made)
-    with suppress(FileExistsError):  # another process may create it at the same time
+    make_directories(directory.parent, created)
+    with suppress(FileExistsError):  # another process may create it concurrently
         filesystem.make_directory(directory)
-        made.append(directory)
+        created.append(directory)
 
 
 def make_durable_directory(directory: Path) -> None:
-    """Create a directory and those above it, so that a power cut would not lose their names."""
-    made: list[Path] = []
-    make_parents(directory, made)
-    for new in made:
+    """Create a directory and its parents durably, so that they survive a power failure."""
+    created: list[Path] = []
+    make_directories(directory, created)
+    for new in created:
         with suppress(PermissionError):
             filesystem.sync_directory(new.absolute().parent)
 
 
-def sync_names(path: Path, made: Sequence[Path] = ()) -> None:
-    """Make the name of a checkpoint durable, and those of the directories that were just made for it.
+def sync_parents(path: Path, created: Sequence[Path] = ()) -> None:
+    """Make the name of a checkpoint durable, and the names of the directories that were just created for it.
 
-    The directory that it is in may have been made a moment ago too, by the program that saves into it.
+    The parent directory is made durable too, since the program that saves may have just created it.
     """
     parent = path.absolute().parent
-    for directory in dict.fromkeys([parent, *(d.absolute().parent for d in reversed(made)), parent.parent]):
-        with suppress(PermissionError):  # a directory that may not be listed is none that this program made
+    for directory in dict.fromkeys([parent, *(d.absolute().parent for d in reversed(created)), parent.parent]):
+        with suppress(PermissionError):  # this program cannot have created a directory that it may not read
             filesystem.sync_directory(directory)
 
 
 def make_locked_directory(path: Path, open_files: ExitStack) -> None:
-    """Create a directory that stays locked until `open_files` is closed."""
+    """Create a directory and keep it locked until `open_files` is closed."""
     while True:
         filesystem.make_directory(path)
         with suppress(FileNotFoundError):
@@ -63,22 +63,22 @@ def make_locked_directory(path: Path, open_files: ExitStack) -> None:
             if filesystem.is_linked(descriptor):
                 return
 
-        # Someone who tidied up had the lock in the moment between the calls.
+        # Another process locked and removed the directory as a leftover before the lock was taken. Try again.
 
 
 def open_locked(path: Path, open_files: ExitStack) -> int:
-    """Create a file that stays open and locked until `open_files` is closed."""
+    """Create a file and keep it open and locked until `open_files` is closed. Return its file descriptor."""
     descriptor = filesystem.open_new(path)
     open_files.callback(filesystem.close, descriptor)
     filesystem.lock(descriptor)
-    # Someone who tidied up may have had the lock in the moment between the two calls.
+    # Another process may have removed the file as a leftover before the lock was taken.
     return descriptor if filesystem.is_linked(descriptor) else open_locked(path, open_files)
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete what work that was killed has left in a directory, and nothing that a living one is at."""
+    """Delete leftovers of interrupted saves in a directory, but nothing that a running process holds a lock on."""
     entries: list[str] = []
-    with suppress(OSError):  # one may write into a directory that one may not list
+    with suppress(OSError):  # a directory may be writable but not readable
         entries = filesystem.list_directory(directory)
     for entry in entries:
         if _TEMPORARY.fullmatch(entry):
@@ -92,7 +92,7 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a file, or a directory of files, as far as the system allows it."""
+    """Delete a file or a directory of files. Ignore errors."""
     with suppress(OSError):
         if path.is_symlink() or not path.is_dir():
             filesystem.remove_file(path)
@@ -102,16 +102,16 @@ def remove_tree(path: Path) -> None:
         filesystem.remove_directory(path)
 
 
-def remove_directory_of_files(path: Path) -> None:
-    """Delete a directory of files so that at every moment it is there whole or not at all.
+def remove_directory_atomically(path: Path) -> None:
+    """Delete a directory of files atomically: it exists either complete or not at all.
 
     Raises:
-        OSError: it could not be removed; then it is still there.
+        OSError: if it could not be removed. It is then unchanged.
     """
     hidden = temporary_sibling(path)
     filesystem.rename(path, hidden)
     try:
-        # Otherwise a power cut could bring the name back after the files are gone.
+        # Otherwise the name could reappear after a power failure, without the files.
         filesystem.sync_directory(path.absolute().parent)
     except OSError:
         filesystem.rename(hidden, path)
@@ -120,11 +120,11 @@ def remove_directory_of_files(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file durably so that at every moment either the old one or the new one is there, whole.
+    """Write or replace a file atomically and durably.
 
     Raises:
-        OSError: it could not be written; then the old one is there, unless it is only the last step that failed,
-            making the name durable.
+        OSError: if the file could not be written. The old file is then unchanged, unless only the final directory sync
+            failed: then the new file exists but may not survive a power failure.
     """
     hidden = temporary_sibling(path)
     with ExitStack() as open_files:

@@ -1,4 +1,4 @@
-"""xxh3 checksums of stretches of bytes, one for each block, so that blocks can be checked apart and in parallel."""
+"""xxh3 checksums, one for each block of a byte range, so that blocks can be checked separately and in parallel."""
 
 from collections.abc import Iterator
 
@@ -6,11 +6,11 @@ import numpy as np
 import xxhash
 
 BLOCK_NBYTES = 1 << 20
-"""How many bytes one checksum covers at most; blocks are counted from the start of a stretch."""
+"""Maximum number of bytes that one checksum covers. Blocks start at the beginning of a range."""
 
 
 def checksum(data: np.ndarray | bytes | memoryview) -> int:
-    """The 64-bit xxh3 of some bytes.
+    """Return the 64-bit xxh3 checksum of `data`.
 
     Example:
         >>> hex(checksum(b""))
@@ -20,7 +20,7 @@ def checksum(data: np.ndarray | bytes | memoryview) -> int:
 
 
 def block_count(nbytes: int, block_nbytes: int = BLOCK_NBYTES) -> int:
-    """How many checksums a stretch of `nbytes` has.
+    """Return the number of checksums of a range of `nbytes` bytes.
 
     Example:
         >>> block_count(0), block_count(1), block_count(BLOCK_NBYTES + 1)
@@ -30,7 +30,7 @@ def block_count(nbytes: int, block_nbytes: int = BLOCK_NBYTES) -> int:
 
 
 def block_checksums(data: np.ndarray, block_nbytes: int = BLOCK_NBYTES) -> Iterator[int]:
-    """The checksums of the blocks of uint8[n], in order."""
+    """Yield the checksums of the blocks of `data`, a uint8[n], in order."""
     if 0 < data.nbytes <= block_nbytes:
         yield checksum(data)
         return

@@ -1,4 +1,4 @@
-"""How many bytes were read or written so far: counted where that happens, and told to whoever wants to know."""
+"""Parallel execution of I/O tasks, and counting of the bytes that they process for progress reports."""
 
 import os
 import threading
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 
 Report = Callable[[int, int], object]
-"""Called with the number of bytes that are done and that of all."""
+"""Type of a callback, which is called with (bytes done, total bytes)."""
 
 _meter: ContextVar["_Meter | None"] = ContextVar("pytreesaver_meter", default=None)
 
@@ -18,28 +18,28 @@ class _Meter:
         self._total = total
         self._report = report
         self._done = 0
-        self._told = 0
+        self._reported = 0
         self._lock = threading.Lock()
 
     def add(self, nbytes: int) -> None:
         with self._lock:
             self._done += nbytes
-            # Blocks with checksums are read whole, and a part may be read again: it is more than what was asked for.
-            self._tell(min(self._done, self._total))
+            # Reads are rounded to checksum blocks and some bytes are read twice, so the count can exceed the total.
+            self._notify(min(self._done, self._total))
 
     def finish(self) -> None:
         with self._lock:
-            self._tell(self._total)
+            self._notify(self._total)
 
-    def _tell(self, done: int) -> None:
-        if done > self._told:
-            self._told = done
-            with unmetered():  # what the function itself reads is no part of the work
+    def _notify(self, done: int) -> None:
+        if done > self._reported:
+            self._reported = done
+            with unmetered():  # reads by the callback itself do not count
                 self._report(done, self._total)
 
 
 def advance(nbytes: int) -> None:
-    """Count bytes that were read or written just now."""
+    """Add `nbytes` to the bytes done in the current `metered` block, if there is one."""
     meter = _meter.get()
     if meter is not None:
         meter.add(nbytes)
@@ -47,10 +47,10 @@ def advance(nbytes: int) -> None:
 
 @contextmanager
 def metered(total: int, report: Report) -> Iterator[None]:
-    """Report, from now on and of all threads that work for this one, how many of `total` bytes are done.
+    """Call `report` as the block, including the threads that it starts with `run_all`, processes `total` bytes.
 
-    What is reported rises, one call at a time, up to `total`, if there is no error; of no bytes nothing is reported.
-    The calls come from the threads that do the work; an error that `report` raises ends it.
+    Calls do not overlap, and the reported number increases with every call, up to `total` unless an error occurs.
+    `report` is never called if `total` is 0. It may run in worker threads. An exception that it raises ends the work.
 
     Example:
         >>> with metered(10, lambda done, total: print(f"{done} of {total}")):
@@ -69,7 +69,7 @@ def metered(total: int, report: Report) -> Iterator[None]:
 
 @contextmanager
 def unmetered() -> Iterator[None]:
-    """What is read or written inside, and by threads that work for it, does not count."""
+    """Do not count bytes processed in the block or in the threads that it starts with `run_all`."""
     token = _meter.set(None)
     try:
         yield
@@ -78,19 +78,20 @@ def unmetered() -> Iterator[None]:
 
 
 SLICE_NBYTES = 8 << 20
-"""How many bytes one thread reads, writes or copies at a time."""
+"""Number of bytes that a thread reads, writes or copies at a time."""
 
-_FEW_BYTES = 4 << 20  # below this, starting threads costs more than it saves
+_MIN_PARALLEL_NBYTES = 4 << 20  # below this, threads cost more than they save
 
 
 def run_all(tasks: Sequence[Callable[[], None]], nbytes: int, *, in_background: bool = False) -> None:
-    """Run every task; if one fails, start no more, wait for those under way, and raise the first error.
+    """Run all tasks in parallel. If a task fails, cancel pending tasks, wait for running ones and raise its error.
 
-    In the background an eighth of the processor is taken, or the current thread alone.
+    At most four threads are used. With `in_background`, at most one thread for every eight CPU cores is used, and with
+    fewer than 16 cores only the current thread.
     """
     cores = os.cpu_count() or 1
     workers = min(len(tasks), 4, cores // 8 if in_background else cores + 1)
-    if workers < 2 or nbytes < _FEW_BYTES:
+    if workers < 2 or nbytes < _MIN_PARALLEL_NBYTES:
         for task in tasks:
             task()
         return
@@ -100,7 +101,7 @@ def run_all(tasks: Sequence[Callable[[], None]], nbytes: int, *, in_background: 
             for task in tasks:
                 try:
                     futures.append(executor.submit(copy_context().run, task))
-                except RuntimeError:  # the interpreter is shutting down, and starts no more threads
+                except RuntimeError:  # the interpreter is shutting down and cannot start threads
                     task()
             for future in futures:
                 future.result()

@@ -1,4 +1,4 @@
-"""Paths as users give them, and the operating system's refusals as errors that say what was being done and where."""
+"""Validation of user-supplied paths, and conversion of OSErrors to pytreesaver exceptions."""
 
 import errno
 import os
@@ -12,30 +12,30 @@ PathLike = str | os.PathLike[str]
 
 
 def local_path(path: PathLike) -> Path:
-    """A path on this machine, ``~`` resolved.
+    """Return a local path with ``~`` expanded.
 
     Raises:
-        TypeError: it is neither a str nor an `os.PathLike` of one.
-        ValueError: it is empty, or the address of something elsewhere.
+        TypeError: if `path` is neither a str nor an `os.PathLike` of str.
+        ValueError: if `path` is empty or a URL, contains NUL, cannot be encoded, or names an unknown user.
     """
-    given: object = path  # whatever its annotation says
+    given: object = path  # callers may ignore the annotation
     text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
     if not isinstance(text, str):
         raise TypeError(f"path: expected a str or a pathlib.Path, found {path!r}")
     if not text or "\0" in text or not _is_encodable(text):
-        raise ValueError(f"path: expected the path of a checkpoint, found {text!r}")
+        raise ValueError(f"path: expected a valid path, found {text!r}")
     if "://" in text:
-        raise ValueError(f"path: expected a path on this machine, found the address {text!r}")
+        raise ValueError(f"path: expected a local path, found the URL {text!r}")
     if not text.startswith("~"):
         return Path(text)
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"path: expected the home directory of a user of this machine, found {text!r}") from error
+        raise ValueError(f"path: expected the home directory of an existing user, found {text!r}") from error
 
 
 def canonical(path: PathLike) -> Path:
-    """The one path of an entry of a directory, however the directory is spelt; the entry itself may be a link.
+    """Return the absolute path of a directory entry, with links resolved in its directory but not in the entry.
 
     Example:
         >>> canonical("/usr/../usr/./model")
@@ -54,15 +54,15 @@ def _is_encodable(text: str) -> bool:
 
 
 @contextmanager
-def named_os_errors(action: str, path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into an error that says what was being done, and where."""
+def wrap_os_errors(action: str, path: Path) -> Iterator[None]:
+    """Convert OSErrors in the block to `CheckpointIOError`, with `action` and `path` in the message."""
     try:
         yield
     except CheckpointError:
         raise
     except RecursionError:
         raise CheckpointError(
-            f"cannot {action} {path}: the call stack is too full; call from fewer frames, or use sys.setrecursionlimit"
+            f"cannot {action} {path}: the call stack is too deep; call from fewer frames or use sys.setrecursionlimit"
         ) from None
     except OSError as error:
         denied = isinstance(error, PermissionError) or error.errno == errno.EROFS

@@ -1,4 +1,4 @@
-"""Read many stretches of one file into fresh, aligned memory and check them on the way."""
+"""Read many byte ranges of a file into new, aligned memory, and verify their checksums."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,20 +8,22 @@ import numpy as np
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import block_checksums, checksum
-from pytreesaver._io.files import PastCacheReader, read_fully
+from pytreesaver._io.files import DirectReader, read_fully
 from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
 
 ALIGNMENT = 64
-"""JAX takes over memory on the CPU that begins at a multiple of this many bytes, and copies from all other."""
+"""On the CPU, JAX uses memory with this alignment in place and copies all other memory."""
 
-_LARGE_NBYTES = 1 << 20  # from here on a stretch has memory of its own, so that dropping it frees it
+_LARGE_NBYTES = 1 << 20  # from this size on, a range has memory of its own, so that it can be freed separately
 _STEP_NBYTES = 1 << 20
-_GAP_NBYTES = 64 << 10  # it costs less to read this much than to make another system call
+_GAP_NBYTES = 64 << 10  # reading this much is cheaper than another system call
 
 
-class Ranges(NamedTuple):
-    """Stretches of one file, in columns: `nbytes` bytes at `offsets`, and where the checksums of their blocks begin
-    among `checksums`; None where they are not checked."""
+class ReadRanges(NamedTuple):
+    """Byte ranges of a file, in columns: range i has ``nbytes[i]`` bytes at ``offsets[i]``.
+
+    The checksums of its blocks start at ``checksums[first_checksums[i]]``; with None they are not verified.
+    """
 
     offsets: Sequence[int]
     nbytes: Sequence[int]
@@ -29,17 +31,17 @@ class Ranges(NamedTuple):
     checksums: Sequence[int] | None
 
 
-def read_ranges(descriptor: int, ranges: Ranges, block_nbytes: int) -> tuple[list[np.ndarray], list[int]]:
-    """Read every range. Gives uint8[nbytes] for each, and the positions of those whose checksums do not fit.
+def read_ranges(descriptor: int, ranges: ReadRanges, block_nbytes: int) -> tuple[list[np.ndarray], list[int]]:
+    """Read all ranges. Return a uint8[nbytes] for each, and the indices of those with a checksum mismatch.
 
-    Large ranges have memory of their own, which begins at a multiple of `ALIGNMENT`. If that can be, a range lies in
-    memory as it lies in the file modulo 4096, so that it can be read past the cache.
+    Each large range has its own memory, aligned to `ALIGNMENT`. Where possible, its address and its file offset are
+    equal modulo 4096, as direct I/O requires.
 
     Raises:
-        EndOfFileError: the file is shorter than a range asks for.
+        EndOfFileError: if a range extends beyond the end of the file.
     """
-    with PastCacheReader(descriptor) as past_cache:
-        reading = _Reading(descriptor, past_cache, ranges, block_nbytes)
+    with DirectReader(descriptor) as direct:
+        reading = _Reading(descriptor, direct, ranges, block_nbytes)
         run_all(reading.tasks(), sum(ranges.nbytes))
     return reading.results, sorted(reading.damaged)
 
@@ -48,18 +50,18 @@ _EMPTY = np.empty(0, np.uint8)
 
 
 class _Reading:
-    """What the threads that read ranges share."""
+    """State that the threads of one `read_ranges` share."""
 
-    def __init__(self, descriptor: int, past_cache: PastCacheReader, ranges: Ranges, block_nbytes: int) -> None:
+    def __init__(self, descriptor: int, direct: DirectReader, ranges: ReadRanges, block_nbytes: int) -> None:
         self.results: list[np.ndarray] = [_EMPTY] * len(ranges.offsets)
         self.damaged: set[int] = set()
         self._descriptor = descriptor
-        self._past_cache = past_cache
+        self._direct = direct
         self._ranges = ranges
         self._block_nbytes = block_nbytes
 
     def tasks(self) -> list[Callable[[], None]]:
-        """What is to be done, for large ranges slice by slice, for small ones in groups that are near each other."""
+        """Return a task for each slice of a large range and for each group of neighbouring small ranges."""
         ranges, block = self._ranges, self._block_nbytes
         slice_nbytes = max(block, SLICE_NBYTES // block * block)
         nbytes = np.array(ranges.nbytes, np.int64)
@@ -82,14 +84,14 @@ class _Reading:
         memory = filesystem.new_memory(shift + end - start)
         read_fully(self._descriptor, memory[shift:], start)
         view = memoryview(memory)  # type: ignore[arg-type]
-        before = start - shift
+        origin = start - shift
         for i in group:
-            low = offsets[i] - before
+            low = offsets[i] - origin
             high = low + nbytes[i]
             self.results[i] = memory[low:high]
             if checksums is None:
                 continue
-            if high - low <= self._block_nbytes:  # thousands of small ones have a single block
+            if high - low <= self._block_nbytes:  # fast path for thousands of ranges of a single block
                 intact = checksum(view[low:high]) == checksums[first_checksums[i]]
             else:
                 intact = self._are_intact(self.results[i], checksums, first_checksums[i])
@@ -101,13 +103,13 @@ class _Reading:
         block, checksums = self._block_nbytes, self._ranges.checksums
         data = self.results[i][start : start + slice_nbytes]
         offset = self._ranges.offsets[i] + start
-        is_read = self._past_cache.read(data, offset)
+        is_read = self._direct.read(data, offset)
         if checksums is None:
             if not is_read:
                 read_fully(self._descriptor, data, offset)
             advance(data.nbytes)
             return
-        # Step by step, so that the checksums are computed while the bytes are still in the processor's cache.
+        # In small steps, so that checksums are computed while the bytes are in the CPU cache.
         first = self._ranges.first_checksums[i] + start // block
         blocks = max(_STEP_NBYTES // block, 1)
         for begin in range(0, data.nbytes, blocks * block):
@@ -123,7 +125,7 @@ class _Reading:
 
 
 def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[list[int]]:
-    """The small ranges, except for empty ones, in groups that are near enough to be read at once."""
+    """Return the small, nonempty ranges in groups that are close enough for a single read."""
     small = np.flatnonzero((nbytes < _LARGE_NBYTES) & (nbytes > 0))
     small = small[np.argsort(offsets[small], kind="stable")]
     starts, ends = offsets[small], offsets[small] + nbytes[small]

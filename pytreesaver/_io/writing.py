@@ -1,4 +1,4 @@
-"""Write many stretches of bytes to one file, a few gathering system calls for small ones, slices for large ones."""
+"""Write many byte ranges of a file: small ones in vectored writes, large ones in slices."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -9,65 +9,69 @@ import numpy as np
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import BLOCK_NBYTES, block_count
-from pytreesaver._io.files import CacheWriter, PastCacheWriter
+from pytreesaver._io.files import BufferedWriter, DirectWriter
 from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
 
-_MOST_STRETCHES = filesystem.MOST_BUFFERS - 24  # in one call; some are of several blocks, of 16 MiB in all at most
+# Ranges of several blocks need further buffers, but a group has at most 16 MiB.
+_MAX_RANGES_PER_WRITE = filesystem.MAX_BUFFERS - 24
 
 
-class Stretches(NamedTuple):
-    """Stretches of one file, in columns: `nbytes` bytes at `offsets`; `load` gives those of a stretch by its number as
-    uint8[nbytes] when they are wanted."""
+class WriteRanges(NamedTuple):
+    """Byte ranges of a file, in columns: range i has ``nbytes[i]`` bytes at ``offsets[i]``.
+
+    ``load(i)`` returns its bytes as a uint8[nbytes].
+    """
 
     offsets: Sequence[int]
     nbytes: Sequence[int]
     load: Callable[[int], np.ndarray]
 
 
-def write_stretches(
-    descriptor: int, stretches: Stretches, *, durable: bool = False, in_background: bool = False
+def write_ranges(
+    descriptor: int, ranges: WriteRanges, *, durable: bool = False, in_background: bool = False
 ) -> np.ndarray:
-    """Write every stretch, the first in the file first; if it is going to be made durable, have the system start with
-    that at once.
+    """Write all ranges in file order. If `durable`, writeback to the disk starts at once; the caller syncs the file.
 
-    In the background few threads do it, past the cache of the operating system: that takes longer, and leaves most of
-    the processor and of the memory's bandwidth to the rest of the program.
+    With `in_background`, few threads write, with direct I/O. That takes longer but leaves most of the CPU and of the
+    memory bandwidth to the rest of the program.
 
-    Gives uint64[n]: the checksums of the blocks of all of them, in the given order."""
-    offsets, nbytes = np.array(stretches.offsets, np.int64), np.array(stretches.nbytes, np.int64)
+    Returns:
+        The checksums of the blocks of all ranges, in the order of `ranges`, as a uint64[n].
+    """
+    offsets, nbytes = np.array(ranges.offsets, np.int64), np.array(ranges.nbytes, np.int64)
     blocks = -(-nbytes // BLOCK_NBYTES)
     first_blocks = np.cumsum(blocks) - blocks
     checksums = np.zeros(int(blocks.sum()), np.uint64)
-    through_cache = CacheWriter(descriptor, durable)
-    with PastCacheWriter(descriptor, through_cache) if in_background else through_cache as writer:
+    buffered = BufferedWriter(descriptor, durable)
+    with DirectWriter(descriptor, buffered) if in_background else buffered as writer:
         tasks: dict[int, Callable[[], None]] = {}
         for group in _groups(offsets, nbytes):
             first = first_blocks[group].tolist()
-            tasks[int(offsets[group[0]])] = partial(_write_group, writer, stretches, group.tolist(), checksums, first)
+            tasks[int(offsets[group[0]])] = partial(_write_group, writer, ranges, group.tolist(), checksums, first)
         for i in np.flatnonzero(nbytes > SLICE_NBYTES).tolist():
-            size, offset = stretches.nbytes[i], stretches.offsets[i]
-            shared = _SharedBytes(partial(stretches.load, i), block_count(size, SLICE_NBYTES))
+            size, offset = ranges.nbytes[i], ranges.offsets[i]
+            shared = _SharedBytes(partial(ranges.load, i), block_count(size, SLICE_NBYTES))
             for start in range(0, size, SLICE_NBYTES):  # a multiple of BLOCK_NBYTES
                 block = int(first_blocks[i]) + start // BLOCK_NBYTES
                 tasks[offset + start] = partial(_write_slice, writer, shared, start, offset, checksums, block)
-        in_order = [tasks[offset] for offset in sorted(tasks)]
-        run_all(in_order, int(nbytes.sum()), in_background=in_background)
+        in_file_order = [tasks[offset] for offset in sorted(tasks)]
+        run_all(in_file_order, int(nbytes.sum()), in_background=in_background)
     return checksums
 
 
 def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[np.ndarray]:
-    """The stretches of up to `SLICE_NBYTES`, except for empty ones, in groups that one call can write."""
+    """Return the nonempty ranges of up to `SLICE_NBYTES` in contiguous groups that one call can write."""
     small = np.flatnonzero((nbytes <= SLICE_NBYTES) & (nbytes > 0))
     small = small[np.argsort(offsets[small], kind="stable")]
     ends = offsets[small] + nbytes[small]
-    parts = np.stack([ends // SLICE_NBYTES, np.arange(small.size) // _MOST_STRETCHES])
-    apart = (offsets[small][1:] != ends[:-1]) | (np.diff(parts) > 0).any(axis=0)
-    return [group for group in np.split(small, np.flatnonzero(apart) + 1) if group.size]
+    parts = np.stack([ends // SLICE_NBYTES, np.arange(small.size) // _MAX_RANGES_PER_WRITE])
+    is_first = (offsets[small][1:] != ends[:-1]) | (np.diff(parts) > 0).any(axis=0)
+    return [group for group in np.split(small, np.flatnonzero(is_first) + 1) if group.size]
 
 
 def _write_group(
-    writer: CacheWriter | PastCacheWriter,
-    stretches: Stretches,
+    writer: BufferedWriter | DirectWriter,
+    ranges: WriteRanges,
     group: Sequence[int],
     checksums: np.ndarray,
     first_blocks: Sequence[int],
@@ -75,7 +79,7 @@ def _write_group(
     blocks: list[np.ndarray] = []
     numbers: list[int] = []
     for i, first in zip(group, first_blocks, strict=True):
-        data = stretches.load(i)
+        data = ranges.load(i)
         if data.nbytes <= BLOCK_NBYTES:
             blocks.append(data)
             numbers.append(first)
@@ -83,7 +87,7 @@ def _write_group(
             split = _blocks(data)
             blocks += split
             numbers += range(first, first + len(split))
-    checksums[numbers] = writer.write(blocks, stretches.offsets[group[0]])
+    checksums[numbers] = writer.write(blocks, ranges.offsets[group[0]])
     advance(sum(map(len, blocks)))
 
 
@@ -92,7 +96,7 @@ def _blocks(data: np.ndarray) -> list[np.ndarray]:
 
 
 class _SharedBytes:
-    """The bytes of a large stretch, loaded when the first of its slices is written and dropped after the last."""
+    """The bytes of a large range, loaded for the first of its slices and released after the last."""
 
     def __init__(self, load: Callable[[], np.ndarray], slices: int) -> None:
         self._load = load
@@ -101,7 +105,7 @@ class _SharedBytes:
         self._lock = threading.Lock()
 
     def take(self, start: int) -> np.ndarray:
-        """The slice that begins at `start`; each is taken once."""
+        """Return the slice at `start`. Each slice is taken once."""
         with self._lock:
             data = self._load() if self._data is None else self._data
             self._slices -= 1
@@ -110,7 +114,7 @@ class _SharedBytes:
 
 
 def _write_slice(
-    writer: CacheWriter | PastCacheWriter,
+    writer: BufferedWriter | DirectWriter,
     shared: _SharedBytes,
     start: int,
     offset: int,

@@ -15,7 +15,7 @@ from pytreesaver._errors import (
     RetentionWarning,
 )
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import PathLike, canonical, local_path, named_os_errors
+from pytreesaver._io.paths import PathLike, canonical, local_path, wrap_os_errors
 from pytreesaver._run.directory import delete_checkpoint, is_pinned, read_record, recorded_checkpoints
 from pytreesaver._run.history import HISTORY_NAME, append_history, deletions
 from pytreesaver._run.listing import ListedCheckpoint, list_checkpoints
@@ -152,7 +152,7 @@ def _remove(directory: Path, doomed: Sequence[Path]) -> None:
 @contextmanager
 def _held(directory: Path) -> Iterator[RunLock]:
     """Keep other savers out of a directory."""
-    with named_os_errors("write to", directory):
+    with wrap_os_errors("write to", directory):
         lock = claim(directory, None)
     try:
         with lock.saving:
@@ -211,7 +211,7 @@ def _write_without_lost(directory: Path, name: str, state: CheckpointState) -> N
         # Those that are left are kept for ever, which a state file says by naming the newest of them and listing none.
         there = [str(path) for path, record in recorded_checkpoints(directory, name) if record.name == path.name]
     if not there:
-        with named_os_errors("write to", directory):
+        with wrap_os_errors("write to", directory):
             filesystem.remove_file(directory / name)
         return
     write_state(

@@ -17,7 +17,7 @@ from pytreesaver._errors import (
     RetentionWarning,
 )
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import PathLike, local_path, named_os_errors
+from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._run.history import CheckpointEvent, append_history, deletions
 from pytreesaver._run.record import Record, decode_record
 from pytreesaver._run.state_file import listed_checkpoints, state_file_name, write_state
@@ -25,17 +25,14 @@ from pytreesaver._run.state_text import (
     CheckpointState,
 )
 from pytreesaver.formats.protocol import PINNED_NAME
-from pytreesaver.formats.registry import format_at, format_to_read, is_checkpoint, open_reader
+from pytreesaver.formats.registry import format_at, format_to_read, is_checkpoint, opened
 
 
 def is_complete(path: Path) -> bool:
     """Whether there is a checkpoint at `path` whose index is intact and whose files have their sizes."""
     try:
-        reader = open_reader(path)
-        try:
+        with opened(path) as reader:
             reader.check()
-        finally:
-            reader.close()
     except (CheckpointError, OSError):
         return False
     return True
@@ -75,7 +72,7 @@ def delete_checkpoint(target: Path) -> bool:
     """Delete the checkpoint at a path; gives whether there was one. Raises what `remove_checkpoint` raises."""
     if not os.path.lexists(target):
         return False
-    with named_os_errors("remove", target):
+    with wrap_os_errors("remove", target):
         found = format_at(target)
         if found is None:
             raise CheckpointNotFoundError(f"{target}: expected a checkpoint to remove, found something else")
@@ -85,7 +82,7 @@ def delete_checkpoint(target: Path) -> bool:
 
 def read_record(path: Path) -> Record:
     """What was recorded with a checkpoint. Raises what `load_checkpoint` raises."""
-    with named_os_errors("read", path):
+    with wrap_os_errors("read", path):
         return decode_record(format_to_read(path).read_heading(path).record, path)
 
 

@@ -15,7 +15,7 @@ from pytreesaver._errors import CheckpointNotFoundError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import replace_file
 from pytreesaver._io.files import write_fully
-from pytreesaver._io.paths import PathLike, local_path, named_os_errors
+from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value, encode_value
 
@@ -59,7 +59,7 @@ def get_checkpoint_history(directory: PathLike) -> list[CheckpointEvent]:
         [('saved', 'ckpt-1', {'loss': 1.0}), ('saved', 'ckpt-2', {'loss': 0.5}), ('deleted', 'ckpt-1', {})]
     """
     where = local_path(directory)
-    with named_os_errors("read", where):
+    with wrap_os_errors("read", where):
         if not where.is_dir():
             raise CheckpointNotFoundError(f"{where}: expected a run directory, found none there")
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import PathLike, canonical, local_path, named_os_errors
+from pytreesaver._io.paths import PathLike, canonical, local_path, wrap_os_errors
 from pytreesaver._run.directory import is_pinned, modified_time, unlisted_to_adopt
 from pytreesaver._run.managed_run import ManagedRun
 from pytreesaver._run.policies.recording import decode_rule
@@ -79,7 +79,7 @@ def list_checkpoints(
         listed/ckpt-3 {'loss': 0.3333333333333333} ('newest', 'last 2')
     """
     where = local_path(directory)
-    with named_os_errors("read", where):
+    with wrap_os_errors("read", where):
         try:
             entries = filesystem.list_directory(where)
         except (FileNotFoundError, NotADirectoryError):

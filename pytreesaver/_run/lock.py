@@ -15,7 +15,7 @@ from pytreesaver._errors import ConcurrentWriterError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import make_durable_directory
 from pytreesaver._io.files import write_fully
-from pytreesaver._io.paths import named_os_errors
+from pytreesaver._io.paths import wrap_os_errors
 from pytreesaver.formats.registry import format_at
 
 LOCK_NAME = ".pytreesaver.lock"
@@ -111,7 +111,7 @@ class RunLock:
 def _claim(directory: Path) -> int:
     descriptor = filesystem.open_or_create(directory / LOCK_NAME)
     try:
-        if not filesystem.try_claim(descriptor):
+        if not filesystem.try_lock_if_supported(descriptor):
             raise ConcurrentWriterError(
                 f"{directory}: expected to be the only process that saves into it, found {_holder(descriptor)}; "
                 "stop that one, or save into a directory of your own"
@@ -151,7 +151,7 @@ def claim(directory: Path, held: RunLock | None) -> RunLock:
         ConcurrentWriterError: another live process saves into the directory.
         CheckpointIOError: the directory cannot be created or written to.
     """
-    with named_os_errors("save to", directory):
+    with wrap_os_errors("save to", directory):
         make_durable_directory(directory)
         if held is not None and held.holds(directory):
             return held

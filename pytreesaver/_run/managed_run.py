@@ -1,23 +1,26 @@
 """A run directory as a CheckpointManager sees it: what there is, what its state file says, what is to be deleted."""
 
+import errno
 import math
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pytreesaver._errors import (
+    CheckpointError,
+    CheckpointIOError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
     RetentionWarning,
     UnsupportedVersionError,
 )
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import named_os_errors
+from pytreesaver._io.paths import wrap_os_errors
 from pytreesaver._run.directory import (
     Deletions,
     is_pinned,
@@ -36,7 +39,9 @@ from pytreesaver._run.policies.rules import ManagerDecisions, ManagerRule, manag
 from pytreesaver._run.state_file import get_checkpoint_state
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState
 from pytreesaver.formats.protocol import PINNED_NAME
-from pytreesaver.formats.registry import is_checkpoint, open_reader
+from pytreesaver.formats.registry import is_checkpoint, opened
+
+T = TypeVar("T")
 
 
 class RunState(NamedTuple):
@@ -120,13 +125,13 @@ class ManagedRun:
     def pin(self, step: int) -> None:
         """Mark the checkpoint of a step as one to be kept. Raises a CheckpointNotFoundError if there is none."""
         marker = self._marker(step)
-        with named_os_errors("pin", marker.parent):
+        with wrap_os_errors("pin", marker.parent):
             filesystem.close(filesystem.open_or_create(marker))
 
     def unpin(self, step: int) -> None:
         """Take that mark away. Raises a CheckpointNotFoundError if there is no such checkpoint."""
         marker = self._marker(step)
-        with named_os_errors("unpin", marker.parent):
+        with wrap_os_errors("unpin", marker.parent):
             if os.path.lexists(marker):
                 filesystem.remove_file(marker)
 
@@ -138,7 +143,7 @@ class ManagedRun:
 
     def _named(self) -> list[Path]:
         """Everything in the directory that has the name of a checkpoint."""
-        with named_os_errors("read", self.directory):
+        with wrap_os_errors("read", self.directory):
             try:
                 entries = filesystem.list_directory(self.directory)
             except (FileNotFoundError, NotADirectoryError):
@@ -287,20 +292,10 @@ class ManagedRun:
             raise CheckpointNotFoundError(f"{path}: expected a checkpoint, found nothing there any more") from error
         if self._verified.get(path) == fingerprint:
             return
+        with opened(path) as reader:
+            reader.verify() if every_byte else reader.check()
         if every_byte:
-            reader = open_reader(path)
-            try:
-                with named_os_errors("read", path):
-                    reader.verify()
-            finally:
-                reader.close()
             self._remember(path, fingerprint)
-        else:
-            reader = open_reader(path)
-            try:
-                reader.check()
-            finally:
-                reader.close()
 
     def trust(self, path: Path) -> None:
         """Take a checkpoint that was just saved for whole, as long as nobody writes to it."""
@@ -310,3 +305,31 @@ class ManagedRun:
     def _remember(self, path: Path, fingerprint: Any) -> None:
         # Never changed in place: the thread that saves and those that ask look at it at the same time.
         self._verified = {p: f for p, f in self._verified.items() if os.path.lexists(p)} | {path: fingerprint}
+
+
+def first_intact(
+    candidates: Sequence[SavedCheckpoint], use: Callable[[SavedCheckpoint], T]
+) -> tuple[SavedCheckpoint | None, T | None, list[CheckpointError]]:
+    """Return the first undamaged checkpoint, the result of `use` for it, and the errors of those before it.
+
+    Raises:
+        The errors of `use` that do not mean damage, such as a missing permission or too many open files.
+    """
+    problems: list[CheckpointError] = []
+    for saved in candidates:
+        try:
+            return saved, use(saved), problems
+        except (CorruptCheckpointError, CheckpointNotFoundError) as error:
+            problems.append(error)
+        except CheckpointIOError as error:
+            if error.errno != errno.EIO:
+                raise
+            problems.append(error)
+    return None, None, problems
+
+
+def warn_of_damaged(problems: Sequence[CheckpointError], offered: str) -> None:
+    """Warn of the checkpoints that `first_intact` skipped."""
+    if problems:
+        lines = "\n".join(map(str, problems))
+        warnings.warn(f"{lines}\noffered instead: {offered}", RetentionWarning, stacklevel=3)

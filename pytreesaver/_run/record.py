@@ -1,9 +1,10 @@
 """What a run directory records with each of its checkpoints: step, time, metrics and retention rule, as JSON data."""
 
 import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 import msgspec
 import numpy as np
@@ -69,31 +70,34 @@ def decode_record(encoded: Any, where: Path) -> Record:
     return record
 
 
-def as_step(step: Any) -> int:
-    """A step as an int.
+def as_step(step: SupportsIndex) -> int:
+    """Return a step as an int.
 
     Raises:
-        TypeError: it is neither an int nor an integer array without axes.
-        ValueError: it is negative.
+        TypeError: if it is neither an int nor a 0-d integer array.
+        ValueError: if it is negative.
 
     Example:
         >>> as_step(np.int64(100)), as_step(np.array(100))
         (100, 100)
     """
-    is_array = hasattr(step, "dtype") and hasattr(step, "shape")
-    is_integer = is_array and step.shape == () and np.issubdtype(step.dtype, np.integer)
-    if not is_integer and (isinstance(step, bool) or not isinstance(step, int)):
-        raise TypeError(f"step: expected an int or an integer array without axes, found {step!r}")
-    if step < 0:
-        raise ValueError(f"step: expected a number from 0 on, found {int(step)}")
-    return int(step)
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = None
+    if number is None or isinstance(step, bool | np.bool_):
+        raise TypeError(f"step: expected an int or a 0-d integer array, found {step!r}")
+    if number < 0:
+        raise ValueError(f"step: expected a non-negative int, found {number}")
+    return number
 
 
-def checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
-    """Metrics as floats by name.
+def checked_metrics(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
+    """Return metrics as floats, by name.
 
     Raises:
-        TypeError: one is no number.
+        TypeError: if a metric is not a number.
+        ValueError: if a metric is too large for a float.
 
     Example:
         >>> checked_metrics({"loss": np.float32(0.5), "epoch": 2})

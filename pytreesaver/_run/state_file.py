@@ -10,7 +10,7 @@ from pytreesaver._errors import CorruptCheckpointError, RetentionWarning
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import replace_file
 from pytreesaver._io.files import read_file
-from pytreesaver._io.paths import PathLike, local_path, named_os_errors
+from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._run.state_text import (
     STATE_FILE_NAME,
     CheckpointState,
@@ -39,7 +39,7 @@ def get_checkpoint_state(checkpoint_dir: PathLike, latest_filename: str | None =
     file = directory / state_file_name(latest_filename)
     if file.is_dir():
         return None
-    with named_os_errors("read", file):
+    with wrap_os_errors("read", file):
         try:
             descriptor = filesystem.open_existing(file)
         except (FileNotFoundError, NotADirectoryError):
@@ -150,7 +150,7 @@ def write_state(directory: Path, name: str, state: CheckpointState) -> None:
         raise ValueError(
             f"{directory / name}: the state file and the newest checkpoint have the same path; name one differently"
         )
-    with named_os_errors("write", directory / name):
+    with wrap_os_errors("write", directory / name):
         replace_file(directory / name, format_state(state))
 
 

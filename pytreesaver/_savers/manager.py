@@ -1,14 +1,12 @@
 """CheckpointManager: a run directory for a training loop. After TensorFlow 2's `tf.train.CheckpointManager`."""
 
-import errno
 import logging
 import time
 import types
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar, Unpack, overload
 
 import jax
 
@@ -19,20 +17,17 @@ from pytreesaver._checkpoint.saving import contents_of
 from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._errors import (
     CheckpointError,
-    CheckpointIOError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
-    RetentionWarning,
 )
 from pytreesaver._io.paths import PathLike, local_path
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._run.directory import Deletions
 from pytreesaver._run.history import CheckpointEvent
 from pytreesaver._run.lock import RunLock
-from pytreesaver._run.managed_run import ManagedRun, RunState
+from pytreesaver._run.managed_run import ManagedRun, RunState, first_intact, warn_of_damaged
 from pytreesaver._run.policies.recording import encode_rule
 from pytreesaver._run.policies.retention import (
-    AnyOf,
     Decision,
     KeepBest,
     RetentionPolicy,
@@ -49,38 +44,39 @@ from pytreesaver._savers.session import WriterSession
 from pytreesaver.formats.registry import format_named
 
 logger = logging.getLogger("pytreesaver")
+T = TypeVar("T")
 
 
 class CheckpointManager:
-    """Saves a training loop's state into a run directory, keeps what is worth keeping, and finds it again.
+    """Saves the state of a training loop into a run directory, applies retention, and restores the newest state.
 
-    What retention remembers is in the directory: a loop that was killed and started again goes on as if nothing had
-    happened. By default that is the rule of TensorFlow 2's manager: the last `max_to_keep` checkpoints, and one for
-    every `keep_checkpoint_every_n_hours`. The newest complete checkpoint is always kept.
+    All that retention has to remember is stored in the directory: a loop that was killed and started again continues as
+    if nothing had happened. The default is the rule of TensorFlow 2's manager: the last `max_to_keep` checkpoints, and
+    one for every `keep_checkpoint_every_n_hours`. The newest complete checkpoint is always kept.
 
     Args:
-        directory: the run directory; it is created by the first save.
-        max_to_keep: how many of the last checkpoints to keep; all if None.
-        keep_checkpoint_every_n_hours: also keep for ever one checkpoint for every so many hours.
-        keep_every_n_steps: also keep the checkpoints whose step is a multiple of this.
-        keep_best: also keep the best ones by a metric: a `KeepBest`, or (count, metric) where less is better, or
-            (count, metric, "max").
-        policy: which checkpoints to keep, in place of the four arguments above; see `KeepLast` and its kin.
-        checkpoint_name: checkpoints are called ``checkpoint_name-step``.
-        save_interval_steps: how many steps lie between two saves at least.
-        save_interval_secs: how many seconds lie between two saves at least.
-        pad_step_number: write steps with eight digits, so that names sort as steps do.
-        block: with it, `save` returns when the checkpoint is durable; without it, as soon as nothing that happens to
-            the tree can change what is saved.
+        directory: the run directory. The first save creates it.
+        max_to_keep: the number of most recent checkpoints to keep; None keeps all.
+        keep_checkpoint_every_n_hours: also keep one checkpoint per this many hours, permanently.
+        keep_every_n_steps: also keep the checkpoints whose step is a multiple of this number.
+        keep_best: also keep the best checkpoints by a metric: a `KeepBest`, or (count, metric) to minimize the metric,
+            or (count, metric, "max") to maximize it.
+        policy: a retention policy in place of the four arguments above; see `KeepLast` and the other policies.
+        checkpoint_name: checkpoints are named ``checkpoint_name-step``.
+        save_interval_steps: the minimum number of steps between two saves.
+        save_interval_secs: the minimum number of seconds between two saves.
+        pad_step_number: pad steps to eight digits, so that names sort in the order of steps.
+        block: whether `save` returns only when the checkpoint is durable. By default it returns once the tree is safe
+            to modify or donate, and the save continues asynchronously.
         copy: without `block`, as in `pytreesaver.save_async`.
         format: None, or ``"native"``.
-        clock: gives the time, in seconds since the epoch.
-        save_on_sigterm: when the process gets a SIGTERM, as it does when its machine is taken away, the next call of
-            `save` makes a last checkpoint, whatever the interval; then the process ends. Without a call of `save`
-            within 20 seconds, or with a second signal, it ends as soon as the save that is under way has finished.
+        clock: returns the time, in seconds since the epoch.
+        save_on_sigterm: after a SIGTERM, which announces that the machine will be taken away, the next call of `save`
+            saves a last checkpoint regardless of the interval, and then the process ends. If there is no such call
+            within 20 seconds, or if a second signal arrives, the process ends once the pending save has finished.
 
     Raises:
-        TypeError, ValueError: an argument makes no sense.
+        TypeError, ValueError: if an argument is invalid.
 
     Example:
         >>> with CheckpointManager("run", max_to_keep=2, save_interval_steps=10) as manager:
@@ -125,8 +121,8 @@ class CheckpointManager:
         self._copy = copy
         self._clock = clock
         self._session = WriterSession("CheckpointManager")
-        self._held_state: RunState | None = None  # while this process holds the directory
-        self._preemption = Preemption(self._finish) if save_on_sigterm else None
+        self._held_state: RunState | None = None  # set while this process has claimed the directory
+        self._preemption = Preemption(self._finish, enabled=save_on_sigterm)
 
     @property
     def directory(self) -> Path:
@@ -135,8 +131,8 @@ class CheckpointManager:
 
     # Saving.
 
-    def should_save(self, step: Any) -> bool:
-        """Whether `save` would save this step: it is due by the interval, or the process is to end.
+    def should_save(self, step: SupportsIndex) -> bool:
+        """Return whether `save` would save this step: it is due by the interval, or a SIGTERM has arrived.
 
         Example:
             >>> manager = CheckpointManager("due", save_interval_steps=100, block=True)
@@ -144,41 +140,41 @@ class CheckpointManager:
             >>> [step for step in (0, 50, 100) if manager.should_save(step)]
             [100]
         """
-        return self._schedule.is_due(as_step(step), float(self._clock()), at_once=self._is_ending)
+        return self._schedule.is_due(as_step(step), float(self._clock()), at_once=self._preemption.requested)
 
     def save(
         self,
-        step: Any,
+        step: SupportsIndex,
         tree: Any,
         *,
-        metrics: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, SupportsFloat] | None = None,
         metadata: Mapping[str, Any] | None = None,
         force: bool = False,
         progress: Progress = False,
     ) -> Path | None:
-        """Save a tree as the checkpoint of a step, if that is due; then delete what is not to be kept.
+        """Save a tree as the checkpoint of a step if a save is due, then delete what retention does not keep.
 
-        Nothing is deleted before the new checkpoint is durable. A save that fails changes nothing that was remembered.
+        Nothing is deleted before the new checkpoint is durable. A failed save changes nothing in the run directory.
 
         Args:
-            step: an int, or an integer array without axes.
-            tree: what to save.
+            step: an int, or a 0-d integer array.
+            tree: the tree to save.
             metrics: numbers by name, for `keep_best`, `best_step` and policies.
             metadata: as in `pytreesaver.save`.
-            force: save whatever the interval says, and even a step that is not after the last one; a checkpoint of
-                the same step is replaced.
+            force: save regardless of the interval, even a step before the last one. A checkpoint of the same step is
+                overwritten.
             progress: as in `pytreesaver.save`.
 
         Returns:
-            The path of the checkpoint, or None if none is due. Unless the manager blocks, it is complete when
-            `wait_until_finished` returns.
+            The path of the checkpoint, or None if no save is due. Unless the manager blocks, the checkpoint is complete
+            when `wait_until_finished` returns.
 
         Raises:
-            CheckpointExistsError: the step lies before the last one of the run, which would happen if a loop started
-                from the beginning in the directory of another run.
-            ConcurrentWriterError: another live process saves into the directory.
-            TypeError, ValueError: an argument makes no sense.
-            What `pytreesaver.save` raises; and what the save before failed with.
+            CheckpointExistsError: if the step is before the last one of the run, as when a loop that starts from the
+                beginning saves into the directory of another run.
+            ConcurrentWriterError: if another live process is saving into the directory.
+            TypeError, ValueError: if an argument is invalid.
+            What `pytreesaver.save` raises, and the error of the previous save if that failed.
 
         Example:
             >>> with CheckpointManager("measured", keep_best=(1, "loss"), max_to_keep=1) as manager:
@@ -189,30 +185,20 @@ class CheckpointManager:
         """
         check_progress(progress)
         number = as_step(step)
+        save = partial(self._save_if_due, number, tree, metrics, metadata, force, progress)
         with self._session.turn:
             self._session.check_open()
-            if self._preemption is None:
-                self._session.queue.raise_if_failed()
-                return self._save_if_due(number, tree, metrics, metadata, force, progress)
-            try:
-                with self._preemption.saving():
-                    self._raise_or_log_the_last_failure()
-                    saved = self._save_if_due(number, tree, metrics, metadata, force, progress)
-                    if saved is None and self._preemption.requested:  # the signal came after that was decided
-                        saved = self._save_if_due(number, tree, metrics, metadata, force, progress)
-                    return saved
-            except Exception:
-                if self._preemption.requested:
-                    logger.exception("the last save before the end of the process failed")
-                raise
-            finally:
-                self._end_if_preempted()
+            with self._preemption.saving():
+                self._raise_or_log_last_failure()
+                saved = save()
+                # A SIGTERM may have arrived after it was decided that no save is due.
+                return save() if saved is None and self._preemption.requested else saved
 
     def _save_if_due(
         self,
         step: int,
         tree: Any,
-        metrics: Mapping[str, Any] | None,
+        metrics: Mapping[str, SupportsFloat] | None,
         metadata: Mapping[str, Any] | None,
         force: bool,
         progress: Progress,
@@ -221,7 +207,7 @@ class CheckpointManager:
             self._schedule.refuse_to_go_back(step, self._shown)
         if not (force or self.should_save(step)):
             return None
-        self._raise_or_log_the_last_failure(wait=True)
+        self._raise_or_log_last_failure(wait=True)
         now = float(self._clock())
         checked = checked_metrics(metrics)
         path = self._run.path_of(step)
@@ -251,14 +237,14 @@ class CheckpointManager:
             )
         return self._shown / path.name
 
-    def _raise_or_log_the_last_failure(self, *, wait: bool = False) -> None:
+    def _raise_or_log_last_failure(self, *, wait: bool = False) -> None:
         try:
             if wait:
                 self._session.queue.wait()
             else:
                 self._session.queue.raise_if_failed()
         except CheckpointError:
-            if not self._is_ending:
+            if not self._preemption.requested:
                 raise
             logger.exception("the save before the last one failed")
 
@@ -270,7 +256,7 @@ class CheckpointManager:
             self._held_state = self._run.read_state(float(self._clock()))
             known = self._schedule.saved
             if known is not None and known.serial != self._held_state.serial:
-                self._schedule.saved = None  # somebody has saved since this manager looked
+                self._schedule.saved = None  # another saver has saved since
         return lock, self._held_state
 
     def _list_saved(self, path: Path, saved: CheckpointEvent, lock: RunLock, state: RunState) -> Deletions:
@@ -290,21 +276,28 @@ class CheckpointManager:
 
     # Restoring.
 
+    @overload
     def restore(
-        self,
-        like: Any = None,
-        *,
-        step: Any = None,
-        **options: Unpack[RestoreArguments],
+        self, like: None = None, *, step: SupportsIndex | None = None, **options: Unpack[RestoreArguments]
+    ) -> Any: ...
+    @overload
+    def restore(self, like: T, *, step: SupportsIndex | None = None, **options: Unpack[RestoreArguments]) -> T: ...
+    def restore(
+        self, like: Any = None, *, step: SupportsIndex | None = None, **options: Unpack[RestoreArguments]
     ) -> Any:
-        """Restore the newest checkpoint, or that of a step. The other arguments are those of `pytreesaver.restore`.
+        """Restore the newest checkpoint, or the one of a step.
 
-        A save that is under way is waited for. If the newest checkpoint is damaged, the one before it is restored,
-        with a `RetentionWarning` that names the damaged one; that of a step is restored or an error.
+        Waits for a pending save. If the newest checkpoint is damaged, the one before it is restored, with a
+        `RetentionWarning` that names the damaged one. With `step`, a damaged checkpoint is an error.
+
+        Args:
+            like: the template, as in `pytreesaver.restore`.
+            step: an int, or a 0-d integer array.
+            options: the other arguments of `pytreesaver.restore`.
 
         Raises:
-            CheckpointNotFoundError: there is none.
-            CorruptCheckpointError: all are damaged, or that of the step is.
+            CheckpointNotFoundError: if there is no checkpoint, or none of that step.
+            CorruptCheckpointError: if all checkpoints are damaged, or the one of that step is.
             What `pytreesaver.restore` raises.
 
         Example:
@@ -331,27 +324,29 @@ class CheckpointManager:
             with jax.profiler.TraceAnnotation("CheckpointManager.restore"):
                 return restore_with(path / saved.path, like, checked, stacklevel=5)
 
-        saved, tree, problems = _first_intact(candidates, restored)
+        saved, tree, problems = first_intact(candidates, restored)
         if saved is not None:
-            _warn_of(problems, str(self._shown / saved.path))
+            warn_of_damaged(problems, str(self._shown / saved.path))
             self._schedule.saved = LastSave(saved.step, saved.time, state.serial)
             return tree
         if len(problems) == 1:
             raise problems[0]
-        raise CorruptCheckpointError(
-            f"{self._shown}: none of its checkpoints can be restored:\n" + "\n".join(map(str, problems))
-        )
+        raise CorruptCheckpointError(f"{self._shown}: no checkpoint can be restored:\n" + "\n".join(map(str, problems)))
 
+    @overload
+    def restore_or_init(self, init: Callable[[], T], **options: Unpack[RestoreArguments]) -> T: ...
+    @overload
+    def restore_or_init(self, init: T, **options: Unpack[RestoreArguments]) -> T: ...
     def restore_or_init(self, init: Any, **options: Unpack[RestoreArguments]) -> Any:
-        """Restore the newest checkpoint like `init`, or give `init` if there is none.
+        """Restore the newest checkpoint into the template `init`, or return `init` if there is no checkpoint.
 
         Args:
-            init: the initial state, or a function of no arguments that makes it. It is the template, so that the
-                restored state has its containers, dtypes and shardings.
+            init: the initial state, or a function without arguments that returns it. The restored state has its
+                containers, dtypes and shardings.
             options: as in `restore`.
 
         Raises:
-            What `restore` raises if there is a checkpoint.
+            What `restore` raises, if there is a checkpoint.
 
         Example:
             >>> manager = CheckpointManager("resumed", block=True)
@@ -360,56 +355,55 @@ class CheckpointManager:
             >>> state, manager.restore_or_init(lambda: {"step": 0})
             ({'step': 0}, {'step': 7})
         """
-        is_function = callable(init) and jax.tree_util.all_leaves([init])  # some modules are both tree and function
+        is_function = callable(init) and jax.tree_util.all_leaves([init])  # a module may be both a tree and callable
         tree = init() if is_function else init
-        RestoreOptions.of("CheckpointManager.restore_or_init", options).checked(tree)  # whether it is needed or not
+        RestoreOptions.of("CheckpointManager.restore_or_init", options).checked(tree)
         self._session.queue.settle()
         return self.restore(tree, **options) if self._run.candidates(self._state()) else tree
 
-    # What there is.
+    # Listing.
 
     def all_steps(self) -> list[int]:
-        """The steps of all complete checkpoints, in ascending order."""
+        """Return the steps of all complete checkpoints, in ascending order."""
         return self._run.steps()
 
     def latest_step(self, *, verify: bool = True) -> int | None:
-        """The step of the newest checkpoint that can be restored, or None.
+        """Return the step of the newest checkpoint that can be restored, or None.
 
-        A damaged one is passed over, with a `RetentionWarning` that names it. Every byte of a checkpoint is read for
-        that, once, unless this manager has saved it itself; with ``verify=False`` only its index and the sizes of its
-        files are checked.
+        Skips damaged checkpoints, with a `RetentionWarning` that names them.
+
+        Args:
+            verify: whether to read every byte of the checkpoint, once, unless this manager saved it. Otherwise only the
+                index and the sizes of the files are checked.
         """
-        saved, _, problems = _first_intact(
+        saved, _, problems = first_intact(
             self._run.candidates(self._state()),
             lambda saved: self._run.verify(self._run.directory / saved.path, every_byte=verify),
         )
-        _warn_of(problems, "nothing" if saved is None else str(self._shown / saved.path))
+        warn_of_damaged(problems, "nothing" if saved is None else str(self._shown / saved.path))
         return None if saved is None else saved.step
 
     def best_step(self, metric: str | None = None, mode: Literal["min", "max"] = "min") -> int | None:
-        """The step of the best checkpoint by a metric, or None if none has that metric. NaN is never best.
+        """Return the step of the best checkpoint by a metric, or None if no checkpoint has the metric.
+
+        NaN metrics are never ranked best.
 
         Args:
-            metric: by default that of `keep_best` or of the policy.
-            mode: whether less or more is better: ``"min"`` or ``"max"``.
+            metric: the name of the metric; by default that of `keep_best` or of the policy.
+            mode: whether the ``"min"`` or the ``"max"`` is best.
 
         Raises:
-            ValueError: no metric is given, and neither `keep_best` nor the policy has one.
+            ValueError: if `metric` is None and neither `keep_best` nor the policy names one.
         """
-        if metric is not None:
-            best = KeepBest(1, metric, mode)
-        else:
-            parts = AnyOf(tuple(part for part in (self._rule.policy, self._rule.also) if part is not None)).parts
-            found = [part for part in parts if isinstance(part, KeepBest)]
-            if not found:
-                raise ValueError("best_step: expected the name of a metric, as there is no keep_best to take it from")
-            best = found[0]
+        best = self._rule.best if metric is None else KeepBest(1, metric, mode)
+        if best is None:
+            raise ValueError("best_step: expected the name of a metric, as there is no keep_best to take it from")
         saved = sorted(self._run.on_disk().values(), key=lambda checkpoint: (checkpoint.time, checkpoint.step))
         ranked = best.ranked(saved)
         return saved[ranked[0]].step if ranked else None
 
     def explain(self) -> list[Decision]:
-        """What retention says of each checkpoint now, in the order of their saves: kept and why, or to be deleted.
+        """Return the retention decision for each checkpoint, in the order of the saves.
 
         Example:
             >>> manager = CheckpointManager("explained", max_to_keep=1, keep_every_n_steps=100, block=True)
@@ -422,52 +416,54 @@ class CheckpointManager:
         """
         return self._run.explain(self._state(), float(self._clock()))
 
-    def pin(self, step: Any) -> None:
-        """Keep the checkpoint of a step, whatever the policy says, until `unpin`.
+    def pin(self, step: SupportsIndex) -> None:
+        """Keep the checkpoint of a step, regardless of the policy, until `unpin`.
 
         Raises:
-            CheckpointNotFoundError: there is none.
+            CheckpointNotFoundError: if there is no checkpoint of that step.
         """
         self._session.queue.settle()
         with self._session.turn:
             self._run.pin(as_step(step))
 
-    def unpin(self, step: Any) -> None:
-        """Leave the checkpoint of a step to the policy again, if retention still watches it.
+    def unpin(self, step: SupportsIndex) -> None:
+        """Let retention decide about the checkpoint of a step again, if retention still tracks it.
 
         Raises:
-            CheckpointNotFoundError: there is none.
+            CheckpointNotFoundError: if there is no checkpoint of that step.
         """
         self._run.unpin(as_step(step))
 
-    # The background.
+    # Asynchronous saves.
 
     def wait_until_finished(self, timeout: float | None = None) -> None:
-        """Wait for the save that is under way, `timeout` seconds at most; an hour if None.
+        """Wait for the pending save.
+
+        Args:
+            timeout: in seconds; an hour if None.
 
         Raises:
-            SaveTimeoutError: it has not finished, and goes on.
-            What it failed with.
+            SaveTimeoutError: if the save has not finished in time. It continues.
+            The error of the save, if it failed.
         """
         self._session.queue.wait(timeout)
 
     def close(self, timeout: float | None = None) -> None:
-        """Wait as `wait_until_finished` does, and then let other processes save into the directory.
+        """Wait as `wait_until_finished` does, then release the directory for other processes.
 
         Raises:
-            What `wait_until_finished` raises. If the save is still under way, the manager stays open.
+            What `wait_until_finished` raises. If the save is still pending, the manager stays open.
         """
         try:
             self._session.close(timeout, before=self._before_closing)
         except CheckpointError:
-            if self._is_ending:
+            if self._preemption.requested:
                 logger.exception("the last save before the end of the process failed")
             raise
 
     def _before_closing(self) -> None:
-        self._end_if_preempted()
-        if self._preemption is not None:
-            self._preemption.give_back()
+        self._preemption.end_if_requested()
+        self._preemption.release()
         self._held_state = None
 
     def __enter__(self) -> "CheckpointManager":
@@ -479,8 +475,8 @@ class CheckpointManager:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        if error is not None and self._is_ending:
-            logger.error("the process ends after SIGTERM, and after this", exc_info=error)
+        if error is not None and self._preemption.requested:
+            logger.error("the process ends after SIGTERM, and after this error", exc_info=error)
         close_on_exit(self.close, error)
 
     def _finish(self) -> None:
@@ -488,46 +484,12 @@ class CheckpointManager:
         if self._session.queue.pending is not None:
             self._session.queue.pending.complain()
 
-    @property
-    def _is_ending(self) -> bool:
-        return self._preemption is not None and self._preemption.requested
-
-    def _end_if_preempted(self) -> None:
-        if self._preemption is not None and self._preemption.requested:
-            self._preemption.end()
-
     def _last_on_disk(self) -> LastSave:
         state = self._state()
         newest = next(iter(self._run.candidates(state)), None)
         return LastSave(None, 0.0, state.serial) if newest is None else LastSave(newest.step, newest.time, state.serial)
 
     def _state(self) -> RunState:
-        """What retention remembers: of this process if it holds the directory, otherwise as it is on disk now."""
+        """Return the state of retention: held in memory while this process has claimed the directory, else on disk."""
         state = self._held_state
         return self._run.read_state(float(self._clock())) if state is None else state
-
-
-def _first_intact(
-    candidates: Sequence[SavedCheckpoint], use: Callable[[SavedCheckpoint], Any]
-) -> tuple[SavedCheckpoint | None, Any, list[CheckpointError]]:
-    """The first checkpoint that is not damaged, what `use` gives for it, and what is wrong with those before it.
-
-    What the process lacks, a right or a file descriptor, is no damage, and is raised.
-    """
-    problems: list[CheckpointError] = []
-    for saved in candidates:
-        try:
-            return saved, use(saved), problems
-        except (CorruptCheckpointError, CheckpointNotFoundError) as error:
-            problems.append(error)
-        except CheckpointIOError as error:
-            if error.errno != errno.EIO:
-                raise
-            problems.append(error)
-    return None, None, problems
-
-
-def _warn_of(problems: Sequence[CheckpointError], offered: str) -> None:
-    if problems:
-        lines = "\n".join(map(str, problems))
-        warnings.warn(f"{lines}\noffered instead: {offered}", RetentionWarning, stacklevel=3)

@@ -17,42 +17,53 @@ logger = logging.getLogger("pytreesaver")
 
 
 class Preemption:
-    """Takes over SIGTERM, until the last of these objects gives it back or is forgotten.
-
-    Attributes:
-        requested: whether the signal has come.
+    """Handles SIGTERM, until the last enabled object is released or garbage collected.
 
     Args:
-        finish: called to wait for the save that is under way in the background before the process ends.
+        finish: waits for the pending save; called before the process ends.
+        enabled: whether to handle the signal at all.
+
+    Attributes:
+        requested: whether the signal has arrived.
 
     Raises:
-        ValueError: this is not the main thread, which alone may handle signals.
+        ValueError: if this is not the main thread. Only the main thread can handle signals.
     """
 
-    def __init__(self, finish: Callable[[], None]) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            raise ValueError("save_on_sigterm: expected to be in the main thread, which alone may handle signals")
+    def __init__(self, finish: Callable[[], None], *, enabled: bool) -> None:
         self.requested = False
         self.finish = finish
         self.saves = 0
+        if not enabled:
+            return
+        if threading.current_thread() is not threading.main_thread():
+            raise ValueError("save_on_sigterm: expected to be in the main thread, which alone may handle signals")
         _handler.install()
         _handler.live.add(self)
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """While this lasts, the signal and its repetitions are only noted: `end` has to come after it."""
+        """Postpone the end of the process until the save in the ``with`` block is over."""
         self.saves += 1
         try:
-            yield
+            try:
+                yield
+            finally:
+                self.saves -= 1
+        except Exception:
+            if self.requested:
+                logger.exception("the last save before the end of the process failed")
+            raise
         finally:
-            self.saves -= 1
+            self.end_if_requested()
 
-    def end(self) -> None:
-        """Finish what is under way, and let the signal do what it would have done without this object."""
-        _handler.end()
+    def end_if_requested(self) -> None:
+        """If the signal has arrived, finish pending saves and let the previous handler of the signal act."""
+        if self.requested:
+            _handler.end()
 
-    def give_back(self) -> None:
-        """Give the signal back to whoever had it before, if this is the last one."""
+    def release(self) -> None:
+        """Restore the previous handler of the signal, if no other object is live."""
         _handler.live.discard(self)
         if not _handler.live:
             _handler.uninstall()

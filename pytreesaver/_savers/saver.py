@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, SupportsIndex, TypeVar, Unpack, overload
 
 import jax
 import msgspec
@@ -26,8 +26,10 @@ from pytreesaver._run.state_file import state_file_name
 from pytreesaver._savers.saver_def import SaverDef, VariableList, checked_saver_def
 from pytreesaver._savers.saver_state import SaverMemory
 from pytreesaver._savers.session import WriterSession
+from pytreesaver._tree.select import Selection
 
 logger = logging.getLogger("pytreesaver")
+T = TypeVar("T")
 
 
 class Saver:
@@ -70,7 +72,7 @@ class Saver:
 
     def __init__(
         self,
-        var_list: Any = None,
+        var_list: Selection | Mapping[str, str] | None = None,
         reshape: bool = False,
         sharded: bool = False,
         max_to_keep: int | None = 5,
@@ -119,7 +121,7 @@ class Saver:
         self,
         tree: Any,
         save_path: PathLike | None = None,
-        global_step: Any = None,
+        global_step: SupportsIndex | None = None,
         latest_filename: str | None = None,
         write_state: bool = True,
         metadata: Mapping[str, Any] | None = None,
@@ -212,12 +214,11 @@ class Saver:
 
     # Restoring.
 
-    def restore(
-        self,
-        save_path: PathLike,
-        like: Any = None,
-        **options: Unpack[RestoreArguments],
-    ) -> Any:
+    @overload
+    def restore(self, save_path: PathLike, like: None = None, **options: Unpack[RestoreArguments]) -> Any: ...
+    @overload
+    def restore(self, save_path: PathLike, like: T, **options: Unpack[RestoreArguments]) -> T: ...
+    def restore(self, save_path: PathLike, like: Any = None, **options: Unpack[RestoreArguments]) -> Any:
         """Restore the variables of this Saver. The other arguments are those of `pytreesaver.restore`.
 
         With `like`, leaves outside of `var_list` are the template's own objects. Without it, a `var_list` that is a

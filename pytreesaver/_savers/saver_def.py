@@ -9,9 +9,9 @@ import numpy as np
 from pytreesaver._checkpoint.saving import contents_of, renamed
 from pytreesaver._errors import VariableNotFoundError
 from pytreesaver._run.policies.retention import check_count, check_duration
-from pytreesaver._text import duplicates, listed_with_suggestions
+from pytreesaver._text import duplicates, lines_with_suggestions
 from pytreesaver._tree.rename import ByName, Renaming
-from pytreesaver._tree.select import OneOf, Selection, as_selection
+from pytreesaver._tree.select import NameSet, Selection, Selector, as_selection
 from pytreesaver._tree.structure import flatten_tree
 from pytreesaver.formats.protocol import TreeContents
 from pytreesaver.formats.registry import format_named
@@ -24,7 +24,7 @@ class SaverDef:
     After TensorFlow's `SaverDef`. The fields are the arguments of `Saver`.
     """
 
-    var_list: str | list[str] | dict[str, str] | None = None
+    var_list: Selection | Mapping[str, str] | None = None
     reshape: bool = False
     sharded: bool = False
     max_to_keep: int | None = 5
@@ -72,19 +72,19 @@ class VariableList:
 
     def __init__(self, var_list: Any, allow_empty: bool) -> None:
         self._allow_empty = allow_empty
-        self.selection: Selection | None = None
+        self.selection: Selector | None = None
         self.renaming: Renaming | None = None
         self._stored_names: dict[str, str] | None = None
         if isinstance(var_list, Mapping) and all(isinstance(name, str) for name in var_list.values()):
             self._stored_names = _by_variable(var_list)
-            self.selection = OneOf(self._stored_names, "var_list")
+            self.selection = NameSet(self._stored_names, "var_list")
             self.renaming = ByName(self._stored_names, "var_list")
         elif var_list is not None:
             self.selection = as_selection(var_list)
         if self._stored_names == {} and not allow_empty:
             raise ValueError("No variables to save: var_list is empty; allow_empty=True accepts that")
 
-    def selected_by(self, only: Any) -> Selection | None:
+    def selected_by(self, only: Any) -> Selector | None:
         """The selection of what is selected here and by `only`."""
         if only is None or self.selection is None:
             return self.selection if only is None else as_selection(only)
@@ -96,7 +96,7 @@ class VariableList:
         contents = contents_of(tree, metadata, only=self.selection, may_be_empty=may_be_empty)
         absent = set(self._stored_names or ()).difference(contents.names)
         if absent:
-            lines = "\n".join(listed_with_suggestions(sorted(absent), flatten_tree(tree).names))
+            lines = "\n".join(lines_with_suggestions(sorted(absent), flatten_tree(tree).names))
             raise VariableNotFoundError(f"the tree lacks variables that var_list names:\n{lines}")
         if not contents.names and not self._allow_empty:
             raise ValueError("No variables to save: the tree is empty; Saver(allow_empty=True) accepts that")

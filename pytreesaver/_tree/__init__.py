@@ -1,1 +1,1 @@
-"""Pure functions on trees: names, structure, leaves, selection, renaming, casting. No file, clock or device."""
+"""Functions on trees: names, structure, leaves, selection, renaming and casting. No file I/O."""

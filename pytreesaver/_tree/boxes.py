@@ -1,4 +1,4 @@
-"""Boxes of row-major arrays, and the stretches of bytes that hold them. Pure functions on shapes."""
+"""Boxes of row-major arrays and the byte ranges that contain them. Pure functions on shapes."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Box = tuple[tuple[int, int], ...]
-"""A part of an array: (start, stop) for each axis."""
+"""A rectangular part of an array: (start, stop) for each axis."""
 
 
 def whole_box(shape: Sequence[int]) -> Box:
-    """The box of all of an array."""
+    """Return the box that covers an array of this shape."""
     return tuple((0, length) for length in shape)
 
 
 def box_shape(box: Box) -> tuple[int, ...]:
-    """The shape of what is in a box.
+    """Return the shape of a box.
 
     Example:
         >>> box_shape(((1, 3), (0, 5)))
@@ -26,12 +26,12 @@ def box_shape(box: Box) -> tuple[int, ...]:
 
 
 def box_index(box: Box) -> Any:
-    """The index that takes a box from an array, as a view of it even where it has no axes."""
+    """Return the index of a box in an array. The result of indexing is a view, even for a 0-d array."""
     return (*(slice(start, stop) for start, stop in box), ...)
 
 
 def intersection(a: Box, b: Box) -> Box | None:
-    """What two boxes share, or None.
+    """Return the intersection of two boxes, or None if it is empty.
 
     Example:
         >>> intersection(((0, 4),), ((2, 6),)), intersection(((0, 2),), ((2, 6),))
@@ -42,7 +42,7 @@ def intersection(a: Box, b: Box) -> Box | None:
 
 
 def shifted(box: Box, origin: Sequence[int]) -> Box:
-    """The same box as seen from another origin.
+    """Return a box relative to another origin.
 
     Example:
         >>> shifted(((4, 6), (1, 2)), (4, 0))
@@ -52,7 +52,7 @@ def shifted(box: Box, origin: Sequence[int]) -> Box:
 
 
 def index_box(index: Sequence[slice] | None, shape: Sequence[int]) -> Box:
-    """The box that an index of slices without steps means, as a sharding gives it.
+    """Return the box of an index of slices without steps, as shardings return it.
 
     Example:
         >>> index_box((slice(None), slice(2, 4)), (3, 8))
@@ -61,28 +61,28 @@ def index_box(index: Sequence[slice] | None, shape: Sequence[int]) -> Box:
     return tuple(part.indices(length)[:2] for part, length in zip(index or (), shape, strict=True))
 
 
-def split_box(box: Box, most: int) -> Iterator[Box]:
-    """A box in boxes of up to `most` elements, in row-major order.
+def split_box(box: Box, limit: int) -> Iterator[Box]:
+    """Split a box into boxes of at most `limit` elements, in row-major order.
 
     Example:
         >>> list(split_box(((0, 3), (0, 4)), 8))
         [((0, 2), (0, 4)), ((2, 3), (0, 4))]
     """
     size = math.prod(box_shape(box))
-    if size <= max(most, 1):
+    if size <= max(limit, 1):
         yield box
         return
     axis = next(i for i, (start, stop) in enumerate(box) if stop - start > 1)
     start, stop = box[axis]
-    rows = max(most // (size // (stop - start)), 1)
+    rows = max(limit // (size // (stop - start)), 1)
     for low in range(start, stop, rows):
-        yield from split_box((*box[:axis], (low, min(low + rows, stop)), *box[axis + 1 :]), most)
+        yield from split_box((*box[:axis], (low, min(low + rows, stop)), *box[axis + 1 :]), limit)
 
 
 def byte_runs(shape: Sequence[int], itemsize: int, boxes: Iterable[Box], block: int) -> list[tuple[int, int]]:
-    """The stretches (begin, end) of a row-major array's bytes that hold some boxes, rounded out to whole blocks.
+    """Return the byte ranges (begin, end) of a row-major array that cover the boxes, extended to complete blocks.
 
-    They are in order and do not touch.
+    The ranges are sorted and separated by gaps.
 
     Example:
         >>> byte_runs((100, 100), 8, [((0, 1), (0, 1)), ((50, 52), (0, 100))], block=1024)
@@ -113,11 +113,11 @@ def byte_runs(shape: Sequence[int], itemsize: int, boxes: Iterable[Box], block: 
     return merged
 
 
-def outer_run(shape: Sequence[int], itemsize: int, box: Box) -> tuple[int, int]:
-    """The stretch (begin, end) of a row-major array's bytes from the first to the last of a box that is not empty.
+def byte_span(shape: Sequence[int], itemsize: int, box: Box) -> tuple[int, int]:
+    """Return the byte range (begin, end) of a row-major array from the first to the last byte of a nonempty box.
 
     Example:
-        >>> outer_run((4, 5), 8, ((1, 3), (0, 5))), outer_run((4, 5), 8, ((1, 3), (0, 1)))
+        >>> byte_span((4, 5), 8, ((1, 3), (0, 5))), byte_span((4, 5), 8, ((1, 3), (0, 1)))
         ((40, 120), (40, 88))
     """
     strides = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
@@ -126,14 +126,14 @@ def outer_run(shape: Sequence[int], itemsize: int, box: Box) -> tuple[int, int]:
 
 
 class Piece(NamedTuple):
-    """A box that is a stretch of a row-major array: its first element is number `first` of those of the array."""
+    """A box that is contiguous in a row-major array, and the flat index of its first element."""
 
     first: int
     box: Box
 
 
 def pieces_of_run(shape: Sequence[int], begin: int, end: int) -> Iterator[Piece]:
-    """The boxes that elements number `begin` up to `end` of a row-major array form, in order.
+    """Split the elements with flat indices from `begin` to `end` of a row-major array into contiguous boxes.
 
     Example:
         >>> [piece.box for piece in pieces_of_run((4, 5), 3, 12)]

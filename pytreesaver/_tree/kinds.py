@@ -1,6 +1,6 @@
-"""What a stored leaf is: its kind, dtype and shape; its bytes, and its value again from those.
+"""Kinds, dtypes and shapes of stored leaves, and conversion between values and bytes.
 
-Knows no file and no device: what a checkpoint holds can be looked at without JAX.
+Does not import JAX, so that checkpoints can be inspected without it.
 """
 
 import functools
@@ -16,14 +16,14 @@ _FLOAT0 = np.dtype([("float0", np.void, 0)])  # as jax.dtypes.float0 is
 
 
 class NotPlainError(TypeError):
-    """A value that the notation cannot hold, or that this process cannot rebuild."""
+    """A value that cannot be encoded as plain data, or that this process cannot rebuild."""
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """The name under which a checkpoint records a dtype: NumPy's or ml_dtypes' own, ``>`` before it if big-endian.
+    """Return the name of a dtype in a checkpoint: its NumPy or ml_dtypes name, prefixed with ``>`` if big-endian.
 
     Raises:
-        NotPlainError: the dtype holds Python objects, has fields, or differs between machines (``longdouble``).
+        NotPlainError: if the dtype has Python objects or fields, or is platform-dependent (``longdouble``).
 
     Example:
         >>> dtype_name(np.dtype("<f4")), dtype_name(np.dtype(">i2")), dtype_name(np.dtype("U7"))
@@ -45,10 +45,10 @@ _DTYPE_NAME = re.compile(r">?([a-z][a-z0-9_]*(\[[0-9]*[a-zA-Z]+\])?|[US][0-9]{1,
 
 @functools.lru_cache(maxsize=1024)
 def dtype_from_name(name: str) -> np.dtype[Any]:
-    """The dtype that `dtype_name` named.
+    """Return the dtype with this name, the inverse of `dtype_name`.
 
     Raises:
-        NotPlainError: there is no such name.
+        NotPlainError: if no dtype has this name.
 
     Example:
         >>> dtype_from_name("bfloat16"), dtype_from_name(">float32")
@@ -58,7 +58,7 @@ def dtype_from_name(name: str) -> np.dtype[Any]:
         return _FLOAT0
     try:
         if not _DTYPE_NAME.fullmatch(name):
-            raise NotPlainError(f"no dtype is named {name!r}")
+            raise NotPlainError(f"unknown dtype {name!r}")
         plain = name.removeprefix(">")
         scalar = getattr(ml_dtypes, plain, None)
         dtype: np.dtype[Any] = np.dtype(plain if scalar is None else scalar)
@@ -68,7 +68,7 @@ def dtype_from_name(name: str) -> np.dtype[Any]:
             return dtype
     except (TypeError, ValueError, AttributeError):
         pass
-    raise NotPlainError(f"no dtype is named {name!r}")
+    raise NotPlainError(f"unknown dtype {name!r}")
 
 
 Kind = Literal["jax", "key", "numpy", "numpy_scalar", "bool", "int", "float", "complex", "str", "bytes"]
@@ -76,11 +76,14 @@ PYTHON_KINDS = frozenset({"bool", "int", "float", "complex", "str", "bytes"})
 
 
 class LeafType(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a leaf is apart from its shape and its value.
+    """The type of a leaf, without its shape and value.
 
-    `kind` says what holds the value: a ``jax.Array``, a typed PRNG ``key`` array, a NumPy array or scalar, a Python
-    object. `dtype` names the dtype of the bytes; for a key array that is ``uint32``, for an int of more than 64 bits
-    ``uint8``. `weak_type` is JAX's, `key_impl` the name of a key's implementation.
+    Attributes:
+        kind: a ``jax.Array``, a typed PRNG ``key`` array, a NumPy array or scalar, or a Python object.
+        dtype: name of the dtype of the bytes. For a key array it is ``uint32``, for an int that does not fit in 64
+            bits ``uint8``.
+        weak_type: whether a ``jax.Array`` is weakly typed.
+        key_impl: name of the implementation of a key array.
     """
 
     kind: Kind
@@ -90,17 +93,17 @@ class LeafType(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def storage_dtype(leaf_type: LeafType) -> np.dtype[Any]:
-    """The little-endian dtype in which the bytes of a leaf are stored."""
+    """Return the little-endian dtype in which a leaf is stored."""
     return dtype_from_name(leaf_type.dtype.removeprefix(">"))
 
 
-def is_bytes_of_object(leaf_type: LeafType) -> bool:
-    """Whether the stored bytes are those of a Python object of any length: a str, bytes, or a large int."""
+def is_stored_as_bytes(leaf_type: LeafType) -> bool:
+    """Return whether a leaf is a Python object of variable length, stored as bytes: a str, bytes or a large int."""
     return leaf_type.kind in PYTHON_KINDS and leaf_type.dtype == "uint8"
 
 
 def logical_shape(leaf_type: LeafType, stored_shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a leaf whose stored array has `stored_shape`: a key's data has one axis more, a str is a scalar.
+    """Return the shape of a leaf from that of its stored array. Key data has an extra axis; a str is a scalar.
 
     Example:
         >>> logical_shape(LeafType("key", "uint32", key_impl="threefry2x32"), (8, 2))
@@ -112,7 +115,7 @@ def logical_shape(leaf_type: LeafType, stored_shape: Sequence[int]) -> tuple[int
 
 
 def describe(leaf_type: LeafType, shape: Sequence[int]) -> str:
-    """A type and a logical shape as they stand in messages.
+    """Return a type and a logical shape for use in a message.
 
     Example:
         >>> describe(LeafType("jax", "float32"), (784, 512)), describe(LeafType("int", "int64"), ())
@@ -120,11 +123,11 @@ def describe(leaf_type: LeafType, shape: Sequence[int]) -> str:
     """
     if leaf_type.kind in PYTHON_KINDS:
         return leaf_type.kind
-    return f"{described_dtype(leaf_type)}[{','.join(map(str, shape))}]"
+    return f"{describe_dtype(leaf_type)}[{','.join(map(str, shape))}]"
 
 
-def described_dtype(leaf_type: LeafType) -> str:
-    """The dtype of a type as it stands in messages."""
+def describe_dtype(leaf_type: LeafType) -> str:
+    """Return the dtype of a type for use in a message."""
     if leaf_type.kind in PYTHON_KINDS:
         return leaf_type.kind
     return f"key<{leaf_type.key_impl}>" if leaf_type.kind == "key" else leaf_type.dtype
@@ -134,10 +137,12 @@ def described_dtype(leaf_type: LeafType) -> str:
 
 
 class Cells:
-    """The arrays that together hold the bytes of one leaf.
+    """The arrays that together contain the bytes of a leaf: the cells of a grid.
 
-    `boundaries` has a list for each axis, from 0 to the length of the axis; the cells between them are in `arrays`, in
-    row-major order. A leaf that is not sharded is one cell, and then `boundaries` is None.
+    Attributes:
+        arrays: the cells in row-major order.
+        boundaries: for each axis, the boundaries of the cells, from 0 to the length of the axis. None for a leaf of a
+            single cell, which is not sharded.
     """
 
     __slots__ = ("arrays", "boundaries")
@@ -148,7 +153,7 @@ class Cells:
 
 
 def grid_cells(boundaries: Sequence[Sequence[int]]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The (start, shape) of every cell of a grid, in row-major order.
+    """Yield the (start, shape) of every cell of a grid, in row-major order.
 
     Example:
         >>> list(grid_cells([[0, 2, 4], [0, 3]]))
@@ -162,12 +167,12 @@ def grid_cells(boundaries: Sequence[Sequence[int]]) -> Iterator[tuple[tuple[int,
 
 
 def big_int_nbytes(value: int) -> int:
-    """How many bytes an int takes that is stored as bytes."""
+    """Return the number of bytes of an int that is stored as bytes."""
     return value.bit_length() // 8 + 1
 
 
 def cell_bytes(cell: Any, leaf_type: LeafType) -> np.ndarray:
-    """The little-endian, C-ordered bytes of a cell as uint8[n], without a copy wherever they lie so in memory."""
+    """Return the little-endian, C-ordered bytes of a cell as a uint8[n], without a copy if possible."""
     if leaf_type.kind in ("jax", "numpy"):
         array = np.asarray(cell)
         if array.flags.c_contiguous and array.dtype.isnative and array.itemsize:
@@ -194,15 +199,15 @@ def cell_bytes(cell: Any, leaf_type: LeafType) -> np.ndarray:
 
 
 def stored_array(data: np.ndarray, leaf_type: LeafType, stored_shape: Sequence[int]) -> np.ndarray:
-    """uint8[n] as the array of a variable, without a copy."""
+    """View a uint8[n] as the stored array of a variable, without a copy."""
     dtype = storage_dtype(leaf_type)
     if dtype.itemsize == 0:
-        return np.ndarray(tuple(stored_shape), dtype)  # np.zeros would make U1 of U0
+        return np.ndarray(tuple(stored_shape), dtype)  # np.zeros would turn U0 into U1
     return data.view(dtype).reshape(tuple(stored_shape))
 
 
 def python_value(array: np.ndarray, leaf_type: LeafType) -> Any:
-    """The Python object that a stored array stands for."""
+    """Convert a stored array to its Python object."""
     match leaf_type.kind:
         case "str":
             return array.tobytes().decode("utf-8", "surrogatepass")
@@ -214,11 +219,11 @@ def python_value(array: np.ndarray, leaf_type: LeafType) -> Any:
 
 
 def numpy_value(array: np.ndarray, leaf_type: LeafType) -> np.ndarray:
-    """A stored array as the NumPy array that shows its value: str, bytes and big ints in an array of objects.
+    """Convert a stored array to a NumPy array of its values. A str, bytes or large int becomes a 0-d object array.
 
-    The bytes of `array` may be put into another order in place.
+    `array` may be byte-swapped in place.
     """
-    if is_bytes_of_object(leaf_type):
+    if is_stored_as_bytes(leaf_type):
         value = np.empty((), object)
         value[()] = python_value(array, leaf_type)
         return value
@@ -228,13 +233,13 @@ def numpy_value(array: np.ndarray, leaf_type: LeafType) -> np.ndarray:
 
 
 def is_castable(found: LeafType, target: LeafType) -> bool:
-    """Whether both hold numbers or bools."""
+    """Return whether leaves of both types are numbers or bools."""
     return is_number(found) and is_number(target)
 
 
 @functools.lru_cache(maxsize=1024)
 def is_number(leaf_type: LeafType) -> bool:
-    """Whether it holds numbers or bools."""
+    """Return whether leaves of this type are numbers or bools."""
     if leaf_type.kind in PYTHON_KINDS:
         return leaf_type.kind not in ("str", "bytes")
     return leaf_type.kind != "key" and leaf_type.dtype != "float0" and _category(storage_dtype(leaf_type)) >= 0
@@ -250,5 +255,5 @@ def _category(dtype: np.dtype[Any]) -> int:
 
 
 def is_floating(dtype: str) -> bool:
-    """Whether numbers of the dtype of this name are floats."""
+    """Return whether the dtype with this name is a real floating dtype."""
     return dtype != "float0" and _category(dtype_from_name(dtype)) == _FLOATING

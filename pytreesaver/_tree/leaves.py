@@ -1,4 +1,4 @@
-"""What a leaf of a live tree is, and the arrays that hold its bytes. Knows no file."""
+"""Types of the leaves of a tree in memory, and the arrays that contain their bytes."""
 
 import functools
 from typing import Any
@@ -11,14 +11,14 @@ from pytreesaver._tree.kinds import Cells, Kind, LeafType, NotPlainError, big_in
 
 
 class LeafError(Exception):
-    """Why a leaf cannot be stored or cannot serve as a template, as the end of a sentence."""
+    """A leaf cannot be stored or used in a template. The message is the reason, for use in a longer message."""
 
 
 def leaf_type_of(leaf: Any) -> tuple[LeafType, tuple[int, ...]]:
-    """The type of a leaf and the shape of the array that stores it.
+    """Return the type of a leaf and the shape of its stored array.
 
     Raises:
-        LeafError: leaves of this type, or this leaf, cannot be stored.
+        LeafError: if the leaf cannot be stored.
 
     Example:
         >>> leaf_type_of(np.zeros((2, 3), np.float16))
@@ -69,7 +69,7 @@ def _jax_type(leaf: jax.Array) -> tuple[LeafType, tuple[int, ...]]:
         )
     if not (leaf.is_fully_replicated or leaf.is_fully_addressable):
         raise LeafError(
-            "that is a jax.Array spread over several processes; gather it first with "
+            "that is a jax.Array sharded over several processes; gather it first with "
             "jax.experimental.multihost_utils.process_allgather"
         )
     leaf_type = jax_array_type(leaf)
@@ -80,7 +80,7 @@ def _jax_type(leaf: jax.Array) -> tuple[LeafType, tuple[int, ...]]:
 
 
 def jax_array_type(leaf: Any) -> LeafType | None:
-    """The type of a `jax.Array` or `jax.ShapeDtypeStruct` of ordinary numbers; None for one of PRNG keys."""
+    """Return the type of a `jax.Array` or `jax.ShapeDtypeStruct`, or None if it is a PRNG key array."""
     return _jax_array_type(leaf.dtype, getattr(leaf, "weak_type", False))
 
 
@@ -109,16 +109,16 @@ def _numpy_scalar_type(leaf: np.generic) -> LeafType:
     if type(array[()]) is not type(leaf):
         raise LeafError(f"of type {type(leaf).__module__}.{type(leaf).__qualname__}, a subclass of a NumPy scalar")
     if isinstance(leaf, np.str_ | np.bytes_) and array[()] != leaf:
-        raise LeafError("that is a NumPy string which ends in NUL, and NumPy drops those; use a str or bytes")
+        raise LeafError("that is a NumPy string ending in NUL, which NumPy drops; use a str or bytes")
     return leaf_type
 
 
 @functools.lru_cache
 def key_type(impl: Any) -> LeafType:
-    """The type of a typed PRNG key array, by what `jax.random.key_impl` says of it."""
+    """Return the type of a PRNG key array from the result of `jax.random.key_impl`."""
     if isinstance(impl, str):
         return LeafType("key", "uint32", key_impl=impl)
-    raise LeafError(f"that is a PRNG key array of an implementation without a registered name ({impl})")
+    raise LeafError(f"that is a PRNG key array whose implementation has no registered name ({impl})")
 
 
 @functools.lru_cache
@@ -131,16 +131,16 @@ def _advice(leaf: Any) -> str:
     if isinstance(leaf, np.ndarray):
         return "; convert it to a plain np.ndarray"
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        return "; it has a shape but no values: save the arrays themselves"
+        return "; it has a shape but no values; save the arrays themselves"
     if callable(leaf):
-        return "; take functions out of the tree first, for example with equinox.filter(tree, equinox.is_array)"
+        return "; remove functions from the tree first, for example with equinox.filter(tree, equinox.is_array)"
     if isinstance(leaf, bool | int | float | complex | str | bytes):
         return f"; convert it to a plain {next(t.__name__ for t in _PYTHON_TYPES if isinstance(leaf, t))}"
-    return "; convert it to an array, register its class with JAX as a pytree node, or take it out of the tree"
+    return "; convert it to an array, register its class with JAX as a pytree node, or remove it from the tree"
 
 
 def cells_of(leaf: Any, leaf_type: LeafType) -> Cells:
-    """The arrays that hold a leaf's bytes: one for each distinct shard of a sharded `jax.Array`, else one."""
+    """Return the arrays that contain the bytes of a leaf: one for each distinct shard of a `jax.Array`, else one."""
     if leaf_type.kind == "key":
         leaf = jax.random.key_data(leaf)
     elif leaf_type.kind != "jax":
@@ -154,4 +154,4 @@ def cells_of(leaf: Any, leaf_type: LeafType) -> Cells:
     try:
         return Cells([by_start[start].data for start, _ in grid_cells(boundaries)], boundaries)
     except KeyError:
-        return Cells([leaf])  # shards that form no grid, as no sharding of today's JAX makes them
+        return Cells([leaf])  # the shards do not form a grid; no current JAX sharding does this

@@ -1,7 +1,7 @@
-"""Plain Python values as JSON and back, exactly: for user metadata and for the static fields of tree nodes.
+"""Exact conversion of plain Python values to JSON and back, for user metadata and static fields of tree nodes.
 
-What JSON has is written as it is. The rest is an object with one key that starts with ``$``: ``{"$tuple": [1, 2]}``,
-``{"$float": "nan"}``. docs/format.md lists them all.
+Values that JSON supports are unchanged. Other values are objects with a single key that starts with ``$``:
+``{"$tuple": [1, 2]}``, ``{"$float": "nan"}``. docs/format.md lists them all.
 """
 
 import base64
@@ -20,20 +20,20 @@ FindClass = Callable[[str], type | None]
 
 
 def class_reference(cls: type) -> str:
-    """Where a class is defined, as ``module:qualified.name``."""
+    """Return the reference to a class, ``module:qualified.name``."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-MOST_LEVELS = 100
-"""How deep plain values may be nested: far enough for data, near enough for every reader's stack."""
+MAX_DEPTH = 100
+"""Maximum nesting of plain values: enough for data, and safe for the stack of any reader."""
 
 
 def encode_value(value: Any, *, classes: bool = True) -> Any:
-    """The JSON form of a plain value. With `classes` also enums, dataclasses, namedtuples, dtypes and such.
+    """Convert a plain value to JSON data. With `classes`, also convert enums, dataclasses, namedtuples, dtypes etc.
 
     Raises:
-        NotPlainError: for anything else (a function, an array, an arbitrary object), and for what is nested deeper
-            than `MOST_LEVELS`; the message says where in `value` it is.
+        NotPlainError: for any other object (a function, an array) and for values nested deeper than `MAX_DEPTH`. The
+            message contains its position in `value`.
 
     Example:
         >>> encode_value({"shape": (2, 3), "loss": float("inf")})
@@ -43,8 +43,8 @@ def encode_value(value: Any, *, classes: bool = True) -> Any:
 
 
 def _encode(value: Any, where: str, classes: bool, level: int) -> Any:
-    if level > MOST_LEVELS:
-        raise NotPlainError(f"{where[:60]}...: expected at most {MOST_LEVELS} levels, found more")
+    if level > MAX_DEPTH:
+        raise NotPlainError(f"{where[:60]}...: expected at most {MAX_DEPTH} levels, found more")
     level += 1
     kind = type(value)
     if value is None or kind is bool:
@@ -64,7 +64,7 @@ def _encode(value: Any, where: str, classes: bool, level: int) -> Any:
     if kind is tuple:
         return {"$tuple": [_encode(item, f"{where}[{i}]", classes, level) for i, item in enumerate(value)]}
     if kind is set or kind is frozenset:
-        # No instances of classes: putting them into a set again would run their code.
+        # Without classes, since adding their instances to a set on decoding would run their __hash__ and __eq__.
         items = [_encode(item, f"{where}{{}}", False, level) for item in sorted(value, key=repr)]
         return {f"${kind.__name__}": items}
     if kind is dict:
@@ -85,7 +85,7 @@ def _encode(value: Any, where: str, classes: bool, level: int) -> Any:
 
 
 def _encode_of_class(value: Any, where: str, level: int) -> Any:
-    import jax  # not before such a value is met: checkpoints are looked at without it
+    import jax  # deferred, so that checkpoints can be inspected without JAX
 
     kind = type(value)
     if value is ...:
@@ -113,16 +113,16 @@ def _encode_of_class(value: Any, where: str, level: int) -> Any:
             for field in dataclasses.fields(kind)
         }
         return {"$dataclass": [class_reference(kind), items]}
-    raise NotPlainError(f"{where or 'value'}: a {kind.__module__}.{kind.__qualname__} cannot be written as plain data")
+    raise NotPlainError(f"{where or 'value'}: a {kind.__module__}.{kind.__qualname__} cannot be stored as plain data")
 
 
 def decode_value(encoded: Any, find_class: FindClass | None = None) -> Any:
-    """The value that `encode_value` was given. `find_class` maps a class reference to a class, or to None.
+    """Convert the JSON data of `encode_value` back to a value. `find_class` maps a class reference to a class or None.
 
-    Nothing is imported and no code of a found class runs: instances are filled field by field.
+    Decoding imports no user code and does not run the constructors of classes: instances are filled field by field.
 
     Raises:
-        NotPlainError: the notation is unknown or malformed, or a class is not there or has changed.
+        NotPlainError: if the data is malformed, or a class is not found or has changed.
 
     Example:
         >>> decode_value({"$tuple": [1, {"$float": "-inf"}]})
@@ -193,7 +193,7 @@ def _decode_tagged(tag: str, body: Any, find_class: FindClass) -> Any:
             if cls is None:
                 raise NotPlainError(f"class {reference} is not imported in this process")
             return _decode_instance(tag, cls, fields, find_class)
-    raise NotPlainError(f"unknown notation {tag}")
+    raise NotPlainError(f"unknown tag {tag}")
 
 
 def _jax_scalar_type(name: str) -> Any:
@@ -203,7 +203,7 @@ def _jax_scalar_type(name: str) -> Any:
 
 
 def _decode_instance(tag: str, cls: type, fields: Any, find_class: FindClass) -> Any:
-    changed = NotPlainError(f"class {class_reference(cls)} is not what it was when the checkpoint was saved")
+    changed = NotPlainError(f"class {class_reference(cls)} has changed since the checkpoint was saved")
     if tag == "$enum":
         if not issubclass(cls, enum.Enum) or fields not in cls.__members__:
             raise changed

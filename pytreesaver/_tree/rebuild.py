@@ -1,4 +1,4 @@
-"""A tree made of its leaves and of what `pytreesaver._structure` wrote of it. Imports nothing that a file names."""
+"""Rebuild a tree from its leaves and its stored structure. Never imports a module that a file names."""
 
 import collections
 import dataclasses
@@ -12,18 +12,18 @@ import jax
 
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import FindClass, class_reference, decode_value
-from pytreesaver._tree.structure import FACTORIES, KEY_TYPES, MOST_LEVELS
+from pytreesaver._tree.structure import DEFAULT_FACTORIES, KEY_TYPES, MAX_DEPTH
 
 _registry = jax.tree_util.default_registry
-_FACTORIES_BY_NAME = {name: cls for cls, name in FACTORIES.items()}
+_DEFAULT_FACTORIES_BY_NAME = {name: cls for cls, name in DEFAULT_FACTORIES.items()}
 
 
 class MalformedStructureError(ValueError):
-    """The stored structure is not what this module writes."""
+    """The stored structure is invalid."""
 
 
 def find_imported_class(reference: str) -> type | None:
-    """The class ``module:qualified.name``, if this process has imported its module already; never imports anything.
+    """Return the class ``module:qualified.name`` if its module is already imported, otherwise None.
 
     Example:
         >>> find_imported_class("collections:OrderedDict"), find_imported_class("no_such_module:Thing")
@@ -32,7 +32,7 @@ def find_imported_class(reference: str) -> type | None:
     module_name, _, qualified_name = reference.partition(":")
     found: Any = sys.modules.get(module_name)
     for part in qualified_name.split("."):
-        # Only through object and type: other attribute access could run code of a lazy module or of a metaclass.
+        # Bypass normal attribute access, which could run code of a lazy module or a metaclass.
         is_class = issubclass(type(found), type)
         if not is_class and not issubclass(type(found), types.ModuleType):
             return None
@@ -44,13 +44,13 @@ def find_imported_class(reference: str) -> type | None:
 def rebuild_tree(
     structure: Any, leaves: Sequence[Any], find_class: FindClass = find_imported_class
 ) -> tuple[Any, list[str]]:
-    """Put leaves into a stored structure. Gives the tree, and what could not be rebuilt as it was, one line each.
+    """Rebuild a tree from a stored structure and leaves. Return it and a line for each container that was substituted.
 
-    A namedtuple whose class is not there becomes a namedtuple of the same name and fields; a dataclass becomes a dict
-    of its fields; any other registered node a dict or list of its children.
+    If its class is not available, a namedtuple becomes a namedtuple with the same name and fields, a dataclass becomes
+    a dict of its fields, and any other registered node becomes a dict or list of its children.
 
     Raises:
-        MalformedStructureError: the structure is not one that `flatten_tree` gives for that many leaves.
+        MalformedStructureError: if the structure is invalid or does not match the number of leaves.
 
     Example:
         >>> rebuild_tree({"w": {"$tuple": [1, None]}, "b": 0}, [2, 1.0])
@@ -59,7 +59,7 @@ def rebuild_tree(
     builder = _Builder(leaves, find_class)
     tree = builder.build(structure)
     if builder.unused:
-        raise MalformedStructureError(f"expected every leaf in the structure, {len(builder.unused)} are not there")
+        raise MalformedStructureError(f"{len(builder.unused)} leaves are missing from the structure")
     return tree, list(builder.problems)
 
 
@@ -78,11 +78,11 @@ class _Builder:
             try:
                 self.unused.remove(node)
             except KeyError:
-                raise MalformedStructureError(f"leaf {node} stands twice in the structure, or does not exist") from None
+                raise MalformedStructureError(f"leaf {node} occurs twice in the structure or does not exist") from None
             return self.leaves[node]
         self._level += 1
-        if self._level > 2 * MOST_LEVELS:  # a registered node takes two: itself, and the container of its children
-            raise MalformedStructureError("the structure is nested deeper than any that was saved")
+        if self._level > 2 * MAX_DEPTH:  # a registered node counts twice: itself and the container of its children
+            raise MalformedStructureError(f"expected a structure of at most {MAX_DEPTH} levels, found more")
         if type(node) is list:
             built: Any = [self.build(child) for child in node]
         elif type(node) is not dict:
@@ -119,25 +119,25 @@ class _Builder:
             raise
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise MalformedStructureError(f"malformed {tag} node: {error}") from error
-        raise MalformedStructureError(f"unknown kind of node {tag!r}")
+        raise MalformedStructureError(f"unknown node type {tag!r}")
 
     def _build_items(self, items: Any) -> dict[Any, Any]:
         built = {self._key(key): self.build(child) for key, child in items}
         if len(built) < len(items):
-            raise MalformedStructureError("a dict has one key twice")
+            raise MalformedStructureError("a dict has a duplicate key")
         return built
 
     def _key(self, encoded: Any) -> Any:
         key = decode_value(encoded)
         if type(key) not in KEY_TYPES:
-            raise MalformedStructureError(f"expected the key of a dict, found {encoded!r}")
+            raise MalformedStructureError(f"expected a dict key, found {encoded!r}")
         return key
 
     def _build_default_dict(self, factory: Any, items: dict[Any, Any]) -> Any:
         if factory == "opaque":
-            self.problems["a defaultdict has a factory that cannot be stored; it comes back as a dict"] = None
+            self.problems["a defaultdict with a factory that cannot be stored is restored as a dict"] = None
             return items
-        return collections.defaultdict(None if factory is None else _FACTORIES_BY_NAME[factory], items)
+        return collections.defaultdict(None if factory is None else _DEFAULT_FACTORIES_BY_NAME[factory], items)
 
     def _build_namedtuple(self, reference: str, fields: dict[str, Any]) -> Any:
         cls = self.find_class(reference)
@@ -164,8 +164,8 @@ class _Builder:
         if not reason and cls is not None and _registry.is_node(cls) and dataclasses.is_dataclass(cls):
             try:
                 return _instance_of_dataclass(cls, children | static)
-            except Exception as error:  # the class's own code, which has changed since the checkpoint was saved
-                reason = f"its class refuses the stored fields ({error})"
+            except Exception as error:  # raised by the class's own code, which may have changed since the save
+                reason = f"its class rejects the stored fields ({error})"
         self._problem(reference, cls, "a dict of its fields", reason)
         return children | static
 
@@ -181,7 +181,7 @@ class _Builder:
                     _registry, (cls, auxiliary), [leaf] * len(values)
                 )
                 return jax.tree_util.tree_unflatten(treedef, values)
-            except Exception as error:  # the class's own code, or data of it that cannot be stored
+            except Exception as error:  # raised by the class's own code, or its auxiliary data could not be stored
                 reason = f"it could not be rebuilt ({error})"
         self._problem(reference, cls, f"a {type(children).__name__} of its children", reason)
         return children
@@ -190,7 +190,7 @@ class _Builder:
         why = reason or (
             "it is not imported in this process" if cls is None else "its fields have changed since the save"
         )
-        self.problems[f"{reference} comes back as {substitute}: {why}"] = None
+        self.problems[f"{reference} is restored as {substitute}: {why}"] = None
 
 
 def _instance_of_dataclass(cls: type, fields: Mapping[str, Any]) -> Any:
@@ -200,7 +200,7 @@ def _instance_of_dataclass(cls: type, fields: Mapping[str, Any]) -> Any:
     draft: Any = object.__new__(cls)
     for name, value in fields.items():
         object.__setattr__(draft, name, value)
-    # One level through the class's own flattening and unflattening gives what any jax.tree.map would give.
+    # Flatten and unflatten one level with the functions of the class, as jax.tree.map would.
     return jax.tree.map(lambda child: child, draft, is_leaf=lambda node: node is not draft)
 
 

@@ -1,4 +1,4 @@
-"""Which name a variable of the tree has in the checkpoint: the forms of `rename`, as values that act on names. Pure."""
+"""Renaming of variables between a tree and a checkpoint: the forms of `rename`. Pure functions on names."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,33 +9,37 @@ from typing import Any
 
 from pytreesaver._text import SINGLE_LEAF_NAME, prefixes, suggestions
 
+Rename = Mapping[str, str] | Sequence[tuple[str | re.Pattern[str], str]] | Callable[[str], str]
+"""Type of arguments that rename variables, such as `rename`: a map from names in the result to names in the checkpoint.
+
+A dict of names or of prefixes that end in ``/``, a list of (regular expression, replacement), or a function.
+"""
+
 
 class Renaming:
-    """Gives the name in the checkpoint of a variable of the tree.
-
-    `label` is what messages call it.
-    """
+    """Maps variable names of a tree to names in a checkpoint. Messages refer to it as `label`."""
 
     label = "rename"
 
     def stored_name(self, name: str) -> str:
-        """The name in the checkpoint of the variable that is called `name` in the tree."""
+        """Return the name in the checkpoint of the variable `name` of the tree."""
         raise NotImplementedError
 
     def tree_names(self, stored: str) -> list[str]:
-        """The names in the tree of the variable that is called `stored` in the checkpoint; where there is no telling
-        from that name, the name itself."""
+        """Return the names in the tree of the variable `stored` of the checkpoint, or `stored` if they are unknown."""
         return [stored]
 
     def unused(self, names: Sequence[str]) -> dict[str, str]:
-        """The entries that say nothing of any of these names of the tree, each with a hint at what could be meant."""
+        """Return the entries that apply to none of these names of the tree. Each maps to a hint for the message."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class ByName(Renaming):
-    """A dict of names, and of prefixes that end in ``/``; a name counts before a prefix, a long prefix before a short
-    one. The prefix ``/`` is the root."""
+    """A dict of names and of prefixes that end in ``/``; ``/`` itself is the root.
+
+    Names take precedence over prefixes, and long prefixes over short ones.
+    """
 
     entries: Mapping[str, str]
     label: str = "rename"
@@ -62,7 +66,7 @@ class ByName(Renaming):
 
     @cached_property
     def _by_stored(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """The entries by their names and by their prefixes in the checkpoint."""
+        """The keys of the entries, by name and by prefix in the checkpoint."""
         exact: dict[str, list[str]] = {}
         under: dict[str, list[str]] = {}
         for key, value in self.entries.items():
@@ -71,22 +75,22 @@ class ByName(Renaming):
                 under.setdefault(value, []).append(key)
         return exact, under
 
-    def moved_names(self, stored: str) -> list[str]:
-        """The same where nothing but the renaming says what the tree has: what is renamed has no more its old name."""
+    def names_without_template(self, stored: str) -> list[str]:
+        """Like `tree_names`, but without `stored` itself if the variable has another name."""
         names = self.tree_names(stored)
         return [name for name in names if name != stored or name in self.entries] or names
 
     def unused(self, names: Sequence[str]) -> dict[str, str]:
         used = {next((key for key in _keys(name) if key in self.entries), None) for name in names}
-        idle = [key for key in self.entries if key not in used]
-        if not idle:
+        unused = [key for key in self.entries if key not in used]
+        if not unused:
             return {}
         under = {prefix for name in names for prefix in prefixes(name)}
         suggest, suggest_prefix = suggestions(names), suggestions(sorted(f"{prefix}/" for prefix in under - set(names)))
         hints = {}
-        for key in idle:
+        for key in unused:
             if key.rstrip("/") in under and key.endswith("/"):
-                hints[key] = "; longer entries match all that it matches"
+                hints[key] = "; longer entries match all names that it matches"
             elif key in under:
                 hints[key] = f"; a prefix ends in '/': {key + '/'!r}: {self.entries[key].rstrip('/') + '/'!r}"
             else:
@@ -95,7 +99,7 @@ class ByName(Renaming):
 
 
 def _keys(name: str) -> Iterator[str]:
-    """What may stand in a dict for a name: itself, and all prefixes, the longest first."""
+    """Yield the keys that apply to a name: the name itself, then its prefixes, the longest first."""
     yield name
     if name != SINGLE_LEAF_NAME:
         yield f"{name}/"
@@ -110,7 +114,7 @@ def _is_under(name: str, prefix: str) -> bool:
 
 
 def _rest(name: str, prefix: str) -> str | None:
-    """What follows a prefix in a name; None if the name is the prefix itself, a subtree that is a single leaf."""
+    """Return the part of a name after a prefix, or None if the prefix itself is a leaf."""
     if prefix == "/":
         return None if name == SINGLE_LEAF_NAME else name
     return None if name == prefix[:-1] else name[len(prefix) :]
@@ -124,7 +128,7 @@ def _joined(prefix: str, rest: str | None) -> str:
 
 @dataclass(frozen=True)
 class _ByPattern(Renaming):
-    """A list of (regular expression, replacement): the first that is found in a name counts."""
+    """A list of (regular expression, replacement). The first expression that matches in a name applies."""
 
     pairs: Sequence[tuple[re.Pattern[str], str]]
 
@@ -138,12 +142,12 @@ class _ByPattern(Renaming):
         return name
 
     def unused(self, names: Sequence[str]) -> dict[str, str]:
-        found = [[i for i, (pattern, _) in enumerate(self.pairs) if pattern.search(name)] for name in names]
-        first, any_place = {each[0] for each in found if each}, {i for each in found for i in each}
+        matches = [[i for i, (pattern, _) in enumerate(self.pairs) if pattern.search(name)] for name in names]
+        used, matching = {each[0] for each in matches if each}, {i for each in matches for i in each}
         return {
-            repr(pattern.pattern): "; entries before it match all that it matches" if i in any_place else ""
+            repr(pattern.pattern): "; earlier entries match all names that it matches" if i in matching else ""
             for i, (pattern, _) in enumerate(self.pairs)
-            if i not in first
+            if i not in used
         }
 
 
@@ -154,7 +158,7 @@ class _ByFunction(Renaming):
     def stored_name(self, name: str) -> str:
         stored = self.function(name)
         if not isinstance(stored, str):
-            raise TypeError(f"rename: expected a function that gives a str, found {stored!r} for {name!r}")
+            raise TypeError(f"rename: expected a function that returns a str, found {stored!r} for {name!r}")
         return stored
 
     def unused(self, names: Sequence[str]) -> dict[str, str]:
@@ -162,11 +166,11 @@ class _ByFunction(Renaming):
 
 
 def as_renaming(given: Any) -> Renaming:
-    """A renaming from any of the forms that a user may give it in.
+    """Convert any of the forms of `rename` to a `Renaming`.
 
     Raises:
-        TypeError: it is none of those.
-        ValueError: an entry makes no sense.
+        TypeError: if `given` is none of these forms.
+        ValueError: if an entry is invalid.
 
     Example:
         >>> as_renaming({"backbone/": "encoder/"}).stored_name("backbone/0/w")
@@ -211,11 +215,11 @@ def _pair(entry: Any) -> tuple[re.Pattern[str], str]:
     try:
         return re.compile(pattern), replacement
     except re.error as error:
-        raise ValueError(f"rename: {pattern!r} is no regular expression: {error}") from error
+        raise ValueError(f"rename: {pattern!r} is not a valid regular expression: {error}") from error
 
 
 def likely_renaming(missing: Sequence[str], surplus: Sequence[str]) -> dict[str, str] | None:
-    """The change of a prefix that finds every missing variable among the surplus ones, if there is one.
+    """Return a change of prefix that maps all missing variables to surplus ones, or None if there is none.
 
     Example:
         >>> likely_renaming(["backbone/w", "backbone/b"], ["encoder/w", "encoder/b", "head/w"])
@@ -225,7 +229,7 @@ def likely_renaming(missing: Sequence[str], surplus: Sequence[str]) -> dict[str,
     """
     if len(missing) < 2:
         return None
-    there = set(surplus)
+    surplus_names = set(surplus)
     first = missing[0]
     candidates = (
         (first[:end] or "/", name[: len(name) - len(first) + end] or "/")
@@ -233,10 +237,10 @@ def likely_renaming(missing: Sequence[str], surplus: Sequence[str]) -> dict[str,
         for name in surplus
         if name == first[end:] or name.endswith(f"/{first[end:]}")
     )
-    for prefix, other in islice(candidates, _MOST_CANDIDATES):
-        if all(_is_under(name, prefix) and _joined(other, _rest(name, prefix)) in there for name in missing):
+    for prefix, other in islice(candidates, _MAX_CANDIDATES):
+        if all(_is_under(name, prefix) and _joined(other, _rest(name, prefix)) in surplus_names for name in missing):
             return {prefix: other}
     return None
 
 
-_MOST_CANDIDATES = 1000
+_MAX_CANDIDATES = 1000

@@ -1,6 +1,6 @@
-"""Structures of parts of trees, of trees with other names, and of names that never had a tree.
+"""Structures of partial trees, of trees with renamed leaves, and of lists of names.
 
-Pure functions on the plain data of a structure.
+Pure functions on the JSON data of a structure; see `pytreesaver._tree.structure`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +11,10 @@ from pytreesaver._tree.plain import decode_value
 
 
 def prune_structure(structure: Any, kept: Mapping[int, int]) -> Any:
-    """The structure of a tree without some of its leaves; `kept` gives the new position of each leaf that stays.
+    """Remove leaves from a structure. `kept` maps the position of each remaining leaf to its new position.
 
-    Branches without a leaf that stays are absent. What is left of a list or a tuple is a dict with the positions as its
-    keys, and what is left of any other container but a dict is a dict with the names: so the names stay the same.
+    Branches without a remaining leaf are removed. To keep the names, an incomplete list or tuple becomes a dict with
+    positions as keys, and an incomplete container of any other type, except for dicts, becomes a dict of its children.
 
     Example:
         >>> prune_structure({"a": [0, 1], "b": 2, "c": {"$tuple": [3]}}, {1: 0, 3: 1})
@@ -28,16 +28,23 @@ _ABSENT: Any = object()
 
 
 class NodeParts(NamedTuple):
-    """The children of a node with their keys, and how to make a node of them: of all, or of (key, child) that stay."""
+    """The keys and children of a node, and functions to rebuild it.
+
+    Attributes:
+        keys: the keys of the children.
+        children: the child nodes.
+        rebuild: makes a node of the same type from new children.
+        rebuild_partial: makes a node from a list of [key, child], which may lack some of the keys.
+    """
 
     keys: list[Any]
     children: list[Any]
-    of_all: Callable[[list[Any]], Any]
-    of_some: Callable[[list[list[Any]]], Any]
+    rebuild: Callable[[list[Any]], Any]
+    rebuild_partial: Callable[[list[list[Any]]], Any]
 
 
 def node_parts(node: Any) -> NodeParts:
-    """A node of a structure that is neither a leaf nor None, taken apart."""
+    """Return the parts of a node that is neither a leaf nor None."""
     if type(node) is list:
         return NodeParts(list(range(len(node))), node, list, lambda some: {"$dict": some})
     if not _is_tagged(node):
@@ -45,7 +52,7 @@ def node_parts(node: Any) -> NodeParts:
     ((tag, body),) = node.items()
     match tag:
         case "$tuple":
-            return node_parts(body)._replace(of_all=lambda new: {tag: new})
+            return node_parts(body)._replace(rebuild=lambda new: {tag: new})
         case "$dict" | "$ordereddict":
             keys, children = [key for key, _ in body], [child for _, child in body]
             return NodeParts(keys, children, lambda new: {tag: _paired(keys, new)}, lambda some: {tag: some})
@@ -63,9 +70,9 @@ def node_parts(node: Any) -> NodeParts:
                 lambda new: {tag: [body[0], dict(zip(fields, new, strict=True)), *rest]},
                 _as_dict,
             )
-        case _:  # a registered node has its children in a container of their own
+        case _:  # a registered node keeps its children in a nested container
             inner = node_parts(body[1])
-            return inner._replace(of_all=lambda new: {tag: [body[0], inner.of_all(new), *body[2:]]})
+            return inner._replace(rebuild=lambda new: {tag: [body[0], inner.rebuild(new), *body[2:]]})
 
 
 def _paired(keys: list[Any], children: list[Any]) -> list[list[Any]]:
@@ -85,7 +92,7 @@ def _prune(node: Any, kept: Mapping[int, int], *, keep_empty: bool = False) -> A
 
 
 class _Pruned(NamedTuple):
-    """What is left of a node, whether it had leaves, and whether it has kept them all."""
+    """A pruned node, whether it had leaves, and whether it kept all of them."""
 
     node: Any
     had_leaves: bool
@@ -103,10 +110,10 @@ def _pruned(node: Any, kept: Mapping[int, int], keep_empty: bool) -> _Pruned:
     if not any(child.had_leaves for child in children):
         return without_leaves
     if all(child.kept_all for child in children):
-        whole = [new.node if new.had_leaves else child for new, child in zip(children, parts.children, strict=True)]
-        return _Pruned(parts.of_all(whole), True, True)
+        complete = [new.node if new.had_leaves else child for new, child in zip(children, parts.children, strict=True)]
+        return _Pruned(parts.rebuild(complete), True, True)
     some = [[key, child.node] for key, child in zip(parts.keys, children, strict=True) if child.node is not _ABSENT]
-    return _Pruned(parts.of_some(some) if some else _ABSENT, True, False)
+    return _Pruned(parts.rebuild_partial(some) if some else _ABSENT, True, False)
 
 
 def _has_leaves(node: Any) -> bool:
@@ -119,7 +126,7 @@ def _renumbered(node: Any, kept: Mapping[int, int]) -> Any:
     if type(node) is int:
         return kept[node]
     parts = node_parts(node)
-    return parts.of_all([_renumbered(child, kept) for child in parts.children])
+    return parts.rebuild([_renumbered(child, kept) for child in parts.children])
 
 
 def _leaves(node: Any) -> Iterator[int]:
@@ -130,8 +137,8 @@ def _leaves(node: Any) -> Iterator[int]:
             yield from _leaves(child)
 
 
-class TakenNameError(Exception):
-    """The name that a leaf cannot have because there are leaves under it."""
+class NameConflictError(Exception):
+    """A leaf and a container would have the same name, which is the message."""
 
 
 def move_structure(
@@ -141,19 +148,19 @@ def move_structure(
     *,
     keep_empty: bool,
 ) -> Any:
-    """The structure of a tree whose leaves have other names now.
+    """Return the structure of a tree after renaming its leaves.
+
+    A branch whose leaves are all renamed in the same way is moved unchanged. A container that loses or gains leaves
+    keeps its type if it is a dict, OrderedDict or defaultdict. Otherwise it becomes a dict.
 
     Args:
-        structure: of the tree as it was.
-        names: the name that each leaf had.
-        moved: for each leaf that stays, its new names and their positions.
-        keep_empty: whether containers without any leaf stay.
-
-    A branch of which every leaf moves in the same way stays what it is, under its new name. So does every container
-    that only loses or gains leaves, but that a list, or a class, of which a part is gone or new is a dict.
+        structure: the structure of the original tree.
+        names: the original name of each leaf.
+        moved: maps each remaining leaf to a list of (new name, new position).
+        keep_empty: keep containers without leaves.
 
     Raises:
-        TakenNameError: a leaf and a container would have one name.
+        NameConflictError: if a leaf and a container would have the same name.
 
     Example:
         >>> names, moved = ["old/0", "old/1", "step"], {0: [("new/0", 0)], 1: [("new/1", 1)], 2: [("step", 2)]}
@@ -164,15 +171,15 @@ def move_structure(
     if len(branches) == 1 and branches[0][0] is None:
         return branches[0][1]
     if any(name is None for name, _, _ in branches):
-        raise TakenNameError(SINGLE_LEAF_NAME)
+        raise NameConflictError(SINGLE_LEAF_NAME)
     staying = {leaf: position for leaf, places in moved.items() for name, position in places if name == names[leaf]}
     rest = _prune(structure, staying, keep_empty=keep_empty)
     entries = [(name, branch) for name, branch, path in branches if name is not None and name != path]
-    return _with_branches({} if rest is _ABSENT or type(rest) is int else rest, entries, "")
+    return _insert_branches({} if rest is _ABSENT or type(rest) is int else rest, entries, "")
 
 
-def _with_branches(node: Any, entries: Sequence[tuple[str, Any]], path: str) -> Any:
-    """A container with more branches, at names as seen from it; `path` is the beginning of its own for messages."""
+def _insert_branches(node: Any, entries: Sequence[tuple[str, Any]], path: str) -> Any:
+    """Insert branches into a container, at names relative to it. `path` is its own name with a slash, for messages."""
     if not entries:
         return node
     parts = node_parts({} if node is None else node)
@@ -188,15 +195,15 @@ def _with_branches(node: Any, entries: Sequence[tuple[str, Any]], path: str) -> 
         if not _has_leaves(child):
             children[at[name]] = branch
         elif type(branch) is int:
-            raise TakenNameError(path + name)
-        elif type(child) is int:  # beside a leaf of that name there is no place for a container
+            raise NameConflictError(path + name)
+        elif type(child) is int:  # a leaf has this name, so the children become keys beside it
             flat += _children_of(branch, name)
         else:
             inside.setdefault(at[name], []).extend(_children_of(branch, ""))
     for name, branch in entries:
         if name in at:
             continue
-        # The longest key counts: with a key "a/b" beside "a", what is under "a/b" is in there.
+        # The longest key applies: if there are keys "a" and "a/b", the name "a/b/c" is in "a/b".
         holders = [p for p in prefixes(name) if p in at and type(children[at[p]]) is not int]
         if holders:
             holder = max(holders, key=len)
@@ -207,35 +214,35 @@ def _with_branches(node: Any, entries: Sequence[tuple[str, Any]], path: str) -> 
             groups.setdefault(name.partition("/")[0], []).append((name, branch))
     components = list(at)
     for i, inner in inside.items():
-        children[i] = _with_branches(children[i], inner, f"{path}{components[i]}/")
+        children[i] = _insert_branches(children[i], inner, f"{path}{components[i]}/")
     for first, group in groups.items():
-        flat += _grown(first, group, path)
-    flat = _apart(flat)
+        flat += _nest_group(first, group, path)
+    flat = _with_unique_keys(flat)
     if not flat:
-        return parts.of_all(children)
+        return parts.rebuild(children)
     items = [[key, child] for key, child in zip(parts.keys, children, strict=True)]
     if items and all(type(key) is int for key, _ in items) and all(_is_number(key) for key, _ in flat):
         return _dict_of([*items, *([int(key), branch] for key, branch in flat)])
     more = [[key, branch] for key, branch in flat]
     if all(type(key) is str for key, _ in items):
-        return parts.of_some([*items, *more]) if _keeps_kind(node) else _dict_of([*items, *more])
+        return parts.rebuild_partial([*items, *more]) if _keeps_type(node) else _dict_of([*items, *more])
     return _dict_of([*([component, children[i]] for component, i in at.items()), *more])
 
 
-def _grown(first: str, group: Sequence[tuple[str, Any]], path: str) -> list[tuple[str, Any]]:
-    """The keys of a container for new names that have their first component in common."""
+def _nest_group(first: str, group: Sequence[tuple[str, Any]], path: str) -> list[tuple[str, Any]]:
+    """Return the keys and children of a container for new names with a common first component."""
     leaves = [branch for name, branch in group if name == first and type(branch) is int]
     containers = [branch for name, branch in group if name == first and type(branch) is not int]
     below = [(name, branch) for name, branch in group if name != first]
-    if leaves:  # beside a leaf of that name there is no place for a container
+    if leaves:  # a leaf has this name, so everything else becomes keys beside it
         return [(first, leaves[0]), *below, *(child for branch in containers for child in _children_of(branch, first))]
     rest = [(name[len(first) + 1 :], branch) for name, branch in below]
     rest += [child for branch in containers[1:] for child in _children_of(branch, "")]
-    return [(first, _with_branches(containers[0] if containers else {}, rest, f"{path}{first}/"))]
+    return [(first, _insert_branches(containers[0] if containers else {}, rest, f"{path}{first}/"))]
 
 
-def _apart(entries: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The same branches as keys of one container: of several with one name only one stays whole."""
+def _with_unique_keys(entries: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Make the keys of branches unique: split all but one of the branches with the same key into their children."""
     result: dict[str, Any] = {}
     waiting = list(entries)
     while waiting:
@@ -263,8 +270,8 @@ def _is_number(key: str) -> bool:
     return key.isascii() and key.isdigit() and str(int(key)) == key
 
 
-def _keeps_kind(node: Any) -> bool:
-    """Whether a container stays of its kind when it gets another str key."""
+def _keeps_type(node: Any) -> bool:
+    """Return whether a container keeps its type when it gains a str key."""
     return type(node) is dict and _is_tagged(node) and next(iter(node)) in ("$ordereddict", "$defaultdict")
 
 
@@ -275,7 +282,7 @@ def _dict_of(items: list[list[Any]]) -> Any:
 def _moved_branches(
     node: Any, path: str | None, names: Sequence[str], moved: Mapping[int, Sequence[tuple[str, int]]]
 ) -> Iterator[tuple[str | None, Any, str | None]]:
-    """The (new name, structure, old name) of the largest branches that move as they are; that of the root is None."""
+    """Yield (new name, structure, old name) of the largest branches that move unchanged. None names the root."""
     if type(node) is int:
         for name, position in moved.get(node, ()):
             yield (None if name == SINGLE_LEAF_NAME else name), position, path
@@ -283,14 +290,14 @@ def _moved_branches(
     leaves = list(_leaves(node))
     if not leaves:
         return
-    places = {tuple(_new_place(names[leaf], path, name) for name, _ in moved.get(leaf, ())) for leaf in leaves}
-    if len(places) == 1:
-        (place_of_all,) = places
-        # At the root there is room for nothing else.
-        is_alone = len(leaves) == len(moved) and len(place_of_all) == 1
-        if _NOWHERE not in place_of_all and (None not in place_of_all or is_alone):
-            for i, place in enumerate(place_of_all):
-                yield place, _renumbered(node, {leaf: moved[leaf][i][1] for leaf in leaves}), path
+    targets = {tuple(_target_path(names[leaf], path, name) for name, _ in moved.get(leaf, ())) for leaf in leaves}
+    if len(targets) == 1:
+        (target_paths,) = targets
+        # A branch that moves to the root must be the only one.
+        is_alone = len(leaves) == len(moved) and len(target_paths) == 1
+        if _NO_PATH not in target_paths and (None not in target_paths or is_alone):
+            for i, target in enumerate(target_paths):
+                yield target, _renumbered(node, {leaf: moved[leaf][i][1] for leaf in leaves}), path
             return
     parts = node_parts(node)
     for key, child in zip(parts.keys, parts.children, strict=True):
@@ -298,19 +305,19 @@ def _moved_branches(
         yield from _moved_branches(child, component if path is None else f"{path}/{component}", names, moved)
 
 
-_NOWHERE: Any = object()
+_NO_PATH: Any = object()
 
 
-def _new_place(name: str, path: str | None, new_name: str) -> Any:
-    """Where a branch at `path` would have to be for its leaf to have its new name; the root is None."""
+def _target_path(name: str, path: str | None, new_name: str) -> Any:
+    """Return the new path of the branch at `path` that gives its leaf the new name. None is the root."""
     rest = name if path is None else name[len(path) + 1 :]
     if new_name == rest:
         return None
-    return new_name.removesuffix(f"/{rest}") if new_name.endswith(f"/{rest}") else _NOWHERE
+    return new_name.removesuffix(f"/{rest}") if new_name.endswith(f"/{rest}") else _NO_PATH
 
 
 def names_without_leaves(structure: Any) -> Iterator[str]:
-    """The names of all containers in which there is no leaf, and of None.
+    """Yield the names of all containers without leaves, and of all None.
 
     Example:
         >>> list(names_without_leaves({"w": 0, "b": None, "opt": [{}, 1]}))
@@ -330,10 +337,10 @@ def _names_without_leaves(node: Any, path: str | None) -> Iterator[str]:
 
 
 def structure_of_names(names: Sequence[str]) -> Any:
-    """The structure of nested dicts in which the leaves have these names, in this order.
+    """Return a structure of nested dicts whose leaves have these names, in this order.
 
-    A name that is also the beginning of another, as in ``["a", "a/b"]``, leaves no place to nest: there the rest of the
-    longer name is a key as it is.
+    If a name is a prefix of another, as in ``["a", "a/b"]``, the longer name cannot be nested: its rest becomes a
+    single key.
 
     Example:
         >>> structure_of_names(["dense/kernel", "dense/bias", "step"])
@@ -341,4 +348,4 @@ def structure_of_names(names: Sequence[str]) -> Any:
     """
     if list(names) == [SINGLE_LEAF_NAME]:
         return 0
-    return _with_branches({}, [(name, position) for position, name in enumerate(names)], "")
+    return _insert_branches({}, [(name, position) for position, name in enumerate(names)], "")

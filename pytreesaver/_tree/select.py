@@ -1,50 +1,65 @@
-"""Which variables are meant: globs, regular expressions, predicates and masks, as values that act on names. Pure."""
+"""Selection of variables by name: globs, regular expressions, predicates and masks. Pure functions."""
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Protocol, Union
 
 import numpy as np
 
 from pytreesaver._errors import UnsupportedLeafError, VariableNotFoundError
-from pytreesaver._text import SINGLE_LEAF_NAME, prefixes, shown, suggestions
+from pytreesaver._text import SINGLE_LEAF_NAME, prefixes, quoted, suggestions
 
 
-class Selection:
-    """Says of every variable name whether it is meant.
+class Selector:
+    """Selects variables by name.
 
-    Selections are joined with ``|``, ``&`` and ``~``, also with anything that `only` takes for one. Other than the
-    members of a list, the parts of such an expression need not select anything.
+    Selectors are combined with ``|``, ``&`` and ``~``, and with anything else that `only` accepts. Unlike the members
+    of a list, the operands need not select anything.
     """
 
     def selects(self, name: str) -> bool:
-        """Whether the variable of this name is meant."""
+        """Return whether the variable with this name is selected."""
         raise NotImplementedError
 
-    def __or__(self, other: Any) -> "Selection":
+    def __or__(self, other: "Selection") -> "Selector":
         return _Any((self, as_selection(other)))
 
-    def __ror__(self, other: Any) -> "Selection":
+    def __ror__(self, other: "Selection") -> "Selector":
         return _Any((as_selection(other), self))
 
-    def __and__(self, other: Any) -> "Selection":
+    def __and__(self, other: "Selection") -> "Selector":
         return _All((self, as_selection(other)))
 
-    def __rand__(self, other: Any) -> "Selection":
+    def __rand__(self, other: "Selection") -> "Selector":
         return _All((as_selection(other), self))
 
-    def __invert__(self) -> "Selection":
+    def __invert__(self) -> "Selector":
         return _Not(self)
 
 
-def glob(pattern: str) -> Selection:
-    """Selects the names that a pattern fits.
+class _DataclassInstance(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    ``*`` stands for anything within one component of a name, ``?`` for one character of it, and ``**`` as a component
-    for any number of components, at its end for everything that lies under the rest. A pattern without any of these
-    also selects everything under it.
+
+Mask = Union[bool, None, Mapping[Any, "Mask"], Sequence["Mask"], _DataclassInstance]  # noqa: UP007
+"""A tree of bools that is a prefix of the tree, as for `optax.masked`."""
+
+Selection = Union[str, re.Pattern[str], Callable[[str], bool], Selector, Mask, Sequence["Selection"]]  # noqa: UP007
+"""Type of arguments that select variables, such as `only`.
+
+A glob (see `pytreesaver.glob`), a compiled regular expression, a predicate on the name, a `Selector`, a list of these
+(which selects what any member selects), or a mask: a tree of bools that is a prefix of the tree.
+"""
+
+
+def glob(pattern: str) -> Selector:
+    """Select the names that match a glob pattern.
+
+    Within a component of a name, ``*`` matches any characters and ``?`` a single character. The component ``**``
+    matches any number of components; at the end of a pattern it matches everything below the rest. A pattern without
+    wildcards also selects everything below it.
 
     Example:
         >>> selection = glob("encoder/**") & ~glob("**/bias")
@@ -56,8 +71,8 @@ def glob(pattern: str) -> Selection:
     return _Glob(pattern)
 
 
-def regex(pattern: str | re.Pattern[str]) -> Selection:
-    """Selects the names in which a regular expression is found (`re.search`).
+def regex(pattern: str | re.Pattern[str]) -> Selector:
+    """Select the names that contain a match of a regular expression (`re.search`).
 
     Example:
         >>> regex(r"layer_[0-3]/").selects("encoder/layer_2/w"), regex(r"^layer").selects("encoder/layer_2/w")
@@ -66,11 +81,11 @@ def regex(pattern: str | re.Pattern[str]) -> Selection:
     try:
         return _Regex(re.compile(pattern))
     except re.error as error:
-        raise ValueError(f"regex: {pattern!r} is no regular expression: {error}") from error
+        raise ValueError(f"regex: {pattern!r} is not a valid regular expression: {error}") from error
 
 
 @dataclass(frozen=True)
-class _Glob(Selection):
+class _Glob(Selector):
     pattern: str
 
     def selects(self, name: str) -> bool:
@@ -78,12 +93,12 @@ class _Glob(Selection):
 
     @property
     def is_literal(self) -> bool:
-        """Whether it is a name, which also stands for everything under it."""
+        """Whether it has no wildcards and thus also selects everything below it."""
         return "*" not in self.pattern and "?" not in self.pattern
 
     @property
-    def beginning(self) -> str:
-        """The components before the first one with a wildcard; every name that it selects is that or lies under it."""
+    def literal_prefix(self) -> str:
+        """The components before the first wildcard. All names that the glob selects are this name or below it."""
         components = self.pattern.split("/")
         wild = next((i for i, part in enumerate(components) if "*" in part or "?" in part), len(components))
         return "/".join(components[:wild])
@@ -105,7 +120,7 @@ def _component(pattern: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Regex(Selection):
+class _Regex(Selector):
     pattern: re.Pattern[str]
 
     def selects(self, name: str) -> bool:
@@ -116,7 +131,7 @@ class _Regex(Selection):
 
 
 @dataclass(frozen=True)
-class _Predicate(Selection):
+class _Predicate(Selector):
     function: Callable[[str], Any]
 
     def selects(self, name: str) -> bool:
@@ -127,8 +142,8 @@ class _Predicate(Selection):
 
 
 @dataclass(frozen=True)
-class _Any(Selection):
-    parts: tuple[Selection, ...]
+class _Any(Selector):
+    parts: tuple[Selector, ...]
 
     def selects(self, name: str) -> bool:
         return any(part.selects(name) for part in self.parts)
@@ -138,8 +153,8 @@ class _Any(Selection):
 
 
 @dataclass(frozen=True)
-class _All(Selection):
-    parts: tuple[Selection, ...]
+class _All(Selector):
+    parts: tuple[Selector, ...]
 
     def selects(self, name: str) -> bool:
         return all(part.selects(name) for part in self.parts)
@@ -149,8 +164,8 @@ class _All(Selection):
 
 
 @dataclass(frozen=True)
-class _Not(Selection):
-    part: Selection
+class _Not(Selector):
+    part: Selector
 
     def selects(self, name: str) -> bool:
         return not self.part.selects(name)
@@ -161,38 +176,38 @@ class _Not(Selection):
 
 @dataclass(frozen=True)
 class _EachOf(_Any):
-    """The members of a list: unlike the parts of ``a | b``, each of them has to select something."""
+    """The members of a list. Unlike the operands of ``a | b``, each must select something."""
 
     def selects(self, name: str) -> bool:
         return bool(self.members_for(name))
 
     def members_for(self, name: str) -> set[int]:
-        """The positions of the members that select a name.
+        """Return the positions of the members that select a name.
 
-        Lists of thousands of names are usual: a glob is looked up by the components that it begins with.
+        Globs are looked up by their literal prefix, since lists of thousands of names are common.
         """
-        begins, others = self._by_beginning
-        candidates = [*begins.get("", ()), *(i for prefix in prefixes(name) for i in begins.get(prefix, ()))]
+        globs, others = self._by_prefix
+        candidates = [*globs.get("", ()), *(i for prefix in prefixes(name) for i in globs.get(prefix, ()))]
         return {i for i in (*candidates, *others) if self.parts[i].selects(name)}
 
     @cached_property
-    def _by_beginning(self) -> tuple[dict[str, list[int]], list[int]]:
-        begins: dict[str, list[int]] = {}
+    def _by_prefix(self) -> tuple[dict[str, list[int]], list[int]]:
+        globs: dict[str, list[int]] = {}
         others: list[int] = []
         for i, part in enumerate(self.parts):
             if isinstance(part, _Glob):
-                begins.setdefault(part.beginning, []).append(i)
+                globs.setdefault(part.literal_prefix, []).append(i)
             else:
                 others.append(i)
-        return begins, others
+        return globs, others
 
     def __repr__(self) -> str:
         return f"[{', '.join(map(repr, self.parts))}]"
 
 
 @dataclass(frozen=True)
-class OneOf(Selection):
-    """Selects a set of names. `label` is what messages call it."""
+class NameSet(Selector):
+    """Selects a set of names. Messages refer to it as `label`."""
 
     names: Collection[str]
     label: str
@@ -205,8 +220,8 @@ class OneOf(Selection):
 
 
 @dataclass(frozen=True)
-class _Mask(Selection):
-    """A tree of bools, each of which speaks for everything under its name."""
+class _Mask(Selector):
+    """A tree of bools. Each applies to all variables below its name."""
 
     flags: Mapping[str, bool]
 
@@ -214,7 +229,7 @@ class _Mask(Selection):
         return self.flag_of(name) or False
 
     def flag_of(self, name: str) -> bool | None:
-        """What the mask says of a name, None if it says nothing."""
+        """Return the flag that applies to a name, or None if the mask does not cover it."""
         while True:
             if name in self.flags:
                 return self.flags[name]
@@ -226,16 +241,16 @@ class _Mask(Selection):
         return "the mask"
 
 
-def as_selection(given: Any) -> Selection:
-    """A selection from any of the forms that a user may give it in.
+def as_selection(given: Any) -> Selector:
+    """Convert any of the forms of a selection to a selector.
 
-    A str is a glob, a compiled regular expression is searched for, a function is called with each name, a list selects
-    what any of its members selects, and a tree of bools is a mask of the tree or of a prefix of it.
+    A str is a glob, a compiled regular expression is searched for, a function is a predicate on the name, a list
+    selects what any of its members selects, and a tree of bools is a mask: a prefix of the tree.
 
     Raises:
-        TypeError: it is none of those.
+        TypeError: if `given` is none of these.
     """
-    if isinstance(given, Selection):
+    if isinstance(given, Selector):
         return given
     if isinstance(given, str):
         return _Glob(given)
@@ -249,14 +264,14 @@ def as_selection(given: Any) -> Selection:
     if callable(given):
         return _Predicate(given)
     raise TypeError(
-        "expected a glob, a compiled regular expression, a function of the name, a list of those, or a tree of bools, "
+        "expected a glob, a compiled regular expression, a function of the name, a list of these, or a tree of bools, "
         f"found {given!r}"
     )
 
 
 def _as_mask(given: Any) -> _Mask | None:
-    if isinstance(given, list | tuple) and all(isinstance(each, str | re.Pattern | Selection) for each in given):
-        return None  # it is not a tree of bools, and JAX, which takes trees apart, is not needed to see that
+    if isinstance(given, list | tuple) and all(isinstance(each, str | re.Pattern | Selector) for each in given):
+        return None  # without importing JAX to flatten it
     from pytreesaver._tree.structure import flatten_tree
 
     try:
@@ -268,17 +283,17 @@ def _as_mask(given: Any) -> _Mask | None:
     return _Mask({name: bool(leaf) for name, leaf in zip(flat.names, flat.leaves, strict=True)})
 
 
-def selected_names(selection: Selection, names: Sequence[str], where: str) -> list[str]:
-    """Those of the names that are selected. Raises what `selected` raises."""
+def selected_names(selection: Selector, names: Sequence[str], where: str) -> list[str]:
+    """Return the names that are selected. Raises the same exceptions as `selected`."""
     return [name for name, flag in zip(names, selected(selection, names, where), strict=True) if flag]
 
 
-def selected(selection: Selection, names: Sequence[str], where: str, *, may_be_empty: bool = False) -> list[bool]:
-    """For each name whether it is selected. `where` says in messages what the names are of.
+def selected(selection: Selector, names: Sequence[str], where: str, *, may_be_empty: bool = False) -> list[bool]:
+    """Return for each name whether it is selected. `where` describes the tree or the checkpoint in messages.
 
     Raises:
-        VariableNotFoundError: nothing is selected, or nothing by one member of a list; the message has similar names.
-            Or a mask does not say anything of some names, or True of what is not there.
+        VariableNotFoundError: if the selection or a member of a list selects nothing (the message suggests similar
+            names), or if a mask does not cover a name or is True for a name that does not exist.
 
     Example:
         >>> selected(glob("params"), ["params/w", "step"], "the tree")
@@ -294,24 +309,26 @@ def selected(selection: Selection, names: Sequence[str], where: str, *, may_be_e
     suggest = suggestions(_known_names(names))
     problems = []
     if not may_be_empty:
-        idle = [part for i, part in enumerate(each_of.parts) if i not in used]
-        problems = [f"  {part!r} selects none{_near(part, suggest)}" for part in idle]
+        unused = [part for i, part in enumerate(each_of.parts) if i not in used]
+        problems = [f"  {part!r} selects nothing{_suggestion(part, suggest)}" for part in unused]
     if isinstance(selection, _Mask):
         problems += _mask_problems(selection, names, suggest)
     if problems or not (each_of.parts or may_be_empty):
         lines = problems or [f"  {selection!r} is empty"]
         raise VariableNotFoundError(
-            f"expected a selection of the {len(names)} variables of {where}:\n" + "\n".join(lines)
+            f"the selection does not match the {len(names)} variables of {where}:\n" + "\n".join(lines)
         )
     return flags
 
 
 def _mask_problems(mask: _Mask, names: Sequence[str], suggest: Callable[[str], str]) -> list[str]:
     known = {prefix for name in names for prefix in prefixes(name)} | {SINGLE_LEAF_NAME}
-    problems = [f"  {shown(n)}: the mask says neither True nor False" for n in names if mask.flag_of(n) is None]
-    # What is not wanted may be absent: a Saver's mask is for the tree that was saved a part of.
-    idle = [name for name, flag in mask.flags.items() if flag and name not in known]
-    return problems + [f"  {shown(n)}: the mask says True, and there is nothing{suggest(n)}" for n in idle]
+    problems = [
+        f"  {quoted(n)}: expected True or False in the mask, found neither" for n in names if mask.flag_of(n) is None
+    ]
+    # False is valid for any name: a Saver applies the mask of a tree to a checkpoint of a part of that tree.
+    unknown = [name for name, flag in mask.flags.items() if flag and name not in known]
+    return problems + [f"  {quoted(n)}: the mask is True, but no variable has this name{suggest(n)}" for n in unknown]
 
 
 def _known_names(names: Sequence[str]) -> Iterator[str]:
@@ -319,9 +336,9 @@ def _known_names(names: Sequence[str]) -> Iterator[str]:
     yield from names
 
 
-def _near(part: Selection, suggest: Callable[[str], str]) -> str:
+def _suggestion(part: Selector, suggest: Callable[[str], str]) -> str:
     if isinstance(part, _Any | _All):
-        return next(filter(None, (_near(each, suggest) for each in part.parts)), "")
+        return next(filter(None, (_suggestion(each, suggest) for each in part.parts)), "")
     if not isinstance(part, _Glob):
         return ""
     wanted = re.sub(r"/?\*+/?$|^\*+/", "", part.pattern)

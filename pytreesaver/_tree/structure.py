@@ -1,7 +1,7 @@
-"""What a tree is apart from its leaves, as plain data; `pytreesaver._rebuild` makes a tree of it again.
+"""Flatten a tree into names, leaves and a structure, from which `pytreesaver._tree.rebuild` rebuilds it.
 
-The plain data is JSON: an integer stands for a leaf (its position among the leaves), ``null`` for None, an array for
-a list, an object for a dict with string keys. Every other container is an object with one key that starts with ``$``;
+The structure is JSON data: an integer is a leaf (its position among the leaves), ``null`` is None, an array is a list,
+an object is a dict with string keys. Every other container is an object with a single key that starts with ``$``;
 docs/format.md lists them.
 """
 
@@ -14,20 +14,20 @@ from typing import Any
 import jax
 
 from pytreesaver._errors import DuplicateNameError, UnsupportedLeafError
-from pytreesaver._text import SINGLE_LEAF_NAME, duplicates, shown
+from pytreesaver._text import SINGLE_LEAF_NAME, duplicates, quoted
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import class_reference, encode_value
 
 _registry = jax.tree_util.default_registry
 
-MOST_LEVELS = 100
-"""How deep a tree may be nested: near enough for every reader's stack."""
+MAX_DEPTH = 100
+"""Maximum nesting of a tree: safe for the stack of any reader."""
 
 KEY_TYPES = (str, int, bool, float, type(None))
 
 
 def name_component(entry: Any) -> str:
-    """One entry of a JAX key path as it stands in a variable name.
+    """Return an entry of a JAX key path as a component of a variable name.
 
     Example:
         >>> name_component(jax.tree_util.DictKey("kernel")), name_component(jax.tree_util.SequenceKey(0))
@@ -45,9 +45,13 @@ def name_component(entry: Any) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FlatTree:
-    """A tree taken apart: `names`, `leaves` (of equal length, in the order of `jax.tree.leaves`) and `structure`.
+    """A flattened tree.
 
-    `problems` maps a variable name or prefix to why what is there cannot be stored.
+    Attributes:
+        names: the variable name of each leaf, in the order of `jax.tree.leaves`.
+        leaves: the leaves, in the same order.
+        structure: the containers, as JSON data.
+        problems: maps a variable name or prefix to the reason why it cannot be stored.
     """
 
     names: list[str]
@@ -57,11 +61,11 @@ class FlatTree:
 
 
 def flatten_tree(tree: Any) -> FlatTree:
-    """Take a tree apart into variable names, leaves and structure, in one walk.
+    """Flatten a tree into variable names, leaves and structure in one pass.
 
     Raises:
-        UnsupportedLeafError: the tree is nested deeper than `MOST_LEVELS`, or a dict mixes keys that cannot be
-            sorted, which JAX refuses too.
+        UnsupportedLeafError: if the tree is nested deeper than `MAX_DEPTH`, or if the keys of a dict cannot be sorted,
+            which JAX does not support either.
 
     Example:
         >>> flat = flatten_tree({"w": (1.0, None), "b": 2})
@@ -73,18 +77,18 @@ def flatten_tree(tree: Any) -> FlatTree:
         structure = flattener.visit(tree, None)
         return FlatTree(flattener.names, flattener.leaves, structure, flattener.problems)
     finally:
-        flattener.forget()
+        flattener.clear()
 
 
 class _Flattener:
-    """Visits a tree as JAX does: the same nodes, the same leaves, in the same order. The name of the root is None."""
+    """Visits the nodes and leaves of a tree in the same order as JAX. The name of the root is None."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.leaves: list[Any] = []
         self.problems: dict[str, str] = {}
         self._level = 0
-        # None for the types that are leaves. Not kept beyond one tree: a class may be registered with JAX later.
+        # None means that the type is a leaf. Not cached across trees: a class may be registered with JAX later.
         self._visitors: dict[type, Callable[[Any, str | None], Any] | None] = {
             dict: self._visit_dict,
             list: self._visit_list,
@@ -94,8 +98,8 @@ class _Flattener:
             collections.defaultdict: self._visit_default_dict,
         }
 
-    def forget(self) -> None:
-        """Refer no more to what was visited: the visitors refer to this object, and would keep the leaves alive."""
+    def clear(self) -> None:
+        """Release the leaves at once: the visitors form a reference cycle that would keep them alive."""
         self._visitors.clear()
         self.leaves = []
 
@@ -107,9 +111,9 @@ class _Flattener:
             visitor = self._visitors[kind] = self._visitor_of(node)
         if visitor is not None:
             self._level += 1
-            if self._level > MOST_LEVELS:
+            if self._level > MAX_DEPTH:
                 raise UnsupportedLeafError(
-                    f"{(name or '')[:60]}...: expected a tree of at most {MOST_LEVELS} levels, found more"
+                    f"{(name or '')[:60]}...: expected a tree of at most {MAX_DEPTH} levels, found more"
                 )
             visited = visitor(node, name)
             self._level -= 1
@@ -121,8 +125,8 @@ class _Flattener:
     def _visitor_of(self, node: Any) -> Callable[[Any, str | None], Any] | None:
         if not _registry.is_node(type(node)):
             return None
-        # JAX's registry flattens a namedtuple by itself, with the class as auxiliary data; but it gives each of the
-        # fields the key of the first one.
+        # The JAX registry flattens namedtuples, with the class as auxiliary data, but returns the key of the first
+        # field for every field.
         if isinstance(node, tuple) and hasattr(node, "_fields"):
             _, auxiliary = _registry.flatten_one_level(node)
             if auxiliary is type(node):
@@ -135,7 +139,7 @@ class _Flattener:
 
     def _visit_dict(self, node: dict[Any, Any], name: str | None) -> Any:
         keys = self._sorted_keys(node, name)
-        if set(map(type, keys)) <= _ONLY_STR and not _has_a_tag(keys):
+        if set(map(type, keys)) <= _ONLY_STR and not _has_tag(keys):
             prefix = _prefix(name)
             children = {key: self.visit(node[key], prefix + key) for key in keys}
             return children if keys == list(node) else {key: children[key] for key in node}
@@ -145,7 +149,7 @@ class _Flattener:
     def _visit_default_dict(self, node: collections.defaultdict[Any, Any], name: str | None) -> Any:
         keys = self._sorted_keys(node, name)
         children = dict(zip(keys, self._visit_items(node, name, keys), strict=True))
-        factory = None if node.default_factory is None else FACTORIES.get(node.default_factory, "opaque")
+        factory = None if node.default_factory is None else DEFAULT_FACTORIES.get(node.default_factory, "opaque")
         return {"$defaultdict": [factory, [children[key] for key in node]]}
 
     def _visit_items(self, node: Mapping[Any, Any], name: str | None, keys: Sequence[Any]) -> list[Any]:
@@ -166,8 +170,8 @@ class _Flattener:
             return sorted(node)
         except TypeError:
             raise UnsupportedLeafError(
-                f"{SINGLE_LEAF_NAME if name is None else name}: expected dict keys that can be sorted, which JAX needs "
-                f"too, found {', '.join(map(repr, list(node)[:5]))}; use keys of one type, all str or all int"
+                f"{SINGLE_LEAF_NAME if name is None else name}: expected sortable dict keys, as JAX requires, "
+                f"found {', '.join(map(repr, list(node)[:5]))}; use keys of one type, all str or all int"
             ) from None
 
     def _visit_namedtuple(self, node: Any, name: str | None) -> Any:
@@ -198,8 +202,8 @@ class _Flattener:
 _ONLY_STR = {str}
 
 
-def _has_a_tag(sorted_keys: Sequence[str]) -> bool:
-    """Whether a key starts with ``$``, as the keys do that say what a container is."""
+def _has_tag(sorted_keys: Sequence[str]) -> bool:
+    """Return whether a key starts with ``$``, which would be mistaken for the tag of a container."""
     first = bisect.bisect_left(sorted_keys, "$")
     return first < len(sorted_keys) and sorted_keys[first].startswith("$")
 
@@ -208,10 +212,10 @@ def _prefix(name: str | None) -> str:
     return "" if name is None else f"{name}/"
 
 
-FACTORIES: dict[Any, str] = {
+DEFAULT_FACTORIES: dict[Any, str] = {
     cls: cls.__name__ for cls in (bool, int, float, complex, str, bytes, list, tuple, dict, set)
 }
-"""The default factories of a defaultdict that can be stored, and the names under which they are."""
+"""The default factories of a defaultdict that can be stored, and their names."""
 
 
 def _encode_or_opaque(value: Any) -> Any:
@@ -222,7 +226,7 @@ def _encode_or_opaque(value: Any) -> Any:
 
 
 def _named_children(entries: Sequence[Any], children: Sequence[Any]) -> Any:
-    """The children of a registered node as the container that stands in for it where its class is unknown."""
+    """Return the children of a registered node as the container that replaces it if its class is unavailable."""
     positional = (jax.tree_util.SequenceKey, jax.tree_util.FlattenedIndexKey)
     keys = [
         entry.key
@@ -235,12 +239,14 @@ def _named_children(entries: Sequence[Any], children: Sequence[Any]) -> Any:
     return {"$dict": [[_encode_or_opaque(key), child] for key, child in zip(keys, children, strict=True)]}
 
 
-def refuse_duplicates(flat: FlatTree, tree: Any) -> None:
-    """Raise a `DuplicateNameError` if two leaves of `tree`, taken apart as `flat`, have one name."""
+def check_unique_names(flat: FlatTree, tree: Any) -> None:
+    """Raise a `DuplicateNameError` unless all leaves of `tree`, flattened as `flat`, have distinct names."""
     if len(set(flat.names)) == len(flat.names):
         return
     paths: dict[str, list[str]] = {}
     for name, (key_path, _) in zip(flat.names, jax.tree_util.tree_flatten_with_path(tree)[0], strict=True):
         paths.setdefault(name, []).append(jax.tree_util.keystr(key_path))
-    lines = [f"  {shown(name)}: {' and '.join(paths[name])}" for name in duplicates(flat.names)]
-    raise DuplicateNameError("expected a name of its own for every leaf, found these shared:\n" + "\n".join(lines))
+    lines = [f"  {quoted(name)}: {' and '.join(paths[name])}" for name in duplicates(flat.names)]
+    raise DuplicateNameError(
+        "expected distinct variable names, found several leaves of the same name:\n" + "\n".join(lines)
+    )

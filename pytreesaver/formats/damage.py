@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
-from pytreesaver._text import shown
+from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import python_value
 from pytreesaver.formats.protocol import CheckpointReader
 
@@ -29,7 +29,7 @@ def joined_damage(reader: CheckpointReader, damage: Sequence[CorruptCheckpointEr
     reasons = [str(error).rpartition(f"{reader.path}: {len(error.damaged)} of ")[0] for error in damage]
     lines = [line for line in dict.fromkeys("".join(reasons).splitlines()) if line]
     return CorruptCheckpointError(
-        "\n".join([*lines, f"{reader.path}: {count}", *(f"  {shown(name)}" for name in names)]), damaged=names
+        "\n".join([*lines, f"{reader.path}: {count}", *(f"  {quoted(name)}" for name in names)]), damaged=names
     )
 
 
@@ -40,5 +40,5 @@ def value_of_bytes(reader: CheckpointReader, position: int, stored: np.ndarray) 
     except UnicodeDecodeError as error:
         name = reader.names[position]
         raise CorruptCheckpointError(
-            f"{reader.path}: {shown(name)}: the stored bytes are no str: {error}", damaged=[name]
+            f"{reader.path}: {quoted(name)}: the stored bytes are no str: {error}", damaged=[name]
         ) from error

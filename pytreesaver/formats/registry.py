@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from pytreesaver._io.paths import PathLike, local_path, named_os_errors
+from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver.formats.protocol import CheckpointReader, Format
 
 # Modules are imported when a checkpoint of their format is met or asked for: some import heavy packages.
@@ -60,7 +60,7 @@ def format_to_read(path: Path) -> Format:
 def open_reader(path: PathLike) -> CheckpointReader:
     """Open the checkpoint at `path`, whatever its format is. Raises what `Format.open` raises."""
     source = local_path(path)
-    with named_os_errors("read", source):
+    with wrap_os_errors("read", source):
         return format_to_read(source).open(source)
 
 
@@ -69,7 +69,7 @@ def opened(path: PathLike) -> Iterator[CheckpointReader]:
     """As `open_reader`, in a ``with`` block that closes it."""
     reader = open_reader(path)
     try:
-        with named_os_errors("read", reader.path):
+        with wrap_os_errors("read", reader.path):
             yield reader
     finally:
         reader.close()

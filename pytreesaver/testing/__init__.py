@@ -1,16 +1,16 @@
-"""For tests of code that saves trees, and of formats: Hypothesis strategies, exact equality, a conformance suite.
+"""Testing utilities: Hypothesis strategies, exact comparison of trees, and a conformance suite for formats.
 
-Needs Hypothesis and pytest: ``pip install pytreesaver[testing]``.
+Requires Hypothesis and pytest: ``pip install pytreesaver[testing]``.
 
 Example:
     >>> from hypothesis import given, settings
     >>> from pytreesaver.testing import assert_trees_equal, pytrees
     >>> @settings(deadline=None)
     ... @given(pytrees())
-    ... def test_comes_back(tree):
+    ... def test_round_trip(tree):
     ...     path = pytreesaver.save(tree, "checkpoint", overwrite=True)
     ...     assert_trees_equal(pytreesaver.restore(path), tree)
-    >>> test_comes_back()
+    >>> test_round_trip()
 """
 
 from pytreesaver.testing._conformance import FormatConformance

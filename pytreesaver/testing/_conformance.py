@@ -1,4 +1,4 @@
-"""What every format on disk has to do, as a class of tests."""
+"""Conformance tests for formats."""
 
 import contextlib
 import math
@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from pytreesaver._checkpoint.saving import contents_of
 from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
+from pytreesaver._run.record import Record, decode_record
 from pytreesaver._tree.boxes import Box, box_index, box_shape
 from pytreesaver._tree.kinds import Cells, cell_bytes, stored_array
 from pytreesaver.formats.protocol import Format, TreeContents
-from pytreesaver._run.record import Record, decode_record
 from pytreesaver.testing._strategies import pytrees, sharded_arrays
 
 _SETTINGS = hypothesis.settings(
@@ -38,7 +38,7 @@ _TREE = {
 
 
 class FormatConformance:
-    """Tests that a format passes if it keeps its promises. Derive a class whose name starts with ``Test`` from it.
+    """Tests of a format. To run them, derive a class whose name starts with ``Test`` and set `format`.
 
     Example:
         >>> from pytreesaver.formats import native
@@ -50,8 +50,8 @@ class FormatConformance:
 
     @_SETTINGS
     @hypothesis.given(tree=pytrees())
-    def test_gives_back_what_was_written(self, tmp_path: Path, tree: Any) -> None:
-        """Names, types, shapes, structure, metadata and every bit."""
+    def test_round_trip(self, tmp_path: Path, tree: Any) -> None:
+        """Names, types, shapes, structure, metadata and all bits are read as they were written."""
         contents = contents_of(tree, {"step": 3, "note": ("é", float("inf"))})
         _remove(tmp_path / "checkpoint")
         self.format.write(tmp_path / "checkpoint", contents, overwrite=False, durable=False)
@@ -60,7 +60,7 @@ class FormatConformance:
     @_SETTINGS
     @hypothesis.given(array=sharded_arrays(), data=st.data())
     def test_reads_parts(self, tmp_path: Path, array: jax.Array, data: st.DataObject) -> None:
-        """A box of a variable is what indexing the whole gives, over the borders of shards."""
+        """Reading a box equals indexing the complete array, even across shard boundaries."""
         contents = contents_of({"sharded": array, "other": np.arange(5)}, None)
         _remove(tmp_path / "checkpoint")
         self.format.write(tmp_path / "checkpoint", contents, overwrite=False, durable=False)
@@ -78,19 +78,19 @@ class FormatConformance:
             assert view is None or view.tobytes() == expected.tobytes()
 
     def test_writes_in_the_background(self, tmp_path: Path) -> None:
-        """What is written so as to disturb little is the same."""
+        """A background write stores the same contents."""
         contents = contents_of(_TREE, None)
         self.format.write(tmp_path / "checkpoint", contents, overwrite=False, durable=True, in_background=True)
         assert_holds(self.format, tmp_path / "checkpoint", contents)
 
     def test_creates_parent_directories(self, tmp_path: Path) -> None:
-        """A path below directories that do not exist is written all the same."""
+        """Missing parent directories are created."""
         path = tmp_path / "a" / "b" / "checkpoint"
         self.format.write(path, contents_of(_TREE, None), overwrite=False, durable=True)
         assert_holds(self.format, path, contents_of(_TREE, None))
 
     def test_refuses_to_overwrite_unless_told_to(self, tmp_path: Path) -> None:
-        """An existing checkpoint is kept, or replaced whole, with nothing left of it or of the attempt."""
+        """An existing checkpoint is kept or replaced completely, and no extra files remain."""
         path = tmp_path / "checkpoint"
         old, new = contents_of(_TREE, {"age": "old"}), contents_of({"w": np.arange(4)}, {"age": "new"})
         self.format.write(path, old, overwrite=False, durable=True)
@@ -103,7 +103,7 @@ class FormatConformance:
         assert len(_files(tmp_path)) == entries
 
     def test_never_replaces_what_is_not_a_checkpoint(self, tmp_path: Path) -> None:
-        """Neither a directory with a user's files in it nor a file of another kind is ever overwritten."""
+        """A directory with other files, or a file that is not a checkpoint, is never overwritten."""
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "cat.png").write_bytes(b"meow")
         (tmp_path / "notes").write_text("do not lose me")
@@ -114,8 +114,8 @@ class FormatConformance:
         assert (tmp_path / "notes").read_text() == "do not lose me"
         assert len(_files(tmp_path)) == 2
 
-    def test_failing_leaves_nothing_behind(self, tmp_path: Path) -> None:
-        """A write that fails half-way leaves neither files nor directories, and an older checkpoint whole."""
+    def test_failed_write_leaves_no_files(self, tmp_path: Path) -> None:
+        """A failed write leaves no files or directories, and an existing checkpoint unchanged."""
         bad = contents_of(_TREE, None)
         bad = bad._replace(cells=[*bad.cells[:-1], Cells([_Unreadable()])])
         with pytest.raises(ZeroDivisionError):
@@ -129,8 +129,8 @@ class FormatConformance:
         assert _files(tmp_path) == before
         assert_holds(self.format, tmp_path / "checkpoint", old)
 
-    def test_says_that_there_is_no_checkpoint(self, tmp_path: Path) -> None:
-        """Nothing, an empty directory, a file: each is named, and none is recognized."""
+    def test_reports_missing_checkpoint(self, tmp_path: Path) -> None:
+        """A missing path, an empty directory and another file are not recognized; the error names the path."""
         (tmp_path / "directory").mkdir()
         (tmp_path / "file").write_bytes(b"something else")
         for name in ("nothing", "directory", "file"):
@@ -138,13 +138,13 @@ class FormatConformance:
             with pytest.raises(CheckpointNotFoundError, match=name):
                 self.format.open(tmp_path / name)
 
-    def test_recognizes_its_own(self, tmp_path: Path) -> None:
-        """What this format has written it recognizes."""
+    def test_recognizes_own_checkpoint(self, tmp_path: Path) -> None:
+        """A checkpoint of this format is recognized."""
         self.format.write(tmp_path / "checkpoint", contents_of(_TREE, None), overwrite=False, durable=False)
         assert self.format.recognizes(tmp_path / "checkpoint")
 
-    def test_keeps_the_record_of_a_run(self, tmp_path: Path) -> None:
-        """The record comes back from the reader and by itself; without one there is None."""
+    def test_stores_the_record(self, tmp_path: Path) -> None:
+        """The reader and the heading return the record, or None if there is none."""
         record = Record(100, 1.5, {"loss": math.inf, "norm": 0.25}, "checkpoint")
         with_record = contents_of(_TREE, None, record=record)
         for path, contents in ((tmp_path / "with", with_record), (tmp_path / "without", contents_of(_TREE, None))):
@@ -158,8 +158,8 @@ class FormatConformance:
         with pytest.raises(CheckpointNotFoundError, match="nothing"):
             self.format.read_heading(tmp_path / "nothing")
 
-    def test_removes_a_checkpoint_and_nothing_else(self, tmp_path: Path) -> None:
-        """Nothing is left of it; one that has been opened can be read on; other files are in the way."""
+    def test_removes_only_the_checkpoint(self, tmp_path: Path) -> None:
+        """Removal is complete, open readers keep working, and a checkpoint with other files in it is not removed."""
         path = tmp_path / "checkpoint"
         contents = contents_of(_TREE, None)
         self.format.write(path, contents, overwrite=False, durable=False)
@@ -180,8 +180,8 @@ class FormatConformance:
 
     @_SETTINGS
     @hypothesis.given(data=st.data())
-    def test_a_flipped_bit_never_gives_a_wrong_value(self, tmp_path: Path, data: st.DataObject) -> None:
-        """Wherever a bit is flipped, reading gives the right values or an error, and verifying gives an error."""
+    def test_detects_a_flipped_bit(self, tmp_path: Path, data: st.DataObject) -> None:
+        """After any single bit flip, reading returns the correct values or fails, and verifying fails."""
         path = tmp_path / "checkpoint"
         contents = contents_of(_TREE, {"note": "x"})
         self.format.write(path, contents, overwrite=False, durable=False)
@@ -197,8 +197,8 @@ class FormatConformance:
 
     @_SETTINGS
     @hypothesis.given(data=st.data())
-    def test_a_cut_off_file_is_an_error(self, tmp_path: Path, data: st.DataObject) -> None:
-        """A file of any other length than its own is noticed, an empty and a missing one too."""
+    def test_detects_a_wrong_file_size(self, tmp_path: Path, data: st.DataObject) -> None:
+        """A truncated, extended, empty or missing file is an error."""
         path = tmp_path / "checkpoint"
         contents = contents_of(_TREE, None)
         self.format.write(path, contents, overwrite=False, durable=False)
@@ -220,7 +220,7 @@ class FormatConformance:
 
 class _Unreadable:
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        raise ZeroDivisionError("these values cannot be had")
+        raise ZeroDivisionError("cannot read these values")
 
 
 def assert_holds(format: Format, path: Path, contents: TreeContents) -> None:
@@ -240,21 +240,21 @@ def assert_holds(format: Format, path: Path, contents: TreeContents) -> None:
     for name, leaf_type, shape, cells, array in zip(
         contents.names, contents.types, contents.shapes, contents.cells, arrays, strict=True
     ):
-        whole = _whole(cells, leaf_type, shape)
+        expected = _joined_cells(cells, leaf_type, shape)
         assert array.shape == tuple(shape), name
-        assert array.dtype == whole.dtype, name
-        assert array.tobytes() == whole.tobytes(), name
+        assert array.dtype == expected.dtype, name
+        assert array.tobytes() == expected.tobytes(), name
 
 
-def _whole(cells: Cells, leaf_type: Any, shape: Any) -> np.ndarray:
+def _joined_cells(cells: Cells, leaf_type: Any, shape: Any) -> np.ndarray:
     if cells.boundaries is None:
         return stored_array(cell_bytes(cells.arrays[0], leaf_type), leaf_type, shape)
     blocks = np.empty([len(axis) - 1 for axis in cells.boundaries], object)
     for position, array in zip(np.ndindex(*blocks.shape), cells.arrays, strict=True):
         blocks[position] = np.asarray(array)
-    whole: np.ndarray = np.block(blocks.tolist())
-    assert whole.size == math.prod(shape)
-    return whole
+    joined: np.ndarray = np.block(blocks.tolist())
+    assert joined.size == math.prod(shape)
+    return joined
 
 
 def _verify(format: Format, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Equality of trees to the last bit: container types, keys, leaf types, dtypes, weak types, shardings, values."""
+"""Exact comparison of trees: container types, keys, leaf types, dtypes, weak types, shardings and bits."""
 
 import collections
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pytreesaver._text import SINGLE_LEAF_NAME, shown
+from pytreesaver._text import SINGLE_LEAF_NAME, quoted
 from pytreesaver._tree.kinds import cell_bytes
 from pytreesaver._tree.leaves import leaf_type_of
 from pytreesaver._tree.structure import name_component
@@ -16,11 +16,12 @@ _registry = jax.tree_util.default_registry
 
 
 def tree_differences(found: Any, expected: Any, *, shardings: bool = True) -> list[str]:
-    """Everything in which two trees differ, one line each; none if they are equal to the last bit.
+    """Return a line for each difference between two trees. The list is empty if they are bitwise equal.
 
-    Containers must be of the same type, dicts have keys of the same types, an OrderedDict in the same order; leaves be
-    of the same type, dtype, byte order, weak type and shape, and have the same bits: NaN equals NaN of the same
-    payload, 0.0 differs from -0.0. With `shardings`, JAX arrays must lie on the same devices in the same way.
+    Containers must have the same type and equal keys of the same types; an OrderedDict must also have the same order.
+    Leaves must have the same type, dtype, byte order, weak type, shape and bits: NaNs are equal if their payloads are,
+    and 0.0 differs from -0.0. If `shardings`, JAX arrays must also have equivalent shardings and both be committed or
+    both uncommitted.
 
     Example:
         >>> tree_differences({"a": (1, 2.0)}, {"a": (1, 2)})
@@ -32,7 +33,7 @@ def tree_differences(found: Any, expected: Any, *, shardings: bool = True) -> li
 
 
 def assert_trees_equal(found: Any, expected: Any, *, shardings: bool = True) -> None:
-    """Raise an AssertionError that lists the `tree_differences`, if there are any.
+    """Raise an AssertionError that lists the `tree_differences`, if any.
 
     Example:
         >>> assert_trees_equal({"a": np.float32("nan")}, {"a": np.float32("nan")})
@@ -42,7 +43,7 @@ def assert_trees_equal(found: Any, expected: Any, *, shardings: bool = True) -> 
 
 
 def _compare(found: Any, expected: Any, name: str | None, shardings: bool, differences: list[str]) -> None:
-    where = SINGLE_LEAF_NAME if name is None else shown(name)
+    where = SINGLE_LEAF_NAME if name is None else quoted(name)
     kind = type(expected)
     if not _registry.is_node(kind):
         reason = _leaf_difference(found, expected, shardings)
@@ -84,7 +85,9 @@ def _leaf_difference(found: Any, expected: Any, shardings: bool) -> str | None:
         return f"expected {_a(type(expected))}, found {_a(type(found))}"
     expected_type, found_type = leaf_type_of(expected), leaf_type_of(found)
     if expected_type != found_type:
-        return f"expected {expected_type[0]} of shape {expected_type[1]}, found {found_type[0]} of {found_type[1]}"
+        return (
+            f"expected {expected_type[0]} of shape {expected_type[1]}, found {found_type[0]} of shape {found_type[1]}"
+        )
     leaf_type = expected_type[0]
     if isinstance(expected, jax.Array):
         if shardings and expected.committed != found.committed:

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for everything that a tree may hold, the awkward things included."""
+"""Hypothesis strategies for trees and everything that they may contain, including edge cases."""
 
 import collections
 import dataclasses
@@ -35,7 +35,7 @@ _X64_NAMES = ("int64", "uint64", "float64", "complex128")
 
 
 class Pair(collections.namedtuple("Pair", ["first", "second"])):
-    """A namedtuple, to stand for those of optimizers' states."""
+    """A namedtuple, like those in optimizer states."""
 
     __slots__ = ()
 
@@ -53,19 +53,19 @@ class Layer:
 
 @jax.tree_util.register_pytree_with_keys_class
 class Box:
-    """A class registered with JAX by hand, with auxiliary data."""
+    """A class registered with JAX as a pytree node, with auxiliary data."""
 
     def __init__(self, content: Any, label: str) -> None:
         self.content = content
         self.label = label
 
     def tree_flatten_with_keys(self) -> Any:
-        """The content under its key, and the label as auxiliary data."""
+        """Return the content with its key, and the label as auxiliary data."""
         return ((jax.tree_util.GetAttrKey("content"), self.content),), self.label
 
     @classmethod
     def tree_unflatten(cls, label: str, children: Any) -> "Box":
-        """A box of what `tree_flatten_with_keys` gave."""
+        """Return a `Box` with the given label and content."""
         return cls(children[0], label)
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class Box:
 
 @st.composite
 def dtypes(draw: st.DrawFn, *, x64: bool | None = None) -> np.dtype[Any]:
-    """The dtypes of JAX arrays. 64-bit ones if `x64`, or, where that is None, if ``jax_enable_x64`` is on now."""
+    """Generate dtypes of JAX arrays, with 64-bit ones if `x64`; None follows ``jax_enable_x64``."""
     wide = jax.config.jax_enable_x64 if x64 is None else x64  # type: ignore[attr-defined]
     return draw(st.sampled_from([_dtype(name) for name in _JAX_NAMES if wide or name not in _X64_NAMES]))
 
@@ -84,13 +84,13 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 def shapes() -> st.SearchStrategy[tuple[int, ...]]:
-    """Small shapes, 0-d and zero-size ones among them."""
+    """Generate small shapes, including 0-d and zero-size ones."""
     return hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
 
 @st.composite
 def _bits(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-    """An array of any bits that the dtype has: NaN payloads, subnormals, -0.0."""
+    """Generate arrays with any bit patterns, including NaN payloads, subnormals and -0.0."""
     nbytes = math.prod(shape) * dtype.itemsize
     data: np.ndarray = np.frombuffer(draw(st.binary(min_size=nbytes, max_size=nbytes)), np.uint8)
     if dtype == np.bool_:
@@ -102,7 +102,7 @@ def _bits(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.n
 
 @st.composite
 def jax_arrays(draw: st.DrawFn, dtype: Any = None, shape: Any = None) -> jax.Array:
-    """JAX arrays of any dtype, shape and bits on the default device; some 0-d ones weakly typed."""
+    """Generate JAX arrays of any dtype, shape and bits on the default device. Some 0-d ones are weakly typed."""
     if dtype is None and shape is None and draw(st.integers(0, 9)) == 0:
         return jnp.asarray(draw(st.sampled_from([0, 7, 0.5, -0.0, 1.5 + 2j])))
     chosen = draw(dtypes()) if dtype is None else np.dtype(dtype)
@@ -112,7 +112,7 @@ def jax_arrays(draw: st.DrawFn, dtype: Any = None, shape: Any = None) -> jax.Arr
 
 @st.composite
 def sharded_arrays(draw: st.DrawFn) -> jax.Array:
-    """JAX arrays over all local devices, sharded on no, one or two axes of a mesh, replicated over the rest."""
+    """Generate JAX arrays on all devices, sharded over 0, 1 or 2 axes of a mesh and replicated over the rest."""
     count = len(jax.devices())
     rows = draw(st.sampled_from([n for n in range(1, count + 1) if count % n == 0]))
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(rows, count // rows), ("x", "y"))
@@ -131,7 +131,7 @@ def sharded_arrays(draw: st.DrawFn) -> jax.Array:
 
 @st.composite
 def shardings(draw: st.DrawFn, shape: tuple[int, ...]) -> jax.sharding.Sharding:
-    """Shardings that an array of this shape can have: over 1, 2, 4, ... local devices, in any order of the axes."""
+    """Generate shardings for arrays of this shape: over 1, 2, 4, 8 or 16 devices, with any order of the mesh axes."""
     count = draw(st.sampled_from([n for n in (1, 2, 4, 8, 16) if n <= len(jax.devices())]))
     rows = draw(st.sampled_from([n for n in range(1, count + 1) if count % n == 0]))
     devices = np.array(draw(st.permutations(jax.devices()))[:count])
@@ -152,15 +152,15 @@ def shardings(draw: st.DrawFn, shape: tuple[int, ...]) -> jax.sharding.Sharding:
 
 @st.composite
 def selections(draw: st.DrawFn, names: Sequence[str]) -> Any:
-    """What `only` takes for a tree with these names, in every form; each selects at least one of them.
+    """Generate selections, in every form that `only` accepts, that select at least one of these names.
 
     Example:
         >>> from hypothesis import given
         >>> path = pytreesaver.save({"encoder": {"w": 1, "b": 2}, "step": 3}, "small")
         >>> @given(selections(["encoder/w", "encoder/b", "step"]))
-        ... def test_a_part_is_not_empty(selection):
+        ... def test_selection_is_not_empty(selection):
         ...     assert jax.tree.leaves(pytreesaver.restore(path, only=selection))
-        >>> test_a_part_is_not_empty()
+        >>> test_selection_is_not_empty()
     """
     name = draw(st.sampled_from(list(names)))
     some = set(draw(st.lists(st.sampled_from(list(names)), max_size=4))) | {name}
@@ -181,9 +181,9 @@ def selections(draw: st.DrawFn, names: Sequence[str]) -> Any:
 
 @st.composite
 def renamings(draw: st.DrawFn, names: Sequence[str]) -> tuple[dict[str, str], Any]:
-    """New names for these names, each another one, and a value for `rename` that leads from them back to the old ones.
+    """Generate unique new names for these names, and a value for `rename` that maps them back.
 
-    The first is {new name: old name}; the second is that dict, a function, or regular expressions of the same meaning.
+    The first result is {new name: old name}. The second is an equivalent dict, function or list of regular expressions.
     """
     prefix = draw(st.sampled_from(["", "new/", "a/b/"]))
     order = draw(st.permutations(list(names)))
@@ -197,7 +197,7 @@ def renamings(draw: st.DrawFn, names: Sequence[str]) -> tuple[dict[str, str], An
 
 @st.composite
 def prng_keys(draw: st.DrawFn) -> jax.Array:
-    """Typed PRNG keys and arrays of them, of every implementation that JAX registers."""
+    """Generate typed PRNG keys and key arrays of the implementations threefry2x32, rbg and unsafe_rbg."""
     impl = draw(st.sampled_from(["threefry2x32", "rbg", "unsafe_rbg"]))
     words = 2 if impl == "threefry2x32" else 4
     data = draw(_bits(np.dtype(np.uint32), (*draw(st.sampled_from([(), (2,), (0,)])), words)))
@@ -207,7 +207,7 @@ def prng_keys(draw: st.DrawFn) -> jax.Array:
 
 @st.composite
 def numpy_arrays(draw: st.DrawFn) -> np.ndarray:
-    """NumPy arrays of any dtype that can be stored, big-endian ones, dates and strings too, in any memory order."""
+    """Generate NumPy arrays in any memory order, with any storable dtype, including big-endian, dates and strings."""
     dtype = draw(
         st.sampled_from([_dtype(name) for name in (*_JAX_NAMES, *_X64_NAMES)])
         | st.sampled_from([_dtype(name).newbyteorder(">") for name in _NUMPY_NAMES])
@@ -221,13 +221,13 @@ def numpy_arrays(draw: st.DrawFn) -> np.ndarray:
 
 
 def numpy_scalars() -> st.SearchStrategy[Any]:
-    """NumPy scalars of every numeric dtype, ml_dtypes' among them, and of dates."""
+    """Generate NumPy scalars of numeric dtypes, including those of ml_dtypes, and of dates."""
     numbers = st.sampled_from([_dtype(name) for name in _JAX_NAMES] + [np.dtype("M8[s]"), np.dtype("m8[us]")])
     return numbers.flatmap(lambda dtype: _bits(dtype, ())).map(lambda array: array[()])
 
 
 def python_values() -> st.SearchStrategy[Any]:
-    """Python bools, ints of any size, floats, complex numbers, str and bytes."""
+    """Generate Python bools, ints of any size, floats, complex numbers, str and bytes."""
     return st.one_of(
         st.booleans(),
         st.integers(),
@@ -240,7 +240,7 @@ def python_values() -> st.SearchStrategy[Any]:
 
 
 def leaves() -> st.SearchStrategy[Any]:
-    """Every kind of leaf on one device."""
+    """Generate all kinds of leaves, each on a single device."""
     return st.one_of(jax_arrays(), numpy_arrays(), numpy_scalars(), prng_keys(), python_values())
 
 
@@ -251,7 +251,7 @@ _AWKWARD = [
 
 
 def dict_keys() -> st.SearchStrategy[Any]:
-    """Keys of dicts of one type: str with the awkward ones, int, bool or float."""
+    """Generate dict keys: str, including awkward ones, int, bool or float."""
     return st.one_of(_string_keys(), st.integers(-3, 1000), st.booleans(), st.floats(allow_nan=False))
 
 
@@ -260,7 +260,7 @@ def _string_keys() -> st.SearchStrategy[str]:
 
 
 def pytrees(leaf: st.SearchStrategy[Any] | None = None, *, max_leaves: int = 12) -> st.SearchStrategy[Any]:
-    """Trees of every kind of container, with leaves from `leaf` (by default `leaves`), a name of its own for each.
+    """Generate trees of all kinds of containers, with uniquely named leaves drawn from `leaf` or `leaves`.
 
     Example:
         >>> from hypothesis import given
@@ -269,14 +269,16 @@ def pytrees(leaf: st.SearchStrategy[Any] | None = None, *, max_leaves: int = 12)
         ...     assert jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(tree)) is not None or tree is None
         >>> test_flattening()
     """
-    return st.recursive(leaves() if leaf is None else leaf, _containers, max_leaves=max_leaves).filter(_names_differ)
+    return st.recursive(leaves() if leaf is None else leaf, _containers, max_leaves=max_leaves).filter(
+        _has_unique_names
+    )
 
 
 def _containers(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    one_type_of_key = st.sampled_from(
+    key_strategies = st.sampled_from(
         [_string_keys(), st.integers(-3, 1000), st.booleans(), st.floats(allow_nan=False), st.none()]
     )
-    dicts = one_type_of_key.flatmap(lambda keys: st.dictionaries(keys, children, max_size=4))
+    dicts = key_strategies.flatmap(lambda keys: st.dictionaries(keys, children, max_size=4))
     factories = st.sampled_from([None, int, list, dict])
     return st.one_of(
         dicts,
@@ -291,7 +293,7 @@ def _containers(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-def _names_differ(tree: Any) -> bool:
+def _has_unique_names(tree: Any) -> bool:
     from pytreesaver._tree.structure import flatten_tree
 
     names = flatten_tree(tree).names

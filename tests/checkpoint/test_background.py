@@ -109,7 +109,7 @@ def test_a_copy_leaves_the_memory_of_the_tree_to_be_donated(gate):
     assert restored["n"] == 3
 
 
-def test_the_memory_of_copies_is_used_again_and_given_back(most_memory):
+def test_the_memory_of_copies_is_used_again_and_given_back(peak_memory):
     tree = {"w": jnp.zeros(1 << 20)}
     for i in range(4):
         tree = {"w": tree["w"] + 1}

@@ -92,7 +92,7 @@ def test_power_cuts_during_an_overwrite_leave_the_old_or_the_new(monkeypatch, tm
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_power_cuts_during_a_save_past_the_cache_leave_the_old_or_the_new(monkeypatch, tmp_path, overwrite):
-    monkeypatch.setattr(files, "_WORTH_COPYING_NBYTES", 0)
+    monkeypatch.setattr(files, "_MIN_DIRECT_NBYTES", 0)
     past_cache, real = [], filesystem.open_direct
     monkeypatch.setattr(filesystem, "open_direct", lambda *a, **o: past_cache.append(real(*a, **o)) or past_cache[-1])
     during, after = outcomes_of_a_save(

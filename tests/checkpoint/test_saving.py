@@ -41,7 +41,7 @@ def test_two_leaves_with_one_name_are_refused_with_both_paths():
 
 
 UNSUPPORTED = {
-    "function": (print, "builtins.builtin_function_or_method; take functions out of the tree first"),
+    "function": (print, "builtins.builtin_function_or_method; remove functions from the tree first"),
     "enum": (Colour.RED, "Colour; convert it to a plain int"),
     "subclass of str": (Text("x"), "Text; convert it to a plain str"),
     "instance": (NotRegistered(), "NotRegistered; convert it to an array, register its class"),
@@ -51,7 +51,7 @@ UNSUPPORTED = {
     "long double": (np.longdouble(1), "of dtype float128"),
     "masked array": (np.ma.masked_array([1, 2]), "numpy.ma.MaskedArray; convert it to a plain np.ndarray"),
     "shape without values": (jax.ShapeDtypeStruct((2,), jnp.float32), "it has a shape but no values"),
-    "string that NumPy would cut": (np.str_("a\0"), "ends in NUL"),
+    "string that NumPy would cut": (np.str_("a\0"), "ending in NUL"),
 }
 
 
@@ -100,9 +100,7 @@ def test_dict_keys_of_other_types_are_refused():
     )
     assert "(3, 4)" in message
     assert "found <Colour.RED: 1>" in refusal({Colour.RED: 1})
-    assert "x: expected dict keys that can be sorted, which JAX needs too, found 1, 'a'" in refusal(
-        {"x": {1: 2, "a": 3}}
-    )
+    assert "x: expected sortable dict keys, as JAX requires, found 1, 'a'" in refusal({"x": {1: 2, "a": 3}})
 
 
 def test_names_that_are_no_unicode_are_refused():

@@ -1,4 +1,4 @@
-"""The command line, as a process: what goes in, what comes out on stdout and stderr, and the exit code."""
+"""Tests of the command line: stdout, stderr and the exit code of every command."""
 
 import fcntl
 import json
@@ -28,8 +28,8 @@ HOSTILE = "evil\x1b[31m\x1b[2J\r\u202etxt"
 CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class Done(NamedTuple):
-    """What a process left behind."""
+class Result(NamedTuple):
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -46,17 +46,17 @@ def command(*arguments, module="pytreesaver"):
 
 
 def run(*arguments, columns=None, module="pytreesaver", **extra):
-    """Run a command with its output in pipes."""
+    """Run a command whose output goes to pipes."""
     if columns is not None:
         extra["COLUMNS"] = str(columns)
-    done = subprocess.run(
+    result = subprocess.run(
         command(*arguments, module=module), capture_output=True, env=environment(**extra), check=False, timeout=120
     )
-    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return Result(result.returncode, result.stdout.decode(), result.stderr.decode())
 
 
 def run_on_terminal(*arguments, columns, **extra):
-    """Run a command whose stdout and stderr are terminals of so many columns."""
+    """Run a command whose stdout and stderr are terminals with `columns` columns."""
     texts = [bytearray(), bytearray()]
     pairs = [pty.openpty() for _ in texts]
     for _, slave in pairs:
@@ -83,7 +83,7 @@ def run_on_terminal(*arguments, columns, **extra):
     for master, _ in pairs:
         os.close(master)
     out, err = (text.decode().replace("\r\n", "\n") for text in texts)
-    return Done(code, out, err)
+    return Result(code, out, err)
 
 
 def layers(count, scale):
@@ -92,7 +92,7 @@ def layers(count, scale):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Runs that no test changes: `a` of four checkpoints, one that lacks a byte, one of hostile names."""
+    """Checkpoints that tests must not modify: `a` has four, `damaged` a flipped bit, `hostile` hostile names."""
     root = tmp_path_factory.mktemp("runs")
     days_ago = time.time() - 3.5 * 86400
     with pts.CheckpointManager(root / "a", max_to_keep=4, block=True, clock=lambda: days_ago) as manager:
@@ -115,13 +115,13 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def here(runs, monkeypatch):
+def in_runs(runs, monkeypatch):
     monkeypatch.chdir(runs)
     return runs
 
 
-# What each command shows: arguments, exit code, and texts that stand in its output, whatever the width.
-SHOWN = {
+# Arguments, exit code, and texts that appear in the output at any width.
+OUTPUTS = {
     "ls run": (["ls", "a"], 0, ["a: 4 checkpoints", "ckpt-50", "newest, last 4", "loss=0.0196", "git=abc", "3 d"]),
     "ls checkpoint": (
         ["ls", "a/ckpt-50"],
@@ -136,7 +136,7 @@ SHOWN = {
     "show stats": (
         ["show", "a", "--stats"],
         0,
-        ["params/layer_1/bias", "2 NaN and 0 Inf, in 1 of 8: params/layer_1/bias", "float64[8]", "27"],
+        ["params/layer_1/bias", "2 NaN and 0 Inf in 1 of 8 variables: params/layer_1/bias", "float64[8]", "27"],
     ),
     "diff": (
         ["diff", "a/ckpt-40", "a/ckpt-50"],
@@ -155,51 +155,51 @@ SHOWN = {
         ["a/ckpt-50", "pytreesaver, version 1", "metadata/git", "'abc'", "├─ count: int32[]", "layer_0: dict"],
     ),
     "version": (["--version"], 0, [f"pytreesaver {pts.__version__}"]),
-    "help": (["--help"], 0, ["Look at checkpoints", "verify", "Exit codes: 0 fine"]),
+    "help": (["--help"], 0, ["Inspect, compare, verify", "Exit codes: 0 success"]),
 }  # fmt: skip
 
 
-def squeezed(text):
-    """A text without the difference that the width makes: blanks and line breaks."""
+def normalized(text):
+    """Collapse whitespace and table borders, which depend on the width."""
     return re.sub(r"[\s│╭╮╰╯─]+", " ", CODES.sub("", text))
 
 
 @pytest.mark.parametrize("columns", [80, 200])
-@pytest.mark.parametrize("shown", SHOWN)
-@pytest.mark.usefixtures("here")
-def test_every_command_on_a_pipe_and_on_a_terminal(shown, columns):
-    arguments, code, texts = SHOWN[shown]
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.usefixtures("in_runs")
+def test_every_command_on_a_pipe_and_on_a_terminal(name, columns):
+    arguments, code, texts = OUTPUTS[name]
     plain = {"NO_COLOR": "1"} if columns == 200 else {}
     piped, on_terminal = run(*arguments, columns=columns), run_on_terminal(*arguments, columns=columns, **plain)
-    for done in (piped, on_terminal):
-        assert (done.code, done.err) == (code, "")
+    for result in (piped, on_terminal):
+        assert (result.code, result.err) == (code, "")
         for text in texts:
-            assert squeezed(text).strip() in squeezed(done.out)
+            assert normalized(text).strip() in normalized(result.out)
     assert ESCAPE not in piped.out
-    if shown != "diff":  # whose lines the terminal breaks
+    if name != "diff":  # the terminal wraps its lines
         assert max(len(CODES.sub("", line)) for line in on_terminal.out.split("\n")) <= columns
-    if columns == 80 and shown != "version":
+    if columns == 80 and name != "version":
         assert ESCAPE in on_terminal.out
-    # One is typer's, the other tells the time that it took.
-    if columns == 200 and shown not in ("help", "verify"):
+    # Typer formats the help; verify prints a rate.
+    if columns == 200 and name not in ("help", "verify"):
         assert on_terminal.out == piped.out
 
 
-def test_a_pipe_without_a_width_has_a_line_for_each_thing(here):
-    done = run("ls", "a")
-    assert len(done.out.splitlines()) == 1 + 1 + 4
-    done = run("show", "a", "--stats")
-    assert len(done.out.splitlines()) == 1 + 8 + 1
+def test_lines_are_not_wrapped_on_a_pipe_without_a_width(in_runs):
+    result = run("ls", "a")
+    assert len(result.out.splitlines()) == 1 + 1 + 4
+    result = run("show", "a", "--stats")
+    assert len(result.out.splitlines()) == 1 + 8 + 1
 
 
-@pytest.mark.usefixtures("here")
-def test_colour_can_be_asked_for_and_refused():
+@pytest.mark.usefixtures("in_runs")
+def test_colour_can_be_forced_and_disabled():
     assert ESCAPE in run("ls", "a", FORCE_COLOR="1").out
     assert ESCAPE not in run_on_terminal("ls", "a", columns=80, NO_COLOR="1").out
     assert ESCAPE not in run_on_terminal("ls", "a", columns=80, TERM="dumb").out
 
 
-# In this process from here on where a process of its own would show nothing more.
+# Most tests from here on run in this process, which is faster.
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def call(capsys, monkeypatch):
     def call(*arguments):
         code = main([str(each) for each in arguments])
         captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
+        return Result(code, captured.out, captured.err)
 
     return call
 
@@ -219,26 +219,26 @@ def call(capsys, monkeypatch):
     ("arguments", "message"),
     [
         (["ls", "nowhere"], "nowhere: expected a run directory, found nothing there"),
-        (["ls", "a", "--depth", "1"], "a is a run directory, and that option is for the variables of a checkpoint"),
+        (["ls", "a", "--depth", "1"], "a is a run directory, but these options require a checkpoint"),
         (["ls", "a/ckpt-50", "--only", "parms"], "parms"),
         (["ls", "a/ckpt-50", "--regex", "("], "unterminated subpattern"),
-        (["ls", "--nonsense"], "No such option: --nonsense (pytreesaver ls --help tells more)"),
-        (["nonsense"], "No such command 'nonsense'. (pytreesaver --help tells more)"),
+        (["ls", "--nonsense"], "No such option: --nonsense (see pytreesaver ls --help)"),
+        (["nonsense"], "No such command 'nonsense'. (see pytreesaver --help)"),
         (["show", "a"], "expected the NAME of a variable, or --stats"),
         (["show", "a", "parms"], "a/ckpt-50 has no variable 'parms'"),
         (["show", "a", "count", "--slice", "x"], "expected integers and slices"),
         (["show", "a", "params/layer_0/kernel", "--slice", "9"], "index 9 is out of bounds for axis 0 of length 4"),
-        (["show", "a", "count", "--printoptions", "colour=3"], "expected KEY=VALUE with a KEY of precision"),
+        (["show", "a", "count", "--printoptions", "colour=3"], "expected KEY=VALUE with KEY one of precision"),
         (["show", "a", "count", "--printoptions", "edgeitems=abc"], "edgeitems: expected a number, found 'abc'"),
         (["show", "a", "count", "--printoptions", "suppress=maybe"], "suppress: expected true or false"),
-        (["ls", "a/ckpt-50", "--flat", "--depth", "1"], "expected neither --flat nor --json with them"),
+        (["ls", "a/ckpt-50", "--flat", "--depth", "1"], "--depth and --fold cannot be combined with --flat or --json"),
         (["cp", "a", "a/ckpt-50/copy"], "expected a place outside of checkpoints"),
         (
             ["cp", "a", "copy", "--rename", "note=x", "--rename", "note=y"],
-            "expected an old name once",
+            "--rename: repeated old name: note",
         ),
-        (["diff", "a", "nowhere"], "nowhere: expected a checkpoint or a run directory, found nothing there"),
-        (["verify", "nowhere"], "nowhere: expected a checkpoint or a run directory"),
+        (["diff", "a", "nowhere"], "nowhere does not exist: expected a checkpoint or a run directory"),
+        (["verify", "nowhere"], "nowhere: expected a checkpoint or a directory of checkpoints, found neither"),
         (["prune", "a", "--keep-best", "loss"], "expected N:METRIC or N:METRIC:max"),
         (["prune", "a", "--keep-younger-than", "3 moons"], "expected an age such as 30s"),
         (["prune", "a", "--keep-every-hours", "-1"], "hours"),
@@ -247,7 +247,7 @@ def call(capsys, monkeypatch):
         (["cp", "a", "damaged"], "damaged"),
         (["cp", "a", "copy", "--rename", "x"], "--rename: expected OLD=NEW, found 'x'"),
         (["cp", "a", "copy", "--rename", "x=y"], "x"),
-        (["cp", "a", "copy", "--rename", "note=x", "--rename", "count=x"], "expected a new name once, found x again"),
+        (["cp", "a", "copy", "--rename", "note=x", "--rename", "count=x"], "--rename: repeated new name: x"),
         (["show", "a", "params/layer_0/kernel", "--slice", "0,,1"], "expected integers and slices"),
         (
             ["prune", "a/ckpt-50", "--keep-last", "1", "--yes"],
@@ -258,48 +258,48 @@ def call(capsys, monkeypatch):
         (["report", "nowhere"], "nowhere: expected a run directory, found nothing there"),
     ],
 )
-@pytest.mark.usefixtures("here")
-def test_wrong_usage_is_one_line_and_exit_code_2(call, arguments, message):
+@pytest.mark.usefixtures("in_runs")
+def test_wrong_usage_prints_one_line_and_exits_with_2(call, arguments, message):
     before = sorted(os.listdir()), sorted(os.listdir("a"))
-    done = call(*arguments)
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert message in done.err
+    result = call(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert message in result.err
     assert (sorted(os.listdir()), sorted(os.listdir("a"))) == before
 
 
-@pytest.mark.usefixtures("here")
-def test_damage_is_exit_code_1_and_names_the_variables(call):
-    done = call("verify", "damaged", "--json")
-    assert done.code == 1
-    (found,) = json.loads(done.out)["checkpoints"]
+@pytest.mark.usefixtures("in_runs")
+def test_damage_exits_with_1_and_names_the_variables(call):
+    result = call("verify", "damaged", "--json")
+    assert result.code == 1
+    (found,) = json.loads(result.out)["checkpoints"]
     assert (found["intact"], found["damaged"]) == (False, ["w"])
-    done = call("show", "damaged", "w")
-    assert (done.code, done.out) == (1, "")
-    assert "w" in done.err
+    result = call("show", "damaged", "w")
+    assert (result.code, result.out) == (1, "")
+    assert "w" in result.err
     assert call("show", "damaged", "v").code == 0
     assert call("show", "damaged", "--stats").code == 1
 
 
-def test_without_a_command_there_is_the_help(call):
-    done = call()
-    assert (done.code, done.err) == (2, "")
-    assert "Usage: pytreesaver" in done.out
+def test_without_a_command_the_help_is_printed(call):
+    result = call()
+    assert (result.code, result.err) == (2, "")
+    assert "Usage: pytreesaver" in result.out
 
 
-def test_what_should_not_happen_is_one_line_too(call, monkeypatch):
+def test_an_unexpected_error_is_one_line_too(call, monkeypatch):
     def fail(path):
         raise RuntimeError("two\nlines")
 
     monkeypatch.setattr("pytreesaver._run.listing.list_checkpoints", fail)
     Path("run").mkdir()
-    done = call("ls", "run")
-    assert (done.code, done.out) == (2, "")
-    assert done.err == "error: RuntimeError: two; lines (this should not happen; --debug shows where)\n"
+    result = call("ls", "run")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: RuntimeError: two; lines (unexpected error; --debug prints the traceback)\n"
 
 
-def test_odd_names_and_times(call):
+def test_extreme_names_and_times(call):
     digits = "9" * 5000
     with pts.CheckpointManager("run", block=True, clock=lambda: 1e300) as manager:
         manager.save(1, {digits: 2**20000, f"layer_{digits}": 1, "a\nb": 2})
@@ -315,15 +315,15 @@ def test_odd_names_and_times(call):
     assert "a\\nb: int" in call("info", "run").out
 
 
-@pytest.mark.usefixtures("here")
-def test_verify_goes_on_after_what_it_cannot_read(call):
+@pytest.mark.usefixtures("in_runs")
+def test_verify_continues_after_an_unreadable_checkpoint(call):
     for name in "abc":
         pts.save({"w": np.ones(3)}, f"newer/{name}")
     index = Path("newer/b/index.json")
     index.write_text(re.sub(r'"version": ?[0-9]+', '"version": 999', index.read_text()))
-    done = call("verify", "newer")
-    assert done.code == 1
-    assert sorted(line.split()[0] for line in done.out.splitlines() if line[0] != " ") == [
+    result = call("verify", "newer")
+    assert result.code == 1
+    assert sorted(line.split()[0] for line in result.out.splitlines() if line[0] != " ") == [
         "DAMAGED",
         "intact",
         "intact",
@@ -334,20 +334,20 @@ def test_verify_goes_on_after_what_it_cannot_read(call):
     shutil.rmtree("newer")
 
 
-def test_a_missing_file_is_found_without_reading(call):
-    saved_run(3)
+def test_a_missing_file_is_detected_without_reading(call):
+    save_run(3)
     (data,) = Path("run/ckpt-1").glob("*.safetensors")
     data.unlink()
     shutil.copytree("run/ckpt-1", "copy")
     for line in ("ls run", "ls run/ckpt-1", "info run/ckpt-1", "diff run/ckpt-1 copy", "verify run/ckpt-1"):
-        done = call(*line.split())
-        assert done.code == 1, line
-        assert data.name in done.out + done.err
+        result = call(*line.split())
+        assert result.code == 1, line
+        assert data.name in result.out + result.err
     assert call("ls", "run/ckpt-2").code == 0
 
 
-@pytest.mark.usefixtures("here")
-def test_output_that_goes_nowhere():
+@pytest.mark.usefixtures("in_runs")
+def test_output_to_a_closed_descriptor_or_a_full_disk():
     line = " ".join(command("ls", "a"))
     closed = subprocess.run(["bash", "-c", f"{line} >&-"], capture_output=True, text=True, check=False)
     assert (closed.returncode, closed.stderr) == (0, "")
@@ -356,12 +356,12 @@ def test_output_that_goes_nowhere():
     assert full.stderr.startswith("error: ")
 
 
-@pytest.mark.usefixtures("here")
-def test_a_narrow_terminal_says_what_it_leaves_out(call):
+@pytest.mark.usefixtures("in_runs")
+def test_a_note_lists_columns_omitted_on_a_narrow_terminal(call):
     narrow = run_on_terminal("ls", "a", columns=60, NO_COLOR="1")
     assert "kept: newest, last 4" in narrow.out
-    assert "too narrow for metrics and metadata: --json has them" in narrow.out
-    assert "too narrow" not in run("ls", "a").out
+    assert "terminal too narrow for metrics and metadata; see --json" in narrow.out
+    assert "terminal too narrow" not in run("ls", "a").out
 
 
 def test_a_name_with_an_equals_sign_can_be_renamed(call):
@@ -370,13 +370,13 @@ def test_a_name_with_an_equals_sign_can_be_renamed(call):
     assert pts.restore("copy") == {"d=e": 1, "c": 2}
 
 
-def test_zeros_before_numbers_stay_in_folds(call):
+def test_folded_names_keep_zero_padding(call):
     pts.save({f"v{i:03}": 1 for i in range(8, 12)}, "model")
     assert "v{008..011}" in call("ls", "model", "--fold").out
 
 
-@pytest.mark.usefixtures("here")
-def test_debug_shows_where_an_error_comes_from():
+@pytest.mark.usefixtures("in_runs")
+def test_debug_prints_the_traceback():
     plain, debug = run("ls", "nowhere"), run("ls", "nowhere", "--debug")
     assert "Traceback" not in plain.err
     assert "Traceback" in debug.err
@@ -387,7 +387,7 @@ def test_debug_shows_where_an_error_comes_from():
 # JSON.
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_runs")
 def test_json_of_a_run(call):
     found = json.loads(call("ls", "a", "--json").out)
     assert found["path"] == "a"
@@ -398,7 +398,7 @@ def test_json_of_a_run(call):
     assert json.loads(call("prune", "a", "--keep-last", "1", "--json").out)["deleted"] is False
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_runs")
 def test_json_of_a_checkpoint(call):
     found = json.loads(call("ls", "a/ckpt-50", "--only", "**/kernel", "--json").out)
     assert (found["step"], found["size"], found["nbytes"]) == (50, 96, 384)
@@ -412,7 +412,7 @@ def test_json_of_a_checkpoint(call):
     assert [child["key"] for child in found["structure"]["children"]] == ["params", "count", "note"]
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_runs")
 def test_json_of_values(call):
     found = json.loads(call("show", "a", "params/layer_1/bias", "--slice", "1:4", "--json").out)
     assert found["values"] == ["nan", 1.0, 1.0]
@@ -424,7 +424,7 @@ def test_json_of_values(call):
     assert found["note"]["min"] is None
 
 
-def test_json_of_odd_values(call):
+def test_json_of_unusual_values(call):
     tree = {"least": np.int64(-(2**63)), "most": np.uint64(2**64 - 1), "big": 2**64, "bytes": b"a\xff"}
     pts.save(tree, "model")
     found = {name: json.loads(call("show", "model", name, "--json").out)["values"] for name in tree}
@@ -434,22 +434,22 @@ def test_json_of_odd_values(call):
     assert changed["bytes"]["values"] == ["a\xff", "b\xfe"]
 
 
-@pytest.mark.usefixtures("here")
-def test_json_of_a_difference(call):
-    done = call("diff", "a/ckpt-40", "a/ckpt-50", "--json")
-    found = json.loads(done.out)
-    assert done.code == 1
+@pytest.mark.usefixtures("in_runs")
+def test_json_of_a_diff(call):
+    result = call("diff", "a/ckpt-40", "a/ckpt-50", "--json")
+    found = json.loads(result.out)
+    assert result.code == 1
     assert found["differs"]
     assert found["changed"]["params/layer_0/kernel"]["max_abs_difference"] == 5.0
-    done = call("diff", "a/ckpt-40", "a/ckpt-50", "--only", "note")
-    assert (done.code, done.out) == (0, "0 added, 0 removed, 0 changed, 1 variable equal\n")
+    result = call("diff", "a/ckpt-40", "a/ckpt-50", "--only", "note")
+    assert (result.code, result.out) == (0, "0 added, 0 removed, 0 changed, 1 variable equal\n")
 
 
-# What the options do.
+# Options.
 
 
-@pytest.mark.usefixtures("here")
-def test_a_tree_is_cut_sorted_folded_and_filtered(call):
+@pytest.mark.usefixtures("in_runs")
+def test_options_of_ls(call):
     lines = call("ls", "a/ckpt-50", "--depth", "1", "--sort", "size").out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["params", "note", "count"]
     assert "6 variables…" in lines[2]
@@ -461,7 +461,7 @@ def test_a_tree_is_cut_sorted_folded_and_filtered(call):
     assert [line.split()[0] for line in lines[2:]] == [f"params/layer_{i}/kernel" for i in range(3)]
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_runs")
 def test_print_options_and_slices(call):
     out = call("show", "a", "params/layer_2/kernel", "--slice", "0:2, 1", "--printoptions", "sign=+").out
     assert "[+27. +27.]" in out
@@ -478,63 +478,63 @@ def test_a_histogram_counts_every_value(call):
     )
 
 
-def test_ls_of_what_holds_runs_says_so(call):
+def test_ls_of_a_parent_directory_lists_the_runs_in_it(call):
     pts.save({"w": 1}, "runs/a/model")
     Path("runs/empty").mkdir()
-    done = call("ls", "runs")
-    assert (done.code, done.out.splitlines()) == (0, ["runs: no checkpoints", "  but there are in runs/a"])
+    result = call("ls", "runs")
+    assert (result.code, result.out.splitlines()) == (0, ["runs: no checkpoints", "  but runs/a has checkpoints"])
 
 
-# What changes files.
+# Commands that modify files.
 
 
-def saved_run(count=5):
+def save_run(count=5):
     with pts.CheckpointManager("run", max_to_keep=None, block=True) as manager:
         for step in range(count):
             manager.save(step, {"w": np.full(3, step), "b": {"c": 1.0}}, metrics={"loss": float(step)})
 
 
-def steps_left():
+def remaining_steps():
     return [each.step for each in pts.list_checkpoints("run")]
 
 
 def test_prune_deletes_only_with_yes(call):
-    saved_run()
+    save_run()
     policy = ["--keep-last", "1", "--keep-every-steps", "3"]
     dry = call("prune", "run", *policy)
-    assert steps_left() == [0, 1, 2, 3, 4]
+    assert remaining_steps() == [0, 1, 2, 3, 4]
     assert dry.out.count("would be deleted") == 2
-    done = call("prune", "run", *policy, "--yes")
-    assert steps_left() == [0, 3, 4]
-    assert done.out.splitlines()[-1].startswith("deleted 2 checkpoints, ")
+    result = call("prune", "run", *policy, "--yes")
+    assert remaining_steps() == [0, 3, 4]
+    assert result.out.splitlines()[-1].startswith("deleted 2 checkpoints, ")
     assert call("prune", "run", *policy, "-y").out.splitlines()[-1] == "deleted 0 checkpoints, 0 B"
 
 
-def test_prune_without_a_policy_follows_the_recorded_one(call):
-    saved_run()
+def test_prune_without_a_policy_uses_the_recorded_one(call):
+    save_run()
     assert "would delete 0 checkpoints" in call("prune", "run").out
 
 
-def test_rm_deletes_what_is_named(call):
-    saved_run()
-    done = call("rm", "run/ckpt-4", "run/ckpt-1")
-    assert (done.code, done.out) == (0, "deleted run/ckpt-4\ndeleted run/ckpt-1\n")
-    assert steps_left() == [0, 2, 3]
+def test_rm_deletes_the_given_checkpoints(call):
+    save_run()
+    result = call("rm", "run/ckpt-4", "run/ckpt-1")
+    assert (result.code, result.out) == (0, "deleted run/ckpt-4\ndeleted run/ckpt-1\n")
+    assert remaining_steps() == [0, 2, 3]
     assert pts.latest_checkpoint("run") == Path("run/ckpt-3")
     assert json.loads(call("rm", "run/ckpt-0", "--json").out) == {"deleted": ["run/ckpt-0"]}
 
 
-def test_rm_looks_first(call):
-    saved_run()
-    done = call("rm", "run/ckpt-4", "run/ckpt-9")
-    assert (done.code, done.out) == (2, "")
-    assert steps_left() == [0, 1, 2, 3, 4]
+def test_rm_deletes_nothing_if_a_checkpoint_does_not_exist(call):
+    save_run()
+    result = call("rm", "run/ckpt-4", "run/ckpt-9")
+    assert (result.code, result.out) == (2, "")
+    assert remaining_steps() == [0, 1, 2, 3, 4]
 
 
-def test_cp_copies_a_part_under_other_names(call):
-    saved_run()
-    done = call("cp", "run", "copy", "--only", "new", "--rename", "b/=new/")
-    assert (done.code, done.out) == (0, "copied run/ckpt-4 to copy: 1 variable, 8 B\n")
+def test_cp_selects_and_renames(call):
+    save_run()
+    result = call("cp", "run", "copy", "--only", "new", "--rename", "b/=new/")
+    assert (result.code, result.out) == (0, "copied run/ckpt-4 to copy: 1 variable, 8 B\n")
     assert pts.restore("copy") == {"new": {"c": 1.0}}
     Path("shelf").mkdir()
     for target in ("shelf", "new-shelf/"):
@@ -547,10 +547,10 @@ def test_cp_copies_a_part_under_other_names(call):
 
 
 def test_report_writes_a_page(call):
-    saved_run()
-    done = call("report", "run", "-o", "run.html")
-    assert done.code == 0
-    assert done.out.startswith("wrote run.html, ")
+    save_run()
+    result = call("report", "run", "-o", "run.html")
+    assert result.code == 0
+    assert result.out.startswith("wrote run.html, ")
     assert "made by pytreesaver report" in Path("run.html").read_text()
     assert json.loads(call("report", "run", "-o", "run.html", "--no-values", "--json").out)["path"] == "run.html"
     Path("mine.html").write_text("mine")
@@ -558,7 +558,7 @@ def test_report_writes_a_page(call):
     assert Path("mine.html").read_text() == "mine"
 
 
-# Manners.
+# Untrusted names, pipes, signals, completion.
 
 
 @pytest.mark.parametrize(
@@ -581,33 +581,33 @@ def test_report_writes_a_page(call):
         [HOSTILE],
     ],
 )
-@pytest.mark.usefixtures("here")
-def test_a_hostile_name_cannot_reach_the_terminal(call, arguments):
-    done = call(*arguments)
-    for text in (done.out, done.err):
+@pytest.mark.usefixtures("in_runs")
+def test_hostile_names_are_escaped(call, arguments):
+    result = call(*arguments)
+    for text in (result.out, result.err):
         assert all(each.isprintable() or each == "\n" for each in text)
-    assert "\\x1b[31m" in done.out + done.err or "damaged" in arguments
+    assert "\\x1b[31m" in result.out + result.err or "damaged" in arguments
 
 
-@pytest.mark.usefixtures("here")
-def test_a_hostile_name_on_a_terminal_in_colour():
-    done = run_on_terminal("ls", "hostile/ckpt-2", columns=80)
-    assert all(each.isprintable() or each == "\n" for each in CODES.sub("", done.out))
-    assert f"{ESCAPE}[31m" not in done.out
+@pytest.mark.usefixtures("in_runs")
+def test_hostile_names_are_escaped_on_a_colour_terminal():
+    result = run_on_terminal("ls", "hostile/ckpt-2", columns=80)
+    assert all(each.isprintable() or each == "\n" for each in CODES.sub("", result.out))
+    assert f"{ESCAPE}[31m" not in result.out
 
 
-@pytest.mark.usefixtures("here")
-def test_a_pipe_that_closes_early_is_quiet():
+@pytest.mark.usefixtures("in_runs")
+def test_no_error_is_printed_if_the_reader_closes_the_pipe():
     for shell in ("{} | head -n 1", "{} | true"):
-        done = subprocess.run(
+        result = subprocess.run(
             ["bash", "-o", "pipefail", "-c", shell.format(" ".join(command("ls", "many")))],
             capture_output=True, text=True, env=environment(), check=False,
         )  # fmt: skip
-        assert done.stderr == ""
-        assert done.returncode in (0, 141)
+        assert result.stderr == ""
+        assert result.returncode in (0, 141)
 
 
-def test_an_interrupt_leaves_nothing_behind():
+def test_an_interrupted_copy_leaves_no_files_behind():
     pts.save({"w": np.zeros(96 << 20, np.uint8)}, "model", durable=False)
     before = sorted(os.listdir())
     process = subprocess.Popen(command("cp", "model", "copy"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -617,7 +617,7 @@ def test_an_interrupt_leaves_nothing_behind():
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    if process.returncode == 0:  # it was done by then
+    if process.returncode == 0:  # it had already finished
         assert sorted(os.listdir()) == sorted([*before, "copy"])
     else:
         assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
@@ -625,7 +625,7 @@ def test_an_interrupt_leaves_nothing_behind():
         assert not os.path.lexists("copy") or pts.verify("copy") is None
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_runs")
 def test_the_shell_completes_commands_and_variables():
     def completions(words):
         script = Path(sys.executable).parent / "pytreesaver"
@@ -640,23 +640,23 @@ def test_the_shell_completes_commands_and_variables():
     assert completions("pytreesaver show nowhere p") == []
 
 
-@pytest.mark.usefixtures("here")
-def test_looking_needs_no_jax():
+@pytest.mark.usefixtures("in_runs")
+def test_inspecting_does_not_import_jax():
     code = (
         "import sys; from pytreesaver._cli import main\n"
         "for line in ('ls a', 'ls many', 'info a', 'show a count', 'show a --stats', 'diff a a', 'verify a'):\n"
         "    assert main(line.split()) == 0, line\n"
         "assert 'jax' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["ls", "show", "diff", "verify", "prune", "rm", "cp", "info", "report"])
 def test_every_command_has_an_example_in_its_help(call, name):
-    done = call(name, "--help")
-    assert done.code == 0
-    examples = [line.strip() for line in done.out.splitlines() if line.strip().startswith(f"pytreesaver {name} ")]
+    result = call(name, "--help")
+    assert result.code == 0
+    examples = [line.strip() for line in result.out.splitlines() if line.strip().startswith(f"pytreesaver {name} ")]
     assert examples
     assert all(line.count("pytreesaver") == 1 for line in examples)
-    assert "--json" in done.out
+    assert "--json" in result.out

@@ -70,7 +70,7 @@ HOSTILE = {
     "65 axes": (put("shapes", 0, [1] * 65), "at most 64 axes"),
     "empty array of endless length": (put("shapes", 0, [0, 2**62]), "fewer than"),
     "length that no machine has": (put("shapes", 0, [0, 2**63]), "fewer than"),
-    "dtype that is an expression": (put("types", 0, "dtype", "(,)f4"), "no dtype is named"),
+    "dtype that is an expression": (put("types", 0, "dtype", "(,)f4"), "unknown dtype"),
     "big-endian jax array": (put("types", 0, {"kind": "jax", "dtype": ">float32"}), "a dtype for jax"),
     "jax array of strings": (put("types", 0, {"kind": "jax", "dtype": "U4"}), "a dtype for jax"),
     "version before the first": (put("version", 0), "version from 1 on"),
@@ -170,7 +170,7 @@ def test_nothing_is_imported_or_run_because_a_file_says_so(path, structure):
     assert subprocess.Popen
     rewrite(path, put("structure", structure))
     before = set(sys.modules)
-    with pytest.warns(pts.StructureWarning, match="comes back as"):
+    with pytest.warns(pts.StructureWarning, match="is restored as"):
         pts.restore(path)
     assert not {"this", "antigravity"} & (set(sys.modules) - before)
     assert not os.path.exists("owned")

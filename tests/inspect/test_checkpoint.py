@@ -1,4 +1,4 @@
-"""Looking into a checkpoint."""
+"""`Checkpoint` and `Variable`: reading, indexing, verifying."""
 
 import shutil
 from collections import Counter
@@ -51,7 +51,7 @@ def test_a_checkpoint_is_a_mapping_of_variables(checkpoint):
         len(checkpoint["step"])
 
 
-def test_values_come_as_numpy_arrays(checkpoint):
+def test_values_are_read_as_numpy_arrays(checkpoint):
     np.testing.assert_array_equal(checkpoint["embed"].read(), np.arange(12.0).reshape(6, 2))
     np.testing.assert_array_equal(checkpoint["key"].read(), jax.random.key_data(TREE["key"]))
     for name, value in (("step", 5), ("big", 2**80), ("name", "run\0"), ("blob", b"\0\1")):
@@ -70,7 +70,7 @@ def test_values_come_as_numpy_arrays(checkpoint):
 
 
 @given(st.data(), numpy_arrays())
-def test_indexing_is_numpys(data, array):
+def test_indexing_matches_numpy(data, array):
     shutil.rmtree("model", ignore_errors=True)
     pts.save({"x": array}, "model", durable=False)
     with pts.load_checkpoint("model") as checkpoint:
@@ -86,21 +86,21 @@ def test_indexing_is_numpys(data, array):
         (6, "index 6 is out of bounds for axis 0 of length 6"),
         (-7, "out of bounds"),
         ((0, 0, 0), "at most 2 indices"),
-        ((..., ...), "a single ..."),
+        ((..., ...), "at most one ..."),
         (True, "integers, slices and ..."),
-        ([0, 1], "read\\(\\) gives an array"),
+        ([0, 1], "read\\(\\) returns an array"),
         (None, "integers, slices"),
         ("a", "integers, slices"),
         (np.array([0, 1]), "integers, slices"),
         (np.array([True]), "integers, slices"),
     ],
 )
-def test_other_indices_are_refused(checkpoint, index, message):
+def test_invalid_indices_are_rejected(checkpoint, index, message):
     with pytest.raises(IndexError, match=message):
         checkpoint["embed"][index]
 
 
-def test_a_slice_reads_little_more_than_it_asks_for(monkeypatch):
+def test_a_slice_reads_little_more_than_its_bytes(monkeypatch):
     from pytreesaver._io import filesystem
 
     table = np.arange(64 << 20, dtype=np.uint8).reshape(1 << 16, 1 << 10)
@@ -124,7 +124,7 @@ def test_a_slice_reads_little_more_than_it_asks_for(monkeypatch):
         assert count <= 4 << 20
 
 
-def test_a_missing_variable_is_named_with_near_names(checkpoint):
+def test_a_missing_variable_error_suggests_similar_names(checkpoint):
     with pytest.raises(pts.VariableNotFoundError) as caught:
         checkpoint["embd"]
     assert str(caught.value) == "model has no variable 'embd'; did you mean 'embed'?"
@@ -133,7 +133,7 @@ def test_a_missing_variable_is_named_with_near_names(checkpoint):
         pts.load_variable("model", "zzz")
 
 
-def test_a_closed_checkpoint_says_so():
+def test_reading_from_a_closed_checkpoint_raises():
     pts.save(TREE, "model")
     with pts.load_checkpoint("model") as checkpoint:
         variable = checkpoint["embed"]
@@ -141,7 +141,7 @@ def test_a_closed_checkpoint_says_so():
         variable.read()
 
 
-def test_long_steps_are_stepped_over(monkeypatch):
+def test_data_skipped_by_long_steps_is_not_read(monkeypatch):
     from pytreesaver._io import filesystem
 
     table = np.arange(32 << 20, dtype=np.uint8).reshape(64, 1 << 10, 512)
@@ -166,7 +166,7 @@ def test_an_open_checkpoint_cannot_be_copied(checkpoint):
                 attempt(thing)
 
 
-def test_lists_are_sorted_by_name():
+def test_list_variables_is_sorted_by_name():
     pts.save({"b": {"y": np.zeros((2, 3)), "x": jax.random.split(jax.random.key(0), 4)}, "a": 1}, "model")
     assert pts.list_variables("model") == [("a", ()), ("b/x", (4, 2)), ("b/y", (2, 3))]
     assert pts.load_variable("model", "b/y").shape == (2, 3)
@@ -178,23 +178,23 @@ def test_a_single_leaf_has_the_name_dot():
     assert pts.restore("model").tolist() == [0, 1, 2]
 
 
-def test_verify_reads_in_bounded_memory(most_memory):
+def test_verify_reads_in_bounded_memory(peak_memory):
     pts.save({"huge": np.zeros(300 << 20, np.uint8), "more": np.zeros(80 << 20, np.uint8)}, "model", durable=False)
     pts.verify("model")
-    assert 32 << 20 <= most_memory() <= 80 << 20
+    assert 32 << 20 <= peak_memory() <= 80 << 20
 
 
-def test_restoring_shards_takes_little_more_than_the_result(most_memory):
+def test_restoring_shards_needs_little_memory_above_the_result(peak_memory):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
     array = jax.device_put(jnp.zeros((1024, 64 << 10), jnp.float32), sharding)  # 256 MiB
     pts.save({"sharded": array}, "model", durable=False)
     restored = pts.restore("model", as_numpy=True)
     assert restored["sharded"].shape == array.shape
-    assert most_memory() <= (256 + 160) << 20
+    assert peak_memory() <= (256 + 160) << 20
 
 
-def test_a_checkpoint_that_nobody_closed_is_closed():
+def test_an_unclosed_checkpoint_is_closed_by_garbage_collection():
     import gc
     import os
 
@@ -207,18 +207,18 @@ def test_a_checkpoint_that_nobody_closed_is_closed():
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_few_values_of_a_large_variable_keep_no_memory_and_take_no_time(most_memory):
+def test_a_few_values_of_a_large_variable_do_not_keep_it_in_memory(peak_memory):
     pts.save({"flat": np.arange(32 << 20, dtype=np.uint8)}, "model", durable=False)
     with pts.load_checkpoint("model") as checkpoint:
         few = checkpoint["flat"][:: 1 << 20]
         assert few.tolist() == np.arange(32 << 20, dtype=np.uint8)[:: 1 << 20].tolist()
         assert few.base is None
-        assert most_memory() <= 4 << 20
+        assert peak_memory() <= 4 << 20
         assert checkpoint["flat"][:].nbytes == 32 << 20
         assert checkpoint["flat"][5:5].tolist() == []
 
 
-def test_looking_for_a_name_that_is_not_there_is_quick(monkeypatch, checkpoint):
+def test_membership_tests_do_not_compute_suggestions(monkeypatch, checkpoint):
     from pytreesaver._inspect import checkpoint as module
 
     monkeypatch.setattr(module, "did_you_mean", lambda *args: pytest.fail("looked for similar names"))
@@ -228,7 +228,7 @@ def test_looking_for_a_name_that_is_not_there_is_quick(monkeypatch, checkpoint):
 
 
 @given(pytrees())
-def test_the_type_tree_has_every_variable(tree):
+def test_the_type_tree_contains_every_variable(tree):
     with pts.load_checkpoint(pts.save(tree, "typed", overwrite=True)) as checkpoint:
         root = checkpoint.type_tree()
         types = Counter(variable.type for variable in checkpoint.values())
@@ -242,7 +242,7 @@ def test_the_type_tree_has_every_variable(tree):
     assert str(root).count("\n") + 1 >= len(list(nodes(root)))
 
 
-def test_a_type_tree_names_its_classes():
+def test_the_type_tree_names_container_classes():
     state = optax.adam(1e-3).init({"w": np.zeros((2, 3), np.float32)})
     with pts.load_checkpoint(pts.save({"opt": state, "none": None, "list": [1, "a"]}, "typed")) as checkpoint:
         lines = str(checkpoint.type_tree()).split("\n")

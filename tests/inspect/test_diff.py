@@ -1,4 +1,4 @@
-"""What two checkpoints differ in."""
+"""Comparison of checkpoints."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def diff_of(first, second):
     )
 
 
-def test_what_a_reader_sees():
+def test_repr_of_a_diff():
     first = {
         "dense": {"kernel": np.zeros((2, 3), np.float32), "bias": np.ones(3)},
         "old": np.zeros(4, np.int8),
@@ -62,7 +62,7 @@ def test_what_a_reader_sees():
 
 @given(pytrees(max_leaves=6), pytrees(max_leaves=6))
 @settings(max_examples=100)
-def test_every_variable_is_in_one_of_the_lists(first, second):
+def test_every_variable_is_in_exactly_one_list(first, second):
     names = [set(flatten_tree(tree).names) for tree in (first, second)]
     result = diff_of(first, second)
     assert set(result.added) == names[1] - names[0]
@@ -75,7 +75,7 @@ def test_every_variable_is_in_one_of_the_lists(first, second):
 
 @given(pytrees(max_leaves=8))
 @settings(max_examples=50)
-def test_a_tree_is_equal_to_itself_without_its_checksums(tree):
+def test_a_tree_equals_itself_when_checksums_are_ignored(tree):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NativeReader, "digest", lambda self, position: None)
         result = diff_of(tree, tree)
@@ -88,8 +88,8 @@ NUMBERS = ["bool", "int8", "int64", "uint64", "float16", "float32", "float64", "
 
 @given(st.sampled_from(NUMBERS), st.sampled_from(NUMBERS), st.integers(1, 20), st.integers(0, 2**32))
 @settings(max_examples=200)
-@np.errstate(all="ignore")  # ml_dtypes leave flags behind
-def test_distances_are_those_of_exact_arithmetic(one, other, size, seed):
+@np.errstate(all="ignore")  # ml_dtypes leaves floating point error flags set
+def test_differences_match_exact_arithmetic(one, other, size, seed):
     rng = np.random.default_rng(seed)
     arrays = []
     for name in (one, other):
@@ -115,14 +115,14 @@ def test_distances_are_those_of_exact_arithmetic(one, other, size, seed):
 
 
 def number_of(value):
-    """The number itself: an int where it is whole, so that nothing is rounded."""
+    """Convert to an exact Python number, an int if it is integral."""
     if isinstance(value, np.integer | np.bool_):
         return int(value)
     number = float(value)  # int() of a bfloat16 overflows
     return int(number) if number.is_integer() else number
 
 
-def test_equal_checksums_are_not_read_again(monkeypatch):
+def test_variables_with_equal_checksums_are_not_read(monkeypatch):
     tree = {"a": np.zeros(1 << 18), "b": np.ones(5), "c": np.arange(3)}
     pts.save(tree, "first")
     pts.save({**tree, "c": np.arange(1, 4)}, "second")
@@ -134,7 +134,7 @@ def test_equal_checksums_are_not_read_again(monkeypatch):
     assert read == ["c", "c"]
 
 
-def test_how_an_array_was_sharded_is_no_difference():
+def test_sharding_is_not_a_difference():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     array = jnp.arange(64.0).reshape(8, 8)
     pts.save({"w": array}, "whole")
@@ -142,7 +142,7 @@ def test_how_an_array_was_sharded_is_no_difference():
     assert not pts.diff("whole", "sharded")
 
 
-def test_bits_count():
+def test_values_are_compared_bit_by_bit():
     nan = np.array([0x7FF8000000000001], np.uint64).view(np.float64)
     result = diff_of(
         {"z": np.array([0.0]), "n": nan, "f": 0.0}, {"z": np.array([-0.0]), "n": np.array([np.nan]), "f": -0.0}
@@ -153,7 +153,7 @@ def test_bits_count():
     assert not diff_of({"n": nan, "i": np.array([np.inf])}, {"n": nan, "i": np.array([np.inf])})
 
 
-def test_open_checkpoints_stay_open():
+def test_open_checkpoints_are_not_closed():
     pts.save({"w": np.zeros(3)}, "first")
     pts.save({"w": np.ones(3)}, "second")
     with pts.load_checkpoint("first") as first, pts.load_checkpoint("second") as second:
@@ -163,7 +163,7 @@ def test_open_checkpoints_stay_open():
         pts.diff("first", "third")
 
 
-def test_thousands_of_changes_are_counted_and_not_all_shown():
+def test_repr_of_many_changes_is_truncated():
     result = diff_of({str(i): i for i in range(3000)}, {str(i): i + 1 for i in range(3000)})
     lines = repr(result).splitlines()
     assert len(lines) == 102
@@ -171,7 +171,7 @@ def test_thousands_of_changes_are_counted_and_not_all_shown():
     assert len(result.changed) == 3000
 
 
-def test_damage_is_found():
+def test_damage_raises():
     pts.save({"w": np.zeros(100)}, "first")
     path = pts.save({"w": np.ones(100)}, "second")
     data = path / "data-00000-of-00001.safetensors"
@@ -182,7 +182,7 @@ def test_damage_is_found():
         pts.diff("first", "second")
 
 
-def test_trees_that_are_the_same_have_no_diff():
+def test_equal_trees_have_no_diff():
     tree = {"a": [1, (2.0, np.ones(3))], "b": jax.random.split(jax.random.key(0), 2)}
     assert not tree_differences(tree, pts.restore(pts.save(tree, "first")))
     assert not diff_of(tree, tree)
@@ -202,7 +202,7 @@ def test_trees_that_are_the_same_have_no_diff():
     ],
     ids=["strings", "bytes", "keys", "dates", "huge", "bool", "float", "text"],
 )
-def test_what_cannot_be_subtracted_is_changed_all_the_same(first, second):
+def test_changes_of_values_without_a_difference(first, second):
     result = diff_of({"x": first}, {"x": second})
     assert list(result.changed) == ["x"]
     repr(result)
@@ -210,7 +210,7 @@ def test_what_cannot_be_subtracted_is_changed_all_the_same(first, second):
     assert not diff_of({"x": first}, {"x": first})
 
 
-def test_infinities_are_no_numbers_apart():
+def test_difference_of_equal_infinities_is_zero():
     first = {"z": np.array([0.5, 2j, np.inf, complex(-np.inf, 2)]), "x": np.array([np.inf, np.inf])}
     second = {"z": np.array([0.5, 2j, np.inf, complex(-np.inf, 1)]), "x": np.array([np.inf, 1.0])}
     changed = diff_of(first, second).changed
@@ -229,7 +229,7 @@ def test_only_some_variables_are_compared():
         pts.diff(a, b, only="nothing")
 
 
-def test_progress_counts_what_differs():
+def test_progress_counts_only_variables_that_are_read():
     same, ones = np.zeros(300_000), np.ones(300_000)
     a, b = pts.save({"same": same, "w": ones}, "a"), pts.save({"same": same, "w": ones + 1}, "b")
     calls = []

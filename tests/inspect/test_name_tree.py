@@ -1,4 +1,4 @@
-"""The tree of names tells of every variable once, and its totals add up, folded or not."""
+"""The tree of names contains every variable once, and its totals add up, folded or not."""
 
 import re
 from itertools import product
@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from pytreesaver._inspect.name_tree import (
     VariableSummary,
-    drawn,
     folded_tree,
-    natural_order,
+    natural_sort_key,
     sorted_tree,
+    tree_rows,
     variable_tree,
 )
 
@@ -32,17 +32,17 @@ def summaries(draw):
     ]
 
 
-def own_totals(branch):
-    """What the rows of a tree say that lies in it, from the bottom up."""
+def count_variables(branch):
+    """Count the variables of a tree from the rows, bottom up."""
     count = branch.count if branch.type is not None else 0
-    return count + sum(own_totals(child) for child in branch.children)
+    return count + sum(count_variables(child) for child in branch.children)
 
 
 @given(summaries(), st.booleans(), st.sampled_from(["name", "size"]))
 def test_totals_add_up(variables, fold, by):
     tree = variable_tree(variables)
     tree = sorted_tree(folded_tree(tree) if fold else tree, by)
-    assert tree.variables == len(variables) == own_totals(tree)
+    assert tree.variables == len(variables) == count_variables(tree)
     assert tree.nbytes == sum(each.nbytes for each in variables)
     assert tree.size == sum(each.size for each in variables)
 
@@ -57,7 +57,7 @@ def test_totals_add_up(variables, fold, by):
 
 
 def expanded(branch, above=()):
-    """The names that a folded tree stands for."""
+    """Yield the names that a folded tree represents."""
     names = [branch.name]
     match = re.fullmatch(r"(.*?)\{([0-9.,]+)\}(.*)", branch.name, re.DOTALL)
     if branch.count > 1 and match:
@@ -72,34 +72,34 @@ def expanded(branch, above=()):
 
 
 @given(st.lists(st.integers(0, 30), unique=True, min_size=1), st.lists(st.sampled_from("wbk"), unique=True, min_size=1))
-def test_a_folded_tree_stands_for_the_same_names(layers, leaves):
+def test_a_folded_tree_represents_the_same_names(layers, leaves):
     names = [f"net/layer_{i}/{leaf}" for i in layers for leaf in leaves]
     tree = folded_tree(variable_tree([VariableSummary(name, "int", 1, 8) for name in names]))
     assert sorted(expanded(tree)) == sorted(names)
-    assert len(list(drawn(tree))) <= 2 + len(leaves)
+    assert len(list(tree_rows(tree))) <= 2 + len(leaves)
 
 
-def test_layers_that_differ_stay_apart():
+def test_different_layers_are_not_folded():
     variables = [VariableSummary(f"layer_{i}/w", "float32[2]" if i != 3 else "float32[3]", 2, 8) for i in range(6)]
     tree = folded_tree(variable_tree(variables))
     assert [child.name for child in tree.children] == ["layer_{0..2,4..5}", "layer_3"]
 
 
-def test_folds_inside_of_folds():
+def test_nested_folds():
     variables = [VariableSummary(f"layer_{i}/head_{j}/w", "int", 1, 8) for i in range(3) for j in range(2)]
-    rows = [(row.branch.name, row.branch.count) for row in drawn(folded_tree(variable_tree(variables)))]
+    rows = [(row.branch.name, row.branch.count) for row in tree_rows(folded_tree(variable_tree(variables)))]
     assert rows == [("layer_{0..2}", 3), ("head_{0..1}", 6), ("w", 6)]
 
 
 @given(summaries(), st.integers(1, 4))
-def test_a_cut_tree_says_how_much_it_leaves_out(variables, depth):
+def test_a_tree_of_limited_depth_counts_hidden_variables(variables, depth):
     tree = sorted_tree(variable_tree(variables), "name")
-    rows = list(drawn(tree, depth))
+    rows = list(tree_rows(tree, depth))
     shown = sum(row.branch.count for row in rows if row.branch.type is not None)
     assert shown + sum(row.hidden for row in rows) == len(variables)
-    assert len(list(drawn(tree))) >= len(rows)
+    assert len(list(tree_rows(tree))) >= len(rows)
 
 
-def test_numbers_in_names_are_ordered_as_numbers():
+def test_natural_sort_key():
     names = ["layer_10", "layer_9", "b", "layer_1", "10", "9"]
-    assert sorted(names, key=natural_order) == ["9", "10", "b", "layer_1", "layer_9", "layer_10"]
+    assert sorted(names, key=natural_sort_key) == ["9", "10", "b", "layer_1", "layer_9", "layer_10"]

@@ -1,4 +1,4 @@
-"""A checkpoint in a notebook: with Treescope and without, and whatever its names are."""
+"""HTML of a checkpoint for notebooks, with and without Treescope, and with hostile names."""
 
 import sys
 from functools import partial
@@ -16,7 +16,7 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m\"' onclick=alert(2)"
 
 
 class Text(HTMLParser):
-    """What stands between the tags, and which tags there are."""
+    """Collects the text and the tags of an HTML document."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ def without_treescope(monkeypatch):
 
 
 @pytest.mark.usefixtures("without_treescope")
-def test_facts_and_variables_are_there():
+def test_facts_and_variables_are_shown():
     tree = {"params": {"dense": {"kernel": np.zeros((3, 4), np.float32)}}, "step": 7}
     with pts.CheckpointManager("run", block=True) as manager:
         path = manager.save(7, tree, metrics={"loss": 0.25}, metadata={"git": "abc"})
@@ -60,13 +60,13 @@ def test_facts_and_variables_are_there():
     assert found.tags.count("details") == 2
 
 
-def test_treescope_draws_the_tree_where_it_is_installed(monkeypatch):
+def test_treescope_renders_the_tree_if_installed(monkeypatch):
     import treescope
 
     path = pts.save({"params": {"kernel": np.zeros((3, 4))}, HOSTILE: 1}, "model")
     compressed = pts.load_checkpoint(path)._repr_html_()
     assert "treescope" in compressed
-    # What it sends to the browser is compressed: look at it as it is.
+    # Treescope compresses its output, so check the uncompressed form.
     monkeypatch.setattr(treescope, "render_to_html", partial(treescope.render_to_html, compressed=False))
     text = pts.load_checkpoint(path)._repr_html_()
     assert "float64[3,4], 12 params, 96 bytes" in parsed(text).text
@@ -77,7 +77,7 @@ def test_treescope_draws_the_tree_where_it_is_installed(monkeypatch):
 
 
 @pytest.mark.usefixtures("without_treescope")
-def test_hostile_names_are_text():
+def test_hostile_names_are_escaped():
     path = pts.save({HOSTILE: {"w": np.ones(2)}}, "model", metadata={HOSTILE: HOSTILE})
     found = parsed(pts.load_checkpoint(path)._repr_html_())
     assert "script" not in found.tags
@@ -86,16 +86,16 @@ def test_hostile_names_are_text():
 
 
 @pytest.mark.usefixtures("without_treescope")
-def test_what_is_left_out_is_said(monkeypatch):
-    monkeypatch.setattr(notebook, "_MOST_ROWS", 10)
+def test_omitted_variables_are_counted(monkeypatch):
+    monkeypatch.setattr(notebook, "_MAX_ROWS", 10)
     path = pts.save({name: {str(i): np.zeros(1) for i in range(20)} for name in "ab"}, "model")
     found = parsed(pts.load_checkpoint(path)._repr_html_())
-    assert "and 31 more variables" in found.text  # one row is that of the branch
+    assert "and 31 more variables" in found.text  # one row is the branch's own
     assert "variables40" in found.text
     assert "a: 20 variables, 20 params, 160 bytes 50.0\xa0%" in found.text
 
 
-def test_a_deep_tree_is_drawn_without_treescope():
+def test_a_deep_tree_is_rendered_without_treescope():
     tree = np.ones(2)
     for _ in range(90):
         tree = {"level": tree}
@@ -105,7 +105,7 @@ def test_a_deep_tree_is_drawn_without_treescope():
 
 @settings(max_examples=30)
 @given(pytrees())
-def test_every_tree_has_a_picture(tree):
+def test_every_tree_can_be_rendered(tree):
     path = pts.save(tree, "any", overwrite=True)
     with pts.load_checkpoint(path) as checkpoint:
         text = checkpoint._repr_html_()

@@ -1,4 +1,4 @@
-"""Statistics of variables are NumPy's, whatever the dtype, and however large the variable is."""
+"""Statistics of variables match NumPy for all dtypes and sizes."""
 
 import math
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import pytreesaver as pts
 from pytreesaver._inspect import measuring, statistics
-from pytreesaver._inspect.statistics import histogram_edges, joined, sums_of
+from pytreesaver._inspect.statistics import accumulate, histogram_edges, merge
 
 DTYPES = [
     "bool", "int8", "uint8", "int16", "int64", "uint64", "float16", "float32", "float64", "complex64", "complex128",
@@ -20,7 +20,7 @@ ML_DTYPES = [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.int4, ml_dty
 
 
 def expected(values):
-    """The same by the book, in the widest numbers there are."""
+    """Return the values in the widest dtype, the finite ones, and the NaN and Inf counts."""
     flat = np.asarray(values).reshape(-1)
     wide = flat.astype(
         object if flat.dtype.kind in "iu" else np.clongdouble if flat.dtype.kind == "c" else np.longdouble
@@ -39,14 +39,14 @@ def close(found, wanted, scale):
     hnp.arrays(st.sampled_from(DTYPES), hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=9)),
     st.integers(0, 80),
 )
-def test_statistics_are_those_of_the_definition_in_one_part_or_two(values, cut):
+def test_statistics_match_their_definition_in_one_part_or_two(values, cut):
     if values.dtype == np.complex128:
         with np.errstate(invalid="ignore"):
-            values = np.asarray(values / 2)  # whose absolute values a float64 holds
+            values = np.asarray(values / 2)  # so that absolute values do not overflow
     flat = values.reshape(-1)
     wide, finite, nan, inf = expected(values)
-    for sums in (sums_of(values), joined([sums_of(flat[:cut]), sums_of(flat[cut:])])):
-        found = sums.result()
+    for partial in (accumulate(values), merge([accumulate(flat[:cut]), accumulate(flat[cut:])])):
+        found = partial.result()
         assert (found.count, found.nan, found.inf) == (values.size, nan, inf)
         assert found.zeros == sum(1 for value in wide if value == 0)
         if not len(finite):
@@ -71,30 +71,30 @@ def test_statistics_are_those_of_the_definition_in_one_part_or_two(values, cut):
 
 
 @pytest.mark.parametrize("dtype", ML_DTYPES)
-def test_dtypes_that_numpy_lacks_have_statistics_too(dtype):
+def test_statistics_of_ml_dtypes(dtype):
     values = np.array([0, 1, 1, 3, 2], dtype)
-    found = sums_of(values).result()
+    found = accumulate(values).result()
     as_float = values.astype(np.float64)
     assert (found.min, found.max, found.zeros, found.mean) == (0, as_float.max(), 1, as_float.mean())
     assert found.std == pytest.approx(as_float.std())
     assert found.unique == (4 if "int" in np.dtype(dtype).name else None)
 
 
-def test_only_nan_has_no_extremes():
-    found = sums_of(np.full(3, np.nan, np.float32)).result()
+def test_all_nan_has_no_extremes():
+    found = accumulate(np.full(3, np.nan, np.float32)).result()
     assert (found.nan, found.min, found.max, found.mean, found.norm) == (3, None, None, None, 0.0)
 
 
-def test_numbers_whose_squares_overflow_have_a_norm():
-    found = sums_of(np.array([3e200, 4e200])).result()
+def test_norm_of_numbers_whose_squares_overflow():
+    found = accumulate(np.array([3e200, 4e200])).result()
     assert found.norm == pytest.approx(5e200)
     assert found.std == pytest.approx(5e199)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3])
-def test_numbers_near_the_largest_have_a_deviation(cut):
+def test_std_of_numbers_near_the_largest_float(cut):
     values = np.array([0, 0, 1.5e308j, 1.5e308j, -1.5e308, 1.7e308 - 1.7e308j])
-    found = joined([sums_of(values[:cut]), sums_of(values[cut:])]).result()
+    found = merge([accumulate(values[:cut]), accumulate(values[cut:])]).result()
     assert found.std == pytest.approx(float(np.std(values / 1e308)) * 1e308)
 
 
@@ -109,7 +109,7 @@ TREE = {
 }
 
 
-def test_a_checkpoint_gives_those_of_all_its_variables():
+def test_statistics_of_a_checkpoint():
     with pts.load_checkpoint(pts.save(TREE, "model")) as checkpoint:
         found = checkpoint.statistics()
         assert list(found) == list(checkpoint)
@@ -128,7 +128,7 @@ def test_a_checkpoint_gives_those_of_all_its_variables():
             checkpoint.statistics("smal")
 
 
-def test_a_sharded_array_has_those_of_the_whole(mesh_of_shards):
+def test_statistics_of_a_sharded_array(mesh_of_shards):
     values, sharded = mesh_of_shards
     with pts.load_checkpoint(pts.save({"w": sharded}, "sharded")) as checkpoint:
         assert checkpoint["w"].statistics().norm == pytest.approx(np.linalg.norm(values), rel=1e-12)
@@ -151,7 +151,7 @@ def test_all_damaged_variables_are_named(monkeypatch):
     (data,) = path.glob("*.safetensors")
     content = bytearray(data.read_bytes())
     one = np.ones(10).tobytes()
-    content[content.find(one) + 3] ^= 1  # in b or c, whichever lies first
+    content[content.find(one) + 3] ^= 1  # in b or c, whichever is stored first
     content[-1] ^= 1
     data.write_bytes(content)
     with pytest.raises(pts.CorruptCheckpointError) as error:
@@ -172,12 +172,12 @@ def test_a_histogram_counts_every_finite_element_once(values, bins):
     assert (np.diff(edges) >= 0).all()
 
 
-def test_a_histogram_of_numbers_around_zero_is_numpys():
+def test_a_histogram_matches_numpy():
     values = np.random.default_rng(1).normal(size=10_000)
     with pts.load_checkpoint(pts.save({"w": values, "text": "a", "nan": np.array([np.nan])}, "model")) as checkpoint:
         counts, edges = checkpoint["w"].histogram(10)
         for name in ("text", "nan"):
-            with pytest.raises(ValueError, match=f"{name}: expected real numbers that are finite"):
+            with pytest.raises(ValueError, match=f"{name}: expected finite real numbers"):
                 checkpoint[name].histogram()
         with pytest.raises(ValueError, match="bins"):
             checkpoint["w"].histogram(0)
@@ -198,16 +198,16 @@ def test_a_histogram_between_given_edges():
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int32", "uint64"])
-def test_so_many_different_integers_are_not_counted_nor_held(monkeypatch, dtype):
-    monkeypatch.setattr(statistics, "MOST_UNIQUE", 50)
+def test_too_many_unique_integers_are_not_counted_or_held(monkeypatch, dtype):
+    monkeypatch.setattr(statistics, "MAX_UNIQUE", 50)
     for count in (50, 51):
         values = np.tile(np.arange(count).astype(dtype), 20)
-        sums = joined([sums_of(values[i : i + 17]) for i in range(0, values.size, 17)])
-        assert sums.result().unique == (50 if count == 50 else None)
-        assert sums.unique.size <= 51 + 17
+        partial = merge([accumulate(values[i : i + 17]) for i in range(0, values.size, 17)])
+        assert partial.result().unique == (50 if count == 50 else None)
+        assert partial.unique.size <= 51 + 17
 
 
-def test_edges_around_a_single_value():
+def test_histogram_edges_around_a_single_value():
     assert histogram_edges(2.0, 2.0, 1).tolist() == [1.5, 2.5]
     low, high = histogram_edges(1e300, 1e300, 1).tolist()
     assert low < 1e300 < high

@@ -1,4 +1,4 @@
-"""Bytes go to the disk and come back as they were, in whatever pieces and past or through the cache."""
+"""Reading and writing files in any pieces, with buffered and direct I/O."""
 
 import errno
 import mmap
@@ -18,9 +18,9 @@ import pytreesaver as pts
 from pytreesaver._checkpoint.restoring import reading as leaf_reading
 from pytreesaver._io import files, filesystem, parallel, reading, writing
 from pytreesaver._io.checksums import BLOCK_NBYTES, block_checksums
-from pytreesaver._io.files import EndOfFileError, PastCacheReader
-from pytreesaver._io.reading import Ranges, read_ranges
-from pytreesaver._io.writing import Stretches, write_stretches
+from pytreesaver._io.files import DirectReader, EndOfFileError
+from pytreesaver._io.reading import ReadRanges, read_ranges
+from pytreesaver._io.writing import WriteRanges, write_ranges
 from pytreesaver.formats import fetching
 from pytreesaver.testing import assert_trees_equal
 
@@ -33,7 +33,7 @@ def some_bytes(count, seed=0):
 
 @pytest.fixture
 def open_file(request):
-    """Gives descriptors of new files with some content."""
+    """A function that creates files with the given content and returns their descriptors."""
 
     def make(content=b"", name="file"):
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -44,8 +44,8 @@ def open_file(request):
     return make
 
 
-def same_file(content, name="file"):
-    """A context for a file where Hypothesis allows no fixture for each example."""
+def rewritten_file(content, name="file"):
+    """Rewrite a file and return its descriptor. Hypothesis does not run fixtures for each example."""
     descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.write(descriptor, bytes(content))
     return descriptor
@@ -55,7 +55,7 @@ def same_file(content, name="file"):
 
 
 @pytest.mark.parametrize("nbytes", [1, 5000, 2 << 20, (2 << 20) - 1, (5 << 20) + 17])
-def test_new_memory_begins_at_a_page_and_if_large_where_a_huge_page_does(nbytes):
+def test_new_memory_is_aligned_to_a_page_or_if_large_to_a_huge_page(nbytes):
     memory = filesystem.new_memory(nbytes)
     assert memory.shape == (nbytes,)
     assert memory.ctypes.data % (2 << 20 if nbytes >= 2 << 20 else PAGE) == 0
@@ -64,7 +64,7 @@ def test_new_memory_begins_at_a_page_and_if_large_where_a_huge_page_does(nbytes)
     assert filesystem.new_memory(0).size == 0
 
 
-def test_without_more_mappings_memory_is_still_aligned(monkeypatch):
+def test_memory_is_aligned_if_no_more_mappings_are_available(monkeypatch):
     def refuse(*args, **options):
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
@@ -72,18 +72,18 @@ def test_without_more_mappings_memory_is_still_aligned(monkeypatch):
     memory = filesystem.new_memory(3 << 20)
     assert memory.shape == (3 << 20,)
     assert memory.ctypes.data % PAGE == 0
-    for nbytes in (2**40, 2**63 - 1):  # not for lack of mappings
+    for nbytes in (2**40, 2**63 - 1):  # out of memory, not out of mappings
         with pytest.raises(OSError, match="Cannot allocate"):
             filesystem.new_memory(nbytes)
 
 
-def test_a_large_leaf_that_is_dropped_gives_its_memory_back(most_memory):
+def test_dropping_a_large_leaf_releases_its_memory(peak_memory):
     path = pts.save({"a": np.zeros(1 << 20), "b": np.zeros(1 << 20)}, "model")
     restored = pts.restore(path, as_numpy=True)
-    before = filesystem.new_memory(1)  # the fixture looks when memory is made
+    before = filesystem.new_memory(1)  # the fixture measures when memory is allocated
     del restored["a"], before
     pts.restore(path, only="b", as_numpy=True)
-    assert most_memory() < (16 << 20) + (1 << 20)
+    assert peak_memory() < (16 << 20) + (1 << 20)
 
 
 # Reading.
@@ -91,7 +91,7 @@ def test_a_large_leaf_that_is_dropped_gives_its_memory_back(most_memory):
 
 @st.composite
 def files_with_ranges(draw):
-    """The content of a file, reading of it, and the size of the blocks that have checksums."""
+    """The content of a file, (start, size) of ranges to read, and the size of checksum blocks."""
     content = some_bytes(draw(st.integers(0, 40_000)), draw(st.integers(0, 9)))
     block = draw(st.sampled_from([1, 7, 64, 1000, 4096, 2**40]))
     places = []
@@ -104,12 +104,12 @@ def files_with_ranges(draw):
 def ranges_of(content, places, block):
     sums = [list(block_checksums(content[start : start + n], block)) for start, n in places]
     first = np.cumsum([0, *map(len, sums)]).tolist()[:-1]
-    return Ranges([start for start, _ in places], [n for _, n in places], first, [each for s in sums for each in s])
+    return ReadRanges([start for start, _ in places], [n for _, n in places], first, [each for s in sums for each in s])
 
 
 @given(files_with_ranges(), st.booleans(), st.booleans(), st.data())
 @settings(max_examples=200)
-def test_ranges_are_read_whole_in_any_pieces_and_damage_is_found(file, cached, checked, data):
+def test_ranges_are_read_in_any_pieces_and_damage_is_detected(file, cached, checked, data):
     content, places, block = file
     wanted = ranges_of(content, places, block)
     if not checked:
@@ -118,7 +118,7 @@ def test_ranges_are_read_whole_in_any_pieces_and_damage_is_found(file, cached, c
     damaged = content.copy()
     if bad is not None:
         damaged[bad] ^= 1 << data.draw(st.integers(0, 7))
-    descriptor = same_file(damaged)
+    descriptor = rewritten_file(damaged)
     with pytest.MonkeyPatch.context() as patch:
         if not cached:
             patch.setattr(filesystem, "is_cached", lambda descriptor, offset: False)
@@ -134,17 +134,17 @@ def test_ranges_are_read_whole_in_any_pieces_and_damage_is_found(file, cached, c
 
 
 @pytest.mark.parametrize("is_large", [True, False])
-def test_a_file_that_ends_too_early_is_an_error(open_file, monkeypatch, is_large):
+def test_a_truncated_file_is_an_error(open_file, monkeypatch, is_large):
     descriptor = open_file(some_bytes(10_000))
     monkeypatch.setattr(reading, "_LARGE_NBYTES", 1 if is_large else 1 << 20)
     for cached in (True, False):
         monkeypatch.setattr(filesystem, "is_cached", lambda descriptor, offset, cached=cached: cached)
         for start, n in ((4096, 8192), (9_999, 2), (20_000, 4096)):
             with pytest.raises(EndOfFileError):
-                read_ranges(descriptor, Ranges([start], [n], [0], None), 4096)
+                read_ranges(descriptor, ReadRanges([start], [n], [0], None), 4096)
 
 
-def test_what_is_not_cached_is_read_past_the_cache(open_file, monkeypatch):
+def test_uncached_bytes_are_read_directly(open_file, monkeypatch):
     content = some_bytes(3 * PAGE + 100)
     descriptor = open_file(content)
     direct = filesystem.open_direct(descriptor)
@@ -155,10 +155,10 @@ def test_what_is_not_cached_is_read_past_the_cache(open_file, monkeypatch):
     read, real = [], filesystem.read_into
     monkeypatch.setattr(filesystem, "read_into", lambda d, b, o: read.append((d, o, b.nbytes)) or real(d, b, o))
     memory = filesystem.new_memory(5 * PAGE)
-    with PastCacheReader(descriptor) as reader:
+    with DirectReader(descriptor) as reader:
         assert reader.read(memory[40 : 40 + content.size - 40], 40)
-        assert not reader.read(memory[41 : 41 + PAGE], 40)  # does not lie in memory as it does in the file
-        assert not reader.read(memory[40:50], 40)  # not a page of it
+        assert not reader.read(memory[41 : 41 + PAGE], 40)  # not aligned like the file
+        assert not reader.read(memory[40:50], 40)  # no complete page
     assert memory[40 : content.size].tobytes() == content[40:].tobytes()
     by_file = {d == descriptor: (o, n) for d, o, n in read}
     assert by_file[False] == (PAGE, 2 * PAGE)
@@ -166,7 +166,7 @@ def test_what_is_not_cached_is_read_past_the_cache(open_file, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["no such descriptor", "refuses to read"])
-def test_without_direct_reads_the_cache_serves(open_file, monkeypatch, how):
+def test_reads_are_buffered_if_direct_io_is_not_supported(open_file, monkeypatch, how):
     content = some_bytes(5 * PAGE)
     descriptor = open_file(content)
     monkeypatch.setattr(filesystem, "is_cached", lambda descriptor, offset: False)
@@ -187,7 +187,7 @@ def test_without_direct_reads_the_cache_serves(open_file, monkeypatch, how):
     assert not bad
 
 
-def test_a_direct_read_that_fails_is_an_error_and_leaves_nothing_open(open_file, monkeypatch):
+def test_a_failed_direct_read_is_an_error_and_leaves_no_open_files(open_file, monkeypatch):
     descriptor = open_file(some_bytes(2 * PAGE))
     monkeypatch.setattr(filesystem, "is_cached", lambda descriptor, offset: False)
     monkeypatch.setattr(reading, "_LARGE_NBYTES", 1)
@@ -201,11 +201,11 @@ def test_a_direct_read_that_fails_is_an_error_and_leaves_nothing_open(open_file,
     monkeypatch.setattr(filesystem, "read_into", fail)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="Input/output error"):
-        read_ranges(descriptor, Ranges([0], [2 * PAGE], [0], None), 4096)
+        read_ranges(descriptor, ReadRanges([0], [2 * PAGE], [0], None), 4096)
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def test_a_restore_past_the_cache_gives_the_tree_and_finds_a_flipped_bit(monkeypatch):
+def test_restore_with_direct_reads_returns_the_tree_and_detects_a_flipped_bit(monkeypatch):
     monkeypatch.setattr(filesystem, "is_cached", lambda descriptor, offset: False)
     tree = {"big": np.arange(3 << 18), "odd": some_bytes((1 << 20) + 13), "small": np.ones(5)}
     path = pts.save(tree, "model")
@@ -224,7 +224,7 @@ def test_a_restore_past_the_cache_gives_the_tree_and_finds_a_flipped_bit(monkeyp
 
 @st.composite
 def contents_in_place(draw):
-    """Arrays of bytes, and an offset for each, one after the other or apart, in any order."""
+    """Byte arrays, an offset for each, in any order and with or without gaps, and the end of the last one."""
     arrays = [some_bytes(n, seed) for seed, n in enumerate(draw(st.lists(st.integers(0, 9000), max_size=12)))]
     order = draw(st.permutations(range(len(arrays))))
     offsets, end = [0] * len(arrays), draw(st.integers(0, 5000))
@@ -236,15 +236,15 @@ def contents_in_place(draw):
 
 @given(contents_in_place(), st.booleans(), st.booleans(), st.data())
 @settings(max_examples=200)
-def test_stretches_are_written_whole_in_any_pieces(contents, in_background, durable, data):
+def test_ranges_are_written_in_any_pieces(contents, in_background, durable, data):
     arrays, offsets, end = contents
     before = some_bytes(end, 99)
-    descriptor = same_file(before)
+    descriptor = rewritten_file(before)
     block = data.draw(st.sampled_from([64, 1000, 4096]))
     most = data.draw(st.sampled_from([1, 100, 4096, 2**31]))
     real = filesystem.write
 
-    def write_some(descriptor, buffers, offset):  # as a system may that is interrupted, or short of memory
+    def write_some(descriptor, buffers, offset):  # like a system call that is interrupted
         joined = b"".join(map(bytes, buffers))
         whole = joined if len(joined) % PAGE == 0 else joined[:most]
         return real(descriptor, [whole], offset) if most < 2**31 else real(descriptor, buffers, offset)
@@ -253,11 +253,11 @@ def test_stretches_are_written_whole_in_any_pieces(contents, in_background, dura
         patch.setattr(filesystem, "write", write_some)
         patch.setattr(writing, "BLOCK_NBYTES", block)
         patch.setattr(writing, "SLICE_NBYTES", block * data.draw(st.sampled_from([1, 3])))
-        patch.setattr(writing, "_MOST_STRETCHES", data.draw(st.sampled_from([1, 2, 1000])))
-        patch.setattr(files, "_WORTH_COPYING_NBYTES", data.draw(st.sampled_from([0, PAGE])))
-        patch.setattr(parallel, "_FEW_BYTES", data.draw(st.sampled_from([0, 2**40])))
-        wanted = Stretches(offsets, [a.size for a in arrays], arrays.__getitem__)
-        checksums = write_stretches(descriptor, wanted, durable=durable, in_background=in_background)
+        patch.setattr(writing, "_MAX_RANGES_PER_WRITE", data.draw(st.sampled_from([1, 2, 1000])))
+        patch.setattr(files, "_MIN_DIRECT_NBYTES", data.draw(st.sampled_from([0, PAGE])))
+        patch.setattr(parallel, "_MIN_PARALLEL_NBYTES", data.draw(st.sampled_from([0, 2**40])))
+        wanted = WriteRanges(offsets, [a.size for a in arrays], arrays.__getitem__)
+        checksums = write_ranges(descriptor, wanted, durable=durable, in_background=in_background)
     expected = before.copy()
     for array, offset in zip(arrays, offsets, strict=True):
         expected[offset : offset + array.size] = array
@@ -266,14 +266,14 @@ def test_stretches_are_written_whole_in_any_pieces(contents, in_background, dura
     assert checksums.tolist() == [each for array in arrays for each in block_checksums(array, block)]
 
 
-def test_whole_pages_are_written_past_the_cache_in_the_background(open_file, monkeypatch):
+def test_background_writes_of_complete_pages_are_direct(open_file, monkeypatch):
     content = some_bytes(3 << 20)
     descriptor = open_file(bytes(4 << 20))
     written, real = [], filesystem.write
     monkeypatch.setattr(
         filesystem, "write", lambda d, b, o: written.append((d == descriptor, o, sum(map(len, b)))) or real(d, b, o)
     )
-    write_stretches(descriptor, Stretches([100], [content.size], lambda i: content), in_background=True)
+    write_ranges(descriptor, WriteRanges([100], [content.size], lambda i: content), in_background=True)
     assert os.pread(descriptor, content.size, 100) == content.tobytes()
     through = [(o, n) for is_cached, o, n in written if is_cached and n]
     if len(written) > 1:  # a file system with direct writes
@@ -281,14 +281,14 @@ def test_whole_pages_are_written_past_the_cache_in_the_background(open_file, mon
         assert (False, PAGE, (3 << 20) - PAGE) in written
 
 
-def test_a_system_that_writes_nothing_is_an_error(open_file, monkeypatch):
+def test_writing_no_bytes_is_an_error(open_file, monkeypatch):
     monkeypatch.setattr(filesystem, "write", lambda descriptor, buffers, offset: 0)
-    with pytest.raises(OSError, match="written nothing"):
+    with pytest.raises(OSError, match="wrote no bytes"):
         files.write_fully(open_file(), [b"abc"], 0)
 
 
 @pytest.mark.parametrize("how", ["no such descriptor", "refuses to write"])
-def test_without_direct_writes_the_cache_serves(open_file, monkeypatch, how):
+def test_writes_are_buffered_if_direct_io_is_not_supported(open_file, monkeypatch, how):
     content = some_bytes(2 << 20)
     descriptor = open_file(bytes(2 << 20))
     real = filesystem.write
@@ -302,12 +302,12 @@ def test_without_direct_writes_the_cache_serves(open_file, monkeypatch, how):
         monkeypatch.setattr(filesystem, "write", refuse)
     else:
         monkeypatch.setattr(filesystem, "open_direct", lambda descriptor, *, to_write: None)
-    checksums = write_stretches(descriptor, Stretches([0], [content.size], lambda i: content), in_background=True)
+    checksums = write_ranges(descriptor, WriteRanges([0], [content.size], lambda i: content), in_background=True)
     assert os.pread(descriptor, content.size, 0) == content.tobytes()
     assert checksums.tolist() == list(block_checksums(content, BLOCK_NBYTES))
 
 
-def test_a_direct_write_that_fails_is_an_error_of_the_future_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_direct_write_is_an_error_of_the_future_and_leaves_no_files(tmp_path, monkeypatch):
     real = filesystem.open_direct
     direct = set()
     monkeypatch.setattr(filesystem, "open_direct", lambda *a, **o: direct.add(d := real(*a, **o)) or d)
@@ -331,12 +331,12 @@ def test_a_direct_write_that_fails_is_an_error_of_the_future_and_leaves_nothing(
 
 @pytest.mark.parametrize("window", [0, 100_000, 1 << 30])
 @pytest.mark.parametrize("in_background", [False, True])
-def test_arrays_on_an_accelerator_are_fetched_once_each_and_few_at_a_time(monkeypatch, window, in_background):
-    far = jax.devices()[3]  # takes the part of the accelerator
+def test_accelerator_arrays_are_fetched_once_each_and_within_the_window(monkeypatch, window, in_background):
+    far = jax.devices()[3]  # stands for the accelerator
     monkeypatch.setattr(fetching.jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(fetching, "is_on_cpu", lambda array: array.devices() != {far})
     monkeypatch.setattr(fetching, "_WINDOW_NBYTES", window)
-    monkeypatch.setattr(parallel, "_FEW_BYTES", 0)
+    monkeypatch.setattr(parallel, "_MIN_PARALLEL_NBYTES", 0)
     fetched, waiting, most = [], set(), 0
     real_fetch, real_take = fetching._fetch, fetching.FetchedAhead.take
 
@@ -362,13 +362,13 @@ def test_arrays_on_an_accelerator_are_fetched_once_each_and_few_at_a_time(monkey
     restored = pts.restore(path, as_numpy=True)
     for name, array in values.items():
         assert_trees_equal(restored[name], array)
-    if not in_background:  # a snapshot has fetched them all
+    if not in_background:  # otherwise the snapshot fetches all of them
         assert sorted(map(id, fetched)) == sorted(id(tree[name]) for name in values)
         assert most <= {0: 4, 100_000: 10, 1 << 30: 40}[window]
         assert most >= 5 or window == 0
 
 
-def test_without_a_backend_for_the_cpu_arrays_come_to_the_host_all_the_same(monkeypatch):
+def test_arrays_are_fetched_without_a_cpu_backend(monkeypatch):
     monkeypatch.setattr(fetching.jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(fetching, "is_on_cpu", lambda array: False)
     monkeypatch.setattr(fetching.jax, "local_devices", lambda **options: (_ for _ in ()).throw(RuntimeError("no cpu")))
@@ -376,7 +376,7 @@ def test_without_a_backend_for_the_cpu_arrays_come_to_the_host_all_the_same(monk
     assert_trees_equal(pts.restore(path, as_numpy=True)["w"], np.arange(5, dtype=np.int32))
 
 
-def test_work_in_the_background_takes_few_threads(monkeypatch):
+def test_background_work_uses_few_threads(monkeypatch):
     seen = set()
     tasks = [lambda: seen.add(threading.get_ident())] * 50
     monkeypatch.setattr(parallel.os, "cpu_count", lambda: 4)
@@ -384,14 +384,14 @@ def test_work_in_the_background_takes_few_threads(monkeypatch):
     assert seen == {threading.get_ident()}
 
 
-# Thousands of arrays for JAX.
+# Thousands of JAX arrays.
 
 
 @pytest.fixture(scope="module")
 def thousands():
-    """Enough arrays of several kinds to be worth a compiled function, and a few more of others."""
+    """Enough arrays of several kinds for the compiled function, and a few of other kinds."""
     patterns = np.random.default_rng(0).integers(0, 2**32, (1100, 5), np.uint32)
-    tree = {f"f{i}": row.view(np.float32) for i, row in enumerate(patterns)}  # with NaNs of all kinds
+    tree = {f"f{i}": row.view(np.float32) for i, row in enumerate(patterns)}  # including NaNs with payloads
     tree |= {f"b{i}": row.astype(np.uint8).view(bool) & True for i, row in enumerate(patterns[:, :2] % 2)}
     tree |= {f"i{i}": np.int32(row[0] % 2**31).reshape(()) for i, row in enumerate(patterns)}
     tree |= {f"h{i}": row.astype(np.uint16).view(jnp.bfloat16) for i, row in enumerate(patterns)}
@@ -409,12 +409,12 @@ def check_thousands(path, tree):
     return restored
 
 
-def test_thousands_of_arrays_come_back_bit_by_bit_and_uncommitted(thousands):
+def test_thousands_of_arrays_are_restored_bitwise_and_uncommitted(thousands):
     check_thousands(pts.save(thousands, "model"), thousands)
 
 
 @pytest.mark.parametrize("setting", ["jax_disable_jit", "jax_debug_nans", "jax_debug_infs"])
-def test_what_jax_is_told_to_check_or_to_leave_out_stops_no_restore(thousands, setting):
+def test_restore_works_with_jax_debug_settings(thousands, setting):
     path = pts.save(thousands, "model")
     jax.config.update(setting, True)
     try:
@@ -423,7 +423,7 @@ def test_what_jax_is_told_to_check_or_to_leave_out_stops_no_restore(thousands, s
         jax.config.update(setting, False)
 
 
-def test_thousands_of_arrays_go_to_the_default_device_whatever_transfers_are_guarded(thousands):
+def test_thousands_of_arrays_go_to_the_default_device_under_a_transfer_guard(thousands):
     path = pts.save(thousands, "model")
     device = jax.devices()[2]
     with jax.default_device(device), jax.transfer_guard("disallow"):
@@ -431,7 +431,7 @@ def test_thousands_of_arrays_go_to_the_default_device_whatever_transfers_are_gua
     assert {d for leaf in restored.values() for d in leaf.devices()} == {device}
 
 
-def test_weak_types_come_back_whatever_is_guarded_or_checked():
+def test_weak_types_are_restored_under_a_transfer_guard_and_debug_checks():
     bits = np.array([0x7FC00001, 0xFF800000, 0x7F800001], np.uint32).view(np.float32)  # NaNs and an infinity
     weak = jax.jit(lambda scalar, array: jnp.broadcast_to(scalar, array.shape).at[...].set(array))(0.0, bits)
     tree = {"a": weak, "b": jnp.asarray(1.5), "n": jnp.asarray(3), "c": jnp.asarray(1j)}
@@ -444,7 +444,7 @@ def test_weak_types_come_back_whatever_is_guarded_or_checked():
 
 
 @pytest.mark.parametrize("odd", [4, 7, 60])
-def test_large_arrays_of_odd_sizes_are_taken_over_by_jax_as_they_are_read(monkeypatch, odd):
+def test_jax_uses_the_memory_of_large_arrays_of_odd_sizes_without_a_copy(monkeypatch, odd):
     tree = {f"w{i}": jnp.full((1 << 20) + odd, i, jnp.int8) for i in range(4)}
     path = pts.save(tree, "model")
     places, real = [], filesystem.new_memory
@@ -469,24 +469,24 @@ def test_under_a_mesh_all_arrays_are_uncommitted_on_one_device(thousands):
     assert {len(leaf.sharding.device_set) for leaf in restored.values()} == {1}
 
 
-def test_transfers_that_are_forbidden_even_if_explicit_are_refused(thousands):
+def test_a_guard_against_explicit_transfers_is_respected(thousands):
     path = pts.save(thousands, "model")
     with jax.transfer_guard("disallow_explicit"), pytest.raises(Exception, match="Disallowed host-to-device"):
         pts.restore(path)
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, (1 << 20) - 1), (3300, 4096)])
-def test_what_jax_copies_is_read_little_by_little(monkeypatch, most_memory, count, size):
+def test_arrays_that_jax_copies_are_read_in_windows(monkeypatch, peak_memory, count, size):
     window = count * size // 3
     monkeypatch.setattr(leaf_reading, "_WINDOW_NBYTES", window)
     tree = {f"w{i}": jnp.full(size, i % 100, jnp.int8) for i in range(count)}
     path = pts.save(tree, "model")
     restored = pts.restore(path)
-    assert most_memory() < 2.3 * window
+    assert peak_memory() < 2.3 * window
     assert_trees_equal(restored, tree)
 
 
-def test_trees_without_jax_arrays_leave_jax_alone():
+def test_trees_without_jax_arrays_do_not_initialize_jax_backends():
     program = """
 import numpy as np, pytreesaver as pts
 from jax._src import xla_bridge

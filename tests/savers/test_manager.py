@@ -369,7 +369,7 @@ def test_if_all_are_damaged_nothing_is_started_over_silently():
     manager = pts.CheckpointManager("run")
     with pytest.warns(pts.RetentionWarning, match="offered instead: nothing"):
         assert manager.latest_step() is None
-    with pytest.raises(pts.CorruptCheckpointError, match="none of its checkpoints can be restored"):
+    with pytest.raises(pts.CorruptCheckpointError, match="no checkpoint can be restored"):
         manager.restore_or_init(tree(0))
 
 
@@ -544,7 +544,7 @@ def test_without_its_state_file_a_run_of_damaged_checkpoints_is_not_started_over
     for step in range(2):
         flip(step, file="index.json", offset=100)
     Path("run/checkpoint").unlink()
-    with pytest.raises(pts.CorruptCheckpointError, match="none of its checkpoints can be restored"):
+    with pytest.raises(pts.CorruptCheckpointError, match="no checkpoint can be restored"):
         pts.CheckpointManager("run").restore_or_init(tree(0))
 
 

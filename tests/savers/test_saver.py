@@ -174,9 +174,9 @@ def test_var_list_as_a_dict_renames():
 
 
 def test_a_selection_of_nothing_shows_near_names():
-    with pytest.raises(pts.VariableNotFoundError, match=r"'dens/\*\*' selects none; did you mean 'dense'"):
+    with pytest.raises(pts.VariableNotFoundError, match=r"'dens/\*\*' selects nothing; did you mean 'dense'"):
         pts.Saver("dens/**").save(TREE, "run/model")
-    with pytest.raises(pts.VariableNotFoundError, match="'heads' selects none"):
+    with pytest.raises(pts.VariableNotFoundError, match="'heads' selects nothing"):
         pts.Saver(["dense", "heads"]).save(TREE, "run/model")
     with pytest.raises(pts.VariableNotFoundError, match="dense/kernal; did you mean 'dense/kernel'"):
         pts.Saver({"w": "dense/kernal"}).save(TREE, "run/model")

@@ -1,4 +1,4 @@
-"""Leaves in other dtypes and shapes than those that were saved, and what is refused because it would be lost."""
+"""Casting and reshaping leaves on restore, and errors for lossy casts."""
 
 import bisect
 import functools
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import pytreesaver as pts
 from pytreesaver._checkpoint.restoring import reading
-from pytreesaver._tree.casting import LossError, convert
+from pytreesaver._tree.casting import LossyCastError, convert
 from pytreesaver.formats.native import reader
 from pytreesaver.testing import assert_trees_equal, dtypes
 
@@ -32,15 +32,15 @@ def dtype_of(name):
 
 @given(st.sampled_from(NUMBERS), st.sampled_from(NUMBERS), st.data())
 @settings(max_examples=500)
-@np.errstate(all="ignore")  # ml_dtypes leave flags behind
-def test_a_conversion_keeps_every_number_or_refuses(source, target, data):
+@np.errstate(all="ignore")  # ml_dtypes leaves floating-point flags set
+def test_convert_rounds_correctly_or_raises(source, target, data):
     bits = data.draw(st.binary(min_size=dtype_of(source).itemsize, max_size=dtype_of(source).itemsize))
     mask = {"bool": 1, "int4": 15, "uint2": 3, "float4_e2m1fn": 15}.get(source, 255)
     values = (np.frombuffer(bits, np.uint8) & mask).view(dtype_of(source))
     output = np.empty(1, dtype_of(target))
     try:
         convert(values, output)
-    except LossError:
+    except LossyCastError:
         output = None
     parts = [values.real, values.imag] if dtype_of(source).kind == "c" else [values]
     if len(parts) == 2 and dtype_of(target).kind != "c":
@@ -69,7 +69,7 @@ def is_float(name):
 
 
 def nearest_number(value, dtype):
-    """What a number should become, by exact arithmetic; None if it has to be refused."""
+    """The expected result of a cast, by exact arithmetic; None if the cast must fail."""
     whole = not jnp.issubdtype(value.dtype, jnp.inexact)
     if not jnp.issubdtype(dtype, jnp.inexact):
         if not np.isfinite(float(value)):
@@ -88,7 +88,7 @@ def nearest_number(value, dtype):
             same = float(np.array(float(value)).astype(dtype))
         return same if same == float(value) or (same != same and np.isnan(float(value))) else None
     if every is None:
-        rounded = float(dtype.type(value))  # NumPy's own conversions round once
+        rounded = float(dtype.type(value))  # NumPy's casts round once
         return rounded if np.isfinite(rounded) else None
     exact = Fraction(float(value))
     if abs(exact) >= overflow_limit(dtype) or (dtype.name == "float8_e8m0fnu" and exact <= 0):
@@ -96,7 +96,7 @@ def nearest_number(value, dtype):
     at = bisect.bisect(every, float(value))
     near = sorted(every[max(at - 2, 0) : at + 2], key=lambda number: abs(Fraction(number) - exact))[:2]
     if len(near) == 2 and abs(Fraction(near[0]) - exact) == abs(Fraction(near[1]) - exact):
-        return float(np.array(float(value), np.float32).astype(dtype))  # a tie, which ml_dtypes breaks
+        return float(np.array(float(value), np.float32).astype(dtype))  # a tie; use the rounding of ml_dtypes
     return near[0]
 
 
@@ -119,7 +119,7 @@ def overflow_limit(dtype):
 
 @pytest.mark.parametrize("target", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
 def test_float64_is_rounded_once(target):
-    # Between two numbers of the target, and above the middle by less than a float32 can tell.
+    # Above the midpoint of two target numbers by less than the precision of float32.
     values = np.array([1 + 2**-8 + 2**-40, -1 - 2**-8 - 2**-40, 1 + 2**-4 + 2**-40, 1 + 2**-3 + 2**-40])
     output = np.empty(4, dtype_of(target))
     convert(values, output)
@@ -153,7 +153,7 @@ def test_cast_follows_the_template():
     assert message.endswith("(cast=True converts to the template's dtypes)")
 
 
-def test_what_would_be_lost_is_refused_by_name():
+def test_lossy_casts_are_refused_by_name():
     tree = {"a": np.array([1.5, 2.0]), "b": np.int64([1, 2**40]), "c": np.array([1e300]), "d": 2**70, "ok": np.ones(2)}
     path = pts.save(tree, "model")
     like = {
@@ -167,10 +167,10 @@ def test_what_would_be_lost_is_refused_by_name():
         pts.restore(path, like, cast=True)
     assert str(caught.value) == (
         "4 variables of model cannot be cast without loss:\n"
-        "  a: expected int32[2], found float64[2] (1.5 is no int32 value)\n"
-        "  b: expected int32[2], found int64[2] (1099511627776 is no int32 value)\n"
-        "  c: expected float16[1], found float64[1] (1e+300 is no float16 value)\n"
-        "  d: expected int32[], found int (1180591620717411303424 is no int32 value)"
+        "  a: expected int32[2], found float64[2] (1.5 is not representable as int32)\n"
+        "  b: expected int32[2], found int64[2] (1099511627776 is not representable as int32)\n"
+        "  c: expected float16[1], found float64[1] (1e+300 is not representable as float16)\n"
+        "  d: expected int32[], found int (1180591620717411303424 is not representable as int32)"
     )
     assert caught.value.dtype["a"] == ("int32", "float64")
 
@@ -180,7 +180,7 @@ def test_what_would_be_lost_is_refused_by_name():
     [("text", 0), (b"x", np.uint8(0)), (np.array("M8", "U2"), 0.0), (np.array(3, "M8[s]"), np.int64(0))],
     ids=repr,
 )
-def test_what_is_no_number_is_never_cast(stored, wanted):
+def test_only_numbers_are_cast(stored, wanted):
     path = pts.save({"x": stored}, "model")
     with pytest.raises(pts.MismatchError, match="of another shape or dtype"):
         pts.restore(path, {"x": wanted}, cast=True)
@@ -209,23 +209,23 @@ def test_python_numbers_are_cast(stored, wanted):
 @pytest.mark.parametrize(
     ("stored", "wanted", "said"),
     [
-        (3.5, 7, "3.5 is no int"),
-        (2, True, "2 is no bool"),
-        (1j, 0.5, "1j is no float"),
-        (10**400, 0.5, "is no float"),
-        (2**53 + 1, 0.5, "9007199254740993 is no float"),
-        (257, jnp.bfloat16(0), "257 is no bfloat16 value"),
-        (2**70 + 1, np.float64(0), "1180591620717411303425 is no float"),
-        (2**40, np.int32(0), "is no int32 value"),
+        (3.5, 7, "3.5 is not representable as int"),
+        (2, True, "2 is not representable as bool"),
+        (1j, 0.5, "1j is not representable as float"),
+        (10**400, 0.5, "is not representable as float"),
+        (2**53 + 1, 0.5, "9007199254740993 is not representable as float"),
+        (257, jnp.bfloat16(0), "257 is not representable as bfloat16"),
+        (2**70 + 1, np.float64(0), "1180591620717411303425 is not representable as float"),
+        (2**40, np.int32(0), "is not representable as int32"),
     ],
 )
-def test_python_numbers_that_do_not_fit(stored, wanted, said):
+def test_lossy_casts_of_python_numbers_are_refused(stored, wanted, said):
     path = pts.save({"x": stored}, "model")
     with pytest.raises(pts.MismatchError, match=said):
         pts.restore(path, {"x": wanted}, cast=True)
 
 
-def test_a_dtype_for_all_floating_leaves_without_a_template():
+def test_cast_to_a_floating_dtype_without_a_template():
     tree = {
         "w": jnp.ones(3),
         "n": np.ones(2),
@@ -252,7 +252,7 @@ def test_a_dtype_for_all_floating_leaves_without_a_template():
     assert pts.restore(path, cast=np.float64, as_numpy=True)["w"].dtype == np.float64
 
 
-def test_64_bits_become_32_where_jax_has_no_others():
+def test_64_bit_leaves_become_32_bit_without_x64():
     with jax.enable_x64(True):
         tree = {"f": jnp.array([0.1]), "i": jnp.array([7]), "c": jnp.array([1j]), "n": np.ones(1)}
         path = pts.save(tree, "model")
@@ -268,11 +268,11 @@ def test_64_bits_become_32_where_jax_has_no_others():
         "n": "float64",
     }
     assert pts.restore(path, cast=True, as_numpy=True)["f"].dtype == np.float64
-    with pytest.raises(pts.MismatchError, match="1099511627776 is no int32 value"):
+    with pytest.raises(pts.MismatchError, match="1099511627776 is not representable as int32"):
         pts.restore("large", cast=True)
 
 
-def test_large_leaves_are_cast_in_bounded_pieces(monkeypatch):
+def test_large_leaves_are_cast_in_slices(monkeypatch):
     monkeypatch.setattr(reader, "SLICE_NBYTES", 1 << 20)
     array = np.random.default_rng(0).normal(size=(1000, 1003)).astype(np.float32)
     path = pts.save({"w": array, "bad": np.where(array == array[700, 5], np.float32(0.5), 0)}, "model")
@@ -280,13 +280,13 @@ def test_large_leaves_are_cast_in_bounded_pieces(monkeypatch):
     for mmap in (False, True):
         restored = pts.restore(path, like, cast=True, only="w", mmap=mmap)["w"]
         assert_trees_equal(restored, jnp.asarray(array).astype(jnp.bfloat16))
-        with pytest.raises(pts.MismatchError, match=r"bad: .*\(0.5 is no int8 value"):
+        with pytest.raises(pts.MismatchError, match=r"bad: .*\(0.5 is not representable as int8"):
             pts.restore(path, like, cast=True, mmap=mmap)
 
 
 @given(dtypes(), st.permutations([2, 3, 4]), st.sampled_from([(24,), (6, 4), (1, 24, 1), (4, 3, 2)]))
 @settings(max_examples=50)
-def test_reshape_is_numpys(dtype, shape, wanted):
+def test_reshape_matches_numpy(dtype, shape, wanted):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "_SMALL_NBYTES", 0)
         array = (np.arange(24 * dtype.itemsize, dtype=np.uint8) // 3 % 2).view(dtype).reshape(shape)
@@ -298,7 +298,7 @@ def test_reshape_is_numpys(dtype, shape, wanted):
             assert restored.shape == wanted
 
 
-def test_reshape_is_offered_where_it_would_help():
+def test_the_error_suggests_reshape_if_it_helps():
     path = pts.save({"x": np.arange(6), "y": np.arange(3)}, "model")
     message = message_of(pts.MismatchError, lambda: pts.restore(path, {"x": np.zeros((2, 3)), "y": np.arange(4)}))
     assert message == (
@@ -316,7 +316,7 @@ def test_reshape_is_offered_where_it_would_help():
         pts.restore(path, {"x": np.zeros(7)}, only="x", cast=True, reshape=True)
 
 
-def test_there_is_no_true_in_one_signed_bit():
+def test_int1_cannot_represent_true():
     path = pts.save({"x": np.array([True])}, "model")
-    with pytest.raises(pts.MismatchError, match="is no int1 value"):
+    with pytest.raises(pts.MismatchError, match="is not representable as int1"):
         pts.restore(path, {"x": np.zeros(1, ml_dtypes.int1)}, cast=True)

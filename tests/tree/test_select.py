@@ -1,4 +1,4 @@
-"""Selections: what each form selects, what is saved and restored of a tree, and what a mistake says."""
+"""Selections: every form, partial saves and restores, and error messages."""
 
 import re
 
@@ -57,7 +57,7 @@ def test_globs(pattern, expected):
     assert chosen(pts.glob(pattern)) == expected
 
 
-def test_other_forms_and_how_they_are_joined():
+def test_other_forms_and_operators():
     assert chosen(re.compile("/0/")) == NAMES[:2]
     assert chosen(pts.regex("^opt|b$")) == ["params/encoder/0/b", "opt/mu/head/w", "a.b"]
     assert chosen(lambda name: len(name) < 7) == ["params", "a.b"]
@@ -68,7 +68,7 @@ def test_other_forms_and_how_they_are_joined():
             as_selection(nonsense)
 
 
-def test_masks_are_trees_of_bools_or_of_prefixes():
+def test_masks_are_prefixes_of_the_tree():
     tree = {"params": {"w": 1, "b": 2}, "opt": (3, 4)}
     assert chosen({"params": {"w": True, "b": False}, "opt": (False, True)}, flatten_tree(tree).names) == [
         "opt/1",
@@ -76,12 +76,12 @@ def test_masks_are_trees_of_bools_or_of_prefixes():
     ]
     assert chosen({"params": True, "opt": False}, flatten_tree(tree).names) == ["params/b", "params/w"]
     assert chosen(True, flatten_tree(tree).names) == flatten_tree(tree).names
-    with pytest.raises(pts.VariableNotFoundError, match="opt/0: the mask says neither"):
+    with pytest.raises(pts.VariableNotFoundError, match="opt/0: expected True or False in the mask"):
         selected(as_selection({"params": True}), flatten_tree(tree).names, "the tree")
 
 
 @given(pytrees(max_leaves=8), st.data())
-def test_a_part_of_a_tree_has_the_names_and_the_leaves_of_that_part(tree, data):
+def test_a_pruned_tree_has_the_names_and_leaves_of_its_part(tree, data):
     flat = flatten_tree(tree)
     kept = data.draw(st.sets(st.sampled_from(range(len(flat.names))))) if flat.names else set()
     positions = {leaf: i for i, leaf in enumerate(sorted(kept))}
@@ -95,7 +95,7 @@ def test_a_part_of_a_tree_has_the_names_and_the_leaves_of_that_part(tree, data):
 
 
 @given(st.lists(st.text("ab/$.", max_size=6), unique=True, max_size=8))
-def test_nested_dicts_of_names_have_those_names(names):
+def test_structure_of_names_has_these_names(names):
     tree, problems = rebuild_tree(structure_of_names(names), names)
     flat = flatten_tree(tree)
     assert problems == []
@@ -104,7 +104,7 @@ def test_nested_dicts_of_names_have_those_names(names):
 
 
 @given(pytrees(max_leaves=6), st.data())
-def test_restoring_a_part_into_a_tree_changes_that_part_alone(tree, data):
+def test_restoring_a_part_changes_only_that_part(tree, data):
     flat = flatten_tree(tree)
     if not flat.names:
         return

@@ -1,4 +1,4 @@
-"""Containers that flatten in unusual ways."""
+"""Containers with unusual flatten functions."""
 
 import gc
 import weakref
@@ -41,18 +41,18 @@ class Stranger:
     pass
 
 
-def test_a_node_whose_children_share_a_key_loses_none():
+def test_a_node_whose_children_share_a_key_keeps_all_of_them():
     pts.save(SameKeyTwice({"x": 1}, {"y": 2}), "model")
     restored = pts.restore("model")
     assert type(restored) is SameKeyTwice
     assert restored.children == ({"x": 1}, {"y": 2})
 
 
-def test_its_substitute_loses_none_either(monkeypatch):
+def test_its_substitute_keeps_all_children(monkeypatch):
     pts.save(SameKeyTwice({"x": 1}, {"y": 2}), "model")
     monkeypatch.setattr(SameKeyTwice, "tree_unflatten", None)
     monkeypatch.delitem(globals(), "SameKeyTwice")
-    with pytest.warns(pts.StructureWarning, match="comes back as a list of its children"):
+    with pytest.warns(pts.StructureWarning, match="is restored as a list of its children"):
         assert pts.restore("model") == [{"x": 1}, {"y": 2}]
 
 
@@ -60,12 +60,12 @@ def test_a_node_with_its_class_as_auxiliary_data_can_be_saved():
     tree = KnowsItsClass(np.ones(2))
     pts.save(tree, "model")
     assert_trees_equal(pts.restore("model", like=tree), tree)
-    with pytest.warns(pts.StructureWarning, match="KnowsItsClass comes back as a list of its children"):
+    with pytest.warns(pts.StructureWarning, match="KnowsItsClass is restored as a list of its children"):
         assert_trees_equal(pts.restore("model"), [tree.x])
 
 
-def test_nothing_refers_to_a_tree_that_was_saved():
-    """Else its memory would be free only when Python next looks for reference cycles."""
+def test_saving_and_restoring_keep_no_references_to_the_tree():
+    """References in cycles would keep the memory until the next garbage collection."""
     array = np.zeros(100)
     watched = weakref.ref(array)
     gc.disable()

@@ -10,13 +10,13 @@ import msgspec
 
 from pytreesaver._checkpoint.restoring.targets import X64_DTYPES, Template, python_kind_of, value_fits
 from pytreesaver._errors import MismatchError
-from pytreesaver._text import listed_with_suggestions, shown, suggestions
-from pytreesaver._tree.casting import shown_number
+from pytreesaver._text import lines_with_suggestions, quoted, suggestions
+from pytreesaver._tree.casting import display_number
 from pytreesaver._tree.kinds import (
     PYTHON_KINDS,
     LeafType,
     describe,
-    described_dtype,
+    describe_dtype,
     is_castable,
     logical_shape,
     storage_dtype,
@@ -90,17 +90,17 @@ class Problems:
             )
         if self.unused:
             lines.append(f"entries of {self.label} that match no variable of the template ({len(self.unused)}):")
-            lines += [f"  {shown(entry)}{hint}" for entry, hint in self.unused.items()]
+            lines += [f"  {quoted(entry)}{hint}" for entry, hint in self.unused.items()]
         if self.missing:
             lines.append(f"missing from the checkpoint ({len(self.missing)}):")
             lines += self._missing_lines()
         if self.unexpected:
             lines.append(f"in the checkpoint but not in the template ({len(self.unexpected)}):")
-            lines += [f"  {shown(name)}" for name in self.unexpected]
+            lines += [f"  {quoted(name)}" for name in self.unexpected]
         if self.differ:
             lines.append(f"of another shape or dtype ({len(self.differ)}):")
             lines += [
-                f"  {shown(name)}: expected {d.expected}, found {d.found}{f' ({d.note})' if d.note else ''}"
+                f"  {quoted(name)}: expected {d.expected}, found {d.found}{f' ({d.note})' if d.note else ''}"
                 for name, d in self.differ.items()
             ]
         ways = self._ways_out()
@@ -111,11 +111,12 @@ class Problems:
             renaming = likely_renaming(list(self.missing), self.surplus)
             if renaming is not None:
                 hint = f"  all of them are there under another prefix: rename={renaming} finds them"
-                return [hint, *(f"  {shown(name)}" for name in self.missing)]
-            return listed_with_suggestions(list(self.missing), self.surplus or self.stored_names)
+                return [hint, *(f"  {quoted(name)}" for name in self.missing)]
+            return lines_with_suggestions(list(self.missing), self.surplus or self.stored_names)
         suggest = suggestions(self.surplus or self.stored_names)
         return [
-            f"  {shown(name)} (looked for as {shown(stored)}){suggest(stored)}" for name, stored in self.missing.items()
+            f"  {quoted(name)} (looked for as {quoted(stored)}){suggest(stored)}"
+            for name, stored in self.missing.items()
         ]
 
     def _ways_out(self) -> list[str]:
@@ -250,7 +251,7 @@ def match_template(
         if not same_shape:
             problems.shape[name] = (wanted.shape, found_shape)
         if note is not None:
-            problems.dtype[name] = (described_dtype(wanted.type), described_dtype(found))
+            problems.dtype[name] = (describe_dtype(wanted.type), describe_dtype(found))
         if note is not None or not same_shape:
             expected = describe(wanted.type, wanted.shape)
             problems.differ[name] = Difference(expected, describe(found, found_shape), note or "")
@@ -332,5 +333,5 @@ def _compare(
         if value_fits(stored_value, target):
             return None
         same_category = python_kind_of(storage_dtype(target)) == found.kind
-        return f"{shown_number(stored_value)} is no {target.dtype} value" if same_category else ""
+        return f"{display_number(stored_value)} is not representable as {target.dtype}" if same_category else ""
     return None if storage_dtype(found) == storage_dtype(target) else ""

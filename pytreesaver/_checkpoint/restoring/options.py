@@ -3,25 +3,27 @@
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from pytreesaver._checkpoint.restoring.matching import Missing, Unexpected
+from pytreesaver._checkpoint.restoring.targets import ShardingRule
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._text import did_you_mean
 from pytreesaver._tree.casting import floating_dtype
-from pytreesaver._tree.rename import ByName, as_renaming
-from pytreesaver._tree.select import as_selection
+from pytreesaver._tree.rename import ByName, Rename, as_renaming
+from pytreesaver._tree.select import Selection, as_selection
 
 
 class RestoreArguments(TypedDict, total=False):
-    """The arguments of `pytreesaver.restore`, for functions that pass them on."""
+    """The keyword arguments of `pytreesaver.restore`, for functions that pass them on."""
 
-    only: Any
-    rename: Any
+    only: Selection | None
+    rename: Rename | None
     missing: Missing
     unexpected: Unexpected
-    cast: Any
+    cast: bool | DTypeLike
     reshape: bool
-    sharding: Any
+    sharding: ShardingRule | None
     as_numpy: bool
     mmap: bool
     verify: bool
@@ -29,10 +31,12 @@ class RestoreArguments(TypedDict, total=False):
 
 
 class RestoreOptions(NamedTuple):
-    """How to restore: the arguments of `pytreesaver.restore`, and what a `Saver` adds to them.
+    """How to restore: the keyword arguments of `pytreesaver.restore`, and what other functions add to them.
 
-    With `may_be_empty` a selection of nothing is no error; `sequentially` holds one variable at a time beside the
-    result; without `hints` messages name no arguments of `restore`.
+    Attributes:
+        sequentially: hold one variable at a time in memory above the result.
+        may_be_empty: accept a selection of no variables.
+        hints: whether messages may suggest arguments of `restore`.
     """
 
     only: Any = None
@@ -41,7 +45,7 @@ class RestoreOptions(NamedTuple):
     unexpected: Unexpected = "error"
     cast: Any = False
     reshape: bool = False
-    sharding: Any = None
+    sharding: ShardingRule | None = None
     as_numpy: bool = False
     mmap: bool = False
     verify: bool = True
@@ -52,10 +56,10 @@ class RestoreOptions(NamedTuple):
 
     @classmethod
     def of(cls, caller: str, given: RestoreArguments) -> "RestoreOptions":
-        """The options of a function that passes them on.
+        """Return the options of a function that passes its keyword arguments on.
 
         Raises:
-            TypeError: there is no option of such a name.
+            TypeError: if an argument does not exist.
         """
         known = RestoreArguments.__annotations__
         for name in given:
@@ -64,10 +68,10 @@ class RestoreOptions(NamedTuple):
         return cls(**given)
 
     def checked(self, like: Any) -> "RestoreOptions":
-        """The options with a `Selection` and a `Renaming` in them.
+        """Return the options with a `Selector` as `only` and a `Renaming` as `rename`.
 
         Raises:
-            TypeError, ValueError: an option makes no sense, or not with the others.
+            TypeError, ValueError: if an option is invalid, alone or together with the others.
         """
         if self.missing not in ("error", "keep"):
             raise ValueError(f'missing: expected "error" or "keep", found {self.missing!r}')

@@ -1,4 +1,4 @@
-"""Thousands of NumPy arrays given to JAX with little work for each."""
+"""Reading leaves: many variables at a time, in bounded memory, into NumPy arrays, the mapped file, or JAX."""
 
 import math
 from collections import Counter
@@ -18,13 +18,13 @@ from pytreesaver._errors import CorruptCheckpointError, MismatchError
 from pytreesaver._io import filesystem
 from pytreesaver._io.reading import ALIGNMENT
 from pytreesaver._progress import reporting
-from pytreesaver._text import shown
+from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import Box, box_shape, index_box, whole_box
-from pytreesaver._tree.casting import LossError, convert
+from pytreesaver._tree.casting import LossyCastError, convert
 from pytreesaver._tree.kinds import (
     LeafType,
     describe,
-    described_dtype,
+    describe_dtype,
     logical_shape,
     storage_dtype,
 )
@@ -95,24 +95,29 @@ _SMALL_NBYTES = 1 << 20
 """Up to here a variable is read whole, whatever is to become of it."""
 
 
-class ReadOptions(NamedTuple):
-    """How to read: the arguments of `pytreesaver.restore` of these names, and whether one variable at a time."""
-
-    as_numpy: bool = False
-    mmap: bool = False
-    verify: bool = True
-    sequentially: bool = False
-
-
 def read_leaves(
-    reader: CheckpointReader, plans: Sequence[LeafPlan], names: Sequence[str], options: ReadOptions
+    reader: CheckpointReader, plans: Sequence[LeafPlan], names: Sequence[str], options: RestoreOptions
 ) -> list[Any]:
-    """The leaf for each plan; `names` are those of the leaves.
+    """Read the leaf of each plan, and show the progress.
+
+    Args:
+        reader: the open checkpoint.
+        plans: what to read, and what it becomes.
+        names: the names of the leaves.
+        options: how to read.
 
     Raises:
         CorruptCheckpointError: naming every damaged variable.
-        MismatchError: naming every variable with values that the wanted dtype does not have.
+        MismatchError: naming every variable with a value that the requested dtype cannot represent.
     """
+    total = 0 if options.progress is False else sum(reader.nbytes[each] for each in {plan.position for plan in plans})
+    with reporting(options.progress, f"restoring {reader.path}", total):
+        return _read_leaves(reader, plans, names, options)
+
+
+def _read_leaves(
+    reader: CheckpointReader, plans: Sequence[LeafPlan], names: Sequence[str], options: RestoreOptions
+) -> list[Any]:
     leaves: list[Any] = [None] * len(plans)
     found = _Found([], {})
     on_its_way: list[Any] = []
@@ -137,14 +142,14 @@ class _Found(NamedTuple):
     """What is wrong with the variables that were read so far."""
 
     damage: list[CorruptCheckpointError]
-    losses: dict[str, tuple[LeafPlan, LossError]]
+    losses: dict[str, tuple[LeafPlan, LossyCastError]]
 
 
 def _leaves_of_group(
     reader: CheckpointReader,
     plans: Sequence[LeafPlan],
     names: Sequence[str],
-    options: ReadOptions,
+    options: RestoreOptions,
     found: _Found,
 ) -> list[Any]:
     """The leaves of some plans, None for those of which something is wrong."""
@@ -169,7 +174,7 @@ def _leaves_of_group(
         elif source is not None or _is_read_in_parts(reader, plan, options):
             try:
                 leaf = _leaf(reader, plan, source, options)
-            except LossError as loss:
+            except LossyCastError as loss:
                 found.losses[name] = plan, loss
             except CorruptCheckpointError as error:
                 add_damage(found.damage, error)
@@ -180,7 +185,7 @@ def _leaves_of_group(
     return leaves
 
 
-def _is_taken_as_it_is(reader: CheckpointReader, plan: LeafPlan, options: ReadOptions) -> bool:
+def _is_taken_as_it_is(reader: CheckpointReader, plan: LeafPlan, options: RestoreOptions) -> bool:
     """Whether a stored array is the leaf, but that it may have to be given to JAX."""
     target = plan.target
     stored, wanted = reader.types[plan.position], target.type
@@ -194,14 +199,14 @@ def _is_taken_as_it_is(reader: CheckpointReader, plan: LeafPlan, options: ReadOp
     )
 
 
-def _loss_error(reader: CheckpointReader, losses: Mapping[str, tuple[LeafPlan, LossError]]) -> MismatchError:
+def _loss_error(reader: CheckpointReader, losses: Mapping[str, tuple[LeafPlan, LossyCastError]]) -> MismatchError:
     lines, dtypes = [], {}
     for name, (plan, loss) in losses.items():
         stored = reader.types[plan.position]
         expected = describe(plan.target.type, plan.target.shape)
         found = describe(stored, logical_shape(stored, reader.shapes[plan.position]))
-        lines.append(f"  {shown(name)}: expected {expected}, found {found} ({loss})")
-        dtypes[name] = described_dtype(plan.target.type), described_dtype(stored)
+        lines.append(f"  {quoted(name)}: expected {expected}, found {found} ({loss})")
+        dtypes[name] = describe_dtype(plan.target.type), describe_dtype(stored)
     count = len(lines)
     return MismatchError(
         f"{count} variable{'s' * (count != 1)} of {reader.path} cannot be cast without loss:\n" + "\n".join(lines),
@@ -209,7 +214,7 @@ def _loss_error(reader: CheckpointReader, losses: Mapping[str, tuple[LeafPlan, L
     )
 
 
-def _groups(reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOptions) -> Iterator[list[int]]:
+def _groups(reader: CheckpointReader, plans: Sequence[LeafPlan], options: RestoreOptions) -> Iterator[list[int]]:
     """The plans in groups whose variables are read together; those of one variable are in one group.
 
     What is read into the memory of its leaf takes none beside it, and does not count.
@@ -230,7 +235,7 @@ def _groups(reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOp
         yield group
 
 
-def _is_read_in_place(reader: CheckpointReader, plan: LeafPlan, options: ReadOptions) -> bool:
+def _is_read_in_place(reader: CheckpointReader, plan: LeafPlan, options: RestoreOptions) -> bool:
     """Whether a leaf has the memory into which its variable is read: on a CPU JAX takes over what lies aligned."""
     if not _is_taken_as_it_is(reader, plan, options):
         return False
@@ -247,7 +252,7 @@ def _puts_on_cpu() -> bool:
 
 
 def _read_group(
-    reader: CheckpointReader, plans: Sequence[LeafPlan], options: ReadOptions, damage: list[CorruptCheckpointError]
+    reader: CheckpointReader, plans: Sequence[LeafPlan], options: RestoreOptions, damage: list[CorruptCheckpointError]
 ) -> dict[int, np.ndarray]:
     """The stored arrays, by their positions, of the plans that take a variable whole; nothing of what is damaged."""
     rest = list(
@@ -278,7 +283,7 @@ def _read_group(
     return arrays
 
 
-def _is_read_in_parts(reader: CheckpointReader, plan: LeafPlan, options: ReadOptions) -> bool:
+def _is_read_in_parts(reader: CheckpointReader, plan: LeafPlan, options: RestoreOptions) -> bool:
     """Whether a leaf is made of copies of parts of its variable, so that the variable need not be held whole."""
     if reader.nbytes[plan.position] <= _SMALL_NBYTES:
         return False
@@ -291,7 +296,7 @@ def _is_read_in_parts(reader: CheckpointReader, plan: LeafPlan, options: ReadOpt
     return is_sharded or storage_dtype(stored) != storage_dtype(target.type)
 
 
-def _leaf(reader: CheckpointReader, plan: LeafPlan, source: np.ndarray | None, options: ReadOptions) -> Any:
+def _leaf(reader: CheckpointReader, plan: LeafPlan, source: np.ndarray | None, options: RestoreOptions) -> Any:
     """The leaf of a plan, from its whole stored array, or from parts of it that are read now."""
     position, target = plan.position, plan.target
     name, stored, wanted = reader.names[position], reader.types[position], target.type
@@ -307,14 +312,14 @@ def _leaf(reader: CheckpointReader, plan: LeafPlan, source: np.ndarray | None, o
         return build_leaf(source, stored, wanted, sharding)
     except UnicodeDecodeError as error:
         raise CorruptCheckpointError(
-            f"{reader.path}: {shown(name)}: the stored bytes are no str: {error}", damaged=[name]
+            f"{reader.path}: {quoted(name)}: the stored bytes are no str: {error}", damaged=[name]
         ) from error
     except CorruptCheckpointError:
         raise
     except (ValueError, TypeError) as error:
         where = "" if sharding is None else f" with {sharding}"
         raise MismatchError(
-            f"{shown(name)} of {reader.path}: {describe(stored, shape)} cannot be made{where}: {error}"
+            f"{quoted(name)} of {reader.path}: {describe(stored, shape)} cannot be made{where}: {error}"
         ) from error
 
 
@@ -324,7 +329,7 @@ def _leaf_of_parts(
     wanted: LeafType,
     shape: tuple[int, ...],
     sharding: Any,
-    options: ReadOptions,
+    options: RestoreOptions,
 ) -> Any:
     if sharding is None or len(sharding.device_set) == 1:
         whole = whole_box(shape)
@@ -342,7 +347,7 @@ def _read_boxes(
     boxes: Sequence[Box],
     wanted: LeafType,
     shape: tuple[int, ...],
-    options: ReadOptions,
+    options: RestoreOptions,
 ) -> dict[Box, np.ndarray]:
     """Boxes of a variable in the wanted shape and dtype, each in memory of its own or as it lies in the file."""
     dtype = storage_dtype(wanted)
@@ -354,7 +359,7 @@ def _read_boxes(
     for box in rest:
         nbytes = math.prod(box_shape(box)) * dtype.itemsize
         parts[box] = filesystem.new_memory(nbytes).view(dtype).reshape(box_shape(box))
-    losses: list[LossError] = []
+    losses: list[LossyCastError] = []
     reader.read_boxes(
         position,
         rest,
@@ -368,20 +373,9 @@ def _read_boxes(
     return parts
 
 
-def _assign(losses: list[LossError], output: np.ndarray, values: np.ndarray) -> None:
+def _assign(losses: list[LossyCastError], output: np.ndarray, values: np.ndarray) -> None:
     # The rest is still read when something is lost, because its checksums may tell why.
     try:
         convert(values, output)
-    except LossError as loss:
+    except LossyCastError as loss:
         losses.append(loss)
-
-
-def _read_leaves(
-    reader: CheckpointReader, plans: Sequence[LeafPlan], names: Sequence[str], options: RestoreOptions
-) -> list[Any]:
-    how = ReadOptions(options.as_numpy, options.mmap, options.verify, options.sequentially)
-    if options.progress is False:
-        return read_leaves(reader, plans, names, how)
-    total = sum(reader.nbytes[position] for position in {plan.position for plan in plans})
-    with reporting(options.progress, f"restoring {reader.path}", total):
-        return read_leaves(reader, plans, names, how)

@@ -1,92 +1,108 @@
 """`restore`: the tree of a checkpoint, or part of it."""
 
-from typing import Any
+from typing import Any, TypeVar, Unpack, overload
+
+from jax.typing import DTypeLike
 
 from pytreesaver._checkpoint.restoring.matching import Missing, Unexpected
-from pytreesaver._checkpoint.restoring.options import RestoreOptions
-from pytreesaver._checkpoint.restoring.with_template import plan_like
-from pytreesaver._checkpoint.restoring.without_template import _restore_all
+from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
+from pytreesaver._checkpoint.restoring.targets import ShardingRule
+from pytreesaver._checkpoint.restoring.with_template import plan_restore
+from pytreesaver._checkpoint.restoring.without_template import restore_as_stored
 from pytreesaver._io.paths import PathLike
 from pytreesaver._progress import Progress
+from pytreesaver._tree.rename import Rename
+from pytreesaver._tree.select import Selection
 from pytreesaver.formats.registry import opened
+
+T = TypeVar("T")
 
 
 def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklevel: int = 3) -> Any:
-    """What `pytreesaver.restore` gives, under options that need not all be its own. Raises what it raises."""
+    """Restore as `pytreesaver.restore` does, with options that may be a `Saver`'s. Raises what `restore` raises."""
     options = options.checked(like)
     with opened(path) as reader:
         if like is None:
-            return _restore_all(reader, options, stacklevel)
-        plan = plan_like(reader, like, options)
+            return restore_as_stored(reader, options, stacklevel)
+        plan = plan_restore(reader, like, options)
         return plan.with_leaves(plan.read(reader, options))
 
 
+@overload
+def restore(path: PathLike, like: None = None, **options: Unpack[RestoreArguments]) -> Any: ...
+@overload
+def restore(path: PathLike, like: T, **options: Unpack[RestoreArguments]) -> T: ...
 def restore(
     path: PathLike,
     like: Any = None,
     *,
-    only: Any = None,
-    rename: Any = None,
+    only: Selection | None = None,
+    rename: Rename | None = None,
     missing: Missing = "error",
     unexpected: Unexpected = "error",
-    cast: Any = False,
+    cast: bool | DTypeLike = False,
     reshape: bool = False,
-    sharding: Any = None,
+    sharding: ShardingRule | None = None,
     as_numpy: bool = False,
     mmap: bool = False,
     verify: bool = True,
     progress: Progress = False,
 ) -> Any:
-    """Give the tree of a checkpoint, or a part of it: as it was saved, or as a template wants it.
+    """Restore the tree of a checkpoint, or part of it: as it was saved, or into a template.
 
-    Without `like` the stored structure is rebuilt: containers of the same types, JAX leaves as JAX arrays on the
-    default device, NumPy leaves as NumPy, Python values as themselves. A class that this process has not imported is
-    replaced by a namedtuple or a dict, with a `StructureWarning`.
+    Without `like`, the stored structure is rebuilt: containers have their original types, JAX leaves become JAX arrays
+    on the default device, NumPy leaves NumPy arrays, and Python values themselves. A class that this process has not
+    imported is replaced by a namedtuple or a dict, with a `StructureWarning`.
 
-    With `like` the result has the template's containers, leaf kinds, dtypes, shapes and shardings. Every name, shape
-    and dtype must be the same in both; only what loses nothing follows the template: NumPy or JAX, a Python number or
-    a 0-d array. Leaves that are not restored are the template's own objects.
+    With `like`, the result has the containers, leaf kinds, dtypes, shapes and shardings of the template. Names, shapes
+    and dtypes must match. Only conversions that lose nothing happen without being asked for: between NumPy and JAX, and
+    between a Python number and a 0-d array. Leaves that are not restored are the template's own objects.
 
     Args:
         path: the checkpoint.
-        like: a tree of arrays, `jax.ShapeDtypeStruct`, and Python values. The result of `jax.eval_shape` is one.
-        only: which variables to restore, by their names in the result: a glob as for `pytreesaver.glob`, a compiled
-            regular expression, a function of the name, a list of those, or a tree of bools that is a prefix of the
-            result. With `like` all others stay as they are in the template; without it they are absent, and what is
-            left of a list or a tuple is a dict.
+        like: the template: a tree of arrays, `jax.ShapeDtypeStruct`, and Python values, such as the result of
+            `jax.eval_shape`.
+        only: the variables to restore, by their names in the result: a glob as for `pytreesaver.glob`, a compiled
+            regular expression, a predicate on the name, a list of those, or a tree of bools that is a prefix of the
+            result. With `like`, all other leaves stay as they are in the template. Without it they are absent, and what
+            remains of a list or tuple is a dict.
         rename: from names in the result to names in the checkpoint: a dict of names, or of prefixes that end in ``/``
             (``/`` alone is the root); a list of (regular expression, replacement), of which the first that is found in
-            a name counts; or a function. Only a dict can be used without `like`. Several names may have one variable.
-            With `only`, a variable that no leaf takes is unexpected if the name that it would have in the result is
-            selected; unless `rename` is a dict, that is taken for the name that it has in the checkpoint.
-        missing: ``"keep"`` keeps the template's own leaf where the checkpoint has no such variable. A
-            `jax.ShapeDtypeStruct` has no value to keep, and is an error all the same.
-        unexpected: ``"ignore"`` leaves out variables that the template does not have.
-        cast: convert numbers to the template's dtypes. Without `like`, a dtype is that of all floating arrays, and
-            True is what JAX makes of 64 bits while ``jax_enable_x64`` is off. Floats are rounded to the nearest; an
-            overflow, and an integer or a fraction that the other dtype does not have, is an error.
-        reshape: take arrays of another shape with as many elements.
-        sharding: where JAX arrays go, if not where the template has them: a `jax.sharding.Sharding` or a device for
-            all, a tree of those that is a prefix of the result, or a function of name and shape. None is no wish.
-        as_numpy: give NumPy arrays in place of JAX arrays, and the data of PRNG keys; no device is touched.
-        mmap: give arrays that are the file itself, and take no memory of their own: NumPy arrays, and JAX arrays on the
-            CPU. What has to be converted, or put together from shards, is read all the same. Such a checkpoint may be
-            replaced or deleted, but its files must not be changed in place.
-        verify: check every byte against its checksum. Without it, and with `mmap`, nothing is read before it is used.
-        progress: as in `save`.
+            a name applies; or a function. Without `like`, it must be a dict. Several names may take one variable.
+            With `only`, a variable that no leaf takes is unexpected only if its name in the result is selected; if
+            `rename` is not a dict, its name in the checkpoint counts as its name in the result.
+        missing: ``"keep"`` keeps the template's leaf if the checkpoint has no such variable. A `jax.ShapeDtypeStruct`
+            has no value to keep, and stays an error.
+        unexpected: ``"ignore"`` ignores variables that the template does not have.
+        cast: whether to convert numbers to the template's dtypes. Without `like`, a dtype for all floating-point
+            arrays, or True for what JAX makes of 64-bit dtypes while ``jax_enable_x64`` is off. Floats are rounded to
+            nearest. Overflow, and integers or fractions that the dtype cannot represent, are errors.
+        reshape: whether to accept arrays of another shape with the same number of elements.
+        sharding: where to put JAX arrays, if not where the template has them: a `jax.sharding.Sharding` or a device for
+            all leaves, a tree of those that is a prefix of the result, or a function of name and shape. None, also
+            within a tree or from a function, means the template's, or JAX's default.
+        as_numpy: whether to return NumPy arrays in place of JAX arrays, and the key data of PRNG keys. No device is
+            used.
+        mmap: whether to map the file into memory instead of reading it: NumPy arrays, and JAX arrays on the CPU, then
+            share memory with the file. Values that need conversion, or that are assembled from shards, are read all
+            the same. The checkpoint may be overwritten or deleted meanwhile, but its files must not be modified in
+            place.
+        verify: whether to compare every byte with its checksum. Without it, and with `mmap`, nothing is read before it
+            is used.
+        progress: as in `pytreesaver.save`.
 
-    Beside the result no more than about 64 MiB are held in memory; on an accelerator, the largest leaf if that is more.
+    Peak memory above the result is about 64 MiB; on an accelerator, the size of the largest leaf if that is more.
 
     Raises:
-        CheckpointNotFoundError: there is no complete checkpoint at `path`.
-        MismatchError: naming everything in which template and checkpoint differ, before any array is read. Also for
-            64-bit JAX leaves while ``jax_enable_x64`` is off; for values that cannot be cast; for a `sharding` that
-            does not fit.
-        VariableNotFoundError: `only` selects nothing, or, without `like`, `rename` names what is not there; the message
-            has similar names.
-        CorruptCheckpointError: naming every damaged variable.
-        UnsupportedVersionError: a newer pytreesaver wrote it.
-        TypeError, ValueError: an argument makes no sense, or not with the others.
+        CheckpointNotFoundError: if there is no complete checkpoint at `path`.
+        MismatchError: if the template and the checkpoint differ. It names every difference, and is raised before any
+            array is read. Also for 64-bit JAX leaves while ``jax_enable_x64`` is off, for values that cannot be cast,
+            and for a `sharding` that does not fit.
+        VariableNotFoundError: if `only` selects nothing, or, without `like`, `rename` names a variable that does not
+            exist. The message suggests similar names.
+        CorruptCheckpointError: if the checkpoint is damaged. It names every damaged variable.
+        UnsupportedVersionError: if a newer version of the format is needed.
+        TypeError, ValueError: if an argument is invalid, alone or together with the others.
 
     Example:
         >>> path = pytreesaver.save({"w": np.ones(3, np.float32), "z": (0, 0.5)}, "model")

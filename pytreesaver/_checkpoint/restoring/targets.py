@@ -1,7 +1,7 @@
-"""Which sharding each restored leaf shall have: the forms of `sharding`, as a function of name and shape. Pure."""
+"""What each leaf of the result is to be: type, shape and sharding, and how it is made from a stored array."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Union
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from pytreesaver._errors import MismatchError
-from pytreesaver._text import SINGLE_LEAF_NAME, prefixes, shown, suggestions
+from pytreesaver._text import SINGLE_LEAF_NAME, prefixes, quoted, suggestions
 from pytreesaver._tree.casting import array_of_python_number, convert, convert_python_number
 from pytreesaver._tree.kinds import (
     PYTHON_KINDS,
@@ -22,19 +22,34 @@ from pytreesaver._tree.kinds import (
 from pytreesaver._tree.leaves import LeafError, jax_array_type, key_type, leaf_type_of
 from pytreesaver._tree.structure import name_component
 
-ShardingRule = Callable[[str, tuple[int, ...]], Any]
-"""The sharding of a leaf by its name and shape, or None for no wish."""
+ShardingRule = Union[  # noqa: UP007
+    jax.sharding.Sharding,
+    jax.Device,
+    Callable[[str, tuple[int, ...]], "jax.sharding.Sharding | jax.Device | None"],
+    Mapping[Any, "ShardingRule | None"],
+    Sequence["ShardingRule | None"],
+]
+"""What the argument `sharding` takes: where to put each leaf.
+
+A sharding or a device for all leaves; a function of name and shape; or a tree of shardings, devices and None that is a
+prefix of the result. None means the template's placement, or JAX's default.
+"""
+
+Placement = Callable[[str, tuple[int, ...]], Any]
+"""The sharding of a leaf as a function of its name and shape; None for the template's, or JAX's default."""
 
 
-def sharding_rule(given: Any, names: Sequence[str], empty: Callable[[], Iterable[str]]) -> ShardingRule:
-    """A rule from any of the forms that a user may give it in: a sharding or device for all leaves, a tree of them that
-    is a prefix of the tree with these names, or a function of name and shape. None, also in a tree, is no wish.
+def placement_of(given: ShardingRule | None, names: Sequence[str], empty: Callable[[], Iterable[str]]) -> Placement:
+    """Return the placement that the argument `sharding` describes.
 
-    `empty` gives the names of containers without leaves, and of None: a tree may have entries for those too.
+    Args:
+        given: the argument.
+        names: the names of all leaves.
+        empty: returns the names of containers without leaves, and of None: a tree may have entries for those too.
 
     Raises:
-        MismatchError: the tree says nothing of a name, or something of what is not there.
-        TypeError: it is none of those.
+        MismatchError: if a tree has no entry for a leaf, or an entry for something that does not exist.
+        TypeError: if the argument has none of these forms.
     """
     if given is None or _is_placement(given):
         whole = _as_sharding(given)
@@ -60,8 +75,8 @@ def _refuse_misfits(entries: dict[str, Any], places: dict[str, str | None], empt
     if not uncovered and not idle:
         return
     suggest = suggestions(sorted({prefix for name in places for prefix in prefixes(name)}))
-    lines = [f"  {shown(name)}: expected a sharding or None, found nothing" for name in uncovered]
-    lines += [f"  {shown(name)}: expected a part of the tree, found none{suggest(name)}" for name in idle]
+    lines = [f"  {quoted(name)}: expected a sharding or None, found nothing" for name in uncovered]
+    lines += [f"  {quoted(name)}: expected a part of the tree, found none{suggest(name)}" for name in idle]
     raise MismatchError("sharding is no prefix of the tree:\n" + "\n".join(lines))
 
 
@@ -80,7 +95,7 @@ def _checked(value: Any, where: Any) -> Any:
     is_half = isinstance(value, jax.sharding.PartitionSpec | jax.sharding.Mesh)
     hint = "; NamedSharding(mesh, spec) makes one" if is_half else ""
     raise TypeError(
-        f"sharding: {shown(name)}: expected a jax.sharding.Sharding, a device or None, found {value!r}{hint}"
+        f"sharding: {quoted(name)}: expected a jax.sharding.Sharding, a device or None, found {value!r}{hint}"
     )
 
 
@@ -181,7 +196,7 @@ def build_leaf(array: np.ndarray, stored: LeafType, target: LeafType, sharding: 
     """The leaf of type `target` that a stored array gives. The two types must fit: see `pytreesaver._match`.
 
     Raises:
-        LossError: the dtypes differ, and the values cannot be had in the other one.
+        LossyCastError: the dtypes differ, and the values cannot be had in the other one.
     """
     if target.kind in PYTHON_KINDS:
         value = python_value(array, stored) if stored.kind in PYTHON_KINDS else array.item()
@@ -231,5 +246,6 @@ def _weakly_typed(array: np.ndarray) -> Any:
 _overwritten = jax.jit(lambda scalar, array: jnp.broadcast_to(scalar, array.shape).at[...].set(array))
 
 
-def _x64_enabled() -> bool:
+def x64_enabled() -> bool:
+    """Return whether JAX arrays can have 64-bit dtypes now."""
     return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]

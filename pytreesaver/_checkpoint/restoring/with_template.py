@@ -1,57 +1,64 @@
-"""Restore: open a checkpoint, fit the template to it, read what the plan asks for, and put the tree together."""
+"""Restoring into a template: plan which variable each leaf takes, then read what the plan needs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 
 from pytreesaver._checkpoint.restoring.matching import LeafPlan, StoredVariables, match_template
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
-from pytreesaver._checkpoint.restoring.reading import _read_leaves
-from pytreesaver._checkpoint.restoring.targets import ShardingRule, Template, _x64_enabled, sharding_rule, template_of
+from pytreesaver._checkpoint.restoring.reading import read_leaves
+from pytreesaver._checkpoint.restoring.targets import Placement, Template, placement_of, template_of, x64_enabled
 from pytreesaver._errors import UnsupportedLeafError
-from pytreesaver._text import shown
+from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import PYTHON_KINDS, python_value
 from pytreesaver._tree.leaves import LeafError
 from pytreesaver._tree.rename import Renaming
 from pytreesaver._tree.restructure import names_without_leaves
-from pytreesaver._tree.select import Selection, selected
-from pytreesaver._tree.structure import FlatTree, flatten_tree, refuse_duplicates
+from pytreesaver._tree.select import Selector, selected
+from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
 from pytreesaver.formats.protocol import CheckpointReader
 
-# With a template.
+T = TypeVar("T")
 
 
-class TreePlan(NamedTuple):
-    """How a tree comes about that is like another one: `plans` has the names of the leaves that are restored."""
+class TreePlan(NamedTuple, Generic[T]):
+    """How to restore into a template.
 
-    like: Any
+    Attributes:
+        like: the template.
+        flat: the template, flattened.
+        plans: the leaves to restore, by their names.
+    """
+
+    like: T
     flat: FlatTree
     plans: dict[str, LeafPlan]
 
     def read(self, reader: CheckpointReader, options: RestoreOptions) -> dict[str, Any]:
-        """The leaves that are restored. Raises what `read_leaves` raises."""
-        leaves = _read_leaves(reader, list(self.plans.values()), list(self.plans), options)
+        """Read the leaves to restore, by their names. Raises what `read_leaves` raises."""
+        leaves = read_leaves(reader, list(self.plans.values()), list(self.plans), options)
         return dict(zip(self.plans, leaves, strict=True))
 
-    def with_leaves(self, restored: Mapping[str, Any]) -> Any:
-        """The tree with these leaves, and all others as they were."""
+    def with_leaves(self, restored: Mapping[str, Any]) -> T:
+        """Return the template with these leaves replaced."""
         leaves = [restored.get(name, own) for name, own in zip(self.flat.names, self.flat.leaves, strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(self.like), leaves)
+        tree: T = jax.tree.unflatten(jax.tree.structure(self.like), leaves)
+        return tree
 
 
-def plan_like(reader: CheckpointReader, like: Any, options: RestoreOptions) -> TreePlan:
-    """Fit a template to a checkpoint. Reads nothing but Python numbers that are to become arrays.
+def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> TreePlan[T]:
+    """Match a template with a checkpoint. Reads only Python numbers that become arrays.
 
     Raises:
         MismatchError, VariableNotFoundError, UnsupportedLeafError, DuplicateNameError: as `pytreesaver.restore` does.
     """
     flat = flatten_tree(like)
-    refuse_duplicates(flat, like)
+    check_unique_names(flat, like)
     flags = [True] * len(flat.names)
     if options.only is not None:
         flags = selected(options.only, flat.names, "the template (like)", may_be_empty=options.may_be_empty)
-    placed = sharding_rule(options.sharding, flat.names, lambda: names_without_leaves(flat.structure))
+    placed = placement_of(options.sharding, flat.names, lambda: names_without_leaves(flat.structure))
     templates = _templates_of(flat, flags, placed, options)
     renaming: Renaming | None = options.rename
     for_arrays = {
@@ -59,7 +66,7 @@ def plan_like(reader: CheckpointReader, like: Any, options: RestoreOptions) -> T
         for name, template in templates.items()
         if template.type.kind not in PYTHON_KINDS
     }
-    # Whether a Python number fits an array depends on its value: those are read first, all at once.
+    # Whether a Python number fits an array depends on its value, so these numbers are read first.
     numbers = [
         i
         for i, (name, leaf_type) in enumerate(zip(reader.names, reader.types, strict=True))
@@ -77,17 +84,17 @@ def plan_like(reader: CheckpointReader, like: Any, options: RestoreOptions) -> T
         reshape=options.reshape,
         renaming=renaming,
         template_names=flat.names,
-        considered=_considered(options),
+        considered=_is_asked_for(options),
         hints=options.hints,
         value_of=values.__getitem__,
-        x64_enabled=_x64_enabled() or options.as_numpy,
+        x64_enabled=x64_enabled() or options.as_numpy,
     )
     return TreePlan(like, flat, {name: each for name, each in zip(templates, plan, strict=True) if each is not None})
 
 
-def _considered(options: RestoreOptions) -> Callable[[str], bool]:
-    """Whether a stored variable that no leaf takes is unexpected: not if it was never asked for."""
-    only: Selection | None = options.only
+def _is_asked_for(options: RestoreOptions) -> Callable[[str], bool]:
+    """Return the predicate that tells whether `only` asks for a stored variable."""
+    only: Selector | None = options.only
     renaming: Renaming | None = options.rename
     if only is None:
         return lambda stored: True
@@ -97,7 +104,7 @@ def _considered(options: RestoreOptions) -> Callable[[str], bool]:
 
 
 def _templates_of(
-    flat: FlatTree, flags: Sequence[bool], placed: ShardingRule, options: RestoreOptions
+    flat: FlatTree, flags: Sequence[bool], placed: Placement, options: RestoreOptions
 ) -> dict[str, Template]:
     templates: dict[str, Template] = {}
     problems = []
@@ -115,15 +122,15 @@ def _templates_of(
         else:
             templates[name] = template.with_sharding(None)
     if problems:
-        raise UnsupportedLeafError("the template (like) holds what cannot be restored:\n" + "\n".join(problems))
+        raise UnsupportedLeafError("the template (like) has leaves that cannot be restored:\n" + "\n".join(problems))
     return templates
 
 
 def named_template(name: str, leaf: Any) -> Template:
-    """What a leaf of a template asks for. Raises an UnsupportedLeafError if nothing like it can be restored."""
+    """Return the template of a leaf. Raises an UnsupportedLeafError if such a leaf cannot be restored."""
     try:
         return template_of(leaf)
     except LeafError as problem:
         raise UnsupportedLeafError(
-            f"{shown(name)}: expected an array, a ShapeDtypeStruct or a value, found a leaf {problem}"
+            f"{quoted(name)}: expected an array, a ShapeDtypeStruct or a value, found a leaf {problem}"
         ) from None

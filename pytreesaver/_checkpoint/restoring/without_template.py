@@ -1,4 +1,4 @@
-"""Which variables of a checkpoint are wanted where there is no template, and the tree that they form. Pure."""
+"""Restoring a tree as it was saved, or selected and renamed parts of it, without a template."""
 
 import warnings
 from typing import Any
@@ -9,31 +9,78 @@ from pytreesaver._checkpoint.restoring.matching import (
     check_targets,
 )
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
-from pytreesaver._checkpoint.restoring.reading import _read_leaves
-from pytreesaver._checkpoint.restoring.targets import X64_DTYPES, Template, _x64_enabled, sharding_rule
+from pytreesaver._checkpoint.restoring.reading import read_leaves
+from pytreesaver._checkpoint.restoring.targets import X64_DTYPES, Template, placement_of, x64_enabled
 from pytreesaver._errors import (
     CorruptCheckpointError,
     DuplicateNameError,
     StructureWarning,
     VariableNotFoundError,
 )
-from pytreesaver._text import listed_with_suggestions, shown
+from pytreesaver._text import lines_with_suggestions, quoted
 from pytreesaver._tree.kinds import LeafType, is_floating, logical_shape
 from pytreesaver._tree.rebuild import MalformedStructureError, rebuild_tree
 from pytreesaver._tree.rename import ByName
-from pytreesaver._tree.restructure import TakenNameError, move_structure, names_without_leaves, prune_structure
-from pytreesaver._tree.select import Selection, selected
+from pytreesaver._tree.restructure import NameConflictError, move_structure, names_without_leaves, prune_structure
+from pytreesaver._tree.select import Selector, selected
 from pytreesaver.formats.protocol import CheckpointReader
 
 
-def chosen_variables(
-    reader: CheckpointReader, only: Selection | None, rename: ByName | None, may_be_empty: bool = False
+def restore_as_stored(reader: CheckpointReader, options: RestoreOptions, stacklevel: int) -> Any:
+    """Return the tree as it was saved. Raises what `pytreesaver.restore` raises.
+
+    Args:
+        reader: the open checkpoint.
+        options: how to restore.
+        stacklevel: that of a `StructureWarning` in the caller.
+    """
+    names, positions, structure = select_variables(reader, options.only, options.rename, options.may_be_empty)
+    types, shapes = [reader.types[i] for i in positions], [reader.shapes[i] for i in positions]
+    stored = StoredVariables([reader.names[i] for i in positions], types, shapes)
+    placed = placement_of(options.sharding, names, lambda: names_without_leaves(structure))
+    targets: dict[str, Template] = {}
+    for name, leaf_type, shape in zip(names, types, shapes, strict=True):
+        logical = logical_shape(leaf_type, shape)
+        sharding = placed(name, logical) if leaf_type.kind in ("jax", "key") else None
+        targets[name] = Template(_target_type(leaf_type, options), logical, sharding)
+    check_targets(targets, stored, where=str(reader.path), x64_enabled=x64_enabled() or options.as_numpy)
+    plans = [LeafPlan(position, target) for position, target in zip(positions, targets.values(), strict=True)]
+    leaves = read_leaves(reader, plans, names, options)
+    try:
+        tree, problems = rebuild_tree(structure, leaves)
+    except MalformedStructureError as error:
+        raise CorruptCheckpointError(f"{reader.path}: {error}") from error
+    if problems:
+        warnings.warn(
+            f"{reader.path} was restored without a template, and some containers have other types than before:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+            + "\nImport the classes first, or pass a template as like=.",
+            StructureWarning,
+            stacklevel=stacklevel + 1,
+        )
+    return tree
+
+
+def _target_type(stored: LeafType, options: RestoreOptions) -> LeafType:
+    """Return the type of the leaf that a variable becomes."""
+    if stored.kind not in ("jax", "numpy", "numpy_scalar"):
+        return stored
+    if options.cast is True:
+        if stored.kind == "jax" and not (x64_enabled() or options.as_numpy):
+            return LeafType("jax", X64_DTYPES.get(stored.dtype, stored.dtype), stored.weak_type)
+    elif options.cast and is_floating(stored.dtype):
+        return LeafType(stored.kind, options.cast)
+    return stored
+
+
+def select_variables(
+    reader: CheckpointReader, only: Selector | None, rename: ByName | None, may_be_empty: bool = False
 ) -> tuple[list[str], list[int], Any]:
-    """The names that the leaves shall have, the positions of their variables, and the structure of their tree.
+    """Return the names of the leaves to restore, the positions of their variables, and the structure of their tree.
 
     Raises:
-        VariableNotFoundError: `only` selects nothing, or `rename` names what is not there.
-        DuplicateNameError: a leaf and a container would have one name, or a variable has none left.
+        VariableNotFoundError: if `only` selects nothing, or `rename` names a variable that does not exist.
+        DuplicateNameError: if a leaf and a container would have the same name, or a variable would have none.
     """
     names, positions, structure = list(reader.names), list(range(len(reader.names))), reader.structure
     if rename is not None:
@@ -48,9 +95,9 @@ def chosen_variables(
             moved.setdefault(position, []).append((name, i))
         try:
             structure = move_structure(structure, reader.names, moved, keep_empty=only is None)
-        except TakenNameError as error:
+        except NameConflictError as error:
             raise DuplicateNameError(
-                f"{rename.label}: {shown(str(error))} would be a leaf of {reader.path}, and there are leaves "
+                f"{rename.label}: {quoted(str(error))} would be a leaf of {reader.path}, and there are leaves "
                 "under that name; rename those too, or leave them out with only="
             ) from None
     elif only is not None:
@@ -59,62 +106,18 @@ def chosen_variables(
 
 
 def _renamed_variables(
-    reader: CheckpointReader, renaming: ByName, only: Selection | None
+    reader: CheckpointReader, renaming: ByName, only: Selector | None
 ) -> tuple[list[str], list[int]]:
-    pairs = [(name, i) for i, stored in enumerate(reader.names) for name in renaming.moved_names(stored)]
+    pairs = [(name, i) for i, stored in enumerate(reader.names) for name in renaming.names_without_template(stored)]
     unused = renaming.unused([name for name, _ in pairs])
     if unused:
-        lines = listed_with_suggestions([renaming.stored_name(entry) for entry in unused], reader.names)
+        lines = lines_with_suggestions([renaming.stored_name(entry) for entry in unused], reader.names)
         raise VariableNotFoundError(f"{reader.path} lacks variables that {renaming.label} names:\n" + "\n".join(lines))
     kept = {position for _, position in pairs}
     lost = [name for i, name in enumerate(reader.names) if i not in kept]
     if lost and only is None:
         raise DuplicateNameError(
             f"{renaming.label} gives names to some variables of {reader.path} and leaves none for others; rename those "
-            "too, or select the ones that are wanted with only=:\n" + "\n".join(f"  {shown(name)}" for name in lost)
+            "too, or select the ones that are wanted with only=:\n" + "\n".join(f"  {quoted(name)}" for name in lost)
         )
     return [name for name, _ in pairs], [position for _, position in pairs]
-
-
-# Without a template.
-
-
-def _restore_all(reader: CheckpointReader, options: RestoreOptions, stacklevel: int) -> Any:
-    names, positions, structure = chosen_variables(reader, options.only, options.rename, options.may_be_empty)
-    types, shapes = [reader.types[i] for i in positions], [reader.shapes[i] for i in positions]
-    stored = StoredVariables([reader.names[i] for i in positions], types, shapes)
-    placed = sharding_rule(options.sharding, names, lambda: names_without_leaves(structure))
-    targets: dict[str, Template] = {}
-    for name, leaf_type, shape in zip(names, types, shapes, strict=True):
-        logical = logical_shape(leaf_type, shape)
-        sharding = placed(name, logical) if leaf_type.kind in ("jax", "key") else None
-        targets[name] = Template(_target_type(leaf_type, options), logical, sharding)
-    where, x64_enabled = str(reader.path), _x64_enabled() or options.as_numpy
-    check_targets(targets, stored, where=where, x64_enabled=x64_enabled)
-    plans = [LeafPlan(position, target) for position, target in zip(positions, targets.values(), strict=True)]
-    leaves = _read_leaves(reader, plans, names, options)
-    try:
-        tree, problems = rebuild_tree(structure, leaves)
-    except MalformedStructureError as error:
-        raise CorruptCheckpointError(f"{reader.path}: {error}") from error
-    if problems:
-        warnings.warn(
-            f"{reader.path} was restored without a template, and not every container is what it was:\n"
-            + "\n".join(f"  {problem}" for problem in problems)
-            + "\nImport the classes first, or pass a template as like=.",
-            StructureWarning,
-            stacklevel=stacklevel + 1,
-        )
-    return tree
-
-
-def _target_type(stored: LeafType, options: RestoreOptions) -> LeafType:
-    """What a variable becomes where there is no template."""
-    if stored.kind not in ("jax", "numpy", "numpy_scalar"):
-        return stored
-    if options.cast is True:
-        if stored.kind == "jax" and not (_x64_enabled() or options.as_numpy):
-            return LeafType("jax", X64_DTYPES.get(stored.dtype, stored.dtype), stored.weak_type)
-    elif options.cast and is_floating(stored.dtype):
-        return LeafType(stored.kind, options.cast)
-    return stored

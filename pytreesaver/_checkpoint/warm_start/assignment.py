@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -11,23 +11,24 @@ import numpy as np
 from pytreesaver._checkpoint.restoring.matching import joined
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.targets import Template, build_leaf
-from pytreesaver._checkpoint.restoring.with_template import named_template, plan_like
+from pytreesaver._checkpoint.restoring.with_template import named_template, plan_restore
 from pytreesaver._errors import MismatchError
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike
 from pytreesaver._run.directory import checkpoint_at
-from pytreesaver._text import prefixes, shown, suggestions
+from pytreesaver._text import prefixes, quoted, suggestions
 from pytreesaver._tree.boxes import Box, box_shape
 from pytreesaver._tree.kinds import describe, storage_dtype
 from pytreesaver._tree.rename import ByName
-from pytreesaver._tree.structure import FlatTree, flatten_tree, refuse_duplicates
+from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
 from pytreesaver.formats.protocol import CheckpointReader
 from pytreesaver.formats.registry import opened
 
 AssignmentMap = Mapping[str, Any] | Sequence[tuple[str, Any]]
+T = TypeVar("T")
 
 
-def init_from_checkpoint(tree: Any, path: PathLike, assignment_map: AssignmentMap) -> Any:
+def init_from_checkpoint(tree: T, path: PathLike, assignment_map: AssignmentMap) -> T:
     """Give a tree in which the leaves that a map names have the values of a checkpoint, and all others are the same.
 
     After `tf.compat.v1.train.init_from_checkpoint`. The map leads from the checkpoint to the tree; it is a dict, or a
@@ -62,7 +63,7 @@ def init_from_checkpoint(tree: Any, path: PathLike, assignment_map: AssignmentMa
         {'left': array([0.]), 'model': {'b': 3.0, 'w': array([1., 1.])}, 'right': array([0., 0., 0.]), 'step': 7}
     """
     flat = flatten_tree(tree)
-    refuse_duplicates(flat, tree)
+    check_unique_names(flat, tree)
     entries = _entries(assignment_map)
     with opened(checkpoint_at(path)) as reader:
         positions = {name: i for i, name in enumerate(reader.names)}
@@ -79,7 +80,7 @@ def init_from_checkpoint(tree: Any, path: PathLike, assignment_map: AssignmentMa
             hints=False,
         ).checked(tree)
         try:
-            plan = plan_like(reader, tree, options)
+            plan = plan_restore(reader, tree, options)
         except MismatchError as error:
             problems.append(error)
         leaves = dict(zip(flat.names, flat.leaves, strict=True))
@@ -147,7 +148,7 @@ def _resolve(entries: Sequence[tuple[str, Any]], known: _Names, assigned: _Assig
             continue
         for name in [*whole, *sliced]:
             if name in taken:
-                problems.append(f"  {old!r}: {shown(name)} is assigned by {taken[name]!r} already")
+                problems.append(f"  {old!r}: {quoted(name)} is assigned by {taken[name]!r} already")
             taken.setdefault(name, old)
         assigned.whole.update(whole)
         if sliced:
@@ -216,9 +217,9 @@ def _plan_slices(reader: CheckpointReader, position: int, templates: Mapping[str
     """Raises a MismatchError if the leaves are not what a variable can be cut into."""
     stored, shape = reader.types[position], reader.shapes[position]
     parts = [template.shape for template in templates.values()]
-    described = ", ".join(f"{shown(n)}: {describe(t.type, t.shape)}" for n, t in templates.items())
+    described = ", ".join(f"{quoted(n)}: {describe(t.type, t.shape)}" for n, t in templates.items())
     wrong = MismatchError(
-        f"{shown(reader.names[position])}: expected leaves that together are {describe(stored, shape)}, cut along one "
+        f"{quoted(reader.names[position])}: expected leaves that together are {describe(stored, shape)}, cut along one "
         f"axis, found {described}"
     )
     if stored.kind not in ("jax", "numpy") or any(

@@ -2,36 +2,38 @@
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from pytreesaver._checkpoint.restoring.matching import joined
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.targets import Template, build_leaf
-from pytreesaver._checkpoint.restoring.with_template import named_template, plan_like
+from pytreesaver._checkpoint.restoring.with_template import named_template, plan_restore
 from pytreesaver._checkpoint.warm_start.vocabulary import VocabInfo, old_positions
 from pytreesaver._errors import MismatchError, VariableNotFoundError
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike
 from pytreesaver._run.directory import checkpoint_at
-from pytreesaver._text import did_you_mean, shown, suggestions
+from pytreesaver._text import did_you_mean, quoted, suggestions
 from pytreesaver._tree.boxes import box_shape, split_box, whole_box
 from pytreesaver._tree.kinds import describe, storage_dtype
-from pytreesaver._tree.select import Selection, selected
-from pytreesaver._tree.structure import flatten_tree, refuse_duplicates
+from pytreesaver._tree.select import Selector, selected
+from pytreesaver._tree.structure import check_unique_names, flatten_tree
 from pytreesaver.formats.protocol import CheckpointReader
 from pytreesaver.formats.registry import opened
 
+T = TypeVar("T")
+
 
 def warm_start(
-    tree: Any,
+    tree: T,
     path: PathLike,
-    vars_to_warm_start: Any = ".*",
+    vars_to_warm_start: str | Sequence[str | re.Pattern[str]] | Selector | None = ".*",
     var_name_to_prev_var_name: Mapping[str, str] | None = None,
     var_name_to_vocab_info: Mapping[str, VocabInfo] | None = None,
-) -> Any:
+) -> T:
     """Give a tree in which some leaves have the values of an old checkpoint, and all others are the same objects.
 
     After `tf.compat.v1.train.warm_start`. Where TensorFlow is silent on a typo, this raises: a regular expression that
@@ -41,7 +43,7 @@ def warm_start(
         tree: the new tree, with the values it starts from otherwise.
         path: a checkpoint, or a run directory, of which the newest one is meant.
         vars_to_warm_start: which leaves: a regular expression that matches the beginning of a name, or a list of those;
-            or a `Selection`. None means those with a `VocabInfo` alone, and an empty list none.
+            or a `Selector`. None means those with a `VocabInfo` alone, and an empty list none.
         var_name_to_prev_var_name: {name: name in the checkpoint} of those that have another name there. Two may have
             one name there.
         var_name_to_vocab_info: {name: `VocabInfo`} of those whose rows or columns belong to the tokens of a vocabulary
@@ -65,7 +67,7 @@ def warm_start(
     """
     previous, vocabularies = dict(var_name_to_prev_var_name or {}), dict(var_name_to_vocab_info or {})
     flat = flatten_tree(tree)
-    refuse_duplicates(flat, tree)
+    check_unique_names(flat, tree)
     chosen = _chosen_names(vars_to_warm_start, flat.names, vocabularies)
     _refuse_unused(flat.names, chosen if vars_to_warm_start is not None else set(flat.names), previous, vocabularies)
     plain = set() if vars_to_warm_start is None else chosen - set(vocabularies)
@@ -88,7 +90,7 @@ def warm_start(
         plans: list[_VocabularyPlan] = []
         at = {name: i for i, name in enumerate(reader.names)}
         try:
-            plan = plan_like(reader, tree, options)
+            plan = plan_restore(reader, tree, options)
         except MismatchError as error:
             problems.append(error)
         for name, (positions, count) in rows.items():
@@ -110,7 +112,7 @@ def _chosen_names(given: Any, names: list[str], vocabularies: Mapping[str, Vocab
         return set(vocabularies)
     if isinstance(given, str | re.Pattern):
         given = [given]
-    if isinstance(given, Selection):
+    if isinstance(given, Selector):
         return {n for n, flag in zip(names, selected(given, names, "the tree"), strict=True) if flag}
     if not isinstance(given, list | tuple):
         raise ValueError(f"vars_to_warm_start must be a `list` or `str`.  Given type is {type(given)}")
@@ -144,7 +146,7 @@ def _refuse_unused(
             if name in known and name in present:
                 continue
             hint = suggest(name) if name not in present else "; vars_to_warm_start does not select it"
-            lines.append(f"  {argument}: {shown(name)}{hint}")
+            lines.append(f"  {argument}: {quoted(name)}{hint}")
             unused.append(name)
     if unused:
         raise MismatchError(
@@ -165,46 +167,46 @@ class _VocabularyPlan(NamedTuple):
 def _rows(name: str, info: VocabInfo) -> tuple[np.ndarray, int]:
     """See `old_positions`. Raises a MismatchError if the vocabularies do not fit."""
     if not isinstance(info, VocabInfo):
-        raise TypeError(f"var_name_to_vocab_info: {shown(name)}: expected a VocabInfo, found {info!r}")
+        raise TypeError(f"var_name_to_vocab_info: {quoted(name)}: expected a VocabInfo, found {info!r}")
     try:
         return old_positions(info)
     except ValueError as error:
-        raise MismatchError(f"{shown(name)}: {error}") from error
+        raise MismatchError(f"{quoted(name)}: {error}") from error
 
 
 def _check_vocabulary(reader: CheckpointReader, plan: _VocabularyPlan, stored_name: str, old_token_count: int) -> None:
     """Raises a MismatchError if the variable does not fit."""
     name, template, info = plan.name, plan.template, plan.info
     if plan.position < 0:
-        where = "" if stored_name == name else f" (looked for as {shown(stored_name)})"
+        where = "" if stored_name == name else f" (looked for as {quoted(stored_name)})"
         hint = did_you_mean(stored_name, reader.names)
-        raise MismatchError(f"missing from {reader.path}:\n  {shown(name)}{where}{hint}", missing=[name])
+        raise MismatchError(f"missing from {reader.path}:\n  {quoted(name)}{where}{hint}", missing=[name])
     stored, stored_shape = reader.types[plan.position], reader.shapes[plan.position]
     found = describe(stored, stored_shape)
     if template.type.kind not in ("jax", "numpy") or stored.kind not in ("jax", "numpy"):
         expected = "an array" if template.type.kind in ("jax", "numpy") else describe(template.type, template.shape)
-        raise MismatchError(f"{shown(name)}: expected {expected} with a vocabulary, found {found}")
+        raise MismatchError(f"{quoted(name)}: expected {expected} with a vocabulary, found {found}")
     if template.type.dtype != stored.dtype:
         raise MismatchError(
-            f"{shown(name)}: expected {describe(template.type, template.shape)}, found {found}",
+            f"{quoted(name)}: expected {describe(template.type, template.shape)}, found {found}",
             dtype={name: (template.type.dtype, stored.dtype)},
         )
     axis = info.axis
     if len(stored_shape) <= axis:
-        raise MismatchError(f"{shown(name)}: expected an array of more than {axis} axes, found {found}")
+        raise MismatchError(f"{quoted(name)}: expected an array of more than {axis} axes, found {found}")
     same = len(template.shape) == len(stored_shape) and all(
         i == axis or a == b for i, (a, b) in enumerate(zip(template.shape, stored_shape, strict=True))
     )
     if not same or template.shape[axis] != info.length:
         expected_shape = tuple(info.length if i == axis else n for i, n in enumerate(stored_shape))
         raise MismatchError(
-            f"{shown(name)}: expected {describe(stored, expected_shape)} of {info.new_vocab_size} tokens and "
+            f"{quoted(name)}: expected {describe(stored, expected_shape)} of {info.new_vocab_size} tokens and "
             f"{info.num_oov_buckets} buckets on axis {axis}, found {describe(template.type, template.shape)}",
             shape={name: (expected_shape, template.shape)},
         )
     if old_token_count > stored_shape[axis]:
         raise MismatchError(
-            f"{shown(name)}: expected at most {stored_shape[axis]} tokens in old_vocab, as the axis {axis} of {found} "
+            f"{quoted(name)}: expected at most {stored_shape[axis]} tokens in old_vocab, as the axis {axis} of {found} "
             f"is long, found {old_token_count}"
         )
 
@@ -238,7 +240,7 @@ def _initial_values(name: str, info: VocabInfo, shape: tuple[int, ...], dtype: n
     values = np.asarray(info.backup_initializer(shape, dtype))
     if values.shape != shape or values.dtype != dtype:
         raise ValueError(
-            f"{shown(name)}: expected a backup_initializer that gives {dtype.name}{list(shape)}, "
+            f"{quoted(name)}: expected a backup_initializer that gives {dtype.name}{list(shape)}, "
             f"found {values.dtype.name}{list(values.shape)}"
         )
     return values

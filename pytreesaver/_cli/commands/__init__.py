@@ -1,1 +1,1 @@
-"""One module for each command, of the same name."""
+"""The commands, one module each."""

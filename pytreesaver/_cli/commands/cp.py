@@ -1,4 +1,4 @@
-"""``pytreesaver cp``: copy a checkpoint, or a part of it."""
+"""``pytreesaver cp``: copy a checkpoint or part of it."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ from pytreesaver._cli.app import (
 )
 from pytreesaver._cli.output import bytes_text, plural, write, write_json
 from pytreesaver._inspect.checkpoint import load_checkpoint
-from pytreesaver._text import duplicates, printable, shown
+from pytreesaver._text import duplicates, printable, quoted
 from pytreesaver.formats.registry import is_checkpoint
 
 
@@ -29,9 +29,7 @@ def copy(
     source: CheckpointPath,
     target: Annotated[
         str,
-        typer.Argument(
-            metavar="TARGET", help="Where the copy is to be; or a directory to put it into.", show_default=False
-        ),
+        typer.Argument(metavar="TARGET", help="The path of the copy, or a directory to copy into.", show_default=False),
     ],
     only: Only = None,
     regex: Regex = None,
@@ -39,16 +37,16 @@ def copy(
         list[str] | None,
         typer.Option(
             metavar="OLD=NEW",
-            help=r"Rename a variable, or with OLD/=NEW/ all under it; \= is a = in a name. May be repeated.",
+            help=r"Rename a variable, or with OLD/=NEW/ a prefix. Write \= for = in a name. May be repeated.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at TARGET.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a checkpoint, or a part of it. Every byte is verified on the way.
+    """Copy a checkpoint or part of it, verifying every byte.
 
-    --only and --regex select by the names in the copy.
+    --only and --regex apply to the names in the copy.
 
     For example:
 
@@ -58,19 +56,17 @@ def copy(
     ```
     """
     path = checkpoint_path(source)
-    where = Path(target)
-    if target.endswith("/") or (where.is_dir() and not is_checkpoint(where)):
-        where = where / path.absolute().name
-    pairs = [parsed_rename(each) for each in rename or []]
+    destination = Path(target)
+    if target.endswith("/") or (destination.is_dir() and not is_checkpoint(destination)):
+        destination = destination / path.absolute().name
+    pairs = [parse_rename(each) for each in rename or []]
     renamed = {new: old for old, new in pairs}
-    for which, names in (("an old", [old for old, _ in pairs]), ("a new", [new for _, new in pairs])):
-        if again := duplicates(names):
-            raise typer.BadParameter(
-                f"--rename: expected {which} name once, found {', '.join(map(shown, again))} again"
-            )
+    for which, names in (("old", [old for old, _ in pairs]), ("new", [new for _, new in pairs])):
+        if repeated := duplicates(names):
+            raise typer.BadParameter(f"--rename: repeated {which} name: {', '.join(map(quoted, repeated))}")
     written = copy_checkpoint(
         path,
-        where,
+        destination,
         only=selection_of(only, regex),
         rename=renamed or None,
         overwrite=overwrite,
@@ -82,17 +78,17 @@ def copy(
                 {"source": str(path), "target": str(written), "variables": len(checkpoint), "nbytes": checkpoint.nbytes}
             )
         else:
-            facts = f"{plural(len(checkpoint), 'variable')}, {bytes_text(checkpoint.nbytes)}"
-            write(f"copied {printable(str(path))} to {printable(str(written))}: {facts}")
+            size = f"{plural(len(checkpoint), 'variable')}, {bytes_text(checkpoint.nbytes)}"
+            write(f"copied {printable(str(path))} to {printable(str(written))}: {size}")
 
 
-def parsed_rename(text: str) -> tuple[str, str]:
-    r"""The old and the new name.
+def parse_rename(text: str) -> tuple[str, str]:
+    r"""Split OLD=NEW into the two names.
 
     Example:
-        >>> parsed_rename("encoder/=backbone/")
+        >>> parse_rename("encoder/=backbone/")
         ('encoder/', 'backbone/')
-        >>> parsed_rename(r"a\=b=c")
+        >>> parse_rename(r"a\=b=c")
         ('a=b', 'c')
     """
     parts = [part.replace("\\=", "=") for part in re.split(r"(?<!\\)=", text)]

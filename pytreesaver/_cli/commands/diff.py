@@ -1,4 +1,4 @@
-"""``pytreesaver diff``: what two checkpoints differ in."""
+"""``pytreesaver diff``: compare two checkpoints."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from pytreesaver._cli.app import (
     shows_progress,
 )
 from pytreesaver._cli.output import plural, styled, write, write_json
-from pytreesaver._cli.program import FINE, FOUND
+from pytreesaver._cli.program import EXIT_FOUND, EXIT_OK
 from pytreesaver._inspect.diff import VariableChange
 from pytreesaver._inspect.diff import diff as compare
-from pytreesaver._text import shown
+from pytreesaver._text import quoted
 
 
 @app.command("diff")
@@ -29,10 +29,10 @@ def diff(
     json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Compare two checkpoints variable by variable, to the bit. The exit code is 1 if they differ.
+    """Compare two checkpoints variable by variable, bit by bit. The exit code is 1 if they differ.
 
-    Variables that only the second has are marked with +, those that only the first has with -, and those that differ in
-    shape, dtype or values with ~. What has the same checksums is not read.
+    Variables that only the second checkpoint has are marked with +, those that only the first has with -, and those
+    that differ in shape, dtype or values with ~. Variables with equal checksums are not read.
 
     For example:
 
@@ -55,16 +55,16 @@ def diff(
                 "equal": found.equal,
             }
         )
-        return FOUND if found else FINE
+        return EXIT_FOUND if found else EXIT_OK
     for name in found.added:
-        write(f"{styled('+', 'bold green')} {styled(shown(name), 'green')}: {styled(found.descriptions[name], '')}")
+        write(f"{styled('+', 'bold green')} {styled(quoted(name), 'green')}: {styled(found.descriptions[name], '')}")
     for name in found.removed:
-        write(f"{styled('-', 'bold red')} {styled(shown(name), 'red')}: {styled(found.descriptions[name], '')}")
+        write(f"{styled('-', 'bold red')} {styled(quoted(name), 'red')}: {styled(found.descriptions[name], '')}")
     for name, change in found.changed.items():
-        write(f"{styled('~', 'bold yellow')} {styled(shown(name), 'yellow')}: {styled(str(change), '')}")
+        write(f"{styled('~', 'bold yellow')} {styled(quoted(name), 'yellow')}: {styled(str(change), '')}")
     counts = f"{len(found.added)} added, {len(found.removed)} removed, {len(found.changed)} changed"
     write(f"{counts}, {plural(len(found.equal), 'variable')} equal")
-    return FOUND if found else FINE
+    return EXIT_FOUND if found else EXIT_OK
 
 
 def _change_as_json(change: VariableChange) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``pytreesaver info``: what a checkpoint is, apart from its values."""
+"""``pytreesaver info``: everything about a checkpoint except its values."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from pytreesaver._tree.plain import encode_value
 
 @app.command("info")
 def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None:
-    """Show what a checkpoint is: format, version, step, time, metrics, metadata, and its tree by types.
+    """Show the format, version, step, time, metrics, metadata and tree structure of a checkpoint.
 
-    The exit code is 1 if a file is missing or has not its size; bytes are read by verify.
+    The exit code is 1 if a file is missing or has the wrong size. To check the contents, use verify.
 
     For example:
 

@@ -1,4 +1,4 @@
-"""``pytreesaver ls``: the checkpoints of a run, or the variables of a checkpoint."""
+"""``pytreesaver ls``: list the checkpoints of a run, or the variables of a checkpoint."""
 
 import itertools
 import time
@@ -23,20 +23,20 @@ from pytreesaver._cli.output import (
     write_json,
     write_table,
 )
-from pytreesaver._cli.program import FINE, FOUND
+from pytreesaver._cli.program import EXIT_FOUND, EXIT_OK
 from pytreesaver._inspect.checkpoint import Checkpoint, load_checkpoint
 from pytreesaver._inspect.name_tree import (
     Row,
     VariableSummary,
-    drawn,
     folded_tree,
-    natural_order,
+    natural_sort_key,
     sorted_tree,
+    tree_rows,
     variable_tree,
 )
 from pytreesaver._run.directory import modified_time
 from pytreesaver._text import printable
-from pytreesaver._tree.select import Selection, selected_names
+from pytreesaver._tree.select import Selector, selected_names
 from pytreesaver.formats.registry import is_checkpoint
 
 if TYPE_CHECKING:
@@ -46,20 +46,20 @@ if TYPE_CHECKING:
 @app.command("ls")
 def list_path(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A run directory or a checkpoint.")] = Path(),
-    depth: Annotated[int | None, typer.Option(min=1, metavar="N", help="Draw N levels of the tree of names.")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, metavar="N", help="Show N levels of the tree of names.")] = None,
     only: Only = None,
     regex: Regex = None,
-    sort: Annotated[Literal["name", "size"], typer.Option(help="By name, or the largest first.")] = "name",
-    fold: Annotated[bool, typer.Option("--fold", help="Show layers that are alike as one: layer_{0..47}.")] = False,
-    flat: Annotated[bool, typer.Option("--flat", help="One whole name on each line, no tree.")] = False,
+    sort: Annotated[Literal["name", "size"], typer.Option(help="Sort by name, or by size, largest first.")] = "name",
+    fold: Annotated[bool, typer.Option("--fold", help="Fold repeated layers into one: layer_{0..47}.")] = False,
+    flat: Annotated[bool, typer.Option("--flat", help="List full names instead of a tree.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> int:
     """List the checkpoints of a run directory, or the variables of a checkpoint.
 
-    Of a run: step, age, size, metrics, metadata, and why retention keeps each checkpoint, or that it will go. Of a
-    checkpoint: the tree of its variables with their types, bytes, share of the whole, and the totals of each branch.
-    The exit code is 1 if a file is missing or has not its size; bytes are read by verify.
+    For a run: the step, age, size, metrics and metadata of each checkpoint, and why retention keeps it or that it will
+    be deleted. For a checkpoint: the tree of its variables with types, sizes and shares, and totals of each branch.
+    The exit code is 1 if a file is missing or has the wrong size. To check the contents, use verify.
 
     For example:
 
@@ -70,7 +70,7 @@ def list_path(
     ```
     """
     if (fold or depth) and (flat or json):
-        raise typer.BadParameter("--depth and --fold are for the tree: expected neither --flat nor --json with them")
+        raise typer.BadParameter("--depth and --fold cannot be combined with --flat or --json")
     if is_checkpoint(path):
         with load_checkpoint(path) as checkpoint:
             summaries = _summaries(checkpoint, selection_of(only, regex))
@@ -79,27 +79,25 @@ def list_path(
             else:
                 _write_checkpoint(checkpoint, summaries, depth, sort, fold=fold, flat=flat)
             checkpoint.check()
-        return FINE
+        return EXIT_OK
     from pytreesaver._run.listing import list_checkpoints
 
     listed = list_checkpoints(path)
     if depth or only or regex or fold or flat or sort != "name":
-        newest = f": the newest one is {listed[-1].path}" if listed else ""
-        raise typer.BadParameter(
-            f"{path} is a run directory, and that option is for the variables of a checkpoint{newest}"
-        )
+        newest = f"; the newest one is {listed[-1].path}" if listed else ""
+        raise typer.BadParameter(f"{path} is a run directory, but these options require a checkpoint{newest}")
     if json:
         write_json({"path": str(path), "checkpoints": [listed_as_json(each) for each in listed]})
     else:
         _write_run(path, listed)
-    return FOUND if any(each.problem for each in listed) else FINE
+    return EXIT_FOUND if any(each.problem for each in listed) else EXIT_OK
 
 
 # A run.
 
 
 def listed_as_json(listed: "ListedCheckpoint") -> dict[str, Any]:
-    """A checkpoint of a run as a plain value."""
+    """Convert a listed checkpoint to a dict for `write_json`."""
     from pytreesaver._tree.plain import encode_value
 
     return {
@@ -119,7 +117,7 @@ def _write_run(path: Path, listed: "Sequence[ListedCheckpoint]") -> None:
     if not listed:
         write(f"{styled(str(path), 'bold')}: no checkpoints")
         for each in _runs_below(path):
-            write(f"  but there are in {printable(str(each))}")
+            write(f"  but {printable(str(each))} has checkpoints")
         return
     total = bytes_text(sum(each.nbytes for each in listed))
     write(f"{styled(str(path), 'bold')}: {plural(len(listed), 'checkpoint')}, {total}")
@@ -127,7 +125,7 @@ def _write_run(path: Path, listed: "Sequence[ListedCheckpoint]") -> None:
 
 
 def _runs_below(path: Path) -> list[Path]:
-    """The directories in a directory that hold checkpoints; of many the first few."""
+    """Return the subdirectories that contain checkpoints, at most 20."""
     below = (each for each in sorted(path.iterdir()) if each.is_dir() and not each.is_symlink())
     return list(itertools.islice((each for each in below if _holds_checkpoints(each)), 20))
 
@@ -139,10 +137,10 @@ def _holds_checkpoints(path: Path) -> bool:
         return False
 
 
-def write_run_table(listed: "Sequence[ListedCheckpoint]", now: float, not_kept: str = "will be deleted") -> None:
-    """Write the checkpoints of a run as a table, without the columns in which there would be nothing.
+def write_run_table(listed: "Sequence[ListedCheckpoint]", now: float, not_kept_text: str = "will be deleted") -> None:
+    """Write the checkpoints of a run as a table, without empty columns.
 
-    Where a terminal is too narrow for all, metadata and then metrics are left out, which a line says.
+    If the terminal is too narrow, metadata and then metrics are omitted, and a note below the table says so.
     """
     shown = [
         ("checkpoint", "left", [each.path.name for each in listed]),
@@ -151,19 +149,19 @@ def write_run_table(listed: "Sequence[ListedCheckpoint]", now: float, not_kept: 
         ("size", "right", [bytes_text(each.nbytes) for each in listed]),
         ("metrics", "left", [_pairs(each.metrics) for each in listed]),
         ("metadata", "left", [_pairs(each.metadata) for each in listed]),
-        ("retention", "left", [fate_text(each, not_kept) for each in listed]),
+        ("retention", "left", [retention_text(each, not_kept_text) for each in listed]),
     ]
     filled = [column for column in shown if any(column[2])]
-    left_out = []
+    omitted = []
     for heading in ("metadata", "metrics"):
         needed = sum(max(map(width, [name, *map(printable, cells)])) + 2 for name, _, cells in filled)
         if needed > columns() + 2 and any(name == heading for name, *_ in filled):
             filled = [column for column in filled if column[0] != heading]
-            left_out.append(heading)
+            omitted.append(heading)
     rows = zip(*(cells for _, _, cells in filled), strict=True)
     write_table(table([(heading, side) for heading, side, _ in filled], rows, styles=["bold"]))
-    if left_out:
-        write(styled(f"too narrow for {' and '.join(reversed(left_out))}: --json has them", "dim"))
+    if omitted:
+        write(styled(f"terminal too narrow for {' and '.join(reversed(omitted))}; see --json", "dim"))
 
 
 def _pairs(values: Any) -> str:
@@ -175,17 +173,17 @@ def _value_text(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def fate_text(listed: "ListedCheckpoint", not_kept: str) -> str:
-    """What becomes of a checkpoint, for people."""
+def retention_text(listed: "ListedCheckpoint", not_kept_text: str) -> str:
+    """Describe why a checkpoint is kept, what is wrong with it, or that it is not kept."""
     if listed.problem is not None:
         return f"DAMAGED: {listed.problem.splitlines()[0]}"
-    return f"kept: {', '.join(listed.reasons)}" if listed.keep else not_kept
+    return f"kept: {', '.join(listed.reasons)}" if listed.keep else not_kept_text
 
 
 # A checkpoint.
 
 
-def _summaries(checkpoint: Checkpoint, only: Selection | None) -> list[VariableSummary]:
+def _summaries(checkpoint: Checkpoint, only: Selector | None) -> list[VariableSummary]:
     names = list(checkpoint)
     if only is not None:
         names = selected_names(only, names, str(checkpoint.path))
@@ -194,7 +192,7 @@ def _summaries(checkpoint: Checkpoint, only: Selection | None) -> list[VariableS
 
 
 def _sorted(summaries: Sequence[VariableSummary], sort: str) -> list[VariableSummary]:
-    by_name = sorted(summaries, key=lambda each: [natural_order(part) for part in each.name.split("/")])
+    by_name = sorted(summaries, key=lambda each: [natural_sort_key(part) for part in each.name.split("/")])
     return by_name if sort == "name" else sorted(by_name, key=lambda each: -each.nbytes)
 
 
@@ -247,12 +245,12 @@ def _write_checkpoint(
     else:
         tree = variable_tree(summaries)
         tree = sorted_tree(folded_tree(tree) if fold else tree, sort)
-        lines = [_cells(row) for row in drawn(tree, depth)]
+        lines = [_cells(row) for row in tree_rows(tree, depth)]
     _write_lines(lines, nbytes)
 
 
 _Cells = tuple[str, str, str, str, int]
-"""The guide, the name, the type, the number of elements, and that of bytes."""
+"""A line of the tree: guide, name, type, number of elements, number of bytes."""
 
 
 def _cells(row: Row) -> _Cells:
@@ -266,7 +264,7 @@ def _cells(row: Row) -> _Cells:
 
 
 def _write_lines(lines: Sequence[_Cells], total: int) -> None:
-    """Lines in columns. A name that is too long for its column has a line for itself, so that nothing is cut off."""
+    """Write lines in columns. A name that is too long for its column gets a line of its own."""
     if not lines:
         return
     sizes = [bytes_text(nbytes) for *_, nbytes in lines]
@@ -293,6 +291,6 @@ def _write_lines(lines: Sequence[_Cells], total: int) -> None:
 
 
 def _around(style: str) -> tuple[str, str]:
-    """What comes before and after a text in a style."""
+    """Return the escape sequences that start and end a style."""
     before, _, after = styled("|", style).partition("|")
     return before, after

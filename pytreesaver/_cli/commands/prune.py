@@ -1,4 +1,4 @@
-"""``pytreesaver prune`` and ``rm``: delete checkpoints."""
+"""``pytreesaver prune``: delete the checkpoints of a run that a policy does not keep."""
 
 import time
 from pathlib import Path
@@ -27,29 +27,29 @@ def prune(
     directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
     keep_last: Annotated[int | None, typer.Option(metavar="N", min=1, help="Keep the last N checkpoints.")] = None,
     keep_every_steps: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Keep those whose step is a multiple of N.")
+        int | None, typer.Option(metavar="N", min=1, help="Keep checkpoints whose step is a multiple of N.")
     ] = None,
     keep_every_hours: Annotated[
-        float | None, typer.Option(metavar="H", help="Keep one for every H hours, from the oldest on.")
+        float | None, typer.Option(metavar="H", help="Keep one checkpoint per H hours, starting with the oldest.")
     ] = None,
     keep_best: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="N:METRIC[:max]", help="Keep the N best by a metric: the least, or with :max the largest."
+            metavar="N:METRIC[:max]", help="Keep the N best checkpoints: lowest METRIC, or highest with :max."
         ),
     ] = None,
-    keep_step: Annotated[list[int] | None, typer.Option(metavar="STEP", help="Keep the checkpoint of a step.")] = None,
+    keep_step: Annotated[list[int] | None, typer.Option(metavar="STEP", help="Keep the checkpoint of STEP.")] = None,
     keep_younger_than: Annotated[
-        str | None, typer.Option(metavar="AGE", help="Keep those saved less than AGE ago: 30s, 10min, 12h, 7d.")
+        str | None, typer.Option(metavar="AGE", help="Keep checkpoints saved less than AGE ago: 30s, 10min, 12h, 7d.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete. Without it nothing is deleted.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete. Without this option nothing is deleted.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a policy keeps of a run and why, and what it lets go; with --yes, delete that.
+    """Show which checkpoints of a run a policy keeps and why; with --yes, delete the others.
 
-    What any of the options keeps is kept; without any, what the run's own saver has recorded that it keeps. The newest
-    checkpoint, pinned ones, and damaged ones always stay.
+    A checkpoint is kept if any of the options keeps it. Without options, the retention recorded by the run's saver
+    applies. The newest checkpoint, pinned ones and damaged ones are always kept.
 
     For example:
 
@@ -65,31 +65,31 @@ def prune(
         parts.append(KeepEverySteps(keep_every_steps))
     if keep_every_hours is not None:
         parts.append(KeepEveryHours(keep_every_hours))
-    parts += map(parsed_best, keep_best or [])
+    parts += map(parse_best, keep_best or [])
     if keep_step:
         parts.append(KeepSteps(keep_step))
     if keep_younger_than is not None:
-        parts.append(KeepYoungerThan(parsed_age(keep_younger_than)))
+        parts.append(KeepYoungerThan(parse_age(keep_younger_than)))
     found = delete_by_policy(directory, AnyOf(tuple(parts)) if parts else None, dry_run=not yes)
-    doomed = [each for each in found if not each.keep]
-    nbytes = sum(each.nbytes for each in doomed)
+    to_delete = [each for each in found if not each.keep]
+    nbytes = sum(each.nbytes for each in to_delete)
     if json:
         write_json({"path": str(directory), "deleted": yes, "checkpoints": [listed_as_json(each) for each in found]})
         return
     if found:
         write_run_table(found, time.time(), "deleted" if yes else "would be deleted")
-    what = f"{plural(len(doomed), 'checkpoint')}, {bytes_text(nbytes)}"
+    what = f"{plural(len(to_delete), 'checkpoint')}, {bytes_text(nbytes)}"
     if yes:
         write(f"deleted {what}")
     else:
-        write(f"would delete {what}" + (f"; {styled('--yes', 'bold')} deletes" if doomed else ""))
+        write(f"would delete {what}" + (f"; use {styled('--yes', 'bold')} to delete" if to_delete else ""))
 
 
-def parsed_best(text: str) -> KeepBest:
-    """The policy that ``N:METRIC[:max]`` stands for.
+def parse_best(text: str) -> KeepBest:
+    """Parse ``N:METRIC[:max]``.
 
     Example:
-        >>> parsed_best("3:loss"), parsed_best("1:accuracy:max")
+        >>> parse_best("3:loss"), parse_best("1:accuracy:max")
         (KeepBest(count=3, metric='loss', mode='min'), KeepBest(count=1, metric='accuracy', mode='max'))
     """
     count, colon, metric = text.partition(":")
@@ -105,11 +105,11 @@ def parsed_best(text: str) -> KeepBest:
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def parsed_age(text: str) -> float:
-    """How many seconds ``12h`` are.
+def parse_age(text: str) -> float:
+    """Parse an age such as ``12h`` into seconds.
 
     Example:
-        >>> parsed_age("90s"), parsed_age("1.5h"), parsed_age("7d")
+        >>> parse_age("90s"), parse_age("1.5h"), parse_age("7d")
         (90.0, 5400.0, 604800.0)
     """
     unit = text.lstrip("0123456789.")

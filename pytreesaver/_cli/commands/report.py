@@ -1,4 +1,4 @@
-"""``pytreesaver report``: a run as a page of HTML."""
+"""``pytreesaver report``: write an HTML report about a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,15 +20,15 @@ def report(
     only: Only = None,
     regex: Regex = None,
     values: Annotated[
-        bool, typer.Option("--values/--no-values", help="Read the values of all variables, for norms, drift and NaN.")
+        bool, typer.Option("--values/--no-values", help="Read all values, to report norms, drift and NaN.")
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE even if it is no report.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE even if it is not a report.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a page about a run: its checkpoints and why they were kept, metrics, sizes, norms and drift of variables.
+    """Write an HTML report about a run: checkpoints, retention, metrics, and sizes, norms and drift of variables.
 
-    The page needs no network and nothing beside it. An older report in its place is replaced. Making it needs Plotly:
+    The page is a single file that works without a network. An existing report at FILE is replaced. Requires Plotly:
     pip install 'pytreesaver[report]'.
 
     For example:

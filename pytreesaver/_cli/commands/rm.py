@@ -17,7 +17,7 @@ def remove(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Delete checkpoints, and take them out of the state file of their run. It does not ask.
+    """Delete checkpoints and remove them from the state files of their runs. Does not ask for confirmation.
 
     For example:
 

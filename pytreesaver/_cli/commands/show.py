@@ -1,4 +1,4 @@
-"""``pytreesaver show``: the values of a variable and what they are like."""
+"""``pytreesaver show``: print the values and statistics of variables."""
 
 import math
 from pathlib import Path
@@ -30,21 +30,21 @@ from pytreesaver._cli.output import (
     write_table,
 )
 from pytreesaver._inspect.checkpoint import Checkpoint, load_checkpoint
-from pytreesaver._inspect.printing import print_options, printed
-from pytreesaver._inspect.statistics import Statistics, finite_extremes, histogram_edges, histogram_of, sums_of
+from pytreesaver._inspect.printing import parse_print_options, values_text
+from pytreesaver._inspect.statistics import Statistics, accumulate, finite_extremes, histogram_edges, histogram_of
 from pytreesaver._inspect.variable import Variable
 from pytreesaver._progress import reporting
 from pytreesaver._text import printable
 
 _BINS = 16
-_MOST_VALUES = 1000  # as many as NumPy prints in full
+_MAX_VALUES = 1000  # as many as NumPy prints in full by default
 
 
 def _complete_name(context: typer.Context, incomplete: str) -> list[str]:
     try:
         with load_checkpoint(checkpoint_path(Path(context.params["path"]))) as checkpoint:
             return [name for name in checkpoint if name.startswith(incomplete)]
-    except Exception:  # completion is no place for errors
+    except Exception:  # shell completion must not print errors
         return []
 
 
@@ -53,25 +53,25 @@ def show(
     path: CheckpointPath,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="The variable; none with --stats.", autocompletion=_complete_name),
+        typer.Argument(metavar="NAME", help="The variable. Optional with --stats.", autocompletion=_complete_name),
     ] = None,
     slice_: Annotated[
-        str | None, typer.Option("--slice", metavar="SLICE", help="A part of it, as NumPy has it: '0:3, :'.")
+        str | None, typer.Option("--slice", metavar="SLICE", help="Show a slice, in NumPy notation: '0:3, :'.")
     ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Statistics only: of NAME, or of all variables.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Show only statistics, of NAME or of all variables.")] = False,
     only: Only = None,
     regex: Regex = None,
     printoptions: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="NumPy's print options: precision=3. May be repeated."),
+        typer.Option(metavar="KEY=VALUE", help="A NumPy print option, such as precision=3. May be repeated."),
     ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the values of a variable, their statistics and a histogram; or the statistics of all variables.
+    """Show the values, statistics and histogram of a variable, or the statistics of all variables.
 
-    A large variable is read part by part and never held whole in memory. Statistics are over all its elements; mean,
-    std and norm over the finite ones.
+    Large variables are read in parts. Statistics cover all elements, except that mean, std and norm cover only finite
+    ones.
 
     For example:
 
@@ -81,23 +81,23 @@ def show(
     pytreesaver show runs/a --stats
     ```
     """
-    options = {"linewidth": min(columns(), 100_000), **print_options(printoptions or [])}
+    options = {"linewidth": min(columns(), 100_000), **parse_print_options(printoptions or [])}
     if name is None and not stats:
-        raise typer.BadParameter("expected the NAME of a variable, or --stats for those of all of them")
+        raise typer.BadParameter("expected the NAME of a variable, or --stats for statistics of all variables")
     if name is not None and (only or regex):
-        raise typer.BadParameter("--only and --regex are for --stats without a NAME")
+        raise typer.BadParameter("--only and --regex require --stats without a NAME")
     with load_checkpoint(checkpoint_path(path)) as checkpoint:
         if name is None:
             if slice_ is not None:
-                raise typer.BadParameter("--slice is for a single variable: expected its NAME")
+                raise typer.BadParameter("--slice requires the NAME of a variable")
             found = checkpoint.statistics(selection_of(only, regex), progress=shows_progress(json))
             _show_statistics(checkpoint, found, json=json)
         else:
             variable = checkpoint[name]
-            progress, nbytes = shows_progress(json), 2 * variable.nbytes  # once for statistics, once for a histogram
+            progress, nbytes = shows_progress(json), 2 * variable.nbytes  # read for statistics and for the histogram
             with reporting(progress, f"measuring {variable.name}", nbytes if slice_ is None else 0):
-                looked = _look(variable, slice_)
-            _show_variable(variable, slice_, looked, options, json=json, values=not stats)
+                results = _compute(variable, slice_)
+            _show_variable(variable, slice_, results, options, json=json, values=not stats)
 
 
 # All variables.
@@ -112,58 +112,56 @@ def _show_statistics(checkpoint: Checkpoint, found: dict[str, Statistics], *, js
     for name, each in found.items():
         numbers = [each.min, each.max, each.mean, each.std, each.nan or None, each.inf or None, each.zeros]
         rows.append([name or "''", checkpoint[name].type, *map(number_text, numbers)])
-    sick = {name: each for name, each in found.items() if each.nan or each.inf}
+    not_finite = {name: each for name, each in found.items() if each.nan or each.inf}
     write_table(table([("variable", "left"), ("type", "left"), *((each, "right") for each in headings)], rows))
-    nan, inf = sum(each.nan or 0 for each in sick.values()), sum(each.inf or 0 for each in sick.values())
-    if sick:
-        names = ", ".join(map(printable, list(sick)[:5])) + (", …" if len(sick) > 5 else "")
-        write(
-            styled(f"{count_text(nan)} NaN and {count_text(inf)} Inf, in {len(sick)} of {len(found)}: ", "bold red")
-            + names
-        )
+    nan, inf = sum(each.nan or 0 for each in not_finite.values()), sum(each.inf or 0 for each in not_finite.values())
+    if not_finite:
+        names = ", ".join(map(printable, list(not_finite)[:5])) + (", …" if len(not_finite) > 5 else "")
+        counts = f"{count_text(nan)} NaN and {count_text(inf)} Inf in {len(not_finite)} of {len(found)} variables: "
+        write(styled(counts, "bold red") + names)
     else:
-        write(f"no NaN and no Inf in {len(found)} variables")
+        write(f"no NaN or Inf in {len(found)} variables")
 
 
 # One variable.
 
 
-class _Looked(NamedTuple):
-    """What was found out about a variable, or about the part of it that was asked for."""
+class _Results(NamedTuple):
+    """The results for a variable, or for a slice of it."""
 
     part: np.ndarray | None
     statistics: Statistics
     histogram: tuple[np.ndarray, np.ndarray] | None
 
 
-def _look(variable: Variable, slice_: str | None) -> _Looked:
+def _compute(variable: Variable, slice_: str | None) -> _Results:
     if slice_ is not None:
-        part = variable[parsed_slice(slice_)]
+        part = variable[parse_slice(slice_)]
         statistics = _statistics_of(variable, part)
-        extremes = finite_extremes(part) if _is_real(statistics) else None
+        extremes = finite_extremes(part) if _has_finite_reals(statistics) else None
         if extremes is None:
-            return _Looked(part, statistics, None)
+            return _Results(part, statistics, None)
         edges = histogram_edges(*extremes, _BINS)
-        return _Looked(part, statistics, (histogram_of(part, edges), edges))
+        return _Results(part, statistics, (histogram_of(part, edges), edges))
     statistics = variable.statistics()
-    if not _is_real(statistics):
-        return _Looked(None, statistics, None)
+    if not _has_finite_reals(statistics):
+        return _Results(None, statistics, None)
     least, most = statistics.min, statistics.max
     known = None if statistics.inf or least is None or most is None else (float(least), float(most))
-    return _Looked(None, statistics, variable.histogram(_BINS, known))
+    return _Results(None, statistics, variable.histogram(_BINS, known))
 
 
-def _is_real(statistics: Statistics) -> bool:
-    """Whether there are real numbers that are finite."""
+def _has_finite_reals(statistics: Statistics) -> bool:
+    """Return whether the elements include finite real numbers."""
     return statistics.mean is not None and not isinstance(statistics.mean, complex)
 
 
 def _show_variable(
-    variable: Variable, slice_: str | None, looked: _Looked, options: dict[str, Any], *, json: bool, values: bool
+    variable: Variable, slice_: str | None, results: _Results, options: dict[str, Any], *, json: bool, values: bool
 ) -> None:
-    part, statistics, histogram = looked
+    part, statistics, histogram = results
     if json:
-        shown = part if part is not None else variable.read() if values and variable.size <= _MOST_VALUES else None
+        shown = part if part is not None else variable.read() if values and variable.size <= _MAX_VALUES else None
         write_json(
             {
                 "name": variable.name,
@@ -183,7 +181,7 @@ def _show_variable(
     head = f"{styled(variable.name + label, 'bold')}: {styled(variable.type, 'cyan')}, {bytes_text(variable.nbytes)}"
     write(f"{head}, saved from {variable.kind}" if variable.kind not in ("jax", "numpy") else head)
     if values:
-        write(printed(variable, part, options))
+        write(values_text(variable, part, options))
     numbers = {
         "min": statistics.min,
         "max": statistics.max,
@@ -205,7 +203,7 @@ def _show_variable(
 def _statistics_of(variable: Variable, part: np.ndarray) -> Statistics:
     if variable.kind in ("key", "str", "bytes") or part.dtype.kind in "OSUmM":
         return Statistics(int(part.size))
-    return sums_of(np.asarray(part)).result()
+    return accumulate(np.asarray(part)).result()
 
 
 def _write_histogram(counts: np.ndarray, edges: np.ndarray) -> None:
@@ -228,14 +226,14 @@ def _values_as_json(values: np.ndarray) -> Any:
     return values.tolist()
 
 
-def parsed_slice(text: str) -> tuple[Any, ...]:
-    """What a slice in NumPy's notation stands for.
+def parse_slice(text: str) -> tuple[Any, ...]:
+    """Parse a slice in NumPy notation.
 
     Raises:
-        typer.BadParameter: it is none.
+        typer.BadParameter: if `text` is not a slice.
 
     Example:
-        >>> parsed_slice("0:3, :, -1")
+        >>> parse_slice("0:3, :, -1")
         (slice(0, 3, None), slice(None, None, None), -1)
     """
     parts: list[Any] = []

@@ -1,4 +1,4 @@
-"""``pytreesaver verify``: read every byte."""
+"""``pytreesaver verify``: check every byte of checkpoints against the checksums."""
 
 import time
 from collections.abc import Iterator
@@ -9,23 +9,23 @@ import typer
 
 from pytreesaver._cli.app import Debug, Json, app, shows_progress
 from pytreesaver._cli.output import bytes_text, plural, styled, write, write_json
-from pytreesaver._cli.program import FINE, FOUND, one_line
+from pytreesaver._cli.program import EXIT_FOUND, EXIT_OK, one_line
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._run.listing import list_checkpoints
-from pytreesaver._text import printable, shown
+from pytreesaver._text import printable, quoted
 from pytreesaver.formats.registry import is_checkpoint
 
 
 @app.command("verify")
 def verify(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, and run directories for all of theirs.")
+        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, or run directories to verify all of a run.")
     ],
     json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Read every byte of checkpoints and compare it with its checksums. The exit code is 1 if any is damaged.
+    """Read every byte of checkpoints and compare checksums. The exit code is 1 if any checkpoint is damaged.
 
     For example:
 
@@ -36,13 +36,13 @@ def verify(
     """
     results = []
     for checkpoint in [checkpoint for path in paths for checkpoint in _checkpoints(path)]:
-        result = _verified(checkpoint, progress=shows_progress(json))
+        result = _verify_one(checkpoint, progress=shows_progress(json))
         results.append(result)
         if not json:
             _write_result(result)
     if json:
         write_json({"checkpoints": results})
-    return FINE if all(result["intact"] for result in results) else FOUND
+    return EXIT_OK if all(result["intact"] for result in results) else EXIT_FOUND
 
 
 def _checkpoints(path: Path) -> Iterator[Path]:
@@ -51,11 +51,11 @@ def _checkpoints(path: Path) -> Iterator[Path]:
         return
     listed = list_checkpoints(path) if path.is_dir() else []
     if not listed:
-        raise CheckpointNotFoundError(f"{path}: expected a checkpoint or a run directory with checkpoints, found none")
+        raise CheckpointNotFoundError(f"{path}: expected a checkpoint or a directory of checkpoints, found neither")
     yield from (each.path for each in listed)
 
 
-def _verified(path: Path, *, progress: bool) -> dict[str, Any]:
+def _verify_one(path: Path, *, progress: bool) -> dict[str, Any]:
     started = time.monotonic()
     result: dict[str, Any] = {
         "path": str(path),
@@ -69,7 +69,7 @@ def _verified(path: Path, *, progress: bool) -> dict[str, Any]:
         with load_checkpoint(path) as checkpoint:
             result |= {"variables": len(checkpoint), "nbytes": checkpoint.nbytes}
             checkpoint.verify(progress=progress)
-    except CheckpointError as error:  # the others are looked at all the same
+    except CheckpointError as error:  # go on with the other checkpoints
         damaged = list(error.damaged) if isinstance(error, CorruptCheckpointError) else []
         result |= {"intact": False, "damaged": damaged, "problem": str(error)}
     return {**result, "seconds": round(time.monotonic() - started, 3)}
@@ -83,4 +83,4 @@ def _write_result(result: dict[str, Any]) -> None:
         return
     write(f"{styled('DAMAGED', 'bold red')}  {one_line(result['problem'].splitlines()[0])}")
     for name in result["damaged"]:
-        write(f"         {printable(shown(name))}")
+        write(f"         {printable(quoted(name))}")

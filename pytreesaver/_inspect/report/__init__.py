@@ -1,45 +1,48 @@
-"""The report of a run: one page of HTML with what was saved, kept and deleted, and how the variables changed."""
+"""HTML reports about runs: saved, kept and deleted checkpoints, and changes of the variables."""
 
 import os
 from pathlib import Path
-from typing import Any
 
 from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io.atomic import replace_file
-from pytreesaver._io.paths import PathLike, local_path, named_os_errors
+from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress
+from pytreesaver._tree.select import Selection
 
 
 def write_report(
     directory: PathLike,
     path: PathLike = "report.html",
     *,
-    only: Any = None,
+    only: Selection | None = None,
     values: bool = True,
     overwrite: bool = False,
     progress: Progress = False,
 ) -> Path:
-    """Write a page of HTML about a run directory, which opens in any browser without a network. Gives its path.
+    """Write an HTML report about a run directory. The page opens in any browser, without a network.
 
-    It shows the life of every checkpoint and why retention keeps it, the metrics, the bytes of the variables as a
-    treemap, the norm of each variable and how far it has moved from one checkpoint to the next, where there are NaN
-    and Inf, what is damaged, and tables to sort and search. Needs Plotly: ``pip install 'pytreesaver[report]'``.
+    The report shows when each checkpoint was saved and deleted and why retention keeps it, the metrics, the sizes of
+    the variables as a treemap, the norm of each variable and its drift between checkpoints, NaN and Inf, damage, and
+    sortable tables with a search. Requires Plotly: ``pip install 'pytreesaver[report]'``.
 
     Args:
         directory: the run directory.
-        path: the file to write. An older report there is replaced.
-        only: which variables, as in `pytreesaver.restore`.
-        values: look at the values of the variables: all bytes are read, at some 200 MB/s. Without it there are no
-            norms, and nothing is said of NaN.
-        overwrite: replace whatever file is at `path`.
+        path: the file to write. An existing report is replaced.
+        only: the variables to include, as in `pytreesaver.restore`.
+        values: read the values of all variables, at about 200 MB/s. If False, the report has no norms, drift or NaN
+            counts.
+        overwrite: replace any file at `path`, even if it is not a report.
         progress: as in `pytreesaver.save`.
 
+    Returns:
+        The path of the report.
+
     Raises:
-        CheckpointNotFoundError: there is no run directory, or no checkpoint in it.
-        CheckpointExistsError: there is something else than a report at `path`.
-        VariableNotFoundError: `only` selects nothing.
-        CheckpointIOError: the file cannot be written.
-        ImportError: Plotly is not installed.
+        CheckpointNotFoundError: if the run directory does not exist or contains no checkpoints.
+        CheckpointExistsError: if something other than a report exists at `path`.
+        VariableNotFoundError: if `only` selects nothing.
+        CheckpointIOError: if the file cannot be written.
+        ImportError: if Plotly is not installed.
 
     Example:
         >>> with pytreesaver.CheckpointManager("reported", max_to_keep=2) as manager:
@@ -51,29 +54,29 @@ def write_report(
     check_progress(progress)
     target = local_path(path)
     if target.is_symlink():
-        target = target.resolve()  # what it leads to is replaced, not the link
+        target = target.resolve()  # replace the target of the link, not the link
     _check_target(target, overwrite=overwrite)
     try:
         import plotly  # noqa: F401
     except ImportError as error:
-        raise ImportError("a report needs Plotly: pip install 'pytreesaver[report]'") from error
+        raise ImportError("reports require Plotly: pip install 'pytreesaver[report]'") from error
 
     from pytreesaver._inspect.report.facts import collect
     from pytreesaver._inspect.report.page import page
 
     text = page(collect(directory, only, values=values, progress=progress))
-    with named_os_errors("write", target):
+    with wrap_os_errors("write", target):
         replace_file(target, text.encode("utf-8", "backslashreplace"))
     return target
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse what is no report before the work begins."""
+    """Raise before the measuring if `target` must not be replaced."""
     from pytreesaver._inspect.report.page import MARK
 
-    with named_os_errors("write", target):
+    with wrap_os_errors("write", target):
         if os.path.lexists(target) and not target.is_file():
-            found = "a directory" if target.is_dir() else "what is no regular file"
+            found = "a directory" if target.is_dir() else "a special file"
             raise CheckpointExistsError(f"{target}: expected a file to write, found {found}")
         if not os.path.lexists(target):
             if not target.absolute().parent.is_dir():
@@ -84,5 +87,5 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         with target.open("rb") as file:
             if MARK.encode() not in file.readline(200):
                 raise CheckpointExistsError(
-                    f"{target}: expected nothing or an older report, found something else; overwrite=True replaces it"
+                    f"{target}: expected no file or an existing report, found another file; overwrite=True replaces it"
                 )

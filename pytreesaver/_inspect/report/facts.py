@@ -1,4 +1,4 @@
-"""What a report tells of a run: read from the directory, as plain values."""
+"""The contents of a report, collected from a run directory as plain values."""
 
 import math
 import time
@@ -11,29 +11,29 @@ from typing import Any
 import numpy as np
 
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, VariableNotFoundError
-from pytreesaver._inspect.measuring import CheckpointMeasures, measure_after
+from pytreesaver._inspect.measuring import CheckpointMeasures, measure_with_drift
 from pytreesaver._inspect.statistics import Statistics
-from pytreesaver._io.paths import PathLike, local_path, named_os_errors
+from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, reporting
 from pytreesaver._run.history import CheckpointEvent, get_checkpoint_history
 from pytreesaver._run.listing import ListedCheckpoint, list_checkpoints
 from pytreesaver._tree.kinds import describe, logical_shape
-from pytreesaver._tree.select import Selection, as_selection, selected_names
+from pytreesaver._tree.select import Selector, as_selection, selected_names
 from pytreesaver.formats.protocol import CheckpointReader
 from pytreesaver.formats.registry import open_reader
 
 
 @dataclass(frozen=True)
-class Life:
-    """A checkpoint that is or was in a run directory.
+class Lifetime:
+    """A checkpoint that exists or existed in a run directory.
 
     Attributes:
-        name: its name there.
+        name: its file name.
         saved: when it was saved, in seconds since the epoch.
-        step: the step that it was saved for, or None.
-        metrics: as they were given to the save.
-        deleted: when it was deleted; None if it is there, or nobody has noted that.
-        listed: what there is of it; None if it is gone.
+        step: the step for which it was saved, or None.
+        metrics: the metrics passed to the save.
+        deleted: when it was deleted; None if it exists, or if the deletion was not recorded.
+        listed: its entry in `list_checkpoints`; None if it no longer exists.
     """
 
     name: str
@@ -44,52 +44,52 @@ class Life:
     listed: ListedCheckpoint | None = None
 
     @property
-    def fate(self) -> str:
-        """``"kept"``, ``"will be deleted"``, ``"damaged"``, ``"deleted"`` or ``"gone"``."""
+    def status(self) -> str:
+        """``"kept"``, ``"will be deleted"``, ``"damaged"``, ``"deleted"``, or ``"missing"`` (deletion not recorded)."""
         if self.listed is None:
-            return "gone" if self.deleted is None else "deleted"
+            return "missing" if self.deleted is None else "deleted"
         if self.listed.problem is not None:
             return "damaged"
         return "kept" if self.listed.keep else "will be deleted"
 
 
-def lives_of(events: Iterable[CheckpointEvent], listed: Sequence[ListedCheckpoint]) -> list[Life]:
-    """All lives in the order of their saves, by a run's history and by what there is now.
+def lifetimes_of(events: Iterable[CheckpointEvent], listed: Sequence[ListedCheckpoint]) -> list[Lifetime]:
+    """Combine the history of a run with the existing checkpoints, in the order of the saves.
 
     Example:
         >>> events = [CheckpointEvent("saved", "a", 1.0, 10), CheckpointEvent("deleted", "a", 2.0)]
-        >>> [(life.name, life.step, life.deleted, life.fate) for life in lives_of(events, [])]
+        >>> [(lifetime.name, lifetime.step, lifetime.deleted, lifetime.status) for lifetime in lifetimes_of(events, [])]
         [('a', 10, 2.0, 'deleted')]
     """
-    lives: list[Life] = []
-    alive: dict[str, int] = {}
+    lifetimes: list[Lifetime] = []
+    existing: dict[str, int] = {}
     for event in events:
-        at = alive.pop(event.name, None)
-        if at is not None:  # a save in the place of another one ends that
-            lives[at] = replace(lives[at], deleted=event.time)
+        at = existing.pop(event.name, None)
+        if at is not None:  # an overwrite also ends the previous checkpoint
+            lifetimes[at] = replace(lifetimes[at], deleted=event.time)
         if event.kind == "saved":
-            alive[event.name] = len(lives)
-            lives.append(Life(event.name, event.time, event.step, event.metrics))
+            existing[event.name] = len(lifetimes)
+            lifetimes.append(Lifetime(event.name, event.time, event.step, event.metrics))
     for each in listed:
-        at = alive.get(each.path.name)
+        at = existing.get(each.path.name)
         if at is None:
-            lives.append(Life(each.path.name, each.time, each.step, each.metrics, listed=each))
+            lifetimes.append(Lifetime(each.path.name, each.time, each.step, each.metrics, listed=each))
         else:
-            lives[at] = replace(lives[at], listed=each)
-    return sorted(lives, key=lambda life: life.saved)
+            lifetimes[at] = replace(lifetimes[at], listed=each)
+    return sorted(lifetimes, key=lambda lifetime: lifetime.saved)
 
 
 @dataclass(frozen=True)
 class VariableFacts:
-    """A variable, as it is in the last checkpoint that has it.
+    """A variable as stored in the last checkpoint that contains it.
 
     Attributes:
         name: its name.
-        type: what it is, as in messages: ``"float32[784,512]"``.
-        size: how many elements it has.
-        nbytes: how many bytes it takes.
-        statistics: what its elements are like; None if they were not looked at, or it is damaged.
-        present: whether the newest checkpoint has it; True if that cannot be read.
+        type: its type as in messages: ``"float32[784,512]"``.
+        size: its number of elements.
+        nbytes: its size in bytes.
+        statistics: statistics of its elements; None if it was not read, holds no numbers, or is damaged.
+        present: whether the newest checkpoint contains it; True if that checkpoint cannot be read.
     """
 
     name: str
@@ -106,22 +106,22 @@ class RunFacts:
 
     Attributes:
         directory: the run directory.
-        time: when this was collected, in seconds since the epoch.
-        lives: all checkpoints that are or were there, in the order of their saves.
-        measured: the checkpoints that could be read, in that order: the columns of the arrays.
+        time: when the facts were collected, in seconds since the epoch.
+        lifetimes: all past and present checkpoints, in the order of the saves.
+        measured: the readable checkpoints, in the same order: the columns of the arrays.
         variables: the rows of the arrays.
-        norms: float64[variables, measured]: the norm of each variable; NaN where there is none.
-        drifts: float64[variables, measured]: the norm of its change since the column before; likewise.
-        not_finite: (row, column, how many NaN, how many Inf) where there are any.
-        damaged: the names of damaged variables, by the name of the checkpoint.
-        unreadable: what is wrong with the checkpoints that could not be opened, by their names.
-        has_values: whether values were looked at.
+        norms: float64[variables, measured]: the norm of each variable; NaN if not available.
+        drifts: float64[variables, measured]: the norm of its change since the previous column; NaN if not available.
+        not_finite: (row, column, NaN count, Inf count) wherever one of the counts is positive.
+        damaged: names of damaged variables, by checkpoint name.
+        unreadable: error messages of checkpoints that could not be opened, by checkpoint name.
+        has_values: whether values were read.
     """
 
     directory: Path
     time: float
-    lives: list[Life]
-    measured: list[Life] = field(default_factory=list)
+    lifetimes: list[Lifetime]
+    measured: list[Lifetime] = field(default_factory=list)
     variables: list[VariableFacts] = field(default_factory=list)
     norms: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     drifts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
@@ -132,51 +132,51 @@ class RunFacts:
 
 
 def collect(directory: PathLike, only: Any, *, values: bool, progress: Progress) -> RunFacts:
-    """Read what a report shows: every byte once, and those once more that differ in the checkpoint after.
+    """Collect the contents of a report. Reads every value once, and again if it changes in the next checkpoint.
 
     Raises:
-        CheckpointNotFoundError: there is no run directory, or there is and was no checkpoint in it.
-        VariableNotFoundError: `only` selects nothing in any checkpoint.
+        CheckpointNotFoundError: if the run directory does not exist, or neither it nor its history has a checkpoint.
+        VariableNotFoundError: if `only` selects nothing in any checkpoint.
     """
-    where = local_path(directory)
-    listed = list_checkpoints(where)
-    facts = RunFacts(where, time.time(), lives_of(get_checkpoint_history(where), listed), has_values=values)
-    if not facts.lives:
-        raise CheckpointNotFoundError(f"{where}: expected a run directory with checkpoints, found none in it")
+    run = local_path(directory)
+    listed = list_checkpoints(run)
+    facts = RunFacts(run, time.time(), lifetimes_of(get_checkpoint_history(run), listed), has_values=values)
+    if not facts.lifetimes:
+        raise CheckpointNotFoundError(f"{run} contains no checkpoints")
     selection = None if only is None else as_selection(only)
-    there = [life for life in facts.lives if life.listed is not None]
-    nbytes = 2 * sum(life.listed.nbytes for life in there if life.listed is not None) if values else 0
-    table = _Table(facts)
-    refused: VariableNotFoundError | None = None
-    with reporting(progress, f"measuring {where}", nbytes):
-        for life in there:
+    present = [lifetime for lifetime in facts.lifetimes if lifetime.listed is not None]
+    nbytes = 2 * sum(lifetime.listed.nbytes for lifetime in present if lifetime.listed is not None) if values else 0
+    collector = _Collector(facts)
+    nothing_selected: VariableNotFoundError | None = None
+    with reporting(progress, f"measuring {run}", nbytes):
+        for lifetime in present:
             try:
-                refused = table.add(life, where / life.name, selection) or refused
+                nothing_selected = collector.add(lifetime, run / lifetime.name, selection) or nothing_selected
             except CheckpointError as error:  # damaged, or deleted since the directory was listed
-                facts.unreadable[life.name] = str(error)
-    if refused is not None and not facts.variables:
-        raise refused
-    table.fill_in(newest_is_there=bool(there) and facts.measured[-1:] == there[-1:])
+                facts.unreadable[lifetime.name] = str(error)
+    if nothing_selected is not None and not facts.variables:
+        raise nothing_selected
+    collector.finish(newest_is_readable=bool(present) and facts.measured[-1:] == present[-1:])
     return facts
 
 
-class _Table:
-    """What is found in one checkpoint after the other: a column for each, a row for each name."""
+class _Collector:
+    """Collects measurements checkpoint by checkpoint: one column per checkpoint, one row per variable name."""
 
     def __init__(self, facts: RunFacts) -> None:
         self._facts = facts
         self._row_of: dict[str, int] = {}
-        self._columns: list[tuple[np.ndarray, np.ndarray]] = []  # norms and drifts of the rows that there were then
-        self._before: tuple[Path, CheckpointMeasures] | None = None
+        self._columns: list[tuple[np.ndarray, np.ndarray]] = []  # norms and drifts of the rows known at that time
+        self._previous: tuple[Path, CheckpointMeasures] | None = None
         self._newest: set[str] = set()
 
-    def add(self, life: Life, path: Path, selection: Selection | None) -> VariableNotFoundError | None:
-        """Add the column of a checkpoint; gives the error if nothing in it is selected.
+    def add(self, lifetime: Lifetime, path: Path, selection: Selector | None) -> VariableNotFoundError | None:
+        """Add the column of a checkpoint. Returns the error if nothing in it is selected.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: if the checkpoint cannot be read.
         """
-        facts, refused = self._facts, None
+        facts, nothing_selected = self._facts, None
         with ExitStack() as stack:
             reader = _opened(path, stack)
             names = list(reader.names)
@@ -184,16 +184,16 @@ class _Table:
                 try:
                     names = selected_names(selection, names, str(path))
                 except VariableNotFoundError as error:
-                    names, refused = [], error
+                    names, nothing_selected = [], error
             measures = CheckpointMeasures({})
             if facts.has_values:
-                with named_os_errors("read", path):
-                    measures = measure_after(reader, names, self._opened_before(stack))
-            self._note_variables(reader, names, measures)
+                with wrap_os_errors("read", path):
+                    measures = measure_with_drift(reader, names, self._open_previous(stack))
+            self._record_variables(reader, names, measures)
         column = len(facts.measured)
-        facts.measured.append(life)
+        facts.measured.append(lifetime)
         self._newest = set(names)
-        self._before = path, measures
+        self._previous = path, measures
         norms, drifts = (np.full(len(self._row_of), np.nan) for _ in range(2))
         for name, measured in measures.variables.items():
             row, statistics = self._row_of[name], measured.statistics
@@ -203,18 +203,18 @@ class _Table:
                 facts.not_finite.append((row, column, statistics.nan or 0, statistics.inf or 0))
         self._columns.append((norms, drifts))
         if measures.damaged:
-            facts.damaged[life.name] = list(measures.damaged)
-        return refused
+            facts.damaged[lifetime.name] = list(measures.damaged)
+        return nothing_selected
 
-    def _opened_before(self, stack: ExitStack) -> tuple[CheckpointReader, CheckpointMeasures] | None:
-        if self._before is None:
+    def _open_previous(self, stack: ExitStack) -> tuple[CheckpointReader, CheckpointMeasures] | None:
+        if self._previous is None:
             return None
         try:
-            return _opened(self._before[0], stack), self._before[1]
-        except CheckpointError:  # it is gone by now
+            return _opened(self._previous[0], stack), self._previous[1]
+        except CheckpointError:  # deleted in the meantime
             return None
 
-    def _note_variables(self, reader: CheckpointReader, names: Sequence[str], measures: CheckpointMeasures) -> None:
+    def _record_variables(self, reader: CheckpointReader, names: Sequence[str], measures: CheckpointMeasures) -> None:
         position_of = {name: i for i, name in enumerate(reader.names)}
         for name in names:
             i = position_of[name]
@@ -231,14 +231,14 @@ class _Table:
             row = self._row_of.setdefault(name, len(self._row_of))
             self._facts.variables[row : row + 1] = [variable]
 
-    def fill_in(self, *, newest_is_there: bool) -> None:
-        """Bring the columns into the arrays, and tell which variables the newest checkpoint has."""
+    def finish(self, *, newest_is_readable: bool) -> None:
+        """Assemble the arrays from the columns, and mark the variables that the newest checkpoint lacks."""
         facts = self._facts
         facts.norms, facts.drifts = (np.full((len(self._row_of), len(self._columns)), np.nan) for _ in range(2))
         for c, (norms, drifts) in enumerate(self._columns):
             facts.norms[: norms.size, c] = norms
             facts.drifts[: drifts.size, c] = drifts
-        if newest_is_there:
+        if newest_is_readable:
             facts.variables = [replace(each, present=each.name in self._newest) for each in facts.variables]
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a report that are drawn once: Plotly figures of plain values, with names escaped for its labels."""
+"""The static Plotly figures of a report. Names are escaped, because Plotly interprets labels as HTML."""
 
 import html
 import math
@@ -8,66 +8,66 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pytreesaver._inspect.name_tree import Branch, variable_tree
-from pytreesaver._inspect.report.facts import Life, RunFacts, VariableFacts
+from pytreesaver._inspect.report.facts import Lifetime, RunFacts, VariableFacts
 from pytreesaver._text import printable, time_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-FATES = {
+STATUS_STYLES = {
     "kept": ("#2a9d5c", "circle"),
     "will be deleted": ("#e0a000", "circle"),
     "damaged": ("#d62839", "x"),
     "deleted": ("#8a8f98", "circle-open"),
-    "gone": ("#8a8f98", "circle-x-open"),
+    "missing": ("#8a8f98", "circle-x-open"),
 }
-"""The colour and the marker of each fate of a checkpoint."""
+"""Colour and marker for each status of a checkpoint."""
 
 
 def label(text: str) -> str:
-    """A text that Plotly shows as it is: it takes its labels for HTML."""
+    """Escape a text for a Plotly label."""
     return html.escape(printable(text), quote=False)
 
 
-def steps_of(lives: Sequence[Life]) -> list[int]:
-    """Where each checkpoint stands on an axis of steps; they are numbered if some have no step, or one that falls."""
-    steps = [life.step for life in lives]
+def x_positions(lifetimes: Sequence[Lifetime]) -> list[int]:
+    """Return x positions of checkpoints: their steps, or 0, 1, ... if a step is missing or steps do not increase."""
+    steps = [lifetime.step for lifetime in lifetimes]
     known = [step for step in steps if step is not None]
     ascending = len(known) == len(steps) and all(a < b for a, b in pairwise(known))
-    return known if ascending else list(range(len(lives)))
+    return known if ascending else list(range(len(lifetimes)))
 
 
 def lifetimes(facts: RunFacts) -> "go.Figure":
-    """Each checkpoint as a line in time from its save to its deletion, at the height of its step."""
+    """Draw each checkpoint as a line from the time of its save to its deletion, with the step as y."""
     import plotly.graph_objects as go
 
-    lives = facts.lives
-    has_steps = all(life.step is not None for life in lives)
-    heights = [life.step if has_steps else i for i, life in enumerate(lives)]
-    now = max([facts.time] if len(lives) < 2 else [life.deleted or life.saved for life in lives])
+    lifetimes = facts.lifetimes
+    has_steps = all(lifetime.step is not None for lifetime in lifetimes)
+    heights = [lifetime.step if has_steps else i for i, lifetime in enumerate(lifetimes)]
+    now = max([facts.time] if len(lifetimes) < 2 else [lifetime.deleted or lifetime.saved for lifetime in lifetimes])
     figure = go.Figure()
-    for fate, (colour, symbol) in FATES.items():
-        chosen = [i for i, life in enumerate(lives) if life.fate == fate]
+    for status, (colour, symbol) in STATUS_STYLES.items():
+        chosen = [i for i, lifetime in enumerate(lifetimes) if lifetime.status == status]
         if not chosen:
             continue
         times: list[datetime | None] = []
         lines: list[int | None] = []
         for i in chosen:
-            end = lives[i].deleted if lives[i].listed is None else now
-            times += [_when(lives[i].saved), _when(lives[i].saved if end is None else end), None]
+            end = lifetimes[i].deleted if lifetimes[i].listed is None else now
+            times += [_as_datetime(lifetimes[i].saved), _as_datetime(lifetimes[i].saved if end is None else end), None]
             lines += [heights[i], heights[i], None]
-        shared = {"legendgroup": fate, "name": f"{fate} ({len(chosen)})"}
+        shared = {"legendgroup": status, "name": f"{status} ({len(chosen)})"}
         figure.add_scatter(
             x=times, y=lines, mode="lines", line={"color": colour, "width": 2}, hoverinfo="skip", showlegend=False,
-            legendgroup=fate,
+            legendgroup=status,
         )  # fmt: skip
         figure.add_scatter(
-            x=[_when(lives[i].saved) for i in chosen],
+            x=[_as_datetime(lifetimes[i].saved) for i in chosen],
             y=[heights[i] for i in chosen],
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 8},
-            text=[_hover(lives[i]) for i in chosen],
+            text=[_hover_text(lifetimes[i]) for i in chosen],
             hovertemplate="%{text}<extra></extra>",
             **shared,
         )
@@ -80,75 +80,75 @@ def lifetimes(facts: RunFacts) -> "go.Figure":
     return figure
 
 
-def _when(seconds: float) -> datetime | None:
+def _as_datetime(seconds: float) -> datetime | None:
     try:
         return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
     except (OverflowError, ValueError, OSError):
         return None
 
 
-def _hover(life: Life) -> str:
-    lines = [f"<b>{label(life.name)}</b>", f"saved {time_text(life.saved)}"]
-    if life.step is not None:
-        lines.append(f"step {life.step}")
-    if life.deleted is not None:
-        lines.append(f"deleted {time_text(life.deleted)}")
-    elif life.fate == "gone":
-        lines.append("not there any more; nobody noted its deletion")
-    if life.listed is not None:
-        lines += [label(reason) for reason in life.listed.reasons]
-        if life.listed.problem:
-            lines.append(label(life.listed.problem.splitlines()[0]))
-        elif not life.listed.keep:
-            lines.append("goes at the next save")
-    lines += [f"{label(name)} = {value:.6g}" for name, value in life.metrics.items()]
+def _hover_text(lifetime: Lifetime) -> str:
+    lines = [f"<b>{label(lifetime.name)}</b>", f"saved {time_text(lifetime.saved)}"]
+    if lifetime.step is not None:
+        lines.append(f"step {lifetime.step}")
+    if lifetime.deleted is not None:
+        lines.append(f"deleted {time_text(lifetime.deleted)}")
+    elif lifetime.status == "missing":
+        lines.append("missing, deletion not recorded")
+    if lifetime.listed is not None:
+        lines += [label(reason) for reason in lifetime.listed.reasons]
+        if lifetime.listed.problem:
+            lines.append(label(lifetime.listed.problem.splitlines()[0]))
+        elif not lifetime.listed.keep:
+            lines.append("will be deleted at the next save")
+    lines += [f"{label(name)} = {value:.6g}" for name, value in lifetime.metrics.items()]
     return "<br>".join(lines)
 
 
 def reasons(facts: RunFacts) -> "go.Figure":
-    """Which checkpoints that are there are kept for which reason."""
+    """Draw which existing checkpoints are kept, one row per reason."""
     import plotly.graph_objects as go
 
-    there = [life for life in facts.lives if life.listed is not None]
-    places = steps_of(there)
+    existing = [lifetime for lifetime in facts.lifetimes if lifetime.listed is not None]
+    positions = x_positions(existing)
     points: dict[str, list[int]] = {}
-    for i, life in enumerate(there):
-        listed = life.listed
-        why = listed.reasons if listed is not None and listed.keep and listed.problem is None else (life.fate,)
+    for i, lifetime in enumerate(existing):
+        listed = lifetime.listed
+        why = listed.reasons if listed is not None and listed.keep and listed.problem is None else (lifetime.status,)
         for reason in why:
             points.setdefault(reason, []).append(i)
     figure = go.Figure()
     for reason, chosen in points.items():
-        colour = FATES.get(reason, FATES["kept"])[0]
+        colour = STATUS_STYLES.get(reason, STATUS_STYLES["kept"])[0]
         figure.add_scatter(
-            x=[places[i] for i in chosen],
+            x=[positions[i] for i in chosen],
             y=[label(reason)] * len(chosen),
             mode="markers",
             marker={"color": colour, "symbol": "square", "size": 9},
-            text=[_hover(there[i]) for i in chosen],
+            text=[_hover_text(existing[i]) for i in chosen],
             hovertemplate="%{text}<extra></extra>",
             showlegend=False,
         )
     figure.update_layout(
-        xaxis={"title": {"text": axis_title(there)}},
+        xaxis={"title": {"text": axis_title(existing)}},
         yaxis={"automargin": True, "type": "category"},
         height=130 + 34 * len(points),
     )
     return figure
 
 
-def axis_title(lives: Sequence[Life]) -> str:
-    """What an axis of `steps_of` counts."""
-    steps = [life.step for life in lives]
-    return "step" if steps == steps_of(lives) else "checkpoint"
+def axis_title(lifetimes: Sequence[Lifetime]) -> str:
+    """Return the axis title for `x_positions`."""
+    steps = [lifetime.step for lifetime in lifetimes]
+    return "step" if steps == x_positions(lifetimes) else "checkpoint"
 
 
 def metrics(facts: RunFacts) -> "go.Figure | None":
-    """A curve of each metric over the steps; of deleted checkpoints too. None if there are no metrics."""
+    """Draw a curve per metric, including deleted checkpoints. Returns None if there are no metrics."""
     from plotly.subplots import make_subplots
 
-    lives = facts.lives
-    names = list(dict.fromkeys(name for life in lives for name in life.metrics))
+    lifetimes = facts.lifetimes
+    names = list(dict.fromkeys(name for lifetime in lifetimes for name in lifetime.metrics))
     if not names:
         return None
     columns = 1 if len(names) == 1 else 2
@@ -156,13 +156,13 @@ def metrics(facts: RunFacts) -> "go.Figure | None":
     figure = make_subplots(
         rows=rows, cols=columns, subplot_titles=[label(name) for name in names], vertical_spacing=0.25 / rows
     )
-    places = steps_of(lives)
+    positions = x_positions(lifetimes)
     for number, name in enumerate(names):
-        chosen = [i for i, life in enumerate(lives) if name in life.metrics]
-        markers = [FATES[lives[i].fate] for i in chosen]
+        chosen = [i for i, lifetime in enumerate(lifetimes) if name in lifetime.metrics]
+        markers = [STATUS_STYLES[lifetimes[i].status] for i in chosen]
         figure.add_scatter(
-            x=[places[i] for i in chosen],
-            y=[lives[i].metrics[name] for i in chosen],
+            x=[positions[i] for i in chosen],
+            y=[lifetimes[i].metrics[name] for i in chosen],
             mode="lines+markers",
             line={"width": 1.5, "color": "#4c78a8"},
             marker={
@@ -170,22 +170,22 @@ def metrics(facts: RunFacts) -> "go.Figure | None":
                 "symbol": [each[1] for each in markers],
                 "size": 7,
             },
-            text=[_hover(lives[i]) for i in chosen],
+            text=[_hover_text(lifetimes[i]) for i in chosen],
             hovertemplate="%{text}<extra></extra>",
             showlegend=False,
             row=number // columns + 1,
             col=number % columns + 1,
         )
-    figure.update_xaxes(title_text=axis_title(lives), row=rows)
+    figure.update_xaxes(title_text=axis_title(lifetimes), row=rows)
     figure.update_layout(height=100 + 240 * rows, margin={"t": 50})
     return figure
 
 
-_MOST_AREAS = 4000  # so many are drawn at once in a second or two
+_MAX_AREAS = 4000  # drawing this many takes a second or two
 
 
 def treemap(variables: Sequence[VariableFacts]) -> "go.Figure":
-    """The bytes of the variables as areas, inside those of what they lie under."""
+    """Draw the sizes of the variables as nested areas."""
     import plotly.graph_objects as go
 
     root = variable_tree(variables)
@@ -199,7 +199,7 @@ def treemap(variables: Sequence[VariableFacts]) -> "go.Figure":
             values=values,
             text=texts,
             branchvalues="total",
-            maxdepth=-1 if len(areas) <= _MOST_AREAS else 4,
+            maxdepth=-1 if len(areas) <= _MAX_AREAS else 4,
             hovertemplate="<b>%{label}</b><br>%{text}<br>%{percentRoot} of all<extra></extra>",
             texttemplate="%{label}<br>%{text}",
             marker={"line": {"width": 1}},
@@ -211,7 +211,7 @@ def treemap(variables: Sequence[VariableFacts]) -> "go.Figure":
 
 
 def _areas(branch: Branch, own: str, above: str, name: str) -> Iterator[tuple[str, str, str, int, str]]:
-    """The id, that of what it lies in, the label, the bytes and the text of a branch and of all below it."""
+    """Yield (id, parent id, label, bytes, text) of a branch and of all branches below it."""
     yield own, above, name, branch.nbytes, _area_text(branch)
     for number, child in enumerate(branch.children):
         yield from _areas(child, f"{own}/{number}", own, label(child.name) or "''")

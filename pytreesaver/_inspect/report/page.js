@@ -77,7 +77,7 @@
     return String(a).localeCompare(String(b), "en", { numeric: true });
   };
 
-  /* A table that sorts by the column whose heading is clicked. A column: {title, value(item), text(value, item)?, kind?}. */
+  /* A sortable table. Each field: {title, value(item), text(value, item)?, kind?, mark(item)?}. */
   class Table {
     constructor(element, fields, items, options) {
       Object.assign(this, { element, fields, items, options, by: options.by, down: options.down, all: false });
@@ -133,11 +133,11 @@
     }
   }
 
-  // Curves of the chosen variables.
+  // Curves of the selected variables.
 
   const symbols = { symbol: "x", color: "#d62839", size: 9 };
   const chosen = new Set();
-  const interesting = () => {
+  const defaultRows = () => {
     const score = (v) => Math.min((notFinite.has(v.row) ? 1e300 : 0) + (v.drift || 0), 1e307);
     return [...data.variables]
       .filter((v) => v.norm !== null)
@@ -154,7 +154,7 @@
     connectgaps: false,
     hovertemplate: `%{y:.6g}, ${data.axis} %{x}<extra>%{fullData.name}</extra>`,
   });
-  const crosses = (list, values) => {
+  const notFiniteMarkers = (list, values) => {
     const x = [], y = [], text = [];
     for (const row of list) {
       for (const [c, [nan, inf]] of notFinite.get(row) || []) {
@@ -177,7 +177,7 @@
     for (const [id, values, title] of [["norms", (r, c) => at(norms, r, c), "norm"], ["drifts", relative, "relative drift"]]) {
       const traces = list.map((row) => curve(row, values));
       const log = isLog(traces);
-      traces.push(crosses(list, values));
+      traces.push(notFiniteMarkers(list, values));
       draw(id, traces, {
         xaxis: { title: { text: data.axis } },
         yaxis: { title: { text: title }, type: log ? "log" : "linear", exponentformat: "power" },
@@ -194,7 +194,7 @@
     const best = shown.filter((v) => v.norm !== null)
       .sort((a, b) => compare(b.drift || 0, a.drift || 0)).slice(0, mostInHeatmap);
     byId("heatmap-count").textContent =
-      `${best.length} with the largest drift in the last checkpoint, the largest first`;
+      `${best.length} with the largest drift in the last checkpoint, largest first`;
     const list = best.reverse();
     const z = list.map((v) => data.steps.map((_, c) => {
       const value = relative(v.row, c);
@@ -242,7 +242,7 @@
       row.dataset.row = v.row;
       row.classList.toggle("chosen", chosen.has(v.row));
       row.classList.toggle("absent", !v.present);
-      if (!v.present) row.title = "The newest checkpoint does not have it.";
+      if (!v.present) row.title = "Not in the newest checkpoint.";
       if (v.damaged) row.title = `Damaged in ${v.damaged}.`;
     },
     written: (shown, most) => {
@@ -272,7 +272,7 @@
       drawCurves();
     });
     byId("clear").addEventListener("click", () => { chosen.clear(); variables.write(); drawCurves(); });
-    interesting().forEach((row) => chosen.add(row));
+    defaultRows().forEach((row) => chosen.add(row));
     variables.write();
   }
 
@@ -284,7 +284,7 @@
     { title: "checkpoint", kind: "name", value: (c) => c.name, text: String },
     number("step", "step"), { title: "saved (UTC)", value: (c) => c.time, text: (_, c) => c.saved }, number("bytes", "nbytes"),
     ...metricNames.map((name) => ({ title: name, kind: "number", value: (c) => c.metrics[name] ?? null })),
-    { ...wide("fate", "fate"), mark: (c) => c.fate === "damaged" }, wide("why", "note"), wide("metadata", "metadata"),
+    { ...wide("status", "status"), mark: (c) => c.status === "damaged" }, wide("details", "note"), wide("metadata", "metadata"),
   ], data.checkpoints, { by: 2, down: true });
 
   const drawAll = () => {

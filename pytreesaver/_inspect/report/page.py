@@ -1,4 +1,4 @@
-"""A report as one page of HTML that needs nothing else. Pure."""
+"""The self-contained HTML page of a report. Pure."""
 
 import base64
 import html
@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 
 from pytreesaver._inspect.report import figures as _figures
-from pytreesaver._inspect.report.facts import Life, RunFacts, VariableFacts
-from pytreesaver._inspect.report.figures import axis_title, label, steps_of
+from pytreesaver._inspect.report.facts import Lifetime, RunFacts, VariableFacts
+from pytreesaver._inspect.report.figures import axis_title, label, x_positions
 from pytreesaver._text import printable, time_text
 from pytreesaver._tree.plain import encode_value
 
 MARK = "<!-- made by pytreesaver report -->"
-"""What the first line of a report ends with."""
+"""The end of the first line of every report, by which `write_report` recognizes reports."""
 
-_MOST_SHOWN = 20
+_MAX_NAMES = 20
 
 
 def page(facts: RunFacts) -> str:
-    """The whole page."""
+    """Return the HTML of the page."""
     figures = {
         "lifetimes": _figures.lifetimes(facts),
-        "reasons": _figures.reasons(facts) if any(life.listed for life in facts.lives) else None,
+        "reasons": _figures.reasons(facts) if any(lifetime.listed for lifetime in facts.lifetimes) else None,
         "metrics": _figures.metrics(facts),
         "treemap": _figures.treemap([each for each in facts.variables if each.present]) if facts.variables else None,
     }
@@ -37,20 +37,20 @@ def page(facts: RunFacts) -> str:
     data = {
         "figures": {name: json.loads(figure.to_json()) for name, figure in figures.items() if figure is not None},
         "templates": _templates(),
-        "checkpoints": [_checkpoint_row(life) for life in facts.lives],
+        "checkpoints": [_checkpoint_row(lifetime) for lifetime in facts.lifetimes],
         "variables": [_variable_row(each, damaged_in.get(each.name, [])) for each in facts.variables],
-        "steps": steps_of(facts.measured),
+        "steps": x_positions(facts.measured),
         "axis": axis_title(facts.measured),
-        "columns": [printable(life.name) for life in facts.measured],
+        "columns": [printable(lifetime.name) for lifetime in facts.measured],
         "norms": _as_base64(facts.norms),
         "drifts": _as_base64(facts.drifts),
         "notFinite": facts.not_finite,
         "hasValues": facts.has_values,
     }
     title = f"{printable(facts.directory.absolute().name)}: checkpoints"
-    filled = {
+    values = {
         "TITLE": html.escape(title),
-        "STYLE": _file("page.css"),
+        "STYLE": _resource("page.css"),
         "HEADING": html.escape(printable(str(facts.directory))),
         "SUMMARY": _summary(facts),
         "NOTICES": _notices(facts),
@@ -60,22 +60,22 @@ def page(facts: RunFacts) -> str:
         "HIDDEN_VALUES": "" if facts.has_values and facts.variables else " hidden",
         "DATA": _script_safe(json.dumps(data, allow_nan=False)),
         "PLOTLY": _plotly(),
-        "SCRIPT": _file("page.js"),
+        "SCRIPT": _resource("page.js"),
     }
-    return _template(_file("page.html"), filled)
+    return _fill_template(_resource("page.html"), values)
 
 
-def _template(text: str, filled: Mapping[str, str]) -> str:
-    """The text with what is to stand for each ``{{NAME}}``; what is filled in is not looked at again."""
+def _fill_template(text: str, values: Mapping[str, str]) -> str:
+    """Replace each ``{{NAME}}`` in a template. Replacements are not scanned for placeholders."""
     first, *rest = text.split("{{")
     parts = [first]
     for part in rest:
         name, _, after = part.partition("}}")
-        parts += [filled[name], after]
+        parts += [values[name], after]
     return "".join(parts)
 
 
-def _file(name: str) -> str:
+def _resource(name: str) -> str:
     return resources.files("pytreesaver._inspect.report").joinpath(name).read_text("utf-8")
 
 
@@ -93,7 +93,7 @@ def _templates() -> dict[str, Any]:
 
 
 def _script_safe(text: str) -> str:
-    """JSON that cannot end the element that it stands in."""
+    """Escape JSON so that it cannot end the script element that contains it."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -101,25 +101,25 @@ def _as_base64(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode()
 
 
-# What is known of checkpoints and variables, for the tables.
+# Rows of the tables.
 
 
-def _checkpoint_row(life: Life) -> dict[str, Any]:
-    listed = life.listed
+def _checkpoint_row(lifetime: Lifetime) -> dict[str, Any]:
+    listed = lifetime.listed
     metadata = "" if listed is None else ", ".join(f"{name} = {value!r}" for name, value in listed.metadata.items())
     if listed is None:
-        note = f"deleted {time_text(life.deleted)}" if life.deleted is not None else "its deletion was not noted"
+        note = "deletion not recorded" if lifetime.deleted is None else f"deleted {time_text(lifetime.deleted)}"
     else:
         note = listed.problem.splitlines()[0] if listed.problem else ", ".join(listed.reasons)
     return {
-        "name": printable(life.name),
-        "step": life.step,
-        "saved": time_text(life.saved).removesuffix(" UTC"),
-        "time": life.saved,
+        "name": printable(lifetime.name),
+        "step": lifetime.step,
+        "saved": time_text(lifetime.saved).removesuffix(" UTC"),
+        "time": lifetime.saved,
         "nbytes": None if listed is None else listed.nbytes,
-        "metrics": {printable(name): _number(value) for name, value in life.metrics.items()},
+        "metrics": {printable(name): _number(value) for name, value in lifetime.metrics.items()},
         "metadata": printable(metadata),
-        "fate": life.fate,
+        "status": lifetime.status,
         "note": printable(note),
     }
 
@@ -159,21 +159,21 @@ def _number(value: float | int | None) -> float | int | str | None:
 
 
 def _summary(facts: RunFacts) -> str:
-    there = [life.listed for life in facts.lives if life.listed is not None]
-    nbytes = sum(each.nbytes for each in there)
-    gone = len(facts.lives) - len(there)
+    existing = [lifetime.listed for lifetime in facts.lifetimes if lifetime.listed is not None]
+    nbytes = sum(each.nbytes for each in existing)
+    deleted = len(facts.lifetimes) - len(existing)
     present = [each for each in facts.variables if each.present]
     items = {
-        "checkpoints": f"{len(there):,}",
-        "deleted so far": f"{gone:,}",
+        "checkpoints": f"{len(existing):,}",
+        "deleted so far": f"{deleted:,}",
         "bytes on disk": f"{nbytes:,}",
         "variables": f"{len(present):,}",
         "params": f"{sum(each.size for each in present):,}",
-        "made": time_text(facts.time),
+        "created": time_text(facts.time),
     }
     newest = facts.measured[-1].listed if facts.measured else None
     if newest is not None:
-        items["newest" if newest is there[-1] else "newest that can be read"] = newest.path.name
+        items["newest" if newest is existing[-1] else "newest readable"] = newest.path.name
         metadata = encode_value(dict(newest.metadata), classes=False)
         items |= {f"metadata/{name}": json.dumps(value) for name, value in metadata.items()}
     cells = (
@@ -184,13 +184,13 @@ def _summary(facts: RunFacts) -> str:
 
 
 def _notices(facts: RunFacts) -> str:
-    """What needs somebody's attention."""
+    """Return the warnings at the top of the page."""
     notices = [f"{name}: {problem.splitlines()[0]}" for name, problem in facts.unreadable.items()]
-    for life in facts.lives:
-        listed = life.listed
-        if listed is not None and listed.problem is not None and life.name not in facts.unreadable:
-            notices.append(f"{life.name}: {listed.problem.splitlines()[0]}")
-    notices += [f"{name}: damaged: {_some(names)}" for name, names in facts.damaged.items()]
+    for lifetime in facts.lifetimes:
+        listed = lifetime.listed
+        if listed is not None and listed.problem is not None and lifetime.name not in facts.unreadable:
+            notices.append(f"{lifetime.name}: {listed.problem.splitlines()[0]}")
+    notices += [f"{name}: damaged: {_names_text(names)}" for name, names in facts.damaged.items()]
     by_column: dict[int, list[str]] = {}
     for row, column, _, _ in facts.not_finite:
         by_column.setdefault(column, []).append(facts.variables[row].name)
@@ -198,12 +198,12 @@ def _notices(facts: RunFacts) -> str:
         first = min(by_column)
         notices.append(
             f"NaN or Inf in {len(by_column)} of {len(facts.measured)} checkpoints, first in "
-            f"{facts.measured[first].name}: {_some(by_column[first])}"
+            f"{facts.measured[first].name}: {_names_text(by_column[first])}"
         )
     items = "".join(f"<li>{html.escape(printable(notice))}</li>" for notice in notices)
     return f"<ul class='notices'>{items}</ul>" if items else ""
 
 
-def _some(names: list[str]) -> str:
-    more = f", and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
-    return ", ".join(name or "''" for name in names[:_MOST_SHOWN]) + more
+def _names_text(names: list[str]) -> str:
+    more = f", and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(name or "''" for name in names[:_MAX_NAMES]) + more

@@ -97,6 +97,12 @@ class ManagerRule:
         """Whether it is TensorFlow's rule and nothing else."""
         return self.also is None and self.policy is None
 
+    @property
+    def best(self) -> KeepBest | None:
+        """The first part of the rule that keeps the best checkpoints by a metric, or None."""
+        parts = AnyOf(tuple(part for part in (self.policy, self.also) if part is not None)).parts
+        return next((part for part in parts if isinstance(part, KeepBest)), None)
+
 
 class ManagerDecisions(NamedTuple):
     """What becomes of each tracked checkpoint, oldest first.

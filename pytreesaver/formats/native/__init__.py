@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pytreesaver._errors import CheckpointError, CheckpointExistsError
 from pytreesaver._io import filesystem
-from pytreesaver._io.atomic import remove_directory_of_files
+from pytreesaver._io.atomic import remove_directory_atomically
 from pytreesaver.formats.native.files import INDEX_NAME, OWN_FILES, REPLACEABLE_FILES, read_heading, recognizes
 from pytreesaver.formats.native.reader import NativeReader
 from pytreesaver.formats.native.writing import remove_unlisted, write
@@ -36,7 +36,7 @@ def remove(path: Path) -> None:
             f"{path}: expected nothing but a checkpoint to remove, found {', '.join(foreign[:3])} in it too; "
             "move that elsewhere first"
         )
-    return remove_directory_of_files(path)
+    return remove_directory_atomically(path)
 
 
 # Reading.

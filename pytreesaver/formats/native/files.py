@@ -12,8 +12,8 @@ from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import block_checksums, block_count
 from pytreesaver._io.files import EndOfFileError, read_file, read_fully
-from pytreesaver._io.reading import Ranges
-from pytreesaver._text import shown
+from pytreesaver._io.reading import ReadRanges
+from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import grid_cells
 from pytreesaver.formats.native.header import is_header
 from pytreesaver.formats.native.index import (
@@ -178,9 +178,9 @@ class NativeFiles:
             in_file[1].append(chunk)
         return dict(by_file)
 
-    def ranges(self, chunks: Sequence[int], verify: bool) -> Ranges:
+    def ranges(self, chunks: Sequence[int], verify: bool) -> ReadRanges:
         """Where the chunks of these numbers lie in their file."""
-        return Ranges(
+        return ReadRanges(
             [self.index.chunk_offsets[i] for i in chunks],
             [self._chunk_nbytes[i] for i in chunks],
             [self._first_block[i] for i in chunks],
@@ -305,7 +305,7 @@ class NativeFiles:
         lines = list(reasons)
         if names:
             lines.append(f"{self.path}: {len(names)} of {len(self.index.names)} variables damaged:")
-        return CorruptCheckpointError("\n".join([*lines, *(f"  {shown(name)}" for name in names)]), damaged=names)
+        return CorruptCheckpointError("\n".join([*lines, *(f"  {quoted(name)}" for name in names)]), damaged=names)
 
 
 def _note(error: CorruptCheckpointError, reasons: list[str], damaged: dict[str, None]) -> None:

@@ -14,14 +14,14 @@ from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
 from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
-from pytreesaver._io.reading import Ranges, read_ranges
+from pytreesaver._io.reading import ReadRanges, read_ranges
 from pytreesaver._tree.boxes import (
     Box,
     box_index,
     box_shape,
     byte_runs,
+    byte_span,
     intersection,
-    outer_run,
     pieces_of_run,
     shifted,
     whole_box,
@@ -281,7 +281,7 @@ class NativeReader:
         for chunk in self._files.chunks(position):
             inside = shifted(box, chunk.start)
             if intersection(inside, whole_box(chunk.shape)) == inside:
-                begin, end = outer_run(chunk.shape, itemsize, inside)
+                begin, end = byte_span(chunk.shape, itemsize, inside)
                 return _Place(chunk, begin, end) if end - begin == nbytes else None
         return None
 
@@ -329,7 +329,7 @@ class NativeReader:
             chunks = [chunk for _, chunk in there]
             for file in {chunk.file for chunk in chunks}:
                 mine = [i for i, chunk in enumerate(chunks) if chunk.file == file]
-                ranges = Ranges(
+                ranges = ReadRanges(
                     [chunks[i].offset for i in mine],
                     [chunks[i].nbytes for i in mine],
                     [chunks[i].first_block for i in mine],
@@ -360,7 +360,7 @@ class NativeReader:
                         ),
                     )
 
-    def _read_ranges(self, file: int, ranges: Ranges) -> tuple[list[np.ndarray], list[int]]:
+    def _read_ranges(self, file: int, ranges: ReadRanges) -> tuple[list[np.ndarray], list[int]]:
         descriptor = self._files.descriptor(file)
         try:
             return read_ranges(descriptor, ranges, self._files.block_nbytes)

@@ -14,17 +14,17 @@ import numpy as np
 from pytreesaver._errors import CheckpointError, CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
+    make_directories,
     make_locked_directory,
-    make_parents,
     open_locked,
     remove_leftovers,
     remove_tree,
-    sync_names,
+    sync_parents,
     temporary_sibling,
 )
 from pytreesaver._io.checksums import BLOCK_NBYTES
 from pytreesaver._io.files import write_fully
-from pytreesaver._io.writing import Stretches, write_stretches
+from pytreesaver._io.writing import WriteRanges, write_ranges
 from pytreesaver._tree.kinds import cell_bytes, grid_cells, storage_dtype
 from pytreesaver.formats.native.files import INDEX_NAME, REPLACEABLE_FILES, read_index, recognizes
 from pytreesaver.formats.native.header import Tensor, encode_header
@@ -47,7 +47,7 @@ _ALIGNMENT = 4096
 
 
 class _How(NamedTuple):
-    """The arguments of `write_stretches` of these names."""
+    """The arguments of `write_ranges` of these names."""
 
     durable: bool
     in_background: bool
@@ -83,7 +83,7 @@ def _create(path: Path, contents: TreeContents, how: _How) -> None:
     made: list[Path] = []
     temporary = temporary_sibling(path)
     try:
-        make_parents(path.parent, made)
+        make_directories(path.parent, made)
         with ExitStack() as open_files:
             # The lock tells those who remove leftovers that this is none. It is held until the directory has its name.
             make_locked_directory(temporary, open_files)
@@ -102,7 +102,7 @@ def _create(path: Path, contents: TreeContents, how: _How) -> None:
                 filesystem.remove_directory(directory)
         raise
     if how.durable:
-        sync_names(path, made)
+        sync_parents(path, made)
 
 
 def _replace(path: Path, contents: TreeContents, how: _How) -> None:
@@ -128,7 +128,7 @@ def _replace(path: Path, contents: TreeContents, how: _How) -> None:
                         filesystem.remove_file(path / leftover)
             raise
     filesystem.sync_directory(path)
-    sync_names(path)
+    sync_parents(path)
     with suppress(OSError, CheckpointError):  # what cannot be removed now is removed by the next save
         remove_unlisted(path, replaced)
 
@@ -210,10 +210,10 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, how: _H
         leaf_type for leaf_type, cells in zip(contents.types, contents.cells, strict=True) for _ in cells.arrays
     ]
     take = _taker([array for cells in contents.cells for array in cells.arrays], order)
-    stretches = Stretches(
+    ranges = WriteRanges(
         [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(take(i), leaf_types[i])
     )
-    index.checksums = encode_checksums(write_stretches(descriptor, stretches, **how._asdict()))
+    index.checksums = encode_checksums(write_ranges(descriptor, ranges, **how._asdict()))
 
     # The header names its contents by their checksums, so that an index never passes for that of other data.
     content_id = header_checksum(index.checksums.encode())
@@ -221,7 +221,7 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, how: _H
     write_fully(descriptor, [header], 0)
     index.files = [DataFile(data_name, nbytes, len(header), header_checksum(header))]
     index.chunk_files = [0] * len(sizes)
-    index.chunk_offsets = list(stretches.offsets)
+    index.chunk_offsets = list(ranges.offsets)
     return index
 
 

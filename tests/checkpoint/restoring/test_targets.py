@@ -271,9 +271,9 @@ def test_mapped_bytes_are_verified_too():
 
 
 @pytest.fixture
-def most_memory(most_memory):
+def peak_memory(peak_memory):
     tracemalloc.start()
-    yield most_memory
+    yield peak_memory
     tracemalloc.stop()
 
 
@@ -295,24 +295,24 @@ MIB = 1 << 20
     ],
     ids=str,
 )
-def test_restoring_a_huge_leaf_takes_the_result_and_a_window(options, result_nbytes, most_memory):
+def test_restoring_a_huge_leaf_takes_the_result_and_a_window(options, result_nbytes, peak_memory):
     pts.save({"w": np.zeros((1024, 64 << 10), np.float32)}, "model", durable=False)
     restored = pts.restore("model", **options)
     assert restored["w"].nbytes in (256 * MIB, 128 * MIB)
-    assert most_memory() <= result_nbytes + 64 * MIB
+    assert peak_memory() <= result_nbytes + 64 * MIB
 
 
-def test_many_leaves_are_cast_in_groups(most_memory):
+def test_many_leaves_are_cast_in_groups(peak_memory):
     pts.save({str(i): np.zeros(MIB // 4, np.float32) for i in range(256)}, "model", durable=False)
     restored = pts.restore("model", cast=jnp.bfloat16)
     assert sum(leaf.nbytes for leaf in restored.values()) == 128 * MIB
-    assert most_memory() <= (128 + 64 + 16) * MIB
+    assert peak_memory() <= (128 + 64 + 16) * MIB
 
 
 @pytest.mark.parametrize("options", [{}, {"cast": True}], ids=str)
 @pytest.mark.parametrize("saved", [None, ("x",), (None, "x")], ids=str)
 @pytest.mark.parametrize("wanted", [None, ("x",), (None, "x")], ids=str)
-def test_a_large_array_takes_another_shape(saved, wanted, options, most_memory):
+def test_a_large_array_takes_another_shape(saved, wanted, options, peak_memory):
     values = np.arange(4096 * 2048, dtype=np.float32).reshape(4096, 2048)  # 32 MiB
     path = pts.save({"w": values if saved is None else jax.device_put(values, spread(*saved))}, "model", durable=False)
     shape, dtype = (1024, 8, 1024), jnp.bfloat16 if options else jnp.float32
@@ -341,12 +341,12 @@ def test_any_array_takes_any_shape_on_any_devices(array, data):
     assert np.asarray(restored).tobytes() == np.asarray(array).tobytes()
 
 
-def test_reshaping_what_was_sharded_takes_the_result_and_a_window(most_memory):
+def test_reshaping_what_was_sharded_takes_the_result_and_a_window(peak_memory):
     array = jax.device_put(np.zeros((1024, 64 << 10), np.float32), spread(None, "x"))
     pts.save({"w": array}, "model", durable=False)
     like = {"w": jax.ShapeDtypeStruct((2048, 32 << 10), jnp.float32, sharding=spread("x"))}
     assert pts.restore("model", like, reshape=True)["w"].nbytes == 256 * MIB
-    assert most_memory() <= (256 + 64) * MIB
+    assert peak_memory() <= (256 + 64) * MIB
 
 
 def test_only_bytes_that_lie_together_are_mapped(monkeypatch):
@@ -359,11 +359,11 @@ def test_only_bytes_that_lie_together_are_mapped(monkeypatch):
     assert sum(nbytes) <= array.nbytes + 20_000
 
 
-def test_an_item_of_many_long_strings_is_read_alone(most_memory):
+def test_an_item_of_many_long_strings_is_read_alone(peak_memory):
     path = pts.save({"a": np.full(20_000, "é" * 999)}, "model", durable=False)  # 80 MB
     with pts.load_checkpoint(path) as checkpoint:
         assert checkpoint["a"][7] == "é" * 999
-    assert most_memory() <= 8 * MIB
+    assert peak_memory() <= 8 * MIB
     assert not pts.diff(path, path)
 
 

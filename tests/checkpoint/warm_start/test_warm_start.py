@@ -63,7 +63,7 @@ def test_what_vars_to_warm_start_may_not_be(old):
         "vars_to_warm_start: expected regular expressions that match variables of the tree:\n"
         "  'othr' matches none; did you mean 'other'?"
     )
-    with pytest.raises(pts.VariableNotFoundError, match="selects none"):
+    with pytest.raises(pts.VariableNotFoundError, match="selects nothing"):
         pts.warm_start(NEW, old, pts.glob("nothing"))
 
 

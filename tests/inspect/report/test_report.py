@@ -1,4 +1,4 @@
-"""The report of a run tells what is in it, and is one page that needs nothing else."""
+"""The contents of reports."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import pytreesaver as pts
-from pytreesaver._inspect.report.facts import lives_of
+from pytreesaver._inspect.report.facts import lifetimes_of
 from pytreesaver._run.history import CheckpointEvent
 from pytreesaver._run.listing import ListedCheckpoint
 
@@ -50,7 +50,7 @@ def data_of(path):
     return data
 
 
-def test_norms_and_drift_are_those_of_the_values(run):
+def test_norms_and_drift_match_numpy(run):
     data = data_of(pts.write_report(run))
     assert data["steps"] == [20, 30, 40, 50]
     kept = [tree for step, tree in trees() if step >= 20]
@@ -66,9 +66,9 @@ def test_norms_and_drift_are_those_of_the_values(run):
     assert data["notFinite"] == [[data["rows"]["bad"], 3, 3, 0]]
 
 
-def test_deleted_checkpoints_have_their_place_and_their_metrics(run):
+def test_deleted_checkpoints_and_their_metrics_are_shown(run):
     data = data_of(pts.write_report(run, "other.html"))
-    assert [(each["step"], each["fate"]) for each in data["checkpoints"]] == [
+    assert [(each["step"], each["status"]) for each in data["checkpoints"]] == [
         (0, "deleted"), (10, "deleted"), (20, "kept"), (30, "kept"), (40, "kept"), (50, "kept"),
     ]  # fmt: skip
     assert [each["metrics"]["loss"] for each in data["checkpoints"]] == [1 / (step + 1) for step in range(0, 60, 10)]
@@ -76,7 +76,7 @@ def test_deleted_checkpoints_have_their_place_and_their_metrics(run):
     assert set(data["figures"]) == {"lifetimes", "reasons", "metrics", "treemap"}
 
 
-def test_nothing_that_a_file_says_becomes_markup(run):
+def test_text_from_checkpoints_is_escaped(run):
     text = pts.write_report(run).read_text()
     assert "alert(1)</script>" not in text
 
@@ -91,11 +91,11 @@ def test_nothing_that_a_file_says_becomes_markup(run):
     scripts.feed(text)
     assert scripts.found == 3
     labels = data_of("report.html")["figures"]["treemap"]["data"][0]["labels"]
-    assert labels.count("&lt;") == 1  # the slash in the name begins another component
+    assert labels.count("&lt;") == 1  # the slash in the name starts another component
     assert "script&gt;&lt;script&gt;alert(1)&lt;" in labels
 
 
-def test_without_values_nothing_is_read(run):
+def test_without_values_no_data_is_read(run):
     for data_file in run.glob("*/*.safetensors"):
         content = bytearray(data_file.read_bytes())
         content[-1] ^= 1
@@ -106,7 +106,7 @@ def test_without_values_nothing_is_read(run):
     assert "class='notices'" not in Path("report.html").read_text()
 
 
-def test_damage_is_named_and_the_rest_is_there(run):
+def test_damage_is_reported_beside_intact_variables(run):
     (data_file,) = Path("run/ckpt-30").glob("*.safetensors")
     content = bytearray(data_file.read_bytes())
     content[content.find(np.full(5, 2.0).tobytes()) + 3] ^= 1
@@ -123,7 +123,7 @@ def test_damage_is_named_and_the_rest_is_there(run):
     assert np.isfinite(data["drifts"][data["rows"]["w"]]).tolist() == [False, True, True]
 
 
-def test_damage_in_what_has_not_changed_is_found(run):
+def test_damage_in_unchanged_variables_is_found(run):
     (data_file,) = Path("run/ckpt-40").glob("*.safetensors")
     content = bytearray(data_file.read_bytes())
     content[content.find(np.full(5, 2.0).tobytes()) + 3] ^= 1
@@ -133,7 +133,7 @@ def test_damage_in_what_has_not_changed_is_found(run):
     assert np.isnan(data["norms"][data["rows"]["frozen"]]).tolist() == [False, False, True, False]
 
 
-def test_what_the_newest_checkpoint_lacks_is_said():
+def test_variables_that_the_newest_checkpoint_lacks():
     with pts.CheckpointManager("run", block=True) as manager:
         manager.save(1, {"old": np.ones(3), "w": np.ones(2)})
         manager.save(2, {"w": np.ones(2)})
@@ -143,12 +143,12 @@ def test_what_the_newest_checkpoint_lacks_is_said():
     Path("run/ckpt-2/index.json").write_bytes(b"{")
     data = data_of(pts.write_report("run"))
     assert data["steps"] == [1]
-    assert "newest that can be read" in Path("report.html").read_text()
+    assert "newest readable" in Path("report.html").read_text()
     with pytest.raises(pts.VariableNotFoundError, match="nothing"):
         pts.write_report("run", only="nothing")
 
 
-def test_large_variables_are_compared_part_by_part():
+def test_large_variables_are_compared_in_parts():
     a = np.arange(1_500_000, dtype=np.float32)
     b = a.copy()
     b[1_000_000:] += 1
@@ -161,15 +161,15 @@ def test_large_variables_are_compared_part_by_part():
     assert np.allclose(data["drifts"][0], [np.nan, drift, np.nan], equal_nan=True)
 
 
-def test_only_some_variables(run):
+def test_only_selected_variables(run):
     assert set(data_of(pts.write_report(run, only="w"))["rows"]) == {"w"}
     with pytest.raises(pts.VariableNotFoundError, match="nothing"):
         pts.write_report(run, only="nothing")
 
 
-def test_what_is_no_report_is_not_replaced(run):
+def test_only_reports_are_replaced(run):
     Path("precious.html").write_text("<p>mine</p>")
-    with pytest.raises(pts.CheckpointExistsError, match=r"precious\.html: expected nothing or an older report"):
+    with pytest.raises(pts.CheckpointExistsError, match=r"precious\.html: expected no file or an existing report"):
         pts.write_report(run, "precious.html")
     assert Path("precious.html").read_text() == "<p>mine</p>"
     pts.write_report(run, "precious.html", overwrite=True)
@@ -177,7 +177,7 @@ def test_what_is_no_report_is_not_replaced(run):
     with pytest.raises(pts.CheckpointExistsError, match="found a directory"):
         pts.write_report(run, "run")
     os.mkfifo("fifo")
-    with pytest.raises(pts.CheckpointExistsError, match="found what is no regular file"):
+    with pytest.raises(pts.CheckpointExistsError, match="found a special file"):
         pts.write_report(run, "fifo", overwrite=True)
     Path("link.html").symlink_to("precious.html")
     pts.write_report(run, "link.html")
@@ -186,30 +186,30 @@ def test_what_is_no_report_is_not_replaced(run):
         pts.write_report(run, "missing/report.html")
 
 
-def test_there_has_to_be_a_run():
+def test_a_directory_without_checkpoints_raises():
     with pytest.raises(pts.CheckpointNotFoundError, match="nowhere"):
         pts.write_report("nowhere")
     Path("empty").mkdir()
-    with pytest.raises(pts.CheckpointNotFoundError, match="empty: expected a run directory with checkpoints"):
+    with pytest.raises(pts.CheckpointNotFoundError, match="empty contains no checkpoints"):
         pts.write_report("empty")
     assert not Path("report.html").exists()
 
 
-def test_plotly_is_asked_for_by_name():
+def test_missing_plotly_is_reported():
     pts.save({"w": 1}, "run/model")
     code = (
         "import sys; sys.modules['plotly'] = None\nfrom pytreesaver._cli import main; sys.exit(main(['report', 'run']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: a report needs Plotly: pip install 'pytreesaver[report]'\n"
+    assert done.stderr == "error: reports require Plotly: pip install 'pytreesaver[report]'\n"
 
 
-def test_a_checkpoint_that_was_replaced_lived_until_then():
+def test_an_overwrite_ends_the_lifetime_of_a_checkpoint():
     events = [CheckpointEvent("saved", "a", 1.0, 5), CheckpointEvent("saved", "a", 3.0, 5)]
     listed = [ListedCheckpoint(Path("run/a"), 5, 3.0, 10), ListedCheckpoint(Path("run/b"), None, 2.0, 10)]
-    lives = lives_of(events, listed)
-    assert [(life.name, life.saved, life.deleted, life.fate) for life in lives] == [
+    lifetimes = lifetimes_of(events, listed)
+    assert [(lifetime.name, lifetime.saved, lifetime.deleted, lifetime.status) for lifetime in lifetimes] == [
         ("a", 1.0, 3.0, "deleted"), ("b", 2.0, None, "kept"), ("a", 3.0, None, "kept"),
     ]  # fmt: skip
-    assert lives_of(events, [])[-1].fate == "gone"
+    assert lifetimes_of(events, [])[-1].status == "missing"

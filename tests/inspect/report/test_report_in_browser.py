@@ -1,4 +1,4 @@
-"""The report opens in a real Chromium, from disk: `make test-browser` runs this, where Chromium is installed."""
+"""Reports in a real Chromium, opened from disk. `make test-browser` runs these tests; they require Chromium."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ HOSTILE = "<img src=x onerror=\"document.title='hacked'\">"
 
 @pytest.fixture
 def browser(tmp_path, request):
-    """A headless Chromium that notes what its console says and what it asks the network for."""
+    """A headless Chromium that records console messages and network requests."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -27,7 +27,7 @@ def browser(tmp_path, request):
     chromium = chromium or shutil.which("google-chrome")
     driver = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver")
     assert chromium, "no Chromium: apt-get install chromium chromium-driver"
-    assert driver, "no driver of Chromium: apt-get install chromium chromium-driver"
+    assert driver, "no chromedriver: apt-get install chromium chromium-driver"
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for argument in (
@@ -87,7 +87,7 @@ def report():
     return pts.write_report("run")
 
 
-def test_it_draws_everything_without_an_error_or_a_network(browser, report):
+def test_all_plots_are_drawn_without_errors_or_network(browser, report):
     opened(browser, report)
     for plot in ("lifetimes", "reasons", "metrics", "treemap", "norms", "drifts", "heatmap"):
         wait_until(browser, f"return document.querySelector('#{plot} .main-svg') !== null")
@@ -128,7 +128,7 @@ def test_a_click_on_a_heading_sorts(browser, report):
 def test_a_click_on_a_row_draws_its_curve(browser, report):
     opened(browser, report)
     names = "return document.getElementById('norms').data.map((each) => each.name)"
-    # To begin with, those that have NaN or have moved most.
+    # The initial selection: variables with NaN, then those with the largest drift.
     assert "params/layer_7/kernel" in browser.execute_script(names)
     assert browser.execute_script("return document.getElementById('norms').data.at(-1).text") == [
         "params/layer_7/kernel: 128 NaN, 0 Inf"
