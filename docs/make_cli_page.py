@@ -1,4 +1,4 @@
-"""Generate docs/cli.md from its template and the help of each command. Run by ``make docs``."""
+"""Generate docs/cli.md from its template and the help text of each command. Run by ``make docs``."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def help_of(command: str) -> str:
 
 
 def page() -> str:
-    """Return the text of the page."""
+    """Return the Markdown of the page."""
     with ThreadPoolExecutor(4) as threads:
         texts = list(threads.map(help_of, COMMANDS))
     sections = [f"### {name}\n\n```text\n{text}\n```" for name, text in zip(COMMANDS, texts, strict=True)]

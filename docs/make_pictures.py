@@ -1,4 +1,4 @@
-"""Generate the pictures of the documentation from real output of the commands. Run by ``make docs``.
+"""Generate the pictures in the documentation from real output of the commands. Run by ``make docs``.
 
 Rich exports the terminal pictures as SVG files. Chromium takes a screenshot of the report as a PNG file.
 """
@@ -26,7 +26,7 @@ TERMINALS = {
     "show": (["show", "runs/a", "params/layers/layer_7/mlp/up", "--printoptions", "precision=3"], 100),
     "diff": (["diff", "runs/a/ckpt-9750", "runs/a", "--only", "params/layers/layer_7"], 130),
 }
-"""The arguments and the terminal width in columns, by picture name."""
+"""The arguments of the command and the width of the terminal in columns, by picture name."""
 
 
 def terminal_output(arguments: list[str], columns: int, directory: Path) -> str:
@@ -46,7 +46,7 @@ def terminal_output(arguments: list[str], columns: int, directory: Path) -> str:
         try:
             while part := os.read(master, 1 << 16):
                 text.extend(part)
-        except OSError:  # the process has closed its end
+        except OSError:  # the process closed its end
             pass
 
     reader = threading.Thread(target=drain)
@@ -58,7 +58,7 @@ def terminal_output(arguments: list[str], columns: int, directory: Path) -> str:
 
 
 def terminal_picture(name: str, directory: Path) -> str:
-    """Run a command in `directory`, which contains the sample run as ``runs/a``, and return its output as SVG."""
+    """Return as SVG the output of a command in `directory`, which contains the sample run as ``runs/a``."""
     from rich.console import Console
     from rich.text import Text
 

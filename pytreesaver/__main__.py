@@ -1,4 +1,4 @@
-"""``python -m pytreesaver`` is the command line."""
+"""``python -m pytreesaver``, the same as the command ``pytreesaver``."""
 
 import sys
 

@@ -1,8 +1,8 @@
 """Inspect a checkpoint with the flags and output of TensorFlow's ``inspect_checkpoint``.
 
-Run it as ``python -m pytreesaver.inspect_checkpoint --file_name=runs/a/ckpt-100``. The command line ``pytreesaver``
-can do more. The exit code is 0 for success, 1 for a damaged checkpoint, and 2 for wrong usage or any other error.
-Unlike in TensorFlow, an error never exits with 0. Errors are printed to standard error as one line.
+Run it as ``python -m pytreesaver.inspect_checkpoint --file_name=runs/a/ckpt-100``. The command ``pytreesaver`` can do
+more. The exit code is 0 for success, 1 for a damaged checkpoint, and 2 for wrong usage or any other error.
+Unlike TensorFlow's, it never exits with 0 after an error. Errors are printed to standard error as one line.
 """
 
 import argparse
@@ -43,16 +43,17 @@ def print_tensors_in_checkpoint_file(
 ) -> None:
     """Print the variables of a checkpoint, like the TensorFlow function of the same name.
 
-    Prints the name, dtype and shape of every variable, and the total number of parameters. With `all_tensors` it also
-    prints their values, formatted according to `numpy.set_printoptions`. With `tensor_name` it prints that variable
-    and its values only. Text counts as one parameter. Unprintable characters in names are escaped.
+    Prints the name, dtype and shape of every variable. With `all_tensors`, it also prints the values, formatted
+    according to `numpy.set_printoptions`. With `tensor_name` alone, it prints only that variable and its values. The
+    last line is the number of parameters of the checkpoint, in which a str or bytes counts as one. Unprintable
+    characters in names are escaped.
 
     Args:
-        file_name: a checkpoint, or a run directory to use its newest checkpoint.
-        tensor_name: the variable to print; all variables if "" or None.
-        all_tensors: print the values of all variables.
-        all_tensor_names: print the names of all variables, one per line, in the layout of `all_tensors`.
-        count_exclude_pattern: a regular expression; variables whose name contains a match are not counted.
+        file_name: a checkpoint, or a run directory, whose newest checkpoint is used.
+        tensor_name: the variable to print; all variables if it is "" or None.
+        all_tensors: whether to print the values of all variables.
+        all_tensor_names: whether to print the names of all variables, one per line, in the layout of `all_tensors`.
+        count_exclude_pattern: a regular expression. Variables whose names contain a match are not counted.
 
     Raises:
         VariableNotFoundError: if `tensor_name` does not exist; TensorFlow prints a message and returns.
@@ -142,9 +143,13 @@ def _parser() -> argparse.ArgumentParser:
         "The command `pytreesaver` can do more.",
         epilog="Example: python -m pytreesaver.inspect_checkpoint --file_name=runs/a/ckpt-100 --tensor_name=params/w",
     )
-    parser.add_argument("--file_name", default="", help="a checkpoint, or a run directory to use its newest one")
+    parser.add_argument(
+        "--file_name", default="", help="a checkpoint, or a run directory, whose newest checkpoint is used"
+    )
     parser.add_argument("--tensor_name", default="", help="the variable to print")
-    parser.add_argument("--count_exclude_pattern", default="", help="do not count variables that match this regex")
+    parser.add_argument(
+        "--count_exclude_pattern", default="", help="a regular expression; do not count variables whose names match"
+    )
     for name, text in (
         ("--all_tensors", "print the names and values of all variables"),
         ("--all_tensor_names", "print the names of all variables"),

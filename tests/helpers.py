@@ -1,4 +1,4 @@
-"""Helpers shared by tests of several packages."""
+"""Helpers for tests of several packages."""
 
 import subprocess
 import sys

@@ -1,7 +1,4 @@
-"""The rooms stand on floors: a file imports its own room and the floors below it, and rooms and files stay small.
-
-ARCHITECTURE.md says what each room is for.
-"""
+"""The packages form layers: a module imports from its own package and lower layers only, and packages stay small."""
 
 import ast
 from pathlib import Path
@@ -10,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pytreesaver"
-FLOORS = [
+LAYERS = [
     ["_errors", "_text"],
     ["_io"],
     ["_progress"],
@@ -23,16 +20,16 @@ FLOORS = [
     ["inspect_checkpoint"],
     ["__init__", "__main__"],
 ]
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")}
 
 
-def room_of(module):
+def package_of(module):
     return module.split(".")[1]
 
 
 def imported(file):
-    """The modules of the package that a file imports, anywhere in it."""
+    """Yield the modules of pytreesaver that a file imports, at any level of nesting."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
@@ -44,26 +41,26 @@ def imported(file):
 
 
 def module_of(name):
-    """The module of a dotted name in a list, if it is one of the package's below its top."""
+    """Return a list with the module of a dotted name, or an empty list if it is not inside of pytreesaver."""
     found = [each for each in (name, f"{name}.__init__") if each in MODULES]
     return [each for each in found if each != "pytreesaver.__init__"]
 
 
-def test_every_room_has_a_floor():
-    assert {room_of(module) for module in MODULES} == FLOOR_OF.keys()
+def test_every_package_has_a_layer():
+    assert {package_of(module) for module in MODULES} == LAYER_OF.keys()
 
 
-def test_a_file_imports_its_own_room_and_the_floors_below():
+def test_imports_are_from_the_same_package_or_lower_layers():
     wrong = [
         f"{module} imports {other}"
         for module, file in MODULES.items()
         for other in imported(file)
-        if room_of(other) != room_of(module) and FLOOR_OF[room_of(other)] >= FLOOR_OF[room_of(module)]
+        if package_of(other) != package_of(module) and LAYER_OF[package_of(other)] >= LAYER_OF[package_of(module)]
     ]
     assert wrong == []
 
 
-def test_no_files_import_each_other_in_a_circle():
+def test_there_are_no_import_cycles():
     edges = {module: set(imported(file)) for module, file in MODULES.items()}
     while leaves := [module for module, others in edges.items() if not others & edges.keys()]:
         for module in leaves:
@@ -71,15 +68,15 @@ def test_no_files_import_each_other_in_a_circle():
     assert edges == {}
 
 
-def test_only_the_registry_knows_which_formats_there_are():
+def test_other_modules_do_not_import_formats_directly():
     for module, file in MODULES.items():
         others = {each.split(".")[2] for each in imported(file) if each.startswith("pytreesaver.formats.")}
-        rooms = {each.stem for each in (PACKAGE / "formats").iterdir() if each.is_dir() and each.name[0] != "_"}
-        if not module.startswith(tuple(f"pytreesaver.formats.{room}." for room in rooms)):
-            assert not others & rooms, module
+        formats = {each.stem for each in (PACKAGE / "formats").iterdir() if each.is_dir() and each.name[0] != "_"}
+        if not module.startswith(tuple(f"pytreesaver.formats.{name}." for name in formats)):
+            assert not others & formats, module
 
 
-@pytest.mark.parametrize("room", [PACKAGE, *(each for each in PACKAGE.rglob("[!_]*") if each.is_dir())], ids=str)
-def test_a_room_has_at_most_ten_files(room):
-    files = [each.name for each in room.glob("*.py") if each.name != "__init__.py"]
+@pytest.mark.parametrize("package", [PACKAGE, *(each for each in PACKAGE.rglob("[!_]*") if each.is_dir())], ids=str)
+def test_a_package_has_at_most_ten_files(package):
+    files = [each.name for each in package.glob("*.py") if each.name != "__init__.py"]
     assert len(files) <= 10, sorted(files)

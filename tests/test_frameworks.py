@@ -1,4 +1,4 @@
-"""Real states of the libraries that JAX programs are written with, with and without a template."""
+"""States of Flax, Equinox, Haiku and Optax, restored with and without a template."""
 
 import dataclasses
 import enum
@@ -30,7 +30,7 @@ class Statistics:
     label: str = flax.struct.field(pytree_node=False, default="x")
 
 
-class Colour(enum.Enum):
+class Color(enum.Enum):
     RED = 1
 
 
@@ -92,7 +92,7 @@ STATES = {
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_a_state_comes_back_as_it_was(name):
+def test_states_are_restored_exactly(name):
     state = STATES[name]()
     pts.save(state, "state")
     assert_trees_equal(pts.restore("state"), state)
@@ -106,7 +106,7 @@ def train_state():
     return TrainState.create(apply_fn=Network().apply, params=PARAMS, tx=optax.adam(0.1))
 
 
-def test_a_train_state_comes_back_into_a_template_with_its_functions():
+def test_a_train_state_is_restored_into_a_template_with_its_functions():
     state = train_state()
     gradients = jax.tree.map(jnp.ones_like, PARAMS)
     stepped = state.apply_gradients(grads=gradients)
@@ -117,7 +117,7 @@ def test_a_train_state_comes_back_into_a_template_with_its_functions():
     assert_trees_equal(restored.apply_gradients(grads=gradients), stepped.apply_gradients(grads=gradients))
 
 
-def test_a_train_state_without_template_is_a_dict_and_says_why():
+def test_a_train_state_without_a_template_is_a_dict_with_a_warning():
     pts.save(train_state(), "state")
     with pytest.warns(pts.StructureWarning) as caught:
         restored = pts.restore("state")
@@ -133,13 +133,13 @@ def test_a_train_state_without_template_is_a_dict_and_says_why():
     assert type(restored["opt_state"][0]) is optax.ScaleByAdamState
 
 
-def test_a_whole_nnx_module_comes_back_into_a_template():
+def test_an_nnx_module_is_restored_into_a_template():
     model = nnx_model()
     pts.save(model, "model")
     assert_trees_equal(nnx.state(pts.restore("model", like=nnx_model())), nnx.state(model))
 
 
-ELSEWHERE = """
+RESTORE_WITHOUT_IMPORTS = """
 import pickle, sys, warnings
 import numpy as np
 import pytreesaver as pts
@@ -156,10 +156,10 @@ print(warning.category.__name__, warning.message)
 """
 
 
-def test_classes_that_are_not_imported_are_replaced_and_that_is_said_once():
+def test_classes_that_are_not_imported_are_replaced_with_one_warning():
     tree = {"optimizer": (optax.adam(1e-3).init(PARAMS)[0], optax.EmptyState()), "statistics": Statistics(1, 2)}
     pts.save(tree, "state")
-    run = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, "-c", RESTORE_WITHOUT_IMPORTS], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("StructureWarning state was restored without a template")
     assert run.stdout.count("ScaleByAdamState is restored as a namedtuple of the same fields: it is not imported") == 1
@@ -167,7 +167,7 @@ def test_classes_that_are_not_imported_are_replaced_and_that_is_said_once():
     assert "Statistics is restored as a dict of its fields: it is not imported" in run.stdout
 
 
-def test_a_class_that_has_changed_is_replaced(monkeypatch):
+def test_a_class_whose_fields_have_changed_is_replaced(monkeypatch):
     pts.save({"s": Statistics(jnp.ones(1), 2), "o": optax.EmptyState()}, "state")
 
     @flax.struct.dataclass
@@ -182,9 +182,9 @@ def test_a_class_that_has_changed_is_replaced(monkeypatch):
     assert restored["o"] == optax.EmptyState()
 
 
-def test_static_values_of_every_plain_kind_come_back():
+def test_static_values_of_all_supported_types_are_restored():
     spec = jax.sharding.PartitionSpec("x", None)
-    values = (np.dtype(">f4"), np.float16, jnp.bfloat16, ..., slice(1, None), spec, {1}, Colour.RED, Config(3, "é"))
+    values = (np.dtype(">f4"), np.float16, jnp.bfloat16, ..., slice(1, None), spec, {1}, Color.RED, Config(3, "é"))
     tree = Statistics(jnp.ones(1), 1, values)
     pts.save(tree, "state")
     assert pts.restore("state").label == values

@@ -1,4 +1,4 @@
-"""The output of `inspect_checkpoint` matches that of TensorFlow, and errors have nonzero exit codes.
+"""Tests of `inspect_checkpoint`: its output matches that of TensorFlow, and errors have nonzero exit codes.
 
 The expected outputs were recorded with TensorFlow 2.
 """
@@ -62,7 +62,7 @@ tensor: save_counter/.ATTRIBUTES/VARIABLE_VALUE (int64) []
 
 
 class Done(NamedTuple):
-    """The results of a call."""
+    """The exit code and the output of a call."""
 
     code: int
     out: str
@@ -79,7 +79,7 @@ def call(capsys):
 
 
 def keras_tree():
-    """The variables of the recorded output."""
+    """Return a tree with the variables of the recorded output."""
     tree = {"_CHECKPOINTABLE_OBJECT_GRAPH": b"\x0a\x02"}
     for line in EXCLUDED.splitlines()[1:-2]:
         name, dtype, shape = line.removeprefix("tensor: ").split(" ", 2)

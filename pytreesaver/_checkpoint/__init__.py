@@ -1,1 +1,1 @@
-"""Saving a tree as a checkpoint, restoring it, and copying checkpoints."""
+"""Saving trees as checkpoints, restoring them, and copying checkpoints."""

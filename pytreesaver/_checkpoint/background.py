@@ -1,4 +1,4 @@
-"""Saves that go on in a thread of their own: one future for each, and nothing that goes wrong is lost."""
+"""Asynchronous saves: each runs in its own thread and has a future, which reports its error."""
 
 import asyncio
 import atexit
@@ -16,151 +16,159 @@ from typing import Any
 
 from pytreesaver._errors import CheckpointError, SaveTimeoutError
 
-LONGEST_WAIT = 3600.0
-"""How many seconds anything here waits for a save at most, if not told otherwise."""
+DEFAULT_TIMEOUT = 3600.0
+"""The timeout of all waits here, in seconds, if the caller passes none."""
 
-_NOTE_EVERY = 60.0
+_LOG_INTERVAL = 60.0
 logger = logging.getLogger("pytreesaver")
 
 
 class ForeignSaveError(CheckpointError, RuntimeError):
-    """A forked process waits for a save of its parent, of which it cannot know."""
+    """A forked process waits for a save of its parent, and cannot learn when it ends."""
 
 
 class SaveFuture(Future[Path]):
-    """A save that is under way: a `concurrent.futures.Future` of the path, which can also be awaited.
+    """A pending save: a `concurrent.futures.Future` of the path, which can also be awaited.
 
-    If a save fails and nobody asks its future for the result or the exception, the error is logged when the future is
-    dropped or when the program ends.
+    If a save fails and neither the result nor the exception of its future is retrieved, the error is logged when the
+    future is garbage-collected or when the program exits.
 
     Attributes:
-        what: what is being waited for, as it stands in messages.
+        what: the description of the save in messages.
     """
 
     def __init__(self, what: str) -> None:
         super().__init__()
         self.what = what
-        self._asked = False
+        self._retrieved = False
         self._pid = os.getpid()
 
     def result(self, timeout: float | None = None) -> Path:
-        """The path of the checkpoint, once it is complete.
+        """Wait for the save, and return the path of the checkpoint.
 
         Args:
-            timeout: how many seconds to wait; an hour if None. A wait of more than a minute is logged.
+            timeout: in seconds; an hour if None. Every minute of waiting is logged.
 
         Raises:
-            SaveTimeoutError: it is not complete by then, and goes on.
-            CheckpointError: this process is a fork of the one that saves.
+            SaveTimeoutError: if the save has not finished in time. It continues.
+            CheckpointError: if this process is a fork of the one that saves.
             What `save` raises.
         """
         self.settle(timeout)
-        self._asked = True
+        self._retrieved = True
         return super().result()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the save failed with, or None, once it has ended. Waits as `result` does."""
+        """Wait as `result` does, and return the error of the save, or None if it succeeded."""
         self.settle(timeout)
-        self._asked = True
+        self._retrieved = True
         return super().exception()
 
     def settle(self, timeout: float | None = None) -> None:
-        """Wait as `result` does, and leave what the save failed with for others to ask."""
+        """Wait as `result` does, but do not raise the error of the save or mark it as retrieved."""
         started = time.monotonic()
-        limit = LONGEST_WAIT if timeout is None else timeout
+        limit = DEFAULT_TIMEOUT if timeout is None else timeout
         while not self.done():
             if os.getpid() != self._pid:
-                raise ForeignSaveError(f"{self.what} is up to process {self._pid}, of which this one is a fork")
+                raise ForeignSaveError(f"{self.what} runs in process {self._pid}, of which this process is a fork")
             left = started + limit - time.monotonic()
             try:
-                super().exception(max(0.0, min(left, _NOTE_EVERY)))
+                super().exception(max(0.0, min(left, _LOG_INTERVAL)))
             except FutureTimeoutError:
-                if left <= _NOTE_EVERY and not self.done():
+                if left <= _LOG_INTERVAL and not self.done():
                     raise SaveTimeoutError(
-                        f"waited {limit:g} s for {self.what}, which has not finished; it goes on"
+                        f"waited {limit:g} s for {self.what}, which has not finished; it continues"
                     ) from None
-                logger.warning("still waiting for %s, since %.0f s", self.what, time.monotonic() - started)
+                logger.warning("still waiting for %s after %.0f s", self.what, time.monotonic() - started)
 
     def __await__(self) -> Generator[Any, None, Path]:
         return asyncio.wrap_future(self).__await__()
 
     def complain(self) -> None:
-        """Log the error of a failed save, unless somebody has been told of it."""
-        if not self._asked and self.done() and not self.cancelled():
+        """Log the error of a failed save, unless it was retrieved or logged before."""
+        if not self._retrieved and self.done() and not self.cancelled():
             error = super().exception()
             if error is not None:
-                self._asked = True
-                logger.error("%s failed, and nobody asked for its result: %r", self.what, error, exc_info=error)
+                self._retrieved = True
+                logger.error("%s failed, and its result was never retrieved: %r", self.what, error, exc_info=error)
 
     def __del__(self) -> None:
         self.complain()
 
 
-_under_way: set[SaveFuture] = set()
+_running: set[SaveFuture] = set()
 _failed: weakref.WeakSet[SaveFuture] = weakref.WeakSet()
 
 
 def start_in_background(future: SaveFuture, work: Callable[[], Path]) -> None:
-    """Do the work of a future in a thread. Whoever waits for it holds it already: an interrupt loses it from nobody."""
+    """Do the work of a future in a thread.
+
+    The caller creates the future, so that an interrupt during this call cannot lose it.
+    """
     future.set_running_or_notify_cancel()
-    if not threading.main_thread().is_alive():  # the interpreter is shutting down, and waits for no more threads
+    if not threading.main_thread().is_alive():  # the interpreter is shutting down, and would not wait for a thread
         return _run(future, [work])
-    _under_way.add(future)
-    # A daemon, so that the end of the program waits for it with a limit, and says what for.
+    _running.add(future)
+    # A daemon thread, for which `_finish_at_exit` waits, with a timeout and a log message, instead of the interpreter.
     held = [work]
     try:
         threading.Thread(target=_run, args=(future, held), name=f"pytreesaver: {future.what}", daemon=True).start()
-    except RuntimeError:  # the system gives no more threads
+    except RuntimeError:  # the system has no threads left
         _run(future, held)
     return None
 
 
 def _run(future: SaveFuture, work: list[Callable[[], Path]]) -> None:
-    # The list is emptied so that the tree is let go of as soon as it is written, and not when the thread has ended.
+    # Emptying the list releases the tree as soon as it is written, before the thread ends.
     try:
         path = work.pop()()
-    except BaseException as error:  # whatever it is, somebody else has to be told
+    except BaseException as error:  # of any kind: the thread that waits raises it
         _failed.add(future)
         future.set_exception(error)
     else:
         future.set_result(path)
     finally:
-        _under_way.discard(future)
+        _running.discard(future)
 
 
 def _finish_at_exit() -> None:
-    for future in list(_under_way):
+    for future in list(_running):
         if not future.done():
-            logger.info("waiting for %s before the program ends", future.what)
+            logger.info("waiting for %s before the program exits", future.what)
         try:
             future.settle()
-        except SaveTimeoutError as error:
-            logger.error("%s; the program ends without it", error)
+        except SaveTimeoutError:
+            logger.error("waited %g s for %s; the program exits before it finishes", DEFAULT_TIMEOUT, future.what)
     for future in list(_failed):
         future.complain()
 
 
-def _forget() -> None:
-    # The threads of a parent process are not in its child.
-    _under_way.clear()
+def _clear_after_fork() -> None:
+    # A child process does not have the threads of its parent.
+    _running.clear()
     _failed.clear()
 
 
 atexit.register(_finish_at_exit)
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_clear_after_fork)
 
 
 @contextmanager
-def within(timeout: float | None, lock: Any, what: str) -> Iterator[float]:
-    """Hold a lock that was waited for at most `timeout` seconds, an hour if None; gives how many of these are left.
+def lock_within(timeout: float | None, lock: Any, what: str) -> Iterator[float]:
+    """Hold a lock, and yield the seconds that are left of the timeout.
+
+    Args:
+        timeout: in seconds; an hour if None.
+        lock: the lock to acquire.
+        what: the description, in messages, of the work that holds the lock.
 
     Raises:
-        SaveTimeoutError: it could not be had in time; `what` says what was waited for.
+        SaveTimeoutError: if the lock was not released in time.
     """
-    limit = LONGEST_WAIT if timeout is None else timeout
+    limit = DEFAULT_TIMEOUT if timeout is None else timeout
     stop = time.monotonic() + limit
     if not lock.acquire(timeout=max(0.0, min(limit, threading.TIMEOUT_MAX))):
-        raise SaveTimeoutError(f"waited {limit:g} s for {what}, which has not finished; it goes on")
+        raise SaveTimeoutError(f"waited {limit:g} s for {what}, which has not finished; it continues")
     try:
         yield max(0.0, stop - time.monotonic())
     finally:
@@ -168,52 +176,52 @@ def within(timeout: float | None, lock: Any, what: str) -> Iterator[float]:
 
 
 def close_on_exit(close: Callable[[], None], error: BaseException | None) -> None:
-    """Close at the end of a ``with`` block; what goes wrong is a note on the error that ended the block, if any did."""
+    """Close at the end of a ``with`` block. If the block raised, an error while closing becomes a note on its error."""
     try:
         close()
     except Exception as problem:
         if error is None:
             raise
         logger.error("%s", problem, exc_info=problem)
-        error.add_note(f"and then, in the background: {type(problem).__name__}: {problem}")
+        error.add_note(f"closing failed too: {type(problem).__name__}: {problem}")
 
 
-class OneAtATime:
-    """Runs saves in the background, one after the other, and raises what went wrong with one before the next."""
+class SaveQueue:
+    """Runs asynchronous saves one at a time, and raises the error of one before the next starts."""
 
     def __init__(self) -> None:
         self.pending: SaveFuture | None = None
-        """The save that was started last, unless it has ended and `wait` was called since."""
+        """The last save, until `wait` has seen it end."""
 
     def start(self, what: str, work: Callable[[], Path]) -> SaveFuture:
-        """Start one; `wait` has to come before it."""
+        """Start a save. Call `wait` first."""
         self.pending = SaveFuture(what)
         start_in_background(self.pending, work)
         return self.pending
 
     def raise_if_failed(self) -> None:
-        """Raise what the last one failed with, if it has ended; once."""
+        """Raise the error of the last save, once, if it has ended."""
         if self.pending is not None and self.pending.done():
             self.wait()
 
     def settle(self, timeout: float | None = None) -> None:
-        """Wait until none is under way; what it failed with is left for `wait` to raise.
+        """Wait for the pending save, and leave its error for `wait` to raise.
 
         Raises:
-            SaveTimeoutError: one is still under way.
+            SaveTimeoutError: if the save has not finished in time.
         """
         if self.pending is not None:
             try:
                 self.pending.settle(timeout)
             except ForeignSaveError:
-                self.pending = None  # what the parent process saves is no business of those who only read
+                self.pending = None  # a read does not depend on a save of the parent process
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until none is under way.
+        """Wait for the pending save.
 
         Raises:
-            SaveTimeoutError: one is still under way.
-            What the last one failed with; to everybody who waits, and not again.
+            SaveTimeoutError: if the save has not finished in time.
+            The error of the save, in every thread that waits for it. Later calls do not raise it again.
         """
         pending = self.pending
         if pending is not None:

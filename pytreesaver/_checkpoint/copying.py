@@ -1,4 +1,4 @@
-"""Copy a checkpoint, or a part of it under other names, without a tree in between."""
+"""`copy_checkpoint`: copies variables from file to file, without building a tree."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,14 +32,15 @@ def copy_checkpoint(
     durable: bool = True,
     progress: Progress = False,
 ) -> Path:
-    """Copy a checkpoint, or the selected variables of it, to another path. What is copied is verified on the way.
+    """Copy a checkpoint, or the selected variables of it, to another path.
 
-    Its structure, metadata, step, time and metrics come along; to a run directory the copy does not belong.
+    Everything that is copied is verified. The copy has the structure, metadata, step, time and metrics of the source.
+    No saver tracks it.
 
     Args:
         source: the checkpoint.
-        target: where the copy is to be.
-        only: which variables, by the names that they have in the copy; as in `pytreesaver.restore`.
+        target: the path of the copy.
+        only: the variables to copy, by their names in the copy; as in `pytreesaver.restore`.
         rename: a dict of names in the copy to names in the source, or of prefixes that end in ``/``; as in
             `pytreesaver.restore`.
         overwrite: as in `pytreesaver.save`.
@@ -50,10 +51,11 @@ def copy_checkpoint(
         The path of the copy.
 
     Raises:
-        CorruptCheckpointError: naming every damaged variable; nothing was copied.
-        VariableNotFoundError: `only` selects nothing, or `rename` names what is not there.
-        CheckpointExistsError: there is something at `target`, or it lies in a checkpoint.
-        DuplicateNameError: `rename` leaves a variable without a name, or makes a leaf of what has leaves under it.
+        CorruptCheckpointError: if the source is damaged. It names every damaged variable, and nothing is copied.
+        VariableNotFoundError: if `only` selects nothing, or `rename` names a variable that does not exist.
+        CheckpointExistsError: as `pytreesaver.save` does, and if `target` is inside a checkpoint.
+        DuplicateNameError: if `rename` leaves a variable without a name, or a leaf and a container would have the same
+            name.
         What `load_checkpoint` and `save` raise.
 
     Example:
@@ -69,7 +71,7 @@ def copy_checkpoint(
     destination = local_path(target)
     if is_checkpoint(destination.parent):
         raise CheckpointExistsError(
-            f"{destination}: expected a place outside of checkpoints, {destination.parent} is one"
+            f"{destination}: expected a path outside of checkpoints, but {destination.parent} is a checkpoint"
         )
     reader = open_reader(source)
     try:
@@ -85,7 +87,7 @@ def copy_checkpoint(
                 what=f"copying {reader.path}",
             )
         except CorruptCheckpointError:
-            reader.verify()  # which names all that is damaged
+            reader.verify()  # names every damaged variable
             raise
     finally:
         reader.close()
@@ -116,16 +118,16 @@ def _cell(reader: CheckpointReader, position: int) -> Any:
 
 
 class _StoredArray:
-    """A stored array, which is read when it is written, so that few are in memory at a time."""
+    """A stored array that is read only when it is written, so that few are in memory at a time."""
 
     def __init__(self, reader: CheckpointReader, position: int) -> None:
         self._reader = reader
         self._position = position
 
     def read(self) -> np.ndarray:
-        """The array, verified; as it lies in the file if that can be, and then it takes no memory."""
+        """Return the array, verified. It is mapped from the file if possible, and then takes no memory."""
         whole = whole_box(self._reader.shapes[self._position])
-        with unmetered():  # progress is that of the writing
+        with unmetered():  # the progress counts the writes
             (mapped,) = self._reader.map([(self._position, whole)], verify=True)
             return self._reader.read([self._position], verify=True)[0] if mapped is None else mapped
 

@@ -57,6 +57,7 @@ def contents_of(
         else:
             leaf_types.append(leaf_type)
             shapes.append(shape)
+    encoded_metadata: Any = None
     try:
         encoded_metadata = {} if metadata is None else encode_value(dict(metadata), classes=False)
     except NotPlainError as problem:

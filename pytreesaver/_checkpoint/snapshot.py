@@ -1,4 +1,4 @@
-"""A tree that is to be saved in the background, made safe from everything that its owner may do to it meanwhile."""
+"""A snapshot of a tree for an asynchronous save: the caller may modify or donate the tree meanwhile."""
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +14,16 @@ from pytreesaver._tree.kinds import Cells
 from pytreesaver.formats.fetching import is_on_cpu
 from pytreesaver.formats.protocol import TreeContents
 
-_ALIGNMENT = 64  # of the copies, for the sake of fast copying
+_ALIGNMENT = 64  # of the copies: aligned memory is copied faster
 
 
 def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
-    """The same contents, safe from everything that the caller may do to the tree.
+    """Return the same contents, unaffected by anything that the caller does to the tree.
 
-    Arrays on an accelerator are fetched, all transfers under way at once. Arrays on the CPU need no copy: they cannot
-    be changed, and while something outside of JAX refers to their memory, a donation copies it instead of reusing it.
-    With `copy` they are copied all the same, into memory that is kept for the next such snapshot, so that a donation
-    finds them free. NumPy arrays are always copied.
+    Arrays on an accelerator are fetched, with all transfers in flight at once. Arrays on the CPU need no copy: they are
+    immutable, and while anything outside of JAX refers to their memory, a donation copies it instead of reusing it.
+    With `copy` they are copied nevertheless, so that a donation can reuse their memory; the memory of the copies is
+    kept for the next such snapshot. NumPy arrays are always copied.
     """
     for cells in contents.cells:
         for array in cells.arrays:
@@ -35,7 +35,7 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
         arrays = [_safe(array) for array in cells.arrays]
         safe.append(Cells(arrays, cells.boundaries))
         if copy:
-            to_copy += [(arrays, i) for i, array in enumerate(cells.arrays) if _lies_with_jax(array)]
+            to_copy += [(arrays, i) for i, array in enumerate(cells.arrays) if _is_in_cpu_memory_of_jax(array)]
     if copy:
         _replace_by_copies(to_copy)
     else:
@@ -49,14 +49,14 @@ def _safe(array: Any) -> Any:
     return np.array(array, subok=False) if isinstance(array, np.ndarray) else array
 
 
-def _lies_with_jax(array: Any) -> bool:
+def _is_in_cpu_memory_of_jax(array: Any) -> bool:
     return isinstance(array, jax.Array) and array.nbytes > 0 and is_on_cpu(array)
 
 
 def _replace_by_copies(places: Sequence[tuple[list[Any], int]]) -> None:
-    """Put copies into lists of NumPy arrays, at the given positions."""
+    """Replace NumPy arrays by copies. Each place is a list and a position in it."""
     sizes = [-(-arrays[i].nbytes // _ALIGNMENT) * _ALIGNMENT for arrays, i in places]
-    memory = _lend(sum(sizes))
+    memory = _borrow_memory(sum(sizes))
     tasks: list[Callable[[], None]] = []
     begin = 0
     for (arrays, i), size in zip(places, sizes, strict=True):
@@ -75,11 +75,14 @@ def _copies(target: np.ndarray, source: np.ndarray) -> Iterator[Callable[[], Non
 
 
 _pools: list[list[np.ndarray]] = [[]]
-"""A list of the list with the memory of the last snapshot that was copied, which is empty while that is in use."""
+"""Holds the current pool: the memory of the last snapshot that copied, or nothing while that is in use.
+
+A snapshot that does not copy replaces the pool, so that memory that is still in use is freed when it is returned.
+"""
 
 
-def _lend(nbytes: int) -> np.ndarray:
-    """The spare memory, or new one, until the last array on it is gone."""
+def _borrow_memory(nbytes: int) -> np.ndarray:
+    """Return memory, from the pool if possible. It goes back to the pool when the last array that uses it is gone."""
     pool = _pools[0]
     try:
         memory = pool.pop()
@@ -87,11 +90,11 @@ def _lend(nbytes: int) -> np.ndarray:
         memory = filesystem.new_memory(nbytes)
     if memory.nbytes < nbytes:
         memory = filesystem.new_memory(nbytes)
-    # Through a memoryview: of a view on a view NumPy forgets the middle one, and this array has to outlive all on it.
-    lent = np.frombuffer(memoryview(memory), np.uint8)  # type: ignore[arg-type]
-    weakref.finalize(lent, _take_back, pool, memory).atexit = False
-    return lent
+    # A view of a NumPy view refers only to the base array; through a memoryview, views of `borrowed` keep it alive.
+    borrowed = np.frombuffer(memoryview(memory), np.uint8)  # type: ignore[arg-type]
+    weakref.finalize(borrowed, _return_memory, pool, memory).atexit = False
+    return borrowed
 
 
-def _take_back(pool: list[np.ndarray], memory: np.ndarray) -> None:
+def _return_memory(pool: list[np.ndarray], memory: np.ndarray) -> None:
     pool[:] = [max([*pool, memory], key=lambda each: each.nbytes)]

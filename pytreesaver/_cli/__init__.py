@@ -1,4 +1,4 @@
-"""The command line interface ``pytreesaver``, a thin layer over the public functions."""
+"""The command-line interface ``pytreesaver``, a thin layer over the public functions."""
 
 from pytreesaver._cli.program import main
 

@@ -1,4 +1,4 @@
-"""The Typer application and the options that several commands share."""
+"""The Typer application, and the arguments and options that several commands share."""
 
 import importlib
 import sys
@@ -54,20 +54,22 @@ Only = Annotated[
 Regex = Annotated[
     list[str] | None,
     typer.Option(
-        "--regex", metavar="REGEX", help="Select variables whose name contains a match of REGEX. May be repeated."
+        "--regex", metavar="REGEX", help="Select variables whose names contain a match of REGEX. May be repeated."
     ),
 ]
 
 CheckpointPath = Annotated[
     Path,
     typer.Argument(
-        metavar="CHECKPOINT", help="A checkpoint, or a run directory to use its newest one.", show_default=False
+        metavar="CHECKPOINT",
+        help="A checkpoint, or a run directory, whose newest checkpoint is used.",
+        show_default=False,
     ),
 ]
 
 
 def selection_of(only: list[str] | None, regexes: list[str] | None) -> Selector | None:
-    """Return the union of --only and --regex; None if neither is given."""
+    """Return the union of --only and --regex, or None if neither is given."""
     parts: list[Any] = [*(only or ()), *map(regex, regexes or ())]
     return as_selection(parts) if parts else None
 
@@ -88,7 +90,7 @@ def checkpoint_path(path: Path) -> Path:
 
 
 def shows_progress(json: bool) -> bool:
-    """Return whether to show a progress line: only on a terminal, and not with --json."""
+    """Return whether to show a progress bar: only on a terminal, and not with --json."""
     return not json and sys.stderr.isatty()
 
 
@@ -96,7 +98,7 @@ _COMMANDS = ("ls", "show", "diff", "verify", "prune", "rm", "cp", "info", "repor
 
 
 def add_commands(arguments: Sequence[str]) -> None:
-    """Import only the requested command, to start fast; all of them if the first argument is not a command."""
+    """Import only the requested command, for a fast start, or all if the first argument is not a command."""
     wanted = [each for each in arguments[:1] if each in _COMMANDS]
     for command in wanted or _COMMANDS:
         importlib.import_module(f"pytreesaver._cli.commands.{command}")

@@ -1,4 +1,4 @@
-"""Output of the commands: text and tables, in colour on a terminal, and JSON."""
+"""Output of the commands: JSON, or text and tables with colours on a terminal."""
 
 import math
 import os
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-_UNBOUNDED = 10_000  # columns, so that output to a file or a pipe is not wrapped
+_UNLIMITED_COLUMNS = 10_000  # so that output to a file or a pipe is not wrapped
 _ANSI_CODES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "cyan": 36}
 
 
 @cache
 def is_coloured() -> bool:
-    """Return whether to use colours on standard output. Follows https://no-color.org."""
+    """Return whether standard output is coloured. Follows https://no-color.org."""
     if os.environ.get("NO_COLOR"):
         return False
     is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
@@ -32,10 +32,10 @@ def is_coloured() -> bool:
 
 @cache
 def columns() -> int:
-    """Return the width of standard output: ``COLUMNS`` or that of the terminal; otherwise practically unlimited."""
+    """Return the width of standard output: ``COLUMNS``, the width of the terminal, or practically unlimited."""
     if os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty():
         return max(shutil.get_terminal_size().columns, 20)
-    return _UNBOUNDED
+    return _UNLIMITED_COLUMNS
 
 
 @cache
@@ -53,12 +53,12 @@ def _console() -> "Console":
 
 
 def write(text: str = "") -> None:
-    """Write a line verbatim. Text from a checkpoint must have been passed through `printable`."""
+    """Write a line verbatim. Pass text from a checkpoint through `printable` first."""
     sys.stdout.write(f"{text}\n")
 
 
 def styled(text: str, style: str) -> str:
-    """Return `text`, made `printable`, in a style such as ``"bold red"`` if colours are in use."""
+    """Return `text`, made `printable`, in a style such as ``"bold red"`` if output is coloured."""
     safe = printable(text)
     if not (style and safe and is_coloured()):
         return safe
@@ -80,9 +80,9 @@ def width(text: str) -> int:
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, styles: Sequence[str] = ()) -> "Table":
-    """Return a table without borders, which wraps cells that do not fit.
+    """Return a table without borders. Cells that do not fit are wrapped.
 
-    `columns` are pairs (heading, ``"left"`` or ``"right"``); `styles` has a style per column, in order, "" for none.
+    `columns` are pairs of a heading and ``"left"`` or ``"right"``. `styles` are in the same order, "" for none.
     """
     from rich import box
     from rich.table import Table
@@ -136,7 +136,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 @lru_cache(1 << 16)
 def bytes_text(nbytes: float) -> str:
-    """Format a number of bytes, with decimal prefixes.
+    """Format a number of bytes with a decimal prefix.
 
     Example:
         >>> bytes_text(0), bytes_text(1536), bytes_text(1_234_567_890)
@@ -171,7 +171,7 @@ def age_text(seconds: float) -> str:
 
 
 def number_text(value: Any) -> str:
-    """Format a number, floats with six significant digits; None becomes "".
+    """Format a number, with six significant digits if it is a float. None becomes "".
 
     Example:
         >>> number_text(0.123456789), number_text(7), number_text(None)

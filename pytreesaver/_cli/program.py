@@ -1,5 +1,6 @@
-"""The entry point of the command line: error handling and exit codes."""
+"""The entry point of the command-line interface: error handling and exit codes."""
 
+import io
 import os
 import signal
 import sys
@@ -20,12 +21,12 @@ _MAX_LINES = 10
 
 
 def run_program(run: Callable[[], int]) -> int:
-    """Run a command line program and return its exit code. Errors and warnings are printed as one line each."""
+    """Run a command-line program and return its exit code. Each error and warning is printed as one line."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the descriptor was closed
+        if getattr(sys, name) is None:  # the descriptor is closed
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
@@ -35,7 +36,7 @@ def run_program(run: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        _discard_output()  # the reader has closed the pipe
+        _discard_output()  # the reader closed the pipe
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -53,7 +54,7 @@ def run_program(run: Callable[[], int]) -> int:
 
 
 def _discard_output() -> None:
-    """Redirect stdout to /dev/null, so that flushing it at exit does not fail again."""
+    """Redirect stdout to /dev/null, so that the flush at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -68,7 +69,7 @@ def print_error(message: str) -> None:
 
 
 def one_line(message: str) -> str:
-    """Join the lines of a message, at most 10, into one line without control characters."""
+    """Join up to 10 lines of a message into one line without control characters."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if len(lines) > _MAX_LINES:
         lines = [*lines[:_MAX_LINES], f"and {len(lines) - _MAX_LINES} more"]
@@ -81,7 +82,7 @@ def _show_warning(message: Any, *_: Any, **__: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line with `arguments`, by default ``sys.argv[1:]``, and return the exit code."""
+    """Run a command with `arguments`, by default ``sys.argv[1:]``, and return its exit code."""
     return run_program(lambda: _run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -96,12 +97,12 @@ def _run(arguments: list[str]) -> int:
     except Abort:
         raise KeyboardInterrupt from None
     except SystemExit as stopped:
-        if isinstance(stopped.__context__, BrokenPipeError):  # Click turns it into SystemExit
+        if isinstance(stopped.__context__, BrokenPipeError):  # Click replaces it with SystemExit
             raise stopped.__context__ from None
         raise
     except TyperException as error:
         if not error.format_message():
-            return EXIT_ERROR  # without arguments, Click has printed the help
+            return EXIT_ERROR  # without arguments, Click prints the help
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "pytreesaver"
         print_error(f"{error.format_message()} (see {command} --help)")

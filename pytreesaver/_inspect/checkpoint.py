@@ -1,4 +1,4 @@
-"""Open checkpoints: read variables one at a time or in part, and verify them."""
+"""Open checkpoints: reading single variables or parts of them, and verification."""
 
 import types
 from collections.abc import Iterator, Mapping
@@ -15,9 +15,7 @@ from pytreesaver._io.paths import PathLike, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._run.record import decode_record
 from pytreesaver._text import did_you_mean
-from pytreesaver._tree.kinds import (
-    NotPlainError,
-)
+from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value
 from pytreesaver._tree.select import Selection, as_selection, selected_names
 from pytreesaver.formats.protocol import CheckpointReader
@@ -31,9 +29,9 @@ class Checkpoint(Mapping[str, Variable]):
         path: its path.
         format: the name of its storage format.
         version: the version of that format.
-        metadata: the metadata passed to `save`.
-        step: the step for which a `Saver` or `CheckpointManager` saved it, or None.
-        time: when a `Saver` or `CheckpointManager` saved it, in seconds since the epoch, or None.
+        metadata: the metadata passed to the save.
+        step: the step for which it was saved; None if `pytreesaver.save` saved it, or if it has no step.
+        time: when it was saved, in seconds since the epoch; None if `pytreesaver.save` saved it.
         metrics: the metrics passed to `CheckpointManager.save`.
 
     Use it in a ``with`` statement, or call `close` when done.
@@ -80,7 +78,7 @@ class Checkpoint(Mapping[str, Variable]):
         return sum(self._reader.nbytes)
 
     def type_tree(self) -> TypeNode:
-        """Return the structure of the saved tree with the types of its containers and leaves, for display.
+        """Return the structure of the saved tree, with the types of its containers and leaves, for display.
 
         Raises:
             CorruptCheckpointError: if the stored structure is malformed.
@@ -100,16 +98,16 @@ class Checkpoint(Mapping[str, Variable]):
             raise CorruptCheckpointError(f"{self.path}: the stored structure is malformed: {error!r}") from error
 
     def check(self) -> None:
-        """Check that every file exists and has the right size. No array is read.
+        """Check that every data file exists and has the right size and header, without reading any array.
 
         Raises:
-            CorruptCheckpointError: if not; names every affected file and variable.
+            CorruptCheckpointError: if a file is missing or damaged; names every such file and the affected variables.
         """
         with wrap_os_errors("read", self.path):
             self._reader.check()
 
     def verify(self, *, progress: Progress = False) -> None:
-        """Read every byte and compare it with the checksums. `progress` is as in `pytreesaver.save`.
+        """Read every byte and verify all checksums. `progress` is as in `pytreesaver.save`.
 
         Raises:
             CorruptCheckpointError: if the checkpoint is damaged; names every damaged variable.
@@ -119,7 +117,7 @@ class Checkpoint(Mapping[str, Variable]):
             self._reader.verify()
 
     def statistics(self, only: Selection | None = None, *, progress: Progress = False) -> dict[str, Statistics]:
-        """Compute statistics of each variable, such as extremes, mean and NaN count, in bounded memory.
+        """Return statistics of each variable, such as extremes, mean and NaN count, computed in bounded memory.
 
         Args:
             only: the variables to read, as in `pytreesaver.restore`.
@@ -127,7 +125,7 @@ class Checkpoint(Mapping[str, Variable]):
 
         Raises:
             VariableNotFoundError: if `only` selects nothing.
-            CorruptCheckpointError: if variables are damaged; names all of them.
+            CorruptCheckpointError: if variables are damaged; names every damaged variable.
 
         Example:
             >>> path = pytreesaver.save({"w": np.ones(3), "b": np.array([1.0, np.inf])}, "measured")
@@ -140,11 +138,11 @@ class Checkpoint(Mapping[str, Variable]):
             names = selected_names(as_selection(only), names, str(self.path))
         positions = [self._positions[name] for name in names]
         nbytes = sum(self._reader.nbytes[i] for i in positions)
-        with wrap_os_errors("read", self.path), reporting(progress, f"measuring {self.path}", nbytes):
+        with wrap_os_errors("read", self.path), reporting(progress, f"computing statistics of {self.path}", nbytes):
             return dict(zip(names, measure(self._reader, positions), strict=True))
 
     def close(self) -> None:
-        """Close the files. Arrays that were read remain valid."""
+        """Close the files. Arrays that have been read stay valid."""
         self._reader.close()
 
     def __enter__(self) -> "Checkpoint":
@@ -165,7 +163,7 @@ class Checkpoint(Mapping[str, Variable]):
         return f"<Checkpoint {self.path}: {len(self)} variables>"
 
     def _repr_html_(self) -> str:
-        """Return HTML for notebooks, with a foldable tree of variables, rendered by Treescope if installed."""
+        """Return HTML for notebooks: a foldable tree of the variables, rendered by Treescope if it is installed."""
         from pytreesaver._inspect.notebook import checkpoint_html
 
         variables = list(self.values())
@@ -186,7 +184,7 @@ class Checkpoint(Mapping[str, Variable]):
 
 
 def load_checkpoint(path: PathLike) -> Checkpoint:
-    """Open a checkpoint to inspect it. Arrays are read only on request.
+    """Open a checkpoint for inspection. Arrays are read only on request.
 
     Raises:
         CheckpointNotFoundError: if there is no complete checkpoint at `path`.
@@ -209,7 +207,7 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
 
 
 def list_variables(path: PathLike) -> list[tuple[str, tuple[int, ...]]]:
-    """Return (name, shape) of every variable, sorted by name, like `tf.train.list_variables`.
+    """Return the name and shape of every variable, sorted by name, like `tf.train.list_variables`.
 
     Raises:
         The errors of `load_checkpoint`.
@@ -225,7 +223,7 @@ def list_variables(path: PathLike) -> list[tuple[str, tuple[int, ...]]]:
 def load_variable(path: PathLike, name: str) -> np.ndarray:
     """Read one variable as a NumPy array, like `tf.train.load_variable`.
 
-    A str, bytes, or an int of more than 64 bits is returned in a 0-d array of dtype object.
+    A str, a bytes object, or an int of more than 64 bits is returned as a 0-d array of dtype object.
 
     Raises:
         VariableNotFoundError: if the variable does not exist; the message suggests similar names.
@@ -241,7 +239,7 @@ def load_variable(path: PathLike, name: str) -> np.ndarray:
 
 
 def verify(path: PathLike, *, progress: Progress = False) -> None:
-    """Read every byte of a checkpoint and compare it with the checksums, in bounded memory.
+    """Read every byte of a checkpoint and verify all checksums, in bounded memory.
 
     Args:
         path: the checkpoint.

@@ -34,14 +34,14 @@ class VariableChange:
     Attributes:
         name: the name of the variable.
         shape: both shapes.
-        dtype: both dtypes as in messages, such as ``"float32"``, ``"int"`` or ``"key<fry>"``.
-        differing: the number of differing elements, compared bit by bit, or by value if the dtypes differ; None if the
-            elements cannot be compared, for example because the shapes differ.
-        max_abs_difference: the largest \\|first - second\\| over elements that are NaN in neither; None if there are
-            none, or if the variables are not arrays of numbers of the same shape.
+        dtype: both dtypes as they appear in messages, such as ``"float32"``, ``"int"`` or ``"key<fry>"``.
+        differing: the number of elements that differ, compared bit by bit, or by value if the dtypes differ; None if
+            the elements cannot be compared, for example because the shapes differ.
+        max_abs_difference: the largest \\|first - second\\| over the elements that are NaN in neither; None if there
+            are no such elements, or if the variables are not numeric arrays of the same shape.
         mean_abs_difference: the mean of \\|first - second\\| over the same elements.
         nan_count: the number of NaN elements in each.
-        values: the values themselves if both are Python values, otherwise None.
+        values: both values if they are Python values, otherwise None.
     """
 
     name: str
@@ -59,15 +59,15 @@ class VariableChange:
 
 @dataclass(frozen=True)
 class Diff:
-    """The differences between two checkpoints. Its truth value is True if there are any.
+    """The differences between two checkpoints. It is true in a boolean context if there are any.
 
     Attributes:
         first: the path of the first checkpoint.
         second: the path of the second checkpoint.
-        added: names of variables that only the second has.
-        removed: names of variables that only the first has.
-        changed: {name: `VariableChange`} of variables that differ in shape, dtype or any bit of their values.
-        equal: names of all other variables.
+        added: the names of variables that only the second has.
+        removed: the names of variables that only the first has.
+        changed: the changes of variables that differ in shape, dtype or any bit of their values, by name.
+        equal: the names of all other variables.
     """
 
     first: str
@@ -77,7 +77,7 @@ class Diff:
     changed: dict[str, VariableChange] = field(default_factory=dict)
     equal: list[str] = field(default_factory=list)
     descriptions: dict[str, str] = field(default_factory=dict, repr=False)
-    """Types of the added and removed variables by name, such as ``"float32[2,3]"``."""
+    """The types of the added and removed variables by name, such as ``"float32[2,3]"``."""
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed)
@@ -139,12 +139,12 @@ def diff(
     Args:
         first: a path or an open `Checkpoint`.
         second: a path or an open `Checkpoint`.
-        only: the variables to compare, as in `pytreesaver.restore`.
+        only: the variables to compare, selected as in `pytreesaver.restore`.
         progress: as in `pytreesaver.save`.
 
     Raises:
         VariableNotFoundError: if `only` selects nothing in either checkpoint.
-        CorruptCheckpointError: if data that must be read is damaged, or a file is missing or has the wrong size.
+        CorruptCheckpointError: if data that must be read is damaged, or if a file is missing or has the wrong size.
         The errors of `load_checkpoint`.
 
     Example:
@@ -159,7 +159,7 @@ def diff(
         False
     """
     check_progress(progress)
-    with _opened(first) as one, _opened(second) as other:
+    with _open_reader(first) as one, _open_reader(second) as other:
         one.check()
         other.check()
         names = list(dict.fromkeys([*one.names, *other.names]))
@@ -191,7 +191,7 @@ def diff(
 
 
 @contextmanager
-def _opened(given: PathLike | Checkpoint) -> Iterator[CheckpointReader]:
+def _open_reader(given: PathLike | Checkpoint) -> Iterator[CheckpointReader]:
     reader = given._reader if isinstance(given, Checkpoint) else open_reader(given)
     try:
         with wrap_os_errors("read", reader.path):
@@ -225,12 +225,12 @@ def _compare(name: str, one: CheckpointReader, i: int, other: CheckpointReader, 
     differences = _DifferenceStatistics(is_number=is_number)
     max_elements = _PART_NBYTES // max(_element_nbytes(one, i), _element_nbytes(other, j), 1)
     for box in split_box(whole_box(change.shape[0]), max_elements):
-        differences.add(_part(one, i, box), _part(other, j, box))
+        differences.add(_read_part(one, i, box), _read_part(other, j, box))
     return None if same and not differences.differing else replace(change, **differences.results())
 
 
 def _has_same_checksums(one: CheckpointReader, i: int, other: CheckpointReader, j: int) -> bool:
-    """Return whether dtypes, shapes and checksums are equal. No values are read."""
+    """Return whether dtypes, shapes and checksums are equal, without reading values."""
     if one.shapes[i] != other.shapes[j] or describe_dtype(one.types[i]) != describe_dtype(other.types[j]):
         return False
     digest = one.digest(i)
@@ -240,7 +240,7 @@ def _has_same_checksums(one: CheckpointReader, i: int, other: CheckpointReader, 
 def _is_same_value(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
-    # 0.0 == -0.0 although their bits differ, and NaN != NaN.
+    # 0.0 == -0.0 although their bits differ, and NaN != NaN although their bits may be equal.
     return repr(a) == repr(b) if isinstance(a, float | complex) else bool(a == b)
 
 
@@ -253,8 +253,8 @@ def _element_nbytes(reader: CheckpointReader, position: int) -> int:
     return storage_dtype(leaf_type).itemsize * math.prod(words)
 
 
-def _part(reader: CheckpointReader, position: int, box: Box) -> np.ndarray:
-    """Read a box of a variable. Each PRNG key becomes one opaque element."""
+def _read_part(reader: CheckpointReader, position: int, box: Box) -> np.ndarray:
+    """Read a box of a variable. Each PRNG key becomes a single opaque element."""
     words = reader.shapes[position][len(box) :]
     part = np.empty((*box_shape(box), *words), storage_dtype(reader.types[position]))
     reader.read_boxes(position, [(*box, *whole_box(words))], [part], verify=True)
@@ -262,45 +262,42 @@ def _part(reader: CheckpointReader, position: int, box: Box) -> np.ndarray:
 
 
 class _DifferenceStatistics:
-    """Running statistics of the differences between two arrays, fed part by part."""
+    """Running statistics of the differences between two arrays, which are added part by part."""
 
     def __init__(self, *, is_number: bool) -> None:
         self._is_number = is_number
         self.differing = 0
-        self._pairs = 0
+        self._compared = 0
         self._total = 0.0
         self._largest = 0.0
-        self._nans = [0, 0]
+        self._nan_counts = [0, 0]
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
         """Compare two corresponding parts."""
         with np.errstate(all="ignore"):
             nans = [np.isnan(values) if self._is_number else np.zeros(values.shape, bool) for values in (a, b)]
-        self.differing += _count_of_differing(a, b, nans)
+        self.differing += _count_differing(a, b, nans)
         if not self._is_number:
             return
-        self._nans = [before + int(here.sum()) for before, here in zip(self._nans, nans, strict=True)]
+        self._nan_counts = [count + int(is_nan.sum()) for count, is_nan in zip(self._nan_counts, nans, strict=True)]
         numbers = ~(nans[0] | nans[1])
         distances = _distances(a[numbers], b[numbers])
         if distances.size:
-            self._pairs += distances.size
+            self._compared += distances.size
             self._total += float(distances.sum())
             self._largest = max(self._largest, float(distances.max()))
 
     def results(self) -> dict[str, Any]:
         """Return the results as fields of `VariableChange`."""
         distance = (
-            {
-                "max_abs_difference": self._largest,
-                "mean_abs_difference": self._total / self._pairs,
-            }
-            if self._pairs
+            {"max_abs_difference": self._largest, "mean_abs_difference": self._total / self._compared}
+            if self._compared
             else {}
         )
-        return {"differing": self.differing, "nan_count": (self._nans[0], self._nans[1]), **distance}
+        return {"differing": self.differing, "nan_count": (self._nan_counts[0], self._nan_counts[1]), **distance}
 
 
-def _count_of_differing(a: np.ndarray, b: np.ndarray, nans: Sequence[np.ndarray]) -> int:
+def _count_differing(a: np.ndarray, b: np.ndarray, nans: Sequence[np.ndarray]) -> int:
     if a.dtype != b.dtype:
         with np.errstate(all="ignore"):
             return int(np.count_nonzero((_widened(a) != _widened(b)) & ~(nans[0] & nans[1])))
@@ -314,23 +311,23 @@ def _count_of_differing(a: np.ndarray, b: np.ndarray, nans: Sequence[np.ndarray]
 
 
 def _widened(values: np.ndarray) -> np.ndarray:
-    """Return numbers in a standard NumPy dtype, without rounding."""
+    """Return numbers in a builtin NumPy dtype that represents them exactly."""
     if values.dtype.isbuiltin == 1 and values.dtype.kind in "iufc":
         return values
     return values.astype(np.int64 if values.dtype == bool or values.dtype.name[:3] in ("int", "uin") else np.float64)
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return |a - b| in float64; 0 for equal elements, including infinities."""
+    """Return |a - b| in float64. It is 0 for equal elements, including infinities."""
     a, b = _widened(a), _widened(b)
     with np.errstate(all="ignore"):
         if a.dtype.kind in "iu" and a.dtype == b.dtype:
-            # The signed difference may overflow, but its bits as an unsigned integer are the distance.
+            # The signed difference may overflow, but its bits read as an unsigned integer are the distance.
             unsigned = np.dtype(f"u{a.dtype.itemsize}")
             return np.asarray(np.where(a > b, (a - b).astype(unsigned), (b - a).astype(unsigned)), np.float64)
         kind = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
         a, b = a.astype(kind), b.astype(kind)
-        # Real and imaginary parts separately, so that inf - inf in one of them counts as 0 and not as NaN.
-        parts = [np.where(x == y, 0.0, np.abs(x - y)) for x, y in ((a.real, b.real), (a.imag, b.imag))]
+        # Subtract real and imaginary parts separately, so that inf - inf in one of them counts as 0, not as NaN.
+        parts = [np.where(x == y, 0.0, np.abs(x - y)) for x, y in ((np.real(a), np.real(b)), (np.imag(a), np.imag(b)))]
         distances: np.ndarray = np.hypot(*parts)
         return distances

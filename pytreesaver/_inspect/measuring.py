@@ -1,4 +1,4 @@
-"""Statistics of the variables of a checkpoint, read in parts by several threads, in bounded memory."""
+"""Statistics of the variables of a checkpoint, computed by several threads in bounded memory."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,17 +27,17 @@ from pytreesaver.formats.protocol import CheckpointReader
 T = TypeVar("T")
 
 _PART_NBYTES = 2 << 20
-"""Variables up to this size are read in batches; larger ones are read in parts of this size."""
+"""Variables of at most this size are read in batches; larger ones are read in parts of this size."""
 
 _BATCH_NBYTES = 32 << 20
-_MAX_PARTS = _BATCH_NBYTES // _PART_NBYTES  # so many results are held before they are merged
+_MAX_PARTS = _BATCH_NBYTES // _PART_NBYTES  # the number of partial results held before they are merged
 
 
 def measure(reader: CheckpointReader, positions: Sequence[int]) -> list[Statistics]:
     """Return the statistics of the variables at `positions`.
 
     Raises:
-        CorruptCheckpointError: if variables are damaged; names all of them.
+        CorruptCheckpointError: if variables are damaged; names every damaged variable.
     """
     partials = map_parts(reader, [i for i in positions if has_numbers(reader, i)], accumulate, merge)
     return [partials[i].result() if i in partials else Statistics(_size(reader, i)) for i in positions]
@@ -50,13 +50,13 @@ def _size(reader: CheckpointReader, position: int) -> int:
 def histogram(
     reader: CheckpointReader, position: int, bins: int, extremes: tuple[float, float] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a histogram of the finite elements of a variable: counts int64[bins], edges float64[bins + 1].
+    """Return a histogram of the finite elements of a variable: int64[bins] counts and float64[bins + 1] edges.
 
-    `extremes` are the first and the last edge. Without them the variable is read twice.
+    `extremes` are the first and the last edge. If they are not given, the variable is read twice.
 
     Raises:
         CorruptCheckpointError: if the variable is damaged.
-        ValueError: if it has no finite real numbers.
+        ValueError: if the variable has no finite real numbers.
     """
     numbers = has_numbers(reader, position) and storage_dtype(reader.types[position]).kind != "c"
     if numbers and extremes is None:
@@ -78,7 +78,7 @@ def _merge_counts(counts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def has_numbers(reader: CheckpointReader, position: int) -> bool:
-    """Return whether a variable holds bools or numbers, other than Python ints of more than 64 bits."""
+    """Return whether a variable holds bools or numbers. Python ints of more than 64 bits do not count."""
     leaf_type = reader.types[position]
     return is_number(leaf_type) and not is_stored_as_bytes(leaf_type)
 
@@ -89,12 +89,12 @@ def map_parts(
     function: Callable[[np.ndarray], T],
     merge_parts: Callable[[Sequence[T]], T],
 ) -> dict[int, T]:
-    """Apply `function` to each variable in parts and merge the results of the parts in order with `merge_parts`.
+    """Apply `function` to each variable in parts, and merge the results of the parts in order with `merge_parts`.
 
-    `function` is called from several threads, with one-dimensional arrays that it must not keep.
+    `function` is called in several threads with one-dimensional arrays, which it must not keep.
 
     Raises:
-        CorruptCheckpointError: if variables are damaged; names all of them.
+        CorruptCheckpointError: if variables are damaged; names every damaged variable.
     """
     results, damage = map_aligned_parts([(reader, positions)], function, merge_parts)
     if damage:
@@ -107,9 +107,9 @@ def map_aligned_parts(
     function: Callable[..., T],
     merge_parts: Callable[[Sequence[T]], T],
 ) -> tuple[dict[int, T], list[CorruptCheckpointError]]:
-    """Apply `function` to corresponding parts of variables of the same dtype and shape in several checkpoints.
+    """Apply `function` to corresponding parts of variables with the same dtype and shape in several checkpoints.
 
-    Returns the results of undamaged variables by position in the first checkpoint, and the errors of damaged ones.
+    Returns the results of undamaged variables by their position in the first checkpoint, and the errors of the others.
     """
     results: dict[int, T] = {}
     damage: list[CorruptCheckpointError] = []
@@ -118,10 +118,11 @@ def map_aligned_parts(
     readers = [each for each, _ in sources]
     for group in _batches(reader, [row for row in rows if reader.nbytes[row[0]] <= _PART_NBYTES]):
         arrays = [
-            _read(each, positions, damage) for each, positions in zip(readers, zip(*group, strict=True), strict=True)
+            _read_intact(each, positions, damage)
+            for each, positions in zip(readers, zip(*group, strict=True), strict=True)
         ]
-        whole = [row for row in group if all(i in found for i, found in zip(row, arrays, strict=True))]
-        calls = {row[0]: _Call(function, [found[i] for i, found in zip(row, arrays, strict=True)]) for row in whole}
+        intact = [row for row in group if all(i in found for i, found in zip(row, arrays, strict=True))]
+        calls = {row[0]: _Call(function, [found[i] for i, found in zip(row, arrays, strict=True)]) for row in intact}
         run_all(list(calls.values()), sum(reader.nbytes[row[0]] for row in group))
         results |= {i: call.result for i, call in calls.items()}
     for row in rows:
@@ -143,12 +144,12 @@ def map_aligned_parts(
 
 
 def _part_length(reader: CheckpointReader, position: int) -> int:
-    """Return the number of elements per part."""
+    """Return the number of elements in a part."""
     return _PART_NBYTES // storage_dtype(reader.types[position]).itemsize
 
 
 class _Call(Generic[T]):
-    """A deferred call of a function with arrays that are already read."""
+    """A deferred call of a function with arrays that have been read."""
 
     result: T
 
@@ -161,7 +162,7 @@ class _Call(Generic[T]):
 
 
 class _ReadCall(Generic[T]):
-    """A deferred call of a function that first reads its part of each variable."""
+    """A deferred call of a function with parts of variables, which are read first."""
 
     result: T
 
@@ -198,10 +199,10 @@ def _batches(reader: CheckpointReader, rows: Sequence[tuple[int, ...]]) -> Itera
         yield group
 
 
-def _read(
+def _read_intact(
     reader: CheckpointReader, positions: Sequence[int], damage: list[CorruptCheckpointError]
 ) -> dict[int, np.ndarray]:
-    """Read the stored arrays by position, without damaged ones, whose errors are added to `damage`."""
+    """Return the intact stored arrays by position, and append the errors of the damaged ones to `damage`."""
     try:
         return dict(zip(positions, reader.read(positions, verify=True), strict=True))
     except CorruptCheckpointError as error:
@@ -211,13 +212,13 @@ def _read(
 
 
 @dataclass(frozen=True)
-class VariableMeasures:
-    """Measurements of a variable in one checkpoint.
+class VariableMeasurements:
+    """Statistics of a variable in one checkpoint.
 
     Attributes:
         statistics: the statistics of its elements.
-        drift: the norm of its change since the previous checkpoint; None if that checkpoint has no such variable of
-            the same dtype and shape, or it is damaged there.
+        drift: the norm of its change since the previous checkpoint; None if that checkpoint has no variable of this
+            name, dtype and shape, or if it is damaged there.
     """
 
     statistics: Statistics
@@ -225,54 +226,55 @@ class VariableMeasures:
 
 
 @dataclass(frozen=True)
-class CheckpointMeasures:
-    """Measurements of the numeric variables of a checkpoint by name, and the names of damaged variables."""
+class CheckpointMeasurements:
+    """Statistics of the numeric variables of a checkpoint by name, and the names of damaged variables."""
 
-    variables: Mapping[str, VariableMeasures]
+    variables: Mapping[str, VariableMeasurements]
     damaged: Sequence[str] = ()
 
 
 def measure_with_drift(
     reader: CheckpointReader,
     names: Sequence[str],
-    prior: tuple[CheckpointReader, CheckpointMeasures] | None = None,
-) -> CheckpointMeasures:
-    """Measure variables of a checkpoint and their change since the previous checkpoint, `prior`, in bounded memory.
+    prior: tuple[CheckpointReader, CheckpointMeasurements] | None = None,
+) -> CheckpointMeasurements:
+    """Compute statistics of a checkpoint's variables, and their drift since `prior`, the one before it.
 
-    Variables with unchanged checksums are also read, because they may be damaged. Progress counts all bytes twice.
+    Variables with unchanged checksums are also read, because they may be damaged. The progress report counts every byte
+    twice, because a variable that has changed is read together with its previous value. Memory is bounded.
     """
     position_of = {name: i for i, name in enumerate(reader.names)}
     positions = [position_of[name] for name in names if has_numbers(reader, position_of[name])]
-    unchanged: dict[int, VariableMeasures] = {}
-    alone: list[int] = []
+    unchanged: dict[int, VariableMeasurements] = {}
+    unmatched: list[int] = []
     pairs: list[tuple[int, int]] = []
     prior_position_of = {} if prior is None else {name: i for i, name in enumerate(prior[0].names)}
     for i in positions:
         name = reader.names[i]
         j = prior_position_of.get(name)
-        if prior is None or j is None or name not in prior[1].variables or not _is_alike(reader, i, prior[0], j):
-            alone.append(i)
+        if prior is None or j is None or name not in prior[1].variables or not _same_type(reader, i, prior[0], j):
+            unmatched.append(i)
         elif reader.digest(i) is not None and reader.digest(i) == prior[0].digest(j):
-            unchanged[i] = VariableMeasures(prior[1].variables[name].statistics, 0.0)
+            unchanged[i] = VariableMeasurements(prior[1].variables[name].statistics, 0.0)
         else:
             pairs.append((i, j))
-    to_read = sum(reader.nbytes[i] for i in [*alone, *unchanged]) + 2 * sum(reader.nbytes[i] for i, _ in pairs)
+    to_read = sum(reader.nbytes[i] for i in [*unmatched, *unchanged]) + 2 * sum(reader.nbytes[i] for i, _ in pairs)
     advance(2 * sum(reader.nbytes[position_of[name]] for name in names) - to_read)
     read, damage = map_aligned_parts([(reader, list(unchanged))], _discard, _discard)
     found = {reader.names[i]: unchanged[i] for i in read}
-    partials, errors = map_aligned_parts([(reader, alone)], accumulate, merge)
+    partials, errors = map_aligned_parts([(reader, unmatched)], accumulate, merge)
     damage += errors
-    found |= {reader.names[i]: VariableMeasures(each.result(), None) for i, each in partials.items()}
+    found |= {reader.names[i]: VariableMeasurements(each.result(), None) for i, each in partials.items()}
     if prior is not None:
         sources = [(reader, [i for i, _ in pairs]), (prior[0], [j for _, j in pairs])]
         both, errors = map_aligned_parts(sources, _accumulate_with_drift, _merge_with_drift)
         damage += errors
-        found |= {reader.names[i]: VariableMeasures(each.result(), drift) for i, (each, drift) in both.items()}
+        found |= {reader.names[i]: VariableMeasurements(each.result(), drift) for i, (each, drift) in both.items()}
     damaged = {name for error in damage for name in error.damaged}
-    return CheckpointMeasures(found, [name for name in names if name in damaged])
+    return CheckpointMeasurements(found, [name for name in names if name in damaged])
 
 
-def _is_alike(one: CheckpointReader, i: int, other: CheckpointReader, j: int) -> bool:
+def _same_type(one: CheckpointReader, i: int, other: CheckpointReader, j: int) -> bool:
     same_dtype = storage_dtype(one.types[i]) == storage_dtype(other.types[j])
     return same_dtype and one.shapes[i] == other.shapes[j] and has_numbers(other, j)
 

@@ -1,4 +1,4 @@
-"""The variables of a checkpoint as a tree with totals per branch, optionally with repeated branches folded. Pure."""
+"""The tree of variable names, with totals for each branch and optional folding of repeated branches. Pure."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +9,7 @@ SortKey = Literal["name", "size"]
 
 
 class Summarized(Protocol):
-    """The properties of a variable that a listing shows. `Variable` and `VariableSummary` have them."""
+    """The properties of a variable that a listing shows, implemented by `Variable` and `VariableSummary`."""
 
     @property
     def name(self) -> str: ...
@@ -27,7 +27,7 @@ class Summarized(Protocol):
 class VariableSummary(NamedTuple):
     """The properties of a variable that a listing shows.
 
-    `type` is as in messages, such as ``"float32[784,512]"``; `size` is the number of elements.
+    `type` is as it appears in messages, such as ``"float32[784,512]"``. `size` is the number of elements.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Branch:
 
     Attributes:
         name: the last component of the path; ``layer_{0..47}`` for folded branches.
-        path: the full name; of the first branch if several are folded.
-        type: the type of the variable with this name; None if there is no such variable.
+        path: the full name, or that of the first branch if several are folded.
+        type: the type of the variable with this name, or None if there is no such variable.
         variables: the number of variables in the branch.
         size: their total number of elements.
         nbytes: their total size in bytes.
         count: the number of branches folded into this one.
-        children: the branches directly below it.
+        children: the branches directly below this one.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Branch:
 
 
 def variable_tree(variables: Iterable[Summarized]) -> Branch:
-    """Return the tree of variables under an unnamed root.
+    """Return the tree of variable names, under a root without a name.
 
     Example:
         >>> root = variable_tree([VariableSummary("a/w", "float32[2]", 2, 8), VariableSummary("b", "int", 1, 8)])
@@ -70,7 +70,7 @@ def variable_tree(variables: Iterable[Summarized]) -> Branch:
         ([('a', 8, None), ('b', 8, 'int')], 3)
     """
     root = Branch("", "")
-    children: dict[tuple[int, str], Branch] = {}  # keyed by the id of the parent and the component
+    children: dict[tuple[int, str], Branch] = {}  # by id of the parent, and component
     for variable in variables:
         size, nbytes = variable.size, variable.nbytes
         branch, path = root, ""
@@ -91,7 +91,7 @@ def variable_tree(variables: Iterable[Summarized]) -> Branch:
     return root
 
 
-_MAX_LEVELS = 100  # all further components of a name are joined into one
+_MAX_LEVELS = 100  # any further components of a name are joined into one
 
 
 def sorted_tree(branch: Branch, by: SortKey) -> Branch:
@@ -124,7 +124,7 @@ def _by_size(branch: Branch) -> tuple[int, list[tuple[bool, int, str]]]:
 
 
 def folded_tree(branch: Branch) -> Branch:
-    """Return the tree with sibling branches merged if they differ only in the last number of their names.
+    """Return the tree with those siblings merged that differ only in the last number in their names.
 
     Example:
         >>> layers = [VariableSummary(f"layer_{i}/w", "float32[2]", 2, 8) for i in range(48)]
@@ -139,13 +139,13 @@ _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)", re.DOTALL)
 
 
 def _fold(branch: Branch, shapes: dict[object, int]) -> tuple[Branch, int]:
-    """Return the folded branch, and an id shared by all branches that are equal except for their names."""
+    """Return the folded branch, and an id that it shares with all branches that differ from it only in name."""
     folded = [_fold(child, shapes) for child in branch.children]
     signature = (branch.type, branch.nbytes, branch.size, tuple((child.name, shape) for child, shape in folded))
     groups: dict[object, list[tuple[int, Branch, int]]] = {}
     for child, shape in folded:
         match = _NUMBERED.fullmatch(child.name)
-        # Zero-padded numbers are merged only with zero-padded numbers of the same width.
+        # A zero-padded number is merged only with zero-padded numbers of the same width.
         width = len(match[2]) if match and match[2].startswith("0") and len(match[2]) > 1 else 0
         key: object = (match[1], match[3], width, shape) if match and child.count == 1 else child.path
         groups.setdefault(key, []).append((int(match[2]) if match else 0, child, shape))
@@ -157,10 +157,10 @@ def _fold(branch: Branch, shapes: dict[object, int]) -> tuple[Branch, int]:
         members.sort(key=lambda member: member[0])
         numbers = _ranges([number for number, _, _ in members], key[2])
         children.append(_scaled(members[0][1], len(members), f"{key[0]}{{{numbers}}}{key[1]}"))
-    whole = Branch(
+    result = Branch(
         branch.name, branch.path, branch.type, branch.variables, branch.size, branch.nbytes, branch.count, children
     )
-    return whole, shapes.setdefault(signature, len(shapes))
+    return result, shapes.setdefault(signature, len(shapes))
 
 
 def _scaled(branch: Branch, times: int, name: str) -> Branch:
@@ -177,7 +177,7 @@ def _scaled(branch: Branch, times: int, name: str) -> Branch:
 
 
 def _ranges(numbers: Sequence[int], width: int) -> str:
-    """Abbreviate ascending numbers, zero-padded to `width`: ``0..3,7``."""
+    """Return ascending numbers in short form, zero-padded to `width`: ``0..3,7``."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:
@@ -188,7 +188,7 @@ def _ranges(numbers: Sequence[int], width: int) -> str:
 
 
 class Row(NamedTuple):
-    """A line of a printed tree: the guide before the name, the branch, and the number of variables cut off below it."""
+    """A line of a printed tree: the guide lines before the name, the branch, and the number of hidden variables."""
 
     guide: str
     branch: Branch
@@ -196,7 +196,7 @@ class Row(NamedTuple):
 
 
 def tree_rows(branch: Branch, depth: int | None = None) -> Iterator[Row]:
-    """Yield the lines of a tree below its root, down to `depth` levels; all levels if None.
+    """Yield the lines of a tree below its root, down to `depth` levels, or all levels if it is None.
 
     Example:
         >>> root = variable_tree([VariableSummary(f"a/{name}", "int", 1, 8) for name in "bcd"])
@@ -211,13 +211,14 @@ def tree_rows(branch: Branch, depth: int | None = None) -> Iterator[Row]:
         yield from _rows(child, "", "", depth)
 
 
-def _rows(branch: Branch, guide: str, below: str, depth: int | None) -> Iterator[Row]:
-    cut = depth is not None and depth <= 1
-    own = branch.count if branch.type is not None else 0
-    yield Row(guide, branch, branch.variables - own if cut else 0)
-    if cut:
+def _rows(branch: Branch, guide: str, child_guide: str, depth: int | None) -> Iterator[Row]:
+    is_deepest = depth is not None and depth <= 1
+    shown = branch.count if branch.type is not None else 0
+    yield Row(guide, branch, branch.variables - shown if is_deepest else 0)
+    if is_deepest:
         return
     deeper = None if depth is None else depth - 1
     for i, child in enumerate(branch.children):
         last = i == len(branch.children) - 1
-        yield from _rows(child, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "), deeper)
+        guides = child_guide + ("└─ " if last else "├─ "), child_guide + ("   " if last else "│  ")
+        yield from _rows(child, *guides, deeper)

@@ -1,4 +1,4 @@
-"""HTML for notebooks: facts about a checkpoint and a foldable tree of its variables. Pure."""
+"""HTML for notebooks: properties of a checkpoint and a foldable tree of its variables. Pure."""
 
 import html
 import re
@@ -10,11 +10,11 @@ from pytreesaver._inspect.name_tree import Branch, Summarized, sorted_tree, vari
 from pytreesaver._text import printable
 
 _MAX_ROWS = 5000
-"""The maximum number of rows; more would make a notebook slow."""
+"""The maximum number of rows. More would slow the notebook down."""
 
 
 def checkpoint_html(title: str, facts: Mapping[str, str], variables: Iterable[Summarized]) -> str:
-    """Return HTML for a notebook. Treescope renders the tree if installed.
+    """Return HTML for a notebook. Treescope renders the tree if it is installed.
 
     Example:
         >>> text = checkpoint_html("runs/ckpt-1", {"step": "1"}, [])
@@ -29,20 +29,20 @@ def checkpoint_html(title: str, facts: Mapping[str, str], variables: Iterable[Su
         f"<td style='text-align:left'>{_escaped(value)}</td></tr>"
         for name, value in facts.items()
     )
-    more = f"<p>and {omitted:,} more variables</p>" if omitted > 0 else ""
+    omission = f"<p>and {omitted:,} more variables</p>" if omitted > 0 else ""
     heading = f"<div><code><b>{_escaped(title)}</b></code></div><table>{rows}</table>"
     rendered = _treescope_html(tree) or _details_html(tree, full_tree.nbytes)
-    return f"<div class='pytreesaver-checkpoint'>{heading}{rendered}{more}</div>"
+    return f"<div class='pytreesaver-checkpoint'>{heading}{rendered}{omission}</div>"
 
 
-def _truncate(branch: Branch, rows: list[int]) -> Branch:
-    """Return a copy with at most `rows[0]` branches and unchanged totals. Decrements `rows[0]` for each branch."""
+def _truncate(branch: Branch, budget: list[int]) -> Branch:
+    """Return a copy with at most `budget[0]` branches and unchanged totals. Each branch decrements `budget[0]`."""
     children = []
     for child in branch.children:
-        if not rows[0]:
+        if not budget[0]:
             break
-        rows[0] -= 1
-        children.append(_truncate(child, rows))
+        budget[0] -= 1
+        children.append(_truncate(child, budget))
     return replace(branch, children=children)
 
 
@@ -102,11 +102,11 @@ class _TreescopeNode:
         branch = self._branch
         name = parts.custom_style(parts.text(printable(branch.name) or "variables"), "font-weight: bold")
         label = parts.text(f": {printable(_label(branch))}")
-        # Treescope puts the path into attributes and style sheets, so pass only harmless characters.
+        # Treescope inserts the path into attributes and style sheets, so pass only harmless characters.
         to_copy = branch.path if re.fullmatch(r"[\w./-]+", branch.path) else None
         if not branch.children:
             return parts.build_one_line_tree_node(parts.siblings(name, label), path=to_copy)
-        below = [subtree_renderer(_TreescopeNode(child), path=None) for child in branch.children]
+        children = [subtree_renderer(_TreescopeNode(child), path=None) for child in branch.children]
         return parts.build_foldable_tree_node_from_children(
-            parts.siblings(name, label, " {"), below, "}", comma_separated=True, path=to_copy
+            parts.siblings(name, label, " {"), children, "}", comma_separated=True, path=to_copy
         )

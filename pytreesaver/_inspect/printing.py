@@ -1,4 +1,4 @@
-"""Values of variables as text, formatted by NumPy."""
+"""Text of the values of variables, formatted by NumPy."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def parse_print_options(given: Sequence[str]) -> dict[str, Any]:
     """Parse NumPy print options given as ``key=value``.
 
     Raises:
-        ValueError: if an option does not exist or its value is invalid.
+        ValueError: if an option is unknown or its value is invalid.
 
     Example:
         >>> parse_print_options(["precision=3", "suppress=true"])
@@ -57,9 +57,9 @@ def parse_print_options(given: Sequence[str]) -> dict[str, Any]:
 
 
 def values_text(variable: Variable, part: np.ndarray | None, options: Mapping[str, Any]) -> str:
-    """Return the values of a variable, or of a part of it, as NumPy prints them with `options`.
+    """Return the values of a variable, or of `part` of it, as NumPy prints them with `options`.
 
-    For a variable that NumPy would summarize, only the elements in the summary are read.
+    If NumPy summarizes the variable, only the elements in the summary are read.
     """
     threshold = options.get("threshold", np.get_printoptions()["threshold"])
     with np.printoptions(**options):
@@ -78,13 +78,13 @@ _MAX_AXES = 8
 
 
 def _read_summary(variable: Variable, edge: int) -> np.ndarray:
-    """Read a small array that NumPy summarizes like the full variable: the edges, with one element between them."""
+    """Return a small array with the same NumPy summary as the variable: its edges, with one element between them."""
     pieces = [
         [slice(0, edge + 1), slice(length - edge, None)] if length > 2 * edge + 1 else [slice(None)]
         for length in variable.shape
     ]
     lengths = [min(length, 2 * edge + 1) for length in variable.shape]
-    whole = np.empty(lengths, variable.dtype)
+    result = np.empty(lengths, variable.dtype)
     for corner in itertools.product(*(range(len(axis)) for axis in pieces)):
         source = tuple(axis[i] for axis, i in zip(pieces, corner, strict=True))
         values = variable[source]
@@ -92,8 +92,8 @@ def _read_summary(variable: Variable, edge: int) -> np.ndarray:
             slice(None) if len(axis) == 1 else slice(0, edge + 1) if i == 0 else slice(edge + 1, None)
             for axis, i in zip(pieces, corner, strict=True)
         )
-        whole[into] = values
-    return whole
+        result[into] = values
+    return result
 
 
 def printable_lines(text: str) -> str:

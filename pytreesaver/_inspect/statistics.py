@@ -9,27 +9,26 @@ from typing import Any
 import numpy as np
 
 MAX_UNIQUE = 1 << 20
-"""The largest number of unique integers that is counted."""
+"""The largest number of distinct integers that is counted."""
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Statistics of the elements of a variable.
 
-    Text, dates, PRNG keys and ints of more than 64 bits have only a `count`; all other attributes are None.
+    Text, dates, PRNG keys and Python ints of more than 64 bits have only a `count`; all other attributes are None.
 
     Attributes:
         count: the number of elements.
         nan: the number of NaN elements.
         inf: the number of infinite elements.
         zeros: the number of zeros.
-        min: the smallest element that is not NaN; None if there is none, or for complex numbers.
-        max: the largest element that is not NaN; None if there is none, or for complex numbers.
+        min: the smallest element, ignoring NaN; None if there is none, or for complex numbers.
+        max: the largest element, ignoring NaN; None if there is none, or for complex numbers.
         mean: the mean of the finite elements, computed in float64; None if there are none.
         std: the population standard deviation of the finite elements; None if there are none.
-        norm: the 2-norm of the finite elements.
-        unique: the number of distinct values of bools and integers; None for other dtypes, or if there are more than
-            1,048,576.
+        norm: the 2-norm of the finite elements; 0 if there are none.
+        unique: the number of distinct bools or integers; None for other dtypes, or if there are more than 1,048,576.
     """
 
     count: int
@@ -46,7 +45,7 @@ class Statistics:
 
 @dataclass
 class PartialStatistics:
-    """Statistics of some elements of an array of numbers, which `merge` combines with those of other elements."""
+    """Statistics of a part of a numeric array. `merge` combines those of several parts."""
 
     count: int = 0
     nan: int = 0
@@ -56,9 +55,9 @@ class PartialStatistics:
     min: Any = None
     max: Any = None
     mean: Any = 0.0
-    half_std: float = 0.0  # half, because the full value may overflow for complex numbers
+    half_std: float = 0.0  # halved, because the std of complex numbers may overflow
     norm: float = 0.0
-    unique: np.ndarray | None = None  # ascending; incomplete if there are more than MAX_UNIQUE
+    unique: np.ndarray | None = None  # ascending; incomplete if longer than MAX_UNIQUE
 
     def result(self) -> Statistics:
         """Return the final statistics."""
@@ -79,7 +78,7 @@ class PartialStatistics:
 
 
 def accumulate(values: np.ndarray) -> PartialStatistics:
-    """Compute statistics of an array of bools, integers, floats or complex numbers, including ml_dtypes.
+    """Return statistics of an array of bools, integers, floats or complex numbers, including ml_dtypes.
 
     Example:
         >>> result = accumulate(np.array([0.0, 3.0, np.nan, 5.0])).result()
@@ -132,7 +131,7 @@ def _of_complex(flat: np.ndarray) -> PartialStatistics:
 
 def _of_integers(flat: np.ndarray) -> PartialStatistics:
     wide = flat
-    if flat.dtype.isbuiltin != 1:  # ml_dtypes integers of less than a byte
+    if flat.dtype.isbuiltin != 1:  # ml_dtypes integers of fewer than 8 bits
         wide = flat.astype(np.int16)
     elif flat.dtype == np.bool_:
         wide = flat.view(np.uint8)
@@ -146,7 +145,7 @@ def _of_integers(flat: np.ndarray) -> PartialStatistics:
 
 
 def _unique_sorted(ordered: np.ndarray) -> np.ndarray:
-    """Return the unique values of sorted integers. `numpy.unique` is many times slower."""
+    """Return the distinct values of sorted integers. `numpy.unique` is many times slower."""
     first = np.ones(ordered.shape, bool)
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
     unique: np.ndarray = ordered[first]
@@ -154,14 +153,14 @@ def _unique_sorted(ordered: np.ndarray) -> np.ndarray:
 
 
 def _unique_small(integers: np.ndarray) -> np.ndarray:
-    """Return the sorted unique values of integers of at most 16 bits, in any order."""
+    """Return the sorted distinct values of unsorted integers of at most 16 bits."""
     unsigned = integers.view(f"u{integers.dtype.itemsize}")
     unique: np.ndarray = np.flatnonzero(np.bincount(unsigned)).astype(unsigned.dtype).view(integers.dtype)
     return np.sort(unique)
 
 
 def _add_moments(partial: PartialStatistics, numbers: np.ndarray) -> None:
-    """Set mean, std and norm, computed in float64. Numbers whose squares could over- or underflow are scaled."""
+    """Set mean, std and norm, computed in float64. Scale the numbers if their squares could overflow or underflow."""
     if not numbers.size:
         return
     is_complex = numbers.dtype.kind == "c"
@@ -183,7 +182,7 @@ def _add_moments(partial: PartialStatistics, numbers: np.ndarray) -> None:
 
 
 def norm_of_difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the 2-norm of a - b over the elements that are finite in both arrays, which have the same dtype.
+    """Return the 2-norm of a - b over the elements that are finite in both arrays. Their dtypes are equal.
 
     Example:
         >>> norm_of_difference(np.array([0.0, 1.0, np.nan]), np.array([3.0, 5.0, 0.0]))
@@ -226,12 +225,12 @@ def merge(parts: Iterable[PartialStatistics]) -> PartialStatistics:
 def _merge_two(a: PartialStatistics, b: PartialStatistics) -> PartialStatistics:
     finite = a.finite + b.finite
     share = b.finite / finite if finite else 0.0
-    quarter = b.mean / 4 - a.mean / 4  # a quarter, because the full difference may overflow
+    quarter = b.mean / 4 - a.mean / 4  # divided by 4, because the difference may overflow
     between_means = math.hypot(quarter.real, quarter.imag) * (2 * math.sqrt(share * (1 - share)))
     unique = None
     if a.unique is not None and b.unique is not None:
         unique = a.unique
-        if unique.size <= MAX_UNIQUE:  # beyond that the count is not reported
+        if unique.size <= MAX_UNIQUE:  # a larger count is not reported
             unique = _unique_sorted(np.sort(np.concatenate([unique, b.unique]), kind="stable"))
     return PartialStatistics(
         a.count + b.count,
@@ -249,7 +248,7 @@ def _merge_two(a: PartialStatistics, b: PartialStatistics) -> PartialStatistics:
 
 
 def finite_extremes(values: np.ndarray) -> tuple[float, float] | None:
-    """Return the smallest and the largest finite element; None if there is none."""
+    """Return the smallest and the largest finite element, or None if there is none."""
     wide = values.reshape(-1).astype(np.float64)
     finite = wide[np.isfinite(wide)]
     return (float(finite.min()), float(finite.max())) if finite.size else None
@@ -263,12 +262,12 @@ def histogram_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def histogram_edges(low: float, high: float, bins: int) -> np.ndarray:
-    """Return `bins` + 1 edges from `low` to `high`, or around the value if both are equal."""
+    """Return `bins` + 1 edges from `low` to `high`, or around them if they are equal."""
     if low == high:
         low, high = low - 0.5, high + 0.5
         if low == high:  # the value is too large for 0.5 to make a difference
             low, high = np.nextafter(low, -math.inf), np.nextafter(high, math.inf)
-    # Interpolate instead of adding multiples of high - low, which may overflow.
+    # Interpolate, because high - low may overflow.
     steps = np.arange(bins + 1) / bins
     edges: np.ndarray = np.maximum.accumulate(low * (1 - steps) + high * steps)
     edges[-1] = high

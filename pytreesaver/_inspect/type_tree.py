@@ -1,4 +1,4 @@
-"""The structure of a stored tree with the types of containers and leaves, for display. Pure."""
+"""The structure of a stored tree, with the types of its containers and leaves, for display. Pure."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ from pytreesaver._tree.restructure import node_parts
 
 @dataclass(frozen=True)
 class TypeNode:
-    """A node of a tree: its key in the parent (None for the root), its type, and its children.
+    """A node of a tree: its key in its parent (None for the root), its type, and its children.
 
-    `type` is the name of a container type, such as ``"dict"`` or ``"optax.ScaleByAdamState"``, or the type of a leaf,
-    as in messages: ``"float32[784,512]"``.
+    `type` is the name of a container type, such as ``"dict"`` or ``"optax.ScaleByAdamState"``, or the type of a leaf
+    as it appears in messages, such as ``"float32[784,512]"``.
     """
 
     key: str | None
@@ -24,15 +24,16 @@ class TypeNode:
     def __str__(self) -> str:
         return "\n".join(self._lines("", ""))
 
-    def _lines(self, guide: str, below: str) -> Iterator[str]:
+    def _lines(self, guide: str, child_guide: str) -> Iterator[str]:
         yield printable(f"{guide}{self.type}" if self.key is None else f"{guide}{self.key}: {self.type}")
         for i, child in enumerate(self.children):
             last = i == len(self.children) - 1
-            yield from child._lines(below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "))
+            guides = child_guide + ("└─ " if last else "├─ "), child_guide + ("   " if last else "│  ")
+            yield from child._lines(*guides)
 
 
 def type_tree(structure: Any, describe_leaf: Callable[[int], str]) -> TypeNode:
-    """Return the tree of types for a stored structure. `describe_leaf` returns the type of a leaf by position.
+    """Return the type tree of a stored structure. `describe_leaf` maps the position of a leaf to its type.
 
     Example:
         >>> print(type_tree({"w": 0, "opt": {"$tuple": [1, None]}}, lambda leaf: ["float32[2]", "int"][leaf]))

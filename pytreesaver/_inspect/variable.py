@@ -1,4 +1,4 @@
-"""Variables of an open checkpoint: their properties, and reading all or some of their values."""
+"""Variables of an open checkpoint: their properties, and reading their values in full or in part."""
 
 import math
 from typing import Any, NoReturn
@@ -25,10 +25,10 @@ from pytreesaver.formats.protocol import CheckpointReader
 def bounding_box(
     index: Any, shape: tuple[int, ...], name: str
 ) -> tuple[list[tuple[int, int]], tuple[slice | int, ...]]:
-    """Return the smallest box of an array that a basic index needs, and the index into that box.
+    """Return the smallest box that contains the elements of a basic index, and the index into that box.
 
     Raises:
-        IndexError: if the index is out of bounds or not a basic index; the message begins with `name`.
+        IndexError: if the index is out of bounds, or not a basic index. The message starts with `name`.
 
     Example:
         >>> bounding_box((slice(6, 2, -2), -1), (10, 4), "w")
@@ -78,8 +78,8 @@ class Variable:
     Attributes:
         name: the variable name.
         shape: its shape.
-        dtype: its NumPy dtype; ``object`` for a str, bytes, or an int of more than 64 bits; ``uint32`` for PRNG keys,
-            whose values are their key data.
+        dtype: its NumPy dtype; ``object`` for a str, a bytes object or an int of more than 64 bits; ``uint32`` for PRNG
+            keys, whose values are their key data.
         nbytes: its size in the checkpoint, in bytes.
         kind: the kind of saved leaf: ``"jax"``, ``"key"``, ``"numpy"``, ``"numpy_scalar"``, ``"int"``, ``"str"``, ...
     """
@@ -100,7 +100,7 @@ class Variable:
 
     @property
     def type(self) -> str:
-        """The type as in messages: ``"float32[784,512]"``, ``"key<fry>[8]"``, ``"str"``."""
+        """The type as it appears in messages: ``"float32[784,512]"``, ``"key<fry>[8]"``, ``"str"``."""
         return describe(self._leaf_type, logical_shape(self._leaf_type, self._reader.shapes[self._position]))
 
     @property
@@ -119,10 +119,10 @@ class Variable:
         return self.shape[0]
 
     def read(self) -> np.ndarray:
-        """Read all values into a new NumPy array and verify their checksums.
+        """Read all values into a new NumPy array, and verify their checksums.
 
         Raises:
-            CorruptCheckpointError: if the bytes are damaged.
+            CorruptCheckpointError: if the stored bytes are damaged.
         """
         with wrap_os_errors("read", self._reader.path):
             (array,) = self._reader.read([self._position], verify=True)
@@ -133,10 +133,10 @@ class Variable:
         return value
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Read some values into a new array, with NumPy indexing by integers, slices and ``...``.
+        """Read the values at a NumPy index of integers, slices and ``...`` into a new array, and verify them.
 
-        Reads little more than the selected bytes: complete blocks of 1 MiB, because each has one checksum. Slice steps
-        skip data only if a step spans at least 1 MiB.
+        Reads complete blocks of 1 MiB, the unit of the checksums, so little more than the selected bytes. A slice step
+        skips data only if it spans at least 1 MiB.
 
         Example:
             >>> path = pytreesaver.save({"embed": np.arange(12).reshape(6, 2)}, "embedding")
@@ -150,30 +150,30 @@ class Variable:
         with wrap_os_errors("read", self._reader.path):
             part = self._read_box(box, [part.step if isinstance(part, slice) else None for part in inner])
         values = numpy_value(part, self._leaf_type)[(*inner, ...)]
-        return values if values.nbytes * 2 > part.nbytes else values.copy()  # a view would keep the large box alive
+        return values if values.nbytes * 2 > part.nbytes else values.copy()  # a view would keep the box in memory
 
     def _read_box(self, box: list[tuple[int, int]], steps: list[int | None]) -> np.ndarray:
-        """Read a box of the stored array. Elements skipped by long steps are left uninitialized."""
+        """Read a box of the stored array. Elements that long steps skip are left uninitialized."""
         itemsize = self.dtype.itemsize
         for axis, ((low, high), step) in enumerate(zip(box, steps, strict=True)):
             stride = math.prod(self.shape[axis + 1 :]) * itemsize
             if step is None or abs(step) * stride < _LONG_STEP_NBYTES or high - low < 2:
                 continue
-            whole = np.empty([b - a for a, b in box], storage_dtype(self._leaf_type))
+            result = np.empty([b - a for a, b in box], storage_dtype(self._leaf_type))
             for i in range(low, high)[:: abs(step)]:
                 single = [*box[:axis], (i, i + 1), *box[axis + 1 :]]
                 into = (*[slice(None)] * axis, slice(i - low, i - low + 1))
-                whole[into] = self._read_box(single, steps)
-            return whole
+                result[into] = self._read_box(single, steps)
+            return result
         part = np.empty(box_shape(tuple(box)), storage_dtype(self._leaf_type))
         self._reader.read_boxes(self._position, [tuple(box)], [part], verify=True)
         return part
 
     def statistics(self) -> Statistics:
-        """Compute statistics of the elements, such as extremes, mean and NaN count, in bounded memory.
+        """Return statistics of the elements, such as extremes, mean and NaN count, computed in bounded memory.
 
         Raises:
-            CorruptCheckpointError: if the bytes are damaged.
+            CorruptCheckpointError: if the stored bytes are damaged.
 
         Example:
             >>> path = pytreesaver.save({"w": np.array([1.0, 2.0, np.nan])}, "measured-variable")
@@ -185,17 +185,19 @@ class Variable:
             return measure(self._reader, [self._position])[0]
 
     def histogram(self, bins: int = 20, range: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Compute a histogram of the finite elements in bounded memory. Returns counts int64[bins] and edges
-        float64[bins + 1], like `numpy.histogram`.
+        """Return a histogram of the finite elements, like `numpy.histogram`, computed in bounded memory.
 
         Args:
             bins: the number of intervals.
-            range: the first and the last edge, by default the smallest and the largest element. Elements outside are
-                not counted. With a range the values are read once instead of twice.
+            range: the first and the last edge; by default the smallest and the largest finite element. Elements outside
+                are not counted. With a range, the values are read once instead of twice.
+
+        Returns:
+            The counts, int64[bins], and the edges, float64[bins + 1].
 
         Raises:
             ValueError: if there are no finite real numbers, `bins` is less than 1, or `range` is invalid.
-            CorruptCheckpointError: if the bytes are damaged.
+            CorruptCheckpointError: if the stored bytes are damaged.
 
         Example:
             >>> path = pytreesaver.save({"w": np.array([0.0, 1.0, 1.0, 4.0])}, "counted-variable")
@@ -211,7 +213,7 @@ class Variable:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError(f"{quoted(self.name)} is stored in a file: cannot create an array without a copy")
+            raise ValueError(f"{quoted(self.name)} is stored in a file and cannot become an array without a copy")
         array = self.read()
         return array if dtype is None else array.astype(dtype)
 
@@ -222,4 +224,4 @@ class Variable:
         return f"<Variable {quoted(self.name)}: {self.type}, {self.nbytes} bytes>"
 
 
-_LONG_STEP_NBYTES = 1 << 20  # skipping fewer bytes costs more than reading them
+_LONG_STEP_NBYTES = 1 << 20  # skipping fewer bytes is slower than reading them

@@ -1,1 +1,1 @@
-"""A run directory: its state file, its checkpoints, and which of them are kept."""
+"""Run directories: their state files, their checkpoints, and retention."""

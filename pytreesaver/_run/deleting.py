@@ -1,4 +1,4 @@
-"""Delete checkpoints of a run directory by hand: those that a policy lets go, or those that are named."""
+"""Deletion of checkpoints from a run directory, by a retention policy or by path."""
 
 import os
 import time
@@ -33,24 +33,24 @@ def prune(
     dry_run: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> list[ListedCheckpoint]:
-    """Delete the checkpoints of a run directory that a policy does not keep, and take them out of its state files.
+    """Delete the checkpoints of a run directory that a policy does not keep, and remove them from its state files.
 
-    The newest complete checkpoint, pinned ones, and those in which something is wrong are always kept.
+    The newest complete checkpoint, pinned checkpoints and damaged checkpoints are always kept.
 
     Args:
-        directory: the run directory. No process may be saving into it.
-        policy: what to keep; if None, what the directory's saver has recorded.
-        dry_run: delete nothing.
-        clock: gives the time, in seconds since the epoch.
+        directory: the run directory. No other process may be saving into it.
+        policy: a retention policy; if None, the rules that the savers of the directory recorded apply.
+        dry_run: whether to delete nothing.
+        clock: returns the time, in seconds since the epoch.
 
     Returns:
-        What `list_checkpoints` gave before anything was deleted: those without `keep` have gone, or would go.
+        What `list_checkpoints` returned before the deletion. Checkpoints without `keep` were deleted, or would be.
 
     Raises:
-        CheckpointNotFoundError: there is no such directory.
-        ConcurrentWriterError: another live process saves into it.
-        ValueError: the policy names a metric or a step that no checkpoint has.
-        CheckpointIOError: not all could be deleted; the message names them.
+        CheckpointNotFoundError: if the directory does not exist, or is itself a checkpoint.
+        ConcurrentWriterError: if another live process is saving into the directory.
+        ValueError: if the policy names a metric or a step that no checkpoint has.
+        CheckpointIOError: if some checkpoints could not be deleted. The message names them.
 
     Example:
         >>> for step in (1, 2, 3):
@@ -66,45 +66,45 @@ def prune(
     if dry_run or all(each.keep for each in found):
         return found
     where = local_path(directory)
-    with _held(where) as lock:
-        # Somebody may have saved or pinned one since: what is there now counts.
+    with _locked(where) as lock:
+        # Another process may have saved or pinned a checkpoint before the directory was locked.
         found = list_checkpoints(directory, policy=policy, clock=clock)
-        doomed = [each.path for each in found if not each.keep and not is_pinned(each.path)]
-        errors = _delete_and_note(where, doomed, lock)
+        to_delete = [each.path for each in found if not each.keep and not is_pinned(each.path)]
+        errors = _delete_and_record(where, to_delete, lock)
     if errors:
         problems = "\n".join(f"  {error}" for error in errors)
-        raise CheckpointIOError(f"{where}: not every checkpoint could be deleted:\n{problems}")
+        raise CheckpointIOError(f"{where}: some checkpoints could not be deleted:\n{problems}")
     return found
 
 
 def _check_policy(policy: RetentionPolicy, found: Sequence[ListedCheckpoint]) -> None:
-    """Refuse a policy that names a metric or a step that no checkpoint has: it would keep less than it seems to."""
+    """Raise a ValueError if the policy names a metric or step that no checkpoint has."""
     if not found:
         return
     metrics = sorted({name for each in found for name in each.metrics})
     steps = [each.step for each in found]
     for part in policy.parts if isinstance(policy, AnyOf) else (policy,):
         if isinstance(part, KeepBest) and part.metric not in metrics:
-            raise ValueError(f"KeepBest: expected one of the metrics that there are, {metrics}; found {part.metric!r}")
+            raise ValueError(f"KeepBest: expected one of the metrics {metrics}, found {part.metric!r}")
         if isinstance(part, KeepSteps) and (missing := [step for step in part.steps if step not in steps]):
-            raise ValueError(f"KeepSteps: expected some of the steps that there are, {steps}; found {missing}")
+            raise ValueError(f"KeepSteps: expected some of the steps {steps}, found {missing}")
 
 
 def remove_checkpoint(path: PathLike, *, update_state: bool = False) -> bool:
-    """Delete the checkpoint at exactly this path; gives whether there was one. After `tf.train.remove_checkpoint`.
+    """Delete the checkpoint at exactly this path. Return whether it existed. After `tf.train.remove_checkpoint`.
 
-    At every moment it is there whole or not at all. A reader that has opened it can read on.
+    The deletion is atomic. Readers that have opened the checkpoint can continue to read it.
 
     Args:
         path: the checkpoint.
-        update_state: also take it out of the state files in its directory. As in TensorFlow, they stay as they are
-            otherwise, and `latest_checkpoint` looks further, with a warning, if it was the newest.
+        update_state: whether to remove it from the state files in its directory. By default, as in TensorFlow, they do
+            not change; if it was the newest checkpoint, `latest_checkpoint` then returns an older one, with a warning.
 
     Raises:
-        CheckpointNotFoundError: there is something at the path, and it is no checkpoint.
-        CheckpointExistsError: there are other things than the checkpoint in its directory; nothing was deleted.
-        CheckpointIOError: the system refused; the checkpoint is still there.
-        ConcurrentWriterError: with `update_state`, if another live process saves into the directory.
+        CheckpointNotFoundError: if the path exists but is not a checkpoint.
+        CheckpointExistsError: if the directory of the checkpoint contains other files. Nothing is deleted.
+        CheckpointIOError: if the deletion fails. The checkpoint still exists.
+        ConcurrentWriterError: with `update_state`, if another live process is saving into the directory.
 
     Example:
         >>> path = pytreesaver.save({"w": np.ones(3)}, "to-be-removed")
@@ -121,37 +121,37 @@ def remove_checkpoint(path: PathLike, *, update_state: bool = False) -> bool:
 
 
 def remove_all(paths: Sequence[Path]) -> None:
-    """Delete checkpoints and take them out of the state files of their runs; look first whether all are there.
+    """Delete checkpoints and remove them from the state files of their runs, if all of them exist.
 
     Raises:
-        CheckpointNotFoundError: one is not there, or is no checkpoint; nothing was deleted.
+        CheckpointNotFoundError: if a path does not exist or is not a checkpoint. Nothing is deleted.
         What `remove_checkpoint` raises.
     """
     missing = [f"  {path}" for path in paths if not is_checkpoint(path)]
     if missing:
         raise CheckpointNotFoundError(
-            "expected checkpoints to delete, found none at these paths; nothing was deleted:\n" + "\n".join(missing)
+            "nothing was deleted; expected checkpoints, found none at these paths:\n" + "\n".join(missing)
         )
     targets = [local_path(path) for path in dict.fromkeys(paths)]
     for directory in dict.fromkeys(target.parent for target in targets):
         _remove(directory, [target for target in targets if target.parent == directory])
 
 
-def _remove(directory: Path, doomed: Sequence[Path]) -> None:
-    """Delete checkpoints of one directory; where nobody else is to know, without holding it."""
-    if not _states_that_list(directory, doomed) and not os.path.lexists(directory / HISTORY_NAME):
-        for path in doomed:
+def _remove(directory: Path, paths: Sequence[Path]) -> None:
+    """Delete checkpoints of one directory. Lock it only if a state file or a history has to be updated."""
+    if not _states_that_list(directory, paths) and not os.path.lexists(directory / HISTORY_NAME):
+        for path in paths:
             delete_checkpoint(path)
         return
-    with _held(directory) as lock:
-        errors = _delete_and_note(directory, doomed, lock)
+    with _locked(directory) as lock:
+        errors = _delete_and_record(directory, paths, lock)
     if errors:
         raise errors[0]
 
 
 @contextmanager
-def _held(directory: Path) -> Iterator[RunLock]:
-    """Keep other savers out of a directory."""
+def _locked(directory: Path) -> Iterator[RunLock]:
+    """Exclude other savers, of this process too, from a directory."""
     with wrap_os_errors("write to", directory):
         lock = claim(directory, None)
     try:
@@ -161,56 +161,53 @@ def _held(directory: Path) -> Iterator[RunLock]:
         lock.release()
 
 
-def _delete_and_note(directory: Path, doomed: Sequence[Path], lock: RunLock) -> list[CheckpointError]:
-    """Delete checkpoints, take those that are gone out of the state files, and note them in the history.
-
-    Gives the errors of those that could not be deleted.
-    """
-    states = _states_that_list(directory, doomed)
+def _delete_and_record(directory: Path, paths: Sequence[Path], lock: RunLock) -> list[CheckpointError]:
+    """Delete checkpoints, and update the state files and the history. Return the errors of failed deletions."""
+    states = _states_that_list(directory, paths)
     errors, problem = [], None
     try:
-        for path in doomed:
+        for path in paths:
             try:
                 delete_checkpoint(path)
             except CheckpointError as error:
                 errors.append(error)
     finally:
-        if gone := [path for path in doomed if not os.path.lexists(path)]:
+        if deleted := [path for path in paths if not os.path.lexists(path)]:
             for name, state in states.items():
-                _write_without_lost(directory, name, state)
-            lock.wrote_last(_delete_and_note)  # what savers of this process remember is no longer so
+                _write_without_deleted(directory, name, state)
+            lock.wrote_last(_delete_and_record)  # so that savers of this process read the state file again
             if states or os.path.lexists(directory / HISTORY_NAME):
-                problem = append_history(directory, deletions(directory, gone, time.time()))
+                problem = append_history(directory, deletions(directory, deleted, time.time()))
     if problem:
         warnings.warn(problem, RetentionWarning, stacklevel=3)
     return errors
 
 
 def _states_that_list(directory: Path, wanted: Sequence[Path]) -> dict[str, CheckpointState]:
-    """The state files of a directory, by name, that list a path of these."""
-    places = {canonical(path) for path in wanted}
+    """Return the state files of a directory that list any of these paths, by name."""
+    locations = {canonical(path) for path in wanted}
     names = {STATE_FILE_NAME}
     for path in wanted:
         with suppress(CheckpointError, OSError):
             names.add(state_file_name(read_record(path).state_file))
     found = {}
     for name in sorted(names):
-        with suppress(CorruptCheckpointError):  # it lists nothing
+        with suppress(CorruptCheckpointError):  # a damaged state file lists nothing
             state = get_checkpoint_state(directory, name)
-            if state is not None and places & {canonical(path) for path in paths_in_order(state)}:
+            if state is not None and locations & {canonical(path) for path in paths_in_order(state)}:
                 found[name] = state
     return found
 
 
-def _write_without_lost(directory: Path, name: str, state: CheckpointState) -> None:
-    """Write a state file again without the checkpoints that are not there any more."""
+def _write_without_deleted(directory: Path, name: str, state: CheckpointState) -> None:
+    """Write a state file without the checkpoints that no longer exist. Remove it if none of its run exists."""
     times = dict(zip(state.all_model_checkpoint_paths, state.all_model_checkpoint_timestamps, strict=False))
-    watched = [path for path in dict.fromkeys(state.all_model_checkpoint_paths) if os.path.lexists(path)]
-    there = [path for path in paths_in_order(state) if os.path.lexists(path)]
-    if not there:
-        # Those that are left are kept for ever, which a state file says by naming the newest of them and listing none.
-        there = [str(path) for path, record in recorded_checkpoints(directory, name) if record.name == path.name]
-    if not there:
+    tracked = [path for path in dict.fromkeys(state.all_model_checkpoint_paths) if os.path.lexists(path)]
+    existing = [path for path in paths_in_order(state) if os.path.lexists(path)]
+    if not existing:
+        # The remaining checkpoints are kept permanently: the state file names the newest of them and lists none.
+        existing = [str(path) for path, record in recorded_checkpoints(directory, name) if record.name == path.name]
+    if not existing:
         with wrap_os_errors("write to", directory):
             filesystem.remove_file(directory / name)
         return
@@ -218,9 +215,9 @@ def _write_without_lost(directory: Path, name: str, state: CheckpointState) -> N
         directory,
         name,
         CheckpointState(
-            path_in_state(there[-1], directory),
-            [path_in_state(path, directory) for path in watched],
-            [times[path] for path in watched] if all(path in times for path in watched) else [],
+            path_in_state(existing[-1], directory),
+            [path_in_state(path, directory) for path in tracked],
+            [times[path] for path in tracked] if all(path in times for path in tracked) else [],
             state.last_preserved_timestamp,
         ),
     )

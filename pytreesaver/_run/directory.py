@@ -1,7 +1,7 @@
-"""A run directory: the checkpoints in it, and the state file that says which is the newest. As in `tf.train`.
+"""A run directory: its checkpoints, and the state file that names the newest one. As in `tf.train`.
 
-State files are TensorFlow's, checkpoints are pytreesaver's. Paths in a state file are relative to its directory, so
-that a run directory can be moved and copied.
+State files have TensorFlow's format, checkpoints have pytreesaver's. Paths in a state file are relative to its
+directory, so that a run directory can be moved and copied.
 """
 
 import os
@@ -29,7 +29,7 @@ from pytreesaver.formats.registry import format_at, format_to_read, is_checkpoin
 
 
 def is_complete(path: Path) -> bool:
-    """Whether there is a checkpoint at `path` whose index is intact and whose files have their sizes."""
+    """Return whether there is a checkpoint at `path` with an intact index and files of the right sizes."""
     try:
         with opened(path) as reader:
             reader.check()
@@ -39,9 +39,9 @@ def is_complete(path: Path) -> bool:
 
 
 def checkpoint_exists(path: PathLike) -> bool:
-    """Whether there is a complete checkpoint at exactly this path. After `tf.train.checkpoint_exists`.
+    """Return whether there is a complete checkpoint at exactly this path. After `tf.train.checkpoint_exists`.
 
-    Its index is checked, and that its files are there; `verify` checks every byte.
+    Only the index and the sizes of the files are checked; `verify` checks every byte.
 
     Example:
         >>> path = pytreesaver.save({"w": np.ones(3)}, "existing")
@@ -52,9 +52,9 @@ def checkpoint_exists(path: PathLike) -> bool:
 
 
 def get_checkpoint_mtimes(paths: Iterable[PathLike]) -> list[float]:
-    """When the checkpoints were written, in seconds since the epoch. After `tf.train.get_checkpoint_mtimes`.
+    """Return when checkpoints were written, in seconds since the epoch. After `tf.train.get_checkpoint_mtimes`.
 
-    As in TensorFlow, a path without a checkpoint has no entry in the list.
+    As in TensorFlow, a path without a complete checkpoint has no entry in the list.
 
     Example:
         >>> len(get_checkpoint_mtimes([pytreesaver.save({"w": np.ones(3)}, "timed"), "not there"]))
@@ -64,12 +64,12 @@ def get_checkpoint_mtimes(paths: Iterable[PathLike]) -> list[float]:
 
 
 def modified_time(path: Path) -> float:
-    """When a checkpoint was written, in seconds since the epoch."""
+    """Return when a checkpoint was written, in seconds since the epoch."""
     return filesystem.modified_ns(format_to_read(path).heading_file(path)) / 1e9
 
 
 def delete_checkpoint(target: Path) -> bool:
-    """Delete the checkpoint at a path; gives whether there was one. Raises what `remove_checkpoint` raises."""
+    """Delete the checkpoint at a path. Return whether it existed. Raises what `remove_checkpoint` raises."""
     if not os.path.lexists(target):
         return False
     with wrap_os_errors("remove", target):
@@ -81,18 +81,18 @@ def delete_checkpoint(target: Path) -> bool:
 
 
 def read_record(path: Path) -> Record:
-    """What was recorded with a checkpoint. Raises what `load_checkpoint` raises."""
+    """Return the record of a checkpoint. Raises what `load_checkpoint` raises."""
     with wrap_os_errors("read", path):
         return decode_record(format_to_read(path).read_heading(path).record, path)
 
 
 def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = None) -> Path | None:
-    """The newest complete checkpoint of a run directory, or None. After `tf.train.latest_checkpoint`.
+    """Return the newest complete checkpoint of a run directory, or None. After `tf.train.latest_checkpoint`.
 
-    It is the one that the state file names as the newest. Where TensorFlow would give up, this looks further: if that
-    one is damaged or gone, the one before it is given, with a `RetentionWarning`; and a checkpoint that was completed
-    by a `Saver` or `CheckpointManager` which died before it could list it counts too. Indexes and the sizes of files
-    are checked, arrays are not read.
+    This is the checkpoint that the state file names as the newest. Unlike TensorFlow, this function also finds newer
+    checkpoints that a `Saver` or `CheckpointManager` completed but did not list before its process ended, and if the
+    newest checkpoint is damaged or missing, it returns the one before it, with a `RetentionWarning`. Only indexes and
+    the sizes of files are checked; arrays are not read.
 
     Example:
         >>> saver = pytreesaver.Saver()
@@ -102,6 +102,7 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
     """
     directory, name = local_path(checkpoint_dir), state_file_name(latest_filename)
     listed: list[Path] | None = None
+    candidates: list[Path] = []
     while True:
         before, listed = listed, listed_checkpoints(directory, name)
         if listed == before:
@@ -111,28 +112,28 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
         newest = next(filter(is_complete, candidates[:1]), None)
         if newest is not None or not candidates:
             return newest
-        # A saver may have replaced and deleted it in this moment; then the state file has changed too.
+        # A saver may have deleted it concurrently. Then the state file has changed too: read it again.
     older = [path for path, _ in reversed(recorded_checkpoints(directory, name)) if path not in candidates]
-    offered = next(filter(is_complete, [*candidates, *older]), None)
-    skipped = candidates[: candidates.index(offered)] if offered in candidates else candidates
+    fallback = next(filter(is_complete, [*candidates, *older]), None)
+    skipped = candidates[: candidates.index(fallback)] if fallback and fallback in candidates else candidates
     warnings.warn(
-        f"damaged or gone: {', '.join(map(str, skipped))}; offered instead: {offered or 'nothing'}",
+        f"damaged or missing: {', '.join(map(str, skipped))}; using instead: {fallback or 'nothing'}",
         RetentionWarning,
         stacklevel=2,
     )
-    return offered
+    return fallback
 
 
 def checkpoint_at(path: PathLike) -> Path:
-    """The checkpoint at a path, or the newest one of the run directory there; the path itself if there is neither."""
+    """Return the path if it is a checkpoint, else the newest checkpoint of the run directory there, else the path."""
     target = local_path(path)
     return target if is_checkpoint(target) else latest_checkpoint(target) or target
 
 
 def recorded_checkpoints(directory: Path, name: str, written_since: int = 0) -> list[tuple[Path, Record]]:
-    """Every checkpoint in a directory that was recorded for a state file, in the order of the saves.
+    """Return each checkpoint in a directory whose record names a state file, in the order of the saves.
 
-    `written_since`, in nanoseconds since the epoch, passes over those whose files are older.
+    Checkpoints that were written before `written_since`, in nanoseconds since the epoch, are skipped.
     """
     try:
         entries = filesystem.list_directory(directory)
@@ -157,16 +158,17 @@ def _record_for(path: Path, name: str, written_since: int = 0) -> Record | None:
 
 
 def last_serial(directory: Path, name: str, listed: Sequence[Path]) -> int:
-    """The serial number of the newest checkpoint that a state file lists and that can be read, 0 if none can."""
+    """Return the serial number of the newest listed checkpoint that can be read, or 0."""
     records = (_record_for(path, name) for path in reversed(listed))
     return next((record.serial for record in records if record is not None), 0)
 
 
 def unlisted_checkpoints(directory: Path, name: str, listed: Sequence[Path]) -> list[tuple[Path, Record]]:
-    """Checkpoints that a saver completed and did not come to list before it died, oldest first.
+    """Return the checkpoints that a saver completed but did not list before its process ended, oldest first.
 
-    They were written after the state file was, and saved after the newest one in it, one after the other; copies of
-    the checkpoints of other runs were not. Without a state file it is every one that was not copied under another name.
+    They are newer than the state file, and each of them names the one before as its predecessor, beginning with the
+    newest listed one. This excludes copies of checkpoints of other runs. If nothing is listed, they are all checkpoints
+    that still have their recorded names.
     """
     try:
         state_time = filesystem.modified_ns(directory / name) if listed else 0
@@ -189,18 +191,19 @@ def unlisted_checkpoints(directory: Path, name: str, listed: Sequence[Path]) -> 
 
 
 def unlisted_to_adopt(directory: Path, name: str, listed: Sequence[Path]) -> list[tuple[Path, Record]]:
-    """The unlisted checkpoints that retention may take charge of, oldest first.
+    """Return the unlisted checkpoints that retention may track, oldest first.
 
-    Where there is no state file they are a run from its beginning, whose saver never came to write it, or a collection.
+    If nothing is listed, they are tracked only if they are one run from its first save, whose saver was killed before
+    it wrote the state file. Otherwise they may be a collection of checkpoints, which must not be deleted.
     """
     found = unlisted_checkpoints(directory, name, listed)
     predecessors = [None, *(path.name for path, _ in found[:-1])]
-    whole_run = all(record.predecessor == each for (_, record), each in zip(found, predecessors, strict=False))
-    return found if listed or whole_run else []
+    is_one_run = all(record.predecessor == each for (_, record), each in zip(found, predecessors, strict=False))
+    return found if listed or is_one_run else []
 
 
 def saved_at(path: Path) -> float:
-    """When a checkpoint was saved: as recorded with it, or else by the time of its files; 0 if it cannot be read."""
+    """Return when a checkpoint was saved: as recorded, else when it was written; 0 if it cannot be read."""
     try:
         recorded = read_record(path).time
         return modified_time(path) if recorded is None else recorded
@@ -209,13 +212,13 @@ def saved_at(path: Path) -> float:
 
 
 class Deletions(NamedTuple):
-    """What came of deleting: the checkpoints that could not be deleted, and lines that say what went wrong."""
+    """The result of deleting checkpoints: those that still exist, and a message for each problem."""
 
     remaining: set[Path]
     problems: list[str]
 
     def warn(self) -> None:
-        """Say what went wrong, when everything else is done: a warning may be an error."""
+        """Warn about the problems. Call this last, since users may turn warnings into errors."""
         if self.problems:
             warnings.warn("\n".join(self.problems), RetentionWarning, stacklevel=3)
 
@@ -224,50 +227,50 @@ def list_and_delete(
     directory: Path,
     name: str,
     state_with: Callable[[set[Path]], CheckpointState],
-    doomed: Sequence[Path],
+    to_delete: Sequence[Path],
     saved: CheckpointEvent,
     *,
-    listed: Callable[[], None] = lambda: None,
+    on_listed: Callable[[], None] = lambda: None,
 ) -> Deletions:
-    """Bring a state file up to date, delete the doomed checkpoints, and note both in the history.
+    """Update a state file after a save, delete checkpoints, and record both in the history.
 
-    The state file lists the doomed ones until they are gone: whoever comes after a crash in between finds them there.
+    The state file lists the checkpoints until they are deleted, so that the next saver finds them after a crash.
 
     Args:
         directory: the run directory.
         name: the name of the state file.
-        state_with: the state that lists what is kept and the paths it is called with.
-        doomed: the checkpoints to delete.
-        saved: what the history of the directory is to tell of the new checkpoint.
-        listed: called when the state file lists the new checkpoint, before anything is deleted.
+        state_with: returns the state that lists the given paths in addition to the kept checkpoints.
+        to_delete: the checkpoints to delete.
+        saved: the event of the new checkpoint, for the history.
+        on_listed: called once the state file lists the new checkpoint, before anything is deleted.
 
     Raises:
-        CheckpointIOError: the state file could not be written. If that was the first time, nothing was deleted.
+        CheckpointIOError: if the state file cannot be written. If the first of two writes fails, nothing is deleted.
     """
-    remaining = set(doomed)
+    remaining = set(to_delete)
     write_state(directory, name, state_with(remaining))
-    listed()
+    on_listed()
     problems = []
-    for path in doomed:
+    for path in to_delete:
         if os.path.lexists(path / PINNED_NAME):
-            continue  # pinned since that was decided
+            continue  # pinned after the decision
         try:
             delete_checkpoint(path)
         except CheckpointNotFoundError as error:
-            problems.append(f"could not delete an old checkpoint: {error}; it is not watched any more")
+            problems.append(f"could not delete an old checkpoint: {error}; it is no longer tracked")
         except CheckpointError as error:
             problems.append(f"could not delete an old checkpoint: {error}; the next save tries again")
             continue
         remaining.discard(path)
-    if len(remaining) < len(doomed):
+    if len(remaining) < len(to_delete):
         write_state(directory, name, state_with(remaining))
-    gone = [path for path in doomed if path not in remaining]
-    problem = append_history(directory, [saved, *deletions(directory, gone, saved.time)])
+    deleted = [path for path in to_delete if path not in remaining]
+    problem = append_history(directory, [saved, *deletions(directory, deleted, saved.time)])
     problems += [problem] if problem else []
     return Deletions(remaining, problems)
 
 
-_POLL_EVERY = 1.0
+_POLL_SECS = 1.0
 
 
 def checkpoints_iterator(
@@ -276,20 +279,20 @@ def checkpoints_iterator(
     timeout: float | None = None,
     timeout_fn: Callable[[], bool] | None = None,
 ) -> Iterator[Path]:
-    """Give each new latest checkpoint of a run directory, as it comes. After `tf.train.checkpoints_iterator`.
+    """Yield each new latest checkpoint of a run directory. After `tf.train.checkpoints_iterator`.
 
-    The directory is looked at once a second. Checkpoints that come and go in between are passed over; the run may
-    delete one while it is being read, and then the read either completes or raises an error.
+    The directory is polled once a second. Checkpoints that are created and replaced by newer ones in between are
+    skipped. The run may delete a checkpoint while it is being read: the read then either completes or raises an error.
 
     Args:
         checkpoint_dir: the run directory, which need not exist yet.
-        min_interval_secs: at least how many seconds lie between two checkpoints that are given.
-        timeout: how many seconds to wait for the next one; None waits for ever.
-        timeout_fn: called after a timeout, and after each checkpoint; the iterator ends when it gives True. Without
-            one it ends after the first timeout.
+        min_interval_secs: the minimum number of seconds between two checkpoints.
+        timeout: the number of seconds to wait for the next checkpoint; None waits indefinitely.
+        timeout_fn: called after each timeout and after each checkpoint. The iterator ends when it returns True. By
+            default, the iterator ends after the first timeout.
 
     Raises:
-        ValueError: `min_interval_secs` or `timeout` is negative.
+        ValueError: if `min_interval_secs` or `timeout` is negative.
 
     Example:
         >>> path = pytreesaver.Saver().save({"w": np.ones(3)}, "watched/model", global_step=1)
@@ -300,7 +303,7 @@ def checkpoints_iterator(
     directory = local_path(checkpoint_dir)
     for what, value in (("min_interval_secs", min_interval_secs), ("timeout", timeout)):
         if value is not None and not value >= 0:
-            raise ValueError(f"{what}: expected no negative number of seconds, found {value!r}")
+            raise ValueError(f"{what}: expected a non-negative number of seconds, found {value!r}")
     return _checkpoints(directory, min_interval_secs, timeout, timeout_fn)
 
 
@@ -309,32 +312,32 @@ def _checkpoints(
 ) -> Iterator[Path]:
     path: Path | None = None
     while True:
-        new = _wait_for_another(directory, path, timeout)
+        new = _wait_for_next(directory, path, timeout)
         if new is None:
             if timeout_fn is None or timeout_fn():
                 return
             continue
         path = new
-        given = time.monotonic()
+        yielded = time.monotonic()
         yield path
-        rest = given + min_interval_secs - time.monotonic()
-        if rest > 0:
-            time.sleep(rest)
+        remaining = yielded + min_interval_secs - time.monotonic()
+        if remaining > 0:
+            time.sleep(remaining)
         if timeout_fn is not None and timeout_fn():
             return
 
 
-def _wait_for_another(directory: Path, last: Path | None, timeout: float | None) -> Path | None:
-    stop = None if timeout is None else time.monotonic() + timeout
+def _wait_for_next(directory: Path, last: Path | None, timeout: float | None) -> Path | None:
+    deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         path = latest_checkpoint(directory)
         if path is not None and path != last:
             return path
-        if stop is not None and time.monotonic() + _POLL_EVERY > stop:
+        if deadline is not None and time.monotonic() + _POLL_SECS > deadline:
             return None
-        time.sleep(_POLL_EVERY)
+        time.sleep(_POLL_SECS)
 
 
 def is_pinned(path: Path) -> bool:
-    """Whether retention is to leave a checkpoint alone."""
+    """Return whether a checkpoint is pinned, so that retention does not delete it."""
     return os.path.lexists(path / PINNED_NAME)

@@ -1,6 +1,6 @@
-"""The history of a run directory: every save and every deletion, one JSON value a line, in a hidden file.
+"""The history of a run directory: every save and every deletion, one JSON object per line, in a hidden file.
 
-Nothing depends on it but what people are shown: without it, or with lines missing, everything else works.
+The history is only shown to users. Everything else works without it, and with lines missing.
 """
 
 import math
@@ -20,19 +20,19 @@ from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value, encode_value
 
 HISTORY_NAME = ".pytreesaver.history"
-_MOST_NBYTES = 8 << 20  # of a longer file the older half is dropped
+_MAX_NBYTES = 8 << 20  # the older half of a longer file is dropped
 
 
 @dataclass(frozen=True)
 class CheckpointEvent:
-    """Something that happened to a checkpoint of a run directory.
+    """A save or a deletion of a checkpoint of a run directory.
 
     Attributes:
         kind: ``"saved"``, or ``"deleted"`` by retention, `prune` or ``pytreesaver rm``.
         name: the name of the checkpoint in the directory.
-        time: when it was, in seconds since the epoch.
-        step: the step that it was saved for; None if it had none, and of a deletion.
-        metrics: as they were given to the save.
+        time: when it happened, in seconds since the epoch.
+        step: the step that was saved; None if the save had no step, and for deletions.
+        metrics: the metrics that were passed to the save.
     """
 
     kind: str
@@ -43,13 +43,13 @@ class CheckpointEvent:
 
 
 def get_checkpoint_history(directory: PathLike) -> list[CheckpointEvent]:
-    """The saves into a run directory and the deletions, in their order, those of checkpoints that are gone too.
+    """Return the saves and deletions in a run directory, in order, including those of deleted checkpoints.
 
-    It is what a `Saver` or `CheckpointManager` has noted; what was saved by `pytreesaver.save` is not in it. The file
-    keeps the last tens of thousands of events. Lines that were torn by a crash are left out.
+    Saves by a `Saver` or `CheckpointManager` are recorded, those by `pytreesaver.save` are not. The file holds the last
+    tens of thousands of events. Lines that a crash truncated are skipped.
 
     Raises:
-        CheckpointNotFoundError: there is no such directory.
+        CheckpointNotFoundError: if the directory does not exist.
 
     Example:
         >>> with pytreesaver.CheckpointManager("noted", max_to_keep=1) as manager:
@@ -61,7 +61,7 @@ def get_checkpoint_history(directory: PathLike) -> list[CheckpointEvent]:
     where = local_path(directory)
     with wrap_os_errors("read", where):
         if not where.is_dir():
-            raise CheckpointNotFoundError(f"{where}: expected a run directory, found none there")
+            raise CheckpointNotFoundError(f"{where}: expected a run directory, found none")
         try:
             content = (where / HISTORY_NAME).read_bytes()
         except FileNotFoundError:
@@ -70,14 +70,14 @@ def get_checkpoint_history(directory: PathLike) -> list[CheckpointEvent]:
 
 
 def append_history(directory: Path, events: Iterable[CheckpointEvent]) -> str | None:
-    """Note events. Gives what went wrong, if it could not: that is worth a warning, and no more.
+    """Append events to the history. Return a message if this fails, which is worth only a warning.
 
-    Who calls it holds the run's lock.
+    The caller must hold the lock of the run directory.
     """
     try:
         _append(directory / HISTORY_NAME, b"".join(map(_encoded, events)))
     except OSError as error:
-        return f"{directory / HISTORY_NAME}: could not note what was saved and deleted: {error}"
+        return f"{directory / HISTORY_NAME}: could not record saves and deletions: {error}"
     return None
 
 
@@ -88,11 +88,11 @@ def _append(path: Path, lines: bytes) -> None:
         last = np.frombuffer(b"\n", np.uint8).copy()
         if size:
             filesystem.read_into(descriptor, last, size - 1)
-        torn = last.tobytes() != b"\n"
-        write_fully(descriptor, [b"\n" + lines if torn else lines], size)
+        is_truncated = last.tobytes() != b"\n"
+        write_fully(descriptor, [b"\n" + lines if is_truncated else lines], size)
     finally:
         filesystem.close(descriptor)
-    if size > _MOST_NBYTES:
+    if size > _MAX_NBYTES:
         content = path.read_bytes()
         replace_file(path, content[content.find(b"\n", len(content) // 2) + 1 :])
 
@@ -111,7 +111,7 @@ def _encoded(event: CheckpointEvent) -> bytes:
 
 
 def _decoded(line: bytes) -> CheckpointEvent | None:
-    """Return the event in a line, or None if the line is torn or malformed."""
+    """Return the event in a line, or None if the line is truncated or malformed."""
     try:
         found = msgspec.convert(decode_value(msgspec.json.decode(line)), _Line)
     except (msgspec.DecodeError, NotPlainError):
@@ -121,5 +121,5 @@ def _decoded(line: bytes) -> CheckpointEvent | None:
 
 
 def deletions(directory: Path, paths: Sequence[Path], time: float) -> list[CheckpointEvent]:
-    """The events that these checkpoints were deleted; of those outside of the directory with their whole paths."""
+    """Return the deletion events of checkpoints. Those outside of the directory are named by their full paths."""
     return [CheckpointEvent("deleted", p.name if p.parent == directory else str(p), time) for p in paths]

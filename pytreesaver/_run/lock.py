@@ -1,4 +1,4 @@
-"""One process at a time saves into a run directory. Readers need no lock."""
+"""The lock of a run directory, so that only one process at a time saves into it. Readers need no lock."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ LOCK_NAME = ".pytreesaver.lock"
 
 
 class _Claim:
-    """The claim of this process on one run directory, and how many savers share it."""
+    """The locked file of one run directory. The `RunLock` objects of this process share it; `holders` counts them."""
 
     def __init__(self, identity: tuple[int, int], descriptor: int) -> None:
         self.identity = identity
@@ -35,11 +35,11 @@ class _Claim:
 _claims: dict[tuple[int, int], _Claim] = {}
 _guard = threading.Lock()
 
-# Locks are let go of by garbage collection too, which may come while this thread has the guard: they only leave word.
+# Garbage collection may release a lock while this thread holds the guard. So a release only adds to this queue.
 _released: deque[_Claim] = deque()
 
 
-def _let_go() -> None:
+def _drop_released() -> None:
     while _released and _guard.acquire(blocking=False):
         try:
             while _released:
@@ -54,7 +54,7 @@ def _let_go() -> None:
 
 
 def _forget_claims() -> None:
-    # A child process has none of its parent's claims; the lock stays with the parent, which has the file open too.
+    # A forked child holds none of its parent's locks. They stay with the parent, which also has the files open.
     global _guard  # noqa: PLW0603
     _guard = threading.Lock()
     _released.clear()
@@ -67,13 +67,13 @@ os.register_at_fork(after_in_child=_forget_claims)
 
 
 class RunLock:
-    """Holds a run directory for this process until `release`, garbage collection, or the death of the process.
+    """Locks a run directory for this process until `release`, garbage collection, or the end of the process.
 
-    All savers of one process may hold the same directory; `saving` is a lock for them to take turns.
+    All savers of one process may lock the same directory. They take turns with `saving`, a lock between threads.
 
     Raises:
-        ConcurrentWriterError: another live process holds it; the message names that process.
-        OSError: the lock file cannot be created.
+        ConcurrentWriterError: if another live process holds the lock. The message names that process.
+        OSError: if the lock file cannot be created.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -81,16 +81,16 @@ class RunLock:
         self._pid = os.getpid()
         with _guard:
             claim = _claims.get(self.identity)
-            if claim is None or not filesystem.is_linked(claim.descriptor):  # somebody has deleted the lock file
-                claim = _claims[self.identity] = _Claim(self.identity, _claim(directory))
+            if claim is None or not filesystem.is_linked(claim.descriptor):  # the lock file was deleted
+                claim = _claims[self.identity] = _Claim(self.identity, _open_lock_file(directory))
             claim.holders += 1
         self._claim = claim
         self.saving = claim.saving
         self._finalizer = weakref.finalize(self, _release, claim, self._pid)
-        _let_go()
+        _drop_released()
 
     def holds(self, directory: Path) -> bool:
-        """Whether this is a lock on the directory that is there now, in this process."""
+        """Return whether this process holds this lock, and it is on the directory that now exists at this path."""
         return (
             self._finalizer.alive
             and self._pid == os.getpid()
@@ -99,24 +99,24 @@ class RunLock:
         )
 
     def wrote_last(self, writer: object) -> bool:
-        """Whether no other saver of this process has written to the directory since this one did; notes this one."""
+        """Return whether `writer` was the last saver of this process to write here. Record it as the last one."""
         before, self._claim.last_writer = self._claim.last_writer, weakref.ref(writer)
         return before is not None and before() is writer
 
     def release(self) -> None:
-        """Let other processes save into the directory."""
+        """Release the lock. Other processes can save once this process has released all its locks on the directory."""
         self._finalizer()
 
 
-def _claim(directory: Path) -> int:
+def _open_lock_file(directory: Path) -> int:
     descriptor = filesystem.open_or_create(directory / LOCK_NAME)
     try:
         if not filesystem.try_lock_if_supported(descriptor):
             raise ConcurrentWriterError(
-                f"{directory}: expected to be the only process that saves into it, found {_holder(descriptor)}; "
-                "stop that one, or save into a directory of your own"
+                f"{directory}: expected no other process to save into it, found {_describe_holder(descriptor)}; "
+                "stop that process, or save into another directory"
             )
-        with suppress(OSError):  # it is only for the message
+        with suppress(OSError):  # only messages need this line
             now = datetime.now(UTC).isoformat(timespec="seconds")
             filesystem.truncate(descriptor)
             write_fully(descriptor, [f"process {os.getpid()} on {socket.gethostname()}, since {now}\n".encode()], 0)
@@ -126,30 +126,30 @@ def _claim(directory: Path) -> int:
         raise
 
 
-def _holder(descriptor: int) -> str:
+def _describe_holder(descriptor: int) -> str:
     with suppress(OSError, ValueError):
         text = np.zeros(min(filesystem.file_size(descriptor), 200), np.uint8)
         filesystem.read_into(descriptor, text, 0)
         line = text.tobytes().decode(errors="replace").strip()
         if line.isprintable() and line:
             return line
-    return "another one"
+    return "an unknown one"
 
 
 def _release(claim: _Claim, pid: int) -> None:
     if os.getpid() == pid:
         _released.append(claim)
-        _let_go()
+        _drop_released()
 
 
 def claim(directory: Path, held: RunLock | None) -> RunLock:
-    """The lock on a run directory, which is created if need be: `held` if it is that one.
+    """Lock a run directory, which is created if it does not exist. Return `held` if that is its lock already.
 
-    With a new lock, what killed overwrites have left in its checkpoints is removed.
+    After a new lock is taken, leftovers of interrupted overwrites are removed from the checkpoints.
 
     Raises:
-        ConcurrentWriterError: another live process saves into the directory.
-        CheckpointIOError: the directory cannot be created or written to.
+        ConcurrentWriterError: if another live process is saving into the directory.
+        CheckpointIOError: if the directory cannot be created or written to.
     """
     with wrap_os_errors("save to", directory):
         make_durable_directory(directory)

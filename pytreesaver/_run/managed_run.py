@@ -1,4 +1,4 @@
-"""A run directory as a CheckpointManager sees it: what there is, what its state file says, what is to be deleted."""
+"""The run directory of a CheckpointManager: its checkpoints, its state file, and retention."""
 
 import errno
 import math
@@ -45,13 +45,13 @@ T = TypeVar("T")
 
 
 class RunState(NamedTuple):
-    """What retention remembers between saves, and keeps in the state file.
+    """The state of retention between saves, which `ManagedRun.read_state` restores from disk.
 
     Attributes:
-        tracked: (path, time) of the checkpoints that it watches, in the order of their saves.
-        mark: the time of the last one that was preserved for ever.
+        tracked: (path, time) of the tracked checkpoints, in the order of their saves.
+        mark: the time of the last checkpoint that was preserved permanently.
         newest: the path of the newest checkpoint, tracked or not.
-        serial: how many checkpoints were saved so far.
+        serial: the number of saves so far.
     """
 
     tracked: list[tuple[Path, float]]
@@ -60,76 +60,76 @@ class RunState(NamedTuple):
     serial: int
 
     def with_saved(self, path: Path, time: float, serial: int) -> "RunState":
-        """The state after one more save."""
+        """Return the state after one more save."""
         tracked = [*(entry for entry in self.tracked if entry[0] != path), (path, time)]
         return RunState(tracked, self.mark, path, serial)
 
 
 class ManagedRun:
-    """The checkpoints ``name-step`` of a directory, under a rule.
+    """The checkpoints ``name-step`` of a directory, under a retention rule.
 
     Raises:
-        ValueError: the name cannot be that of a checkpoint.
+        ValueError: if `name` is not a valid name for a checkpoint.
     """
 
     def __init__(self, directory: Path, name: str, pad: bool, rule: ManagerRule, started: float) -> None:
         if not name or os.path.basename(name) != name or name.startswith(".") or "\0" in name:  # noqa: PTH119
-            raise ValueError(f"checkpoint_name: expected a name without slashes that is not hidden, found {name!r}")
+            raise ValueError(f"checkpoint_name: expected a name without slashes or a leading dot, found {name!r}")
         self.directory = directory.absolute()
-        self._shown = directory
+        self._given_directory = directory
         self._name = name
         self._pad = pad
         self._rule = rule
         self._started = started
         self._pattern = re.compile(re.escape(name) + r"-(0|[1-9][0-9]*|0[0-9]{7})")
-        self._seen: dict[Path, tuple[Any, SavedCheckpoint | None]] = {}
+        self._cached: dict[Path, tuple[Any, SavedCheckpoint | None]] = {}
         self._verified: dict[Path, Any] = {}
 
     def path_of(self, step: int) -> Path:
-        """Where the checkpoint of a step is."""
+        """Return the path of the checkpoint of a step."""
         padded, plain = self.directory / f"{self._name}-{step:08d}", self.directory / f"{self._name}-{step}"
         usual, other = (padded, plain) if self._pad else (plain, padded)
-        # One that was saved before the padding was switched is replaced, and not doubled.
+        # A checkpoint of this step that was saved with the other padding is overwritten, not duplicated.
         return other if os.path.lexists(other) and not os.path.lexists(usual) else usual
 
     def on_disk(self) -> dict[Path, SavedCheckpoint]:
-        """Every checkpoint that is there with an intact index."""
+        """Return the checkpoints by path, except those with a damaged index or a newer format version."""
         found: dict[Path, SavedCheckpoint] = {}
         seen = {}
         for path in self._named():
             try:
                 fingerprint = filesystem.fingerprint(path)
-                known = self._seen.get(path)
+                known = self._cached.get(path)
                 saved = known[1] if known is not None and known[0] == fingerprint else self._read(path)
                 seen[path] = fingerprint, saved
             except (FileNotFoundError, NotADirectoryError):
-                continue  # it was deleted in this moment
+                continue  # it was deleted concurrently
             except OSError:
-                # That it cannot be read now is no reason to delete it: the next look may be luckier.
+                # The error may be temporary. The checkpoint counts as pinned, so that it is not deleted.
                 saved = SavedCheckpoint(path.name, self._step_of(path), 0.0, {}, True)
             if saved is not None:
                 found[path] = saved
-        self._seen = seen
+        self._cached = seen
         return found
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints on disk, in ascending order."""
+        """Return the steps of all checkpoints on disk, in ascending order."""
         return sorted({saved.step for saved in self.on_disk().values()})
 
     def no_such_step(self, step: int) -> CheckpointNotFoundError:
-        """The error that says which steps there are."""
+        """Return the error for a step without a checkpoint. It names the steps that exist."""
         return CheckpointNotFoundError(
-            f"{self._shown}: expected a checkpoint of step {step}, found those of {self.steps()}"
+            f"{self._given_directory}: expected a checkpoint of step {step}, found the steps {self.steps()}"
         )
 
     def pin(self, step: int) -> None:
-        """Mark the checkpoint of a step as one to be kept. Raises a CheckpointNotFoundError if there is none."""
+        """Pin the checkpoint of a step. Raises a CheckpointNotFoundError if it does not exist."""
         marker = self._marker(step)
         with wrap_os_errors("pin", marker.parent):
             filesystem.close(filesystem.open_or_create(marker))
 
     def unpin(self, step: int) -> None:
-        """Take that mark away. Raises a CheckpointNotFoundError if there is no such checkpoint."""
+        """Unpin the checkpoint of a step. Raises a CheckpointNotFoundError if it does not exist."""
         marker = self._marker(step)
         with wrap_os_errors("unpin", marker.parent):
             if os.path.lexists(marker):
@@ -142,7 +142,7 @@ class ManagedRun:
         raise self.no_such_step(step)
 
     def _named(self) -> list[Path]:
-        """Everything in the directory that has the name of a checkpoint."""
+        """Return all paths in the directory that have the name of a checkpoint."""
         with wrap_os_errors("read", self.directory):
             try:
                 entries = filesystem.list_directory(self.directory)
@@ -165,15 +165,15 @@ class ManagedRun:
     # The state file.
 
     def read_state(self, now: float) -> RunState:
-        """What the state file says, and what was saved by a manager that died before it could list that.
+        """Return the state in the state file, with checkpoints that were saved but not listed before a process ended.
 
-        As in TensorFlow, what a state file lists without times, as that of a `Saver`, is not watched: it is kept.
+        As in TensorFlow, checkpoints that are listed without times, as by a `Saver`, are not tracked. They are kept.
         """
-        started = self._started - 1.0  # as in TensorFlow: a manager that is made twice in a moment forgets nothing
+        started = self._started - 1.0  # as in TensorFlow, in case a manager is created again immediately
         try:
             state = get_checkpoint_state(self.directory)
         except CorruptCheckpointError as error:
-            self._warn(f"{error}; the checkpoints that are there will not be deleted")
+            self._warn(f"{error}; the existing checkpoints will not be deleted")
             found = recorded_checkpoints(self.directory, STATE_FILE_NAME)
             return RunState([], started, found[-1][0] if found else None, found[-1][1].serial if found else 0)
         if state is None:
@@ -187,12 +187,12 @@ class ManagedRun:
         entries = list(zip(listed, times, strict=True)) if times else []
         if now < mark:
             self._warn(
-                f"{self.directory}: the clock is {mark - now:.0f} s behind the time of the last checkpoint that was "
-                "preserved; the checkpoints that are there will not be deleted"
+                f"{self.directory}: the clock is {mark - now:.0f} s behind the time of the last preserved checkpoint; "
+                "the existing checkpoints will not be deleted"
             )
             mark, entries = now, []
-        if self._rule.is_tensorflows:
-            # As in TensorFlow: what is no later than the last one that was preserved counts as preserved too.
+        if self._rule.is_tensorflow_rule:
+            # As in TensorFlow, checkpoints that are not newer than the last preserved one count as preserved too.
             entries = [(path, time) for path, time in entries if min(time, now) > mark or is_pinned(path)]
         tracked = [(p, min(t, now)) for p, t in entries if self._is_ours(p) and os.path.lexists(p)]
         paths = list(dict.fromkeys([*listed, newest]))
@@ -214,21 +214,21 @@ class ManagedRun:
     # Retention.
 
     def decisions(self, state: RunState, now: float) -> ManagerDecisions:
-        """What the rule says of the checkpoints that are watched and there."""
+        """Return the decisions of the rule for the tracked checkpoints that exist."""
         on_disk = self.on_disk()
         tracked = [self._as_tracked(on_disk, path, time) for path, time in state.tracked if os.path.lexists(path)]
-        watched = {path for path, _ in state.tracked}
-        others = [saved for path, saved in on_disk.items() if path not in watched]
+        tracked_paths = {path for path, _ in state.tracked}
+        others = [saved for path, saved in on_disk.items() if path not in tracked_paths]
         return manager_decisions(self._rule, tracked, others, state.mark, now)
 
     def explain(self, state: RunState, now: float) -> list[Decision]:
-        """What the rule says of every checkpoint, those first that are not watched."""
+        """Return the decision for every checkpoint, untracked ones first."""
         decisions = self.decisions(state, now).decisions
-        watched = {decision.checkpoint.path for decision in decisions}
+        tracked = {decision.checkpoint.path for decision in decisions}
         others = [
-            Decision(saved, (*(["pinned"] if saved.pinned else []), "preserved: not watched any more"))
+            Decision(saved, (*(["pinned"] if saved.pinned else []), "preserved: no longer tracked"))
             for saved in self.on_disk().values()
-            if saved.path not in watched
+            if saved.path not in tracked
         ]
         others.sort(key=lambda decision: (decision.checkpoint.time, decision.checkpoint.step))
         return [*others, *decisions]
@@ -239,57 +239,57 @@ class ManagedRun:
         return SavedCheckpoint(path.name, self._step_of(path), time, {}, is_pinned(path))
 
     def retain(self, state: RunState, saved: CheckpointEvent) -> tuple[RunState, Deletions]:
-        """Write the state file after a save, and delete what the rule does not keep. Gives the state after that.
+        """Write the state file, then delete what the rule does not keep. Return the new state and the deletions.
 
         Raises:
-            CheckpointIOError: the state file could not be written.
+            CheckpointIOError: if the state file cannot be written.
         """
         result = self.decisions(state, saved.time)
-        there = {decision.checkpoint.path for decision in result.decisions}
-        doomed = [self.directory / decision.checkpoint.path for decision in result.decisions if not decision.keep]
+        existing = {decision.checkpoint.path for decision in result.decisions}
+        to_delete = [self.directory / decision.checkpoint.path for decision in result.decisions if not decision.keep]
 
-        def after(remaining: set[Path]) -> RunState:
-            gone = set(doomed) - remaining
-            tracked = [(p, t) for p, t in state.tracked if p.name in there and p not in gone]
-            # Until all that is to be deleted is gone, whoever comes after a crash has to decide as this does.
+        def state_after(remaining: set[Path]) -> RunState:
+            deleted = set(to_delete) - remaining
+            tracked = [(p, t) for p, t in state.tracked if p.name in existing and p not in deleted]
+            # While deletions remain, the state has to lead to the same decisions after a crash.
             if remaining:
                 return state._replace(tracked=tracked)
-            watched = [(p, t) for p, t in tracked if p.name not in result.preserved]
-            return state._replace(tracked=watched, mark=result.mark)
+            still_tracked = [(p, t) for p, t in tracked if p.name not in result.preserved]
+            return state._replace(tracked=still_tracked, mark=result.mark)
 
         def state_with(remaining: set[Path]) -> CheckpointState:
-            tracked, mark = after(remaining)[:2]
+            tracked, mark = state_after(remaining)[:2]
             names, times = [path.name for path, _ in tracked], [time for _, time in tracked]
             return CheckpointState(names[-1], names, times, mark)
 
-        deletions = list_and_delete(self.directory, STATE_FILE_NAME, state_with, doomed, saved)
-        return after(deletions.remaining), deletions
+        deletions = list_and_delete(self.directory, STATE_FILE_NAME, state_with, to_delete, saved)
+        return state_after(deletions.remaining), deletions
 
-    # What can be restored.
+    # Restoring.
 
     def candidates(self, state: RunState) -> list[SavedCheckpoint]:
-        """Every checkpoint that can be tried, the newest first; damaged ones too."""
+        """Return all checkpoints that may be restored, the newest first, including damaged ones."""
         on_disk = self.on_disk()
         times = {path: saved_at(path) for path in self._named() if path not in on_disk and is_checkpoint(path)}
         times |= {path: saved.time for path, saved in on_disk.items()}
         last = -math.inf
-        for path, time in state.tracked:  # they come in the order of their saves, whatever the clock said
+        for path, time in state.tracked:  # in the order of their saves, even if the clock was set back
             if os.path.lexists(path):
                 times[path] = last = max(time, math.nextafter(last, math.inf))
         paths = sorted(times, key=lambda path: (path == state.newest, times[path]), reverse=True)
         return [self._as_tracked(on_disk, path, times[path]) for path in paths]
 
     def verify(self, path: Path, *, every_byte: bool) -> None:
-        """Make sure that a checkpoint can be restored; what was found whole is not read again until it changes.
+        """Check that a checkpoint can be restored. An intact checkpoint is not read again until it changes.
 
         Raises:
-            CorruptCheckpointError: it is damaged.
-            CheckpointNotFoundError: it is gone.
+            CorruptCheckpointError: if it is damaged.
+            CheckpointNotFoundError: if it no longer exists.
         """
         try:
             fingerprint = filesystem.fingerprint(path)
         except OSError as error:
-            raise CheckpointNotFoundError(f"{path}: expected a checkpoint, found nothing there any more") from error
+            raise CheckpointNotFoundError(f"{path}: the checkpoint no longer exists") from error
         if self._verified.get(path) == fingerprint:
             return
         with opened(path) as reader:
@@ -298,12 +298,12 @@ class ManagedRun:
             self._remember(path, fingerprint)
 
     def trust(self, path: Path) -> None:
-        """Take a checkpoint that was just saved for whole, as long as nobody writes to it."""
+        """Treat a checkpoint that was just saved as intact until it changes."""
         with suppress(FileNotFoundError):  # another saver of this run may have deleted it by now
             self._remember(path, filesystem.fingerprint(path))
 
     def _remember(self, path: Path, fingerprint: Any) -> None:
-        # Never changed in place: the thread that saves and those that ask look at it at the same time.
+        # Replaced, not modified in place, since the thread that saves and readers use it concurrently.
         self._verified = {p: f for p, f in self._verified.items() if os.path.lexists(p)} | {path: fingerprint}
 
 
@@ -328,8 +328,8 @@ def first_intact(
     return None, None, problems
 
 
-def warn_of_damaged(problems: Sequence[CheckpointError], offered: str) -> None:
-    """Warn of the checkpoints that `first_intact` skipped."""
+def warn_of_damaged(problems: Sequence[CheckpointError], fallback: str) -> None:
+    """Warn about the checkpoints that `first_intact` skipped."""
     if problems:
         lines = "\n".join(map(str, problems))
-        warnings.warn(f"{lines}\noffered instead: {offered}", RetentionWarning, stacklevel=3)
+        warnings.warn(f"{lines}\nusing instead: {fallback}", RetentionWarning, stacklevel=3)

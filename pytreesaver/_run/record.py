@@ -103,19 +103,19 @@ def checked_metrics(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, fl
         >>> checked_metrics({"loss": np.float32(0.5), "epoch": 2})
         {'loss': 0.5, 'epoch': 2.0}
     """
-    given: object = metrics  # whatever its annotation says
+    given: object = metrics  # regardless of its annotation
     if metrics is None:
         return {}
     if not isinstance(given, Mapping):
-        raise TypeError(f"metrics: expected a dict of numbers by name, found {metrics!r}")
+        raise TypeError(f"metrics: expected a dict that maps names to numbers, found {metrics!r}")
     checked = {}
     for name, value in metrics.items():
-        is_array = hasattr(value, "dtype") and hasattr(value, "shape") and value.shape == ()
+        is_array = hasattr(value, "dtype") and getattr(value, "shape", None) == ()
         is_number = is_array or (isinstance(value, int | float) and not isinstance(value, bool))
         if not is_number or type(name) is not str:
-            raise TypeError(f"metrics: expected a number by its name, found {name!r}: {value!r}")
+            raise TypeError(f"metrics: expected a str and a number, found {name!r}: {value!r}")
         try:
             checked[name] = float(value)
         except OverflowError:
-            raise ValueError(f"metrics: expected a number that a float can hold, found {name!r}: an int") from None
+            raise ValueError(f"metrics: the value of {name!r} is too large for a float") from None
     return checked

@@ -1,4 +1,4 @@
-"""Reading and writing the state file of a run directory. As in `tf.train`."""
+"""Reads and writes of the state file of a run directory. As in `tf.train`."""
 
 import os
 import warnings
@@ -22,12 +22,12 @@ from pytreesaver._run.state_text import (
 
 
 def get_checkpoint_state(checkpoint_dir: PathLike, latest_filename: str | None = None) -> CheckpointState | None:
-    """What the state file of a run directory says, or None if there is none. After `tf.train.get_checkpoint_state`.
+    """Return the state in a state file, or None if the file does not exist. After `tf.train.get_checkpoint_state`.
 
-    Relative paths come joined to `checkpoint_dir`.
+    Relative paths in the file are joined to `checkpoint_dir`.
 
     Raises:
-        CorruptCheckpointError: the file is no state file. (TensorFlow only logs that, and gives None.)
+        CorruptCheckpointError: if the state file is malformed. TensorFlow only logs this, and returns None.
 
     Example:
         >>> path = pytreesaver.save({"w": np.ones(3)}, "run/model-1")
@@ -63,15 +63,15 @@ def get_checkpoint_state(checkpoint_dir: PathLike, latest_filename: str | None =
 
 
 def state_file_name(latest_filename: str | None) -> str:
-    """The name of a state file, `checkpoint` by default.
+    """Return the name of a state file, `checkpoint` by default.
 
     Raises:
-        ValueError: it is a path and not a name.
+        ValueError: if `latest_filename` is not a plain file name.
     """
     if latest_filename is None:
         return STATE_FILE_NAME
     if latest_filename in ("", ".", ".."):
-        raise ValueError(f"latest_filename: expected the name of a file, found {latest_filename!r}")
+        raise ValueError(f"latest_filename: expected a file name, found {latest_filename!r}")
     if os.path.basename(latest_filename) != latest_filename or "\0" in latest_filename:  # noqa: PTH119
         raise ValueError(f"'latest_filename' must not contain path components, found {latest_filename!r}")
     return latest_filename
@@ -85,22 +85,23 @@ def update_checkpoint_state(
     all_model_checkpoint_timestamps: Sequence[float] | None = None,
     last_preserved_timestamp: float | None = None,
 ) -> None:
-    """Write the state file of a run directory, in one step and durably. After `tf.train.update_checkpoint_state`.
+    """Write the state file of a run directory, atomically and durably. After `tf.train.update_checkpoint_state`.
 
     Args:
         save_dir: the run directory, which must exist.
         model_checkpoint_path: the newest checkpoint.
-        all_model_checkpoint_paths: all of them, oldest first; the newest is added if it is not the last.
+        all_model_checkpoint_paths: all tracked checkpoints, oldest first. The newest is appended if it is not the last.
         latest_filename: the name of the state file, `checkpoint` by default.
-        all_model_checkpoint_timestamps: when each was saved, in seconds since the epoch.
-        last_preserved_timestamp: the time of the last one that is kept for ever.
+        all_model_checkpoint_timestamps: the time of each save, in seconds since the epoch.
+        last_preserved_timestamp: the time of the last checkpoint that is kept permanently.
 
-    Paths in `save_dir` are stored relative to it. As in TensorFlow, a relative path counts from the working directory
-    if `save_dir` is relative too, and from `save_dir` if that is absolute.
+    Paths in `save_dir` are stored relative to it. As in TensorFlow, a relative path is relative to the working
+    directory if `save_dir` is relative, and to `save_dir` if that is absolute.
 
     Raises:
-        ValueError: there are not as many timestamps as paths, or `latest_filename` is no name.
-        CheckpointIOError: the file could not be written.
+        ValueError: if the numbers of timestamps and paths differ, or `latest_filename` is not a plain file name or is
+            that of the newest checkpoint.
+        CheckpointIOError: if the file cannot be written.
 
     Example:
         >>> path = pytreesaver.save({"w": np.ones(3)}, "updated/model-1")
@@ -128,9 +129,9 @@ def update_checkpoint_state(
 
 
 def path_in_state(path: str, directory: Path) -> str:
-    """A path as it stands in the state file of a directory: relative to it wherever it lies in it.
+    """Return a path as it is stored in the state file of a directory: relative to the directory if it is inside.
 
-    As in TensorFlow, a relative path with an absolute directory is taken to be relative to that directory already.
+    As in TensorFlow, a relative path with an absolute directory is already relative to that directory.
 
     Example:
         >>> path_in_state("runs/a/model-1", Path("runs/a")), path_in_state("/tmp/model-1", Path("/runs"))
@@ -145,29 +146,29 @@ def path_in_state(path: str, directory: Path) -> str:
 
 
 def write_state(directory: Path, name: str, state: CheckpointState) -> None:
-    """Write a state file, its paths as they are."""
+    """Write a state file. The paths are stored as they are."""
     if state.model_checkpoint_path == name:
         raise ValueError(
-            f"{directory / name}: the state file and the newest checkpoint have the same path; name one differently"
+            f"{directory / name}: the state file and the newest checkpoint have the same path; rename one of them"
         )
     with wrap_os_errors("write", directory / name):
         replace_file(directory / name, format_state(state))
 
 
 def listed_checkpoints(directory: Path, name: str) -> list[Path]:
-    """The paths in a state file, the newest last; with a warning, none if it is damaged."""
+    """Return the paths in a state file, the newest last. If it is damaged, warn and return none."""
     try:
         state = get_checkpoint_state(directory, name)
     except CorruptCheckpointError as error:
-        warnings.warn(f"{error}; the checkpoints are looked for without it", RetentionWarning, stacklevel=3)
+        warnings.warn(f"{error}; searching for checkpoints without it", RetentionWarning, stacklevel=3)
         return []
     if state is None:
         return []
     return [Path(path) for path in paths_in_order(state)]
 
 
-def watches_nothing(directory: Path, name: str) -> bool:
-    """Whether a state file says that its saver watches no checkpoint: that it names is one that is kept for ever."""
+def tracks_nothing(directory: Path, name: str) -> bool:
+    """Return whether the saver of a state file tracks no checkpoints: the named one is kept permanently."""
     with suppress(CorruptCheckpointError):
         state = get_checkpoint_state(directory, name)
         return state is not None and not state.all_model_checkpoint_paths

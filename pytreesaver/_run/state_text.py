@@ -1,7 +1,7 @@
-"""The state file of a run directory, `checkpoint`: a `CheckpointState` in Protocol Buffers' text format. Pure.
+"""The state file of a run directory, `checkpoint`: a `CheckpointState` in Protocol Buffers' text format. Does no I/O.
 
-The fields and the way they are written are TensorFlow's (`tensorflow/python/training/checkpoint_state.proto`); what is
-read is the text format at large: https://protobuf.dev/reference/protobuf/textformat-spec.
+The fields and the output are TensorFlow's (`tensorflow/python/training/checkpoint_state.proto`). The parser accepts
+every spelling of the text format: https://protobuf.dev/reference/protobuf/textformat-spec.
 """
 
 import math
@@ -16,13 +16,13 @@ STATE_FILE_NAME = "checkpoint"
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """What a state file says. After TensorFlow's `CheckpointState`.
+    """The contents of a state file. After TensorFlow's `CheckpointState`.
 
     Attributes:
         model_checkpoint_path: the newest checkpoint.
-        all_model_checkpoint_paths: all that retention watches, oldest first.
-        all_model_checkpoint_timestamps: when they were saved, in seconds since the epoch; one for each, or none at all.
-        last_preserved_timestamp: the time of the last checkpoint that is kept for ever.
+        all_model_checkpoint_paths: the checkpoints that retention tracks, oldest first.
+        all_model_checkpoint_timestamps: the times of their saves, in seconds since the epoch; one for each, or none.
+        last_preserved_timestamp: the time of the last checkpoint that is kept permanently.
     """
 
     model_checkpoint_path: str = ""
@@ -32,7 +32,7 @@ class CheckpointState:
 
 
 def paths_in_order(state: CheckpointState) -> list[str]:
-    """Each path in a state file once, the newest last.
+    """Return each path in a state file once, the newest last.
 
     Example:
         >>> paths_in_order(CheckpointState("m-1", ["m-1", "m-2"]))
@@ -43,11 +43,11 @@ def paths_in_order(state: CheckpointState) -> list[str]:
 
 
 class MalformedStateError(ValueError):
-    """The text is no state file; the message says where and why."""
+    """The text is not a valid state file. The message says where and why."""
 
 
 def format_state(state: CheckpointState) -> bytes:
-    r"""The content of a state file, as TensorFlow writes it.
+    r"""Return the contents of a state file, as TensorFlow writes it.
 
     Example:
         >>> print(format_state(CheckpointState("model-2", ["model-1", "model-2"], [60.0, 120.5])).decode(), end="")
@@ -76,7 +76,7 @@ def _escaped(character: str) -> str:
     if character in _ESCAPES:
         return _ESCAPES[character]
     if character < " " or "\x7f" <= character < "\xa0" or "\ud800" <= character <= "\udfff":
-        # What is no text, such as the bytes of a path that are no UTF-8, stands there byte by byte.
+        # Control characters, and bytes of a path that are not UTF-8, are escaped byte by byte.
         encoded = os.fsencode(character) if "\udc80" <= character <= "\udcff" else character.encode()
         return "".join(f"\\{byte:03o}" for byte in encoded)
     return character
@@ -98,24 +98,25 @@ _FIELDS = (*_STRINGS, "all_model_checkpoint_timestamps", "last_preserved_timesta
 
 
 def parse_state(content: bytes) -> CheckpointState:
-    r"""What a state file says. Of a field that can have a single value, the last one counts.
+    r"""Parse the contents of a state file. If a field that is not repeated has several values, the last one counts.
 
     Raises:
-        MalformedStateError: it is no state file, with the line where that shows.
+        MalformedStateError: if the text is not a valid state file.
 
     Example:
         >>> parse_state(b"model_checkpoint_path: 'm-2'  # newest\nall_model_checkpoint_paths: ['m-1', 'm-2']")
         CheckpointState(model_checkpoint_path='m-2', all_model_checkpoint_paths=['m-1', 'm-2'],
             all_model_checkpoint_timestamps=[], last_preserved_timestamp=None)
     """
-    # Latin-1 keeps every byte; a string is decoded when its escapes have been resolved.
+    # Latin-1 preserves every byte. Strings are decoded after their escapes are resolved.
     tokens = _Tokens(content.decode("latin-1"))
     values: dict[str, Any] = {name: [] for name in _REPEATED}
     while tokens.kind != "end":
         name = tokens.take("name", "the name of a field")
         if name not in _FIELDS:
             raise tokens.error(f"one of the fields {', '.join(_FIELDS)}, found {name!r}", taken=True)
-        tokens.take_if(":") or tokens.fail("a colon")
+        if not tokens.take_if(":"):
+            tokens.fail("a colon")
         found: list[Any] = []
         if name in _REPEATED and tokens.take_if("["):
             while not tokens.take_if("]"):
@@ -128,16 +129,17 @@ def parse_state(content: bytes) -> CheckpointState:
             values[name] += found
         else:
             values[name] = found[0]
-        tokens.take_if(",") or tokens.take_if(";")
+        if not tokens.take_if(","):
+            tokens.take_if(";")
     state = CheckpointState(**values)
     times, paths = state.all_model_checkpoint_timestamps, state.all_model_checkpoint_paths
     if times and len(times) != len(paths):
-        raise MalformedStateError(f"expected a timestamp for each of {len(paths)} paths, found {len(times)}")
+        raise MalformedStateError(f"expected a timestamp for each of {len(paths)} paths, found {len(times)} timestamps")
     return state
 
 
 class _Tokens:
-    """The tokens of a text, one at a time: `kind` and `text` are those of the next one."""
+    """The tokens of a text, one at a time. `kind` and `text` describe the next token."""
 
     def __init__(self, text: str) -> None:
         self._line = self._taken_line = 1
@@ -161,7 +163,7 @@ class _Tokens:
         self.kind, self.text = next(self._tokens)
 
     def take(self, kind: str, expected: str) -> str:
-        """The next token, which has to be of a kind."""
+        """Take the next token and return its text. Raise a MalformedStateError if it is of another kind."""
         if self.kind != kind:
             self.fail(expected)
         text = self.text
@@ -169,18 +171,18 @@ class _Tokens:
         return text
 
     def take_if(self, punctuation: str) -> bool:
-        """Whether a punctuation mark comes next, and then it is taken."""
+        """Take the next token if it is this punctuation mark. Return whether it was."""
         if (self.kind, self.text) != ("punctuation", punctuation):
             return False
         self._advance()
         return True
 
     def fail(self, expected: str) -> bool:
-        """Refuse the next token."""
-        raise self.error(f"{expected}, found {self.text[:20]!r}" if self.text else f"{expected}, found the end")
+        """Raise a MalformedStateError about the next token."""
+        raise self.error(f"{expected}, found {self.text[:20]!r}" if self.text else f"{expected}, found the end of file")
 
     def error(self, expected: str, taken: bool = False) -> MalformedStateError:
-        """The error that names the line."""
+        """Return the error for the line of the next token, or of the last one if `taken`."""
         return MalformedStateError(f"line {self._taken_line if taken else self._line}: expected {expected}")
 
 
@@ -191,7 +193,7 @@ def _value(tokens: _Tokens, name: str) -> Any:
             raw += _unescaped(tokens.take("string", ""))
         path = os.fsdecode(raw)
         if "\0" in path:
-            raise tokens.error(f"a path for {name}, found one with a NUL in it", taken=True)
+            raise tokens.error(f"a path for {name}, found one with a NUL character", taken=True)
         return path
     minus = tokens.take_if("-")
     if tokens.kind == "name" and tokens.text.lower() in ("inf", "infinity", "nan"):
@@ -203,7 +205,7 @@ def _value(tokens: _Tokens, name: str) -> Any:
         except OverflowError:
             number = math.nan
     if math.isnan(number):
-        raise tokens.error(f"a number for {name}, found none that has an order", taken=True)
+        raise tokens.error(f"a number for {name}, found NaN or one that is too large", taken=True)
     return -number if minus else number
 
 
@@ -219,7 +221,7 @@ def _unescaped(quoted: str) -> bytes:
         if short or long:
             code_point = int(short or long, 16)
             if code_point > 0x10FFFF:
-                raise MalformedStateError(f"expected a character, found the escape {match.group()}")
+                raise MalformedStateError(f"expected a Unicode character, found the escape {match.group()}")
             return chr(code_point).encode("utf-8", "surrogatepass").decode("latin-1")
         if character in _UNESCAPES:
             return _UNESCAPES[character]

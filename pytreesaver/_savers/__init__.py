@@ -1,1 +1,1 @@
-"""The two objects that keep state between saves: `Saver` and `CheckpointManager`."""
+"""`Saver` and `CheckpointManager`, the objects that keep state between saves."""

@@ -94,7 +94,7 @@ class CheckpointManager:
         max_to_keep: int | None = 5,
         keep_checkpoint_every_n_hours: float | None = None,
         keep_every_n_steps: int | None = None,
-        keep_best: KeepBest | tuple[Any, ...] | None = None,
+        keep_best: KeepBest | tuple[int, str] | tuple[int, str, Literal["min", "max"]] | None = None,
         policy: RetentionPolicy | None = None,
         checkpoint_name: str = "ckpt",
         save_interval_steps: int = 1,
@@ -223,7 +223,7 @@ class CheckpointManager:
             contents = contents._replace(record=encode_record(record))
             if not self._block:
                 contents = snapshot(contents, copy=self._copy)
-            self._schedule.under_way = LastSave(step, now, record.serial)
+            self._schedule.pending = LastSave(step, now, record.serial)
             saved = CheckpointEvent("saved", path.name, now, step, checked)
             self._session.save(
                 contents,
@@ -266,13 +266,13 @@ class CheckpointManager:
         self._held_state, deletions = self._run.retain(state, saved)
         self._run.trust(path)
         self._schedule.saved = LastSave(saved.step, saved.time, state.serial)
-        self._schedule.under_way = None
+        self._schedule.pending = None
         return deletions
 
     def _forget_state(self) -> None:
         """After a failed save, which may have left a complete checkpoint: what is on disk counts."""
         self._held_state = None
-        self._schedule.under_way = None
+        self._schedule.pending = None
 
     # Restoring.
 

@@ -1,4 +1,4 @@
-"""A last save when the system asks the process to end: SIGTERM is noted, and obeyed when the work is safe."""
+"""Preemption: after a SIGTERM, the next save is the last one, and then the process ends."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 GRACE_SECS = 20.0
-"""How long after a SIGTERM the program may go on without a save before it is ended without a last one."""
+"""The number of seconds that the process may run after a SIGTERM without calling `save`, before it ends."""
 
 logger = logging.getLogger("pytreesaver")
 
@@ -37,7 +37,7 @@ class Preemption:
         if not enabled:
             return
         if threading.current_thread() is not threading.main_thread():
-            raise ValueError("save_on_sigterm: expected to be in the main thread, which alone may handle signals")
+            raise ValueError("save_on_sigterm: expected the main thread, as other threads cannot handle signals")
         _handler.install()
         _handler.live.add(self)
 
@@ -72,23 +72,23 @@ class Preemption:
 class _Handler:
     def __init__(self) -> None:
         self.live: weakref.WeakSet[Preemption] = weakref.WeakSet()
-        self._before: Any = None
+        self._previous: Any = None
         self._pid = 0
         self._timer: threading.Timer | None = None
         self._ending = False
-        self._swallowed = threading.Event()
+        self._handled = threading.Event()
 
     def install(self) -> None:
         self._pid = os.getpid()
         if not self._is_installed():
-            self._before = signal.signal(signal.SIGTERM, self)
+            self._previous = signal.signal(signal.SIGTERM, self)
 
     def uninstall(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if threading.current_thread() is threading.main_thread() and self._is_installed():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if self._before is None else self._before)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
 
     def _is_installed(self) -> bool:
         current: object = signal.getsignal(signal.SIGTERM)
@@ -96,20 +96,20 @@ class _Handler:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         live = list(self.live)
-        again = all(each.requested for each in live)
+        is_repeated = all(each.requested for each in live)
         for each in live:
             each.requested = True
         if os.getpid() != self._pid:
             self.uninstall()
             os.kill(os.getpid(), signal.SIGTERM)
-        elif self._ending:  # a save in another thread was the last one
+        elif self._ending:  # the last save ran in another thread
             self.end()
         elif any(each.saves for each in live):
-            logger.warning("SIGTERM: this save is the last one, and then the process ends")
-        elif again:
+            logger.warning("SIGTERM: the process will end after the current save")
+        elif is_repeated:
             self.end()
         else:
-            logger.warning("SIGTERM: the next save is the last one, and then the process ends")
+            logger.warning("SIGTERM: the process will end after the next save")
             self._timer = threading.Timer(GRACE_SECS, os.kill, (self._pid, signal.SIGTERM))
             self._timer.daemon = True
             self._timer.start()
@@ -122,19 +122,19 @@ class _Handler:
                 logger.exception("a save did not finish before the process ended")
         if threading.current_thread() is not threading.main_thread():
             self._ending = True
-            self._swallowed.clear()
-            os.kill(os.getpid(), signal.SIGTERM)  # the main thread goes on from here
-            self._swallowed.wait(GRACE_SECS)
+            self._handled.clear()
+            os.kill(os.getpid(), signal.SIGTERM)  # the main thread continues in __call__
+            self._handled.wait(GRACE_SECS)
             return
         self.uninstall()
         for each in list(self.live):
             each.requested = False
         self._ending = False
         os.kill(os.getpid(), signal.SIGTERM)
-        self._swallowed.set()  # whoever had the signal before has not ended the process
+        self._handled.set()  # the previous handler did not end the process
 
     def forget(self) -> None:
-        """In a child process: nothing of the parent's is left."""
+        """Reset the state in a forked child, which has none of its parent's saves and timers."""
         if self.live:
             self.live.clear()
             self._ending, self._timer = False, None

@@ -1,4 +1,4 @@
-"""Saver: checkpoints with steps in their names, the last few of which are kept. After `tf.compat.v1.train.Saver`."""
+"""Saver: saves checkpoints by name and step, and keeps the last few. After `tf.compat.v1.train.Saver`."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ from pytreesaver._run.policies.rules import SaverRule
 from pytreesaver._run.record import Record, as_step, encode_record
 from pytreesaver._run.state_file import state_file_name
 from pytreesaver._savers.saver_def import SaverDef, VariableList, checked_saver_def
-from pytreesaver._savers.saver_state import SaverMemory
+from pytreesaver._savers.saver_state import SaverState
 from pytreesaver._savers.session import WriterSession
 from pytreesaver._tree.select import Selection
 
@@ -35,30 +35,31 @@ T = TypeVar("T")
 class Saver:
     """Saves trees as ``path-step`` and keeps the last few of them. After `tf.compat.v1.train.Saver`.
 
-    It writes the state file that `latest_checkpoint` reads. A new Saver that saves under an old name goes on with the
-    checkpoints of that name that the state file lists, and deletes them in their turn.
+    It writes the state file that `latest_checkpoint` reads. A new Saver that saves under the same name takes over the
+    checkpoints of that name that the state file lists, and deletes them when they are no longer among the last.
 
     Args:
-        var_list: which variables to save and restore: None for all, a selection (a glob, a compiled regular expression,
+        var_list: the variables to save and restore: None for all, a selection (a glob, a compiled regular expression,
             a function of the name, a list of those, a tree of bools), or a dict {saved name: variable name}.
-        reshape: on restore, accept an array of another shape with the same number of elements.
-        sharded: the shards of an array are always saved as they lie; with or without it.
-        max_to_keep: how many checkpoints to keep; None or 0 for all, and then the state file lists the newest alone.
-        keep_checkpoint_every_n_hours: of the checkpoints that are to be deleted, preserve one for every so many hours
-            of saving, counted from the construction of the Saver; None or 0 preserves all that were saved later.
-        name: what to call this Saver in logs and profiler traces.
-        restore_sequentially: hold one variable at a time in memory beside the result.
-        saver_def: the settings of another Saver, in place of all arguments above and below but `clock`.
-        allow_empty: accept a tree or a selection without a single variable.
-        pad_step_number: write steps with eight digits, so that names sort as steps do.
-        save_relative_paths: write paths relative to its directory into the state file even if the path that was given
-            to `save` is absolute, so that the directory can be moved.
-        filename: where to save if `save` is not told.
+        reshape: whether `restore` accepts arrays of another shape with the same number of elements.
+        sharded: has no effect. The shards of an array are always saved separately.
+        max_to_keep: the number of most recent checkpoints to keep; None or 0 keeps all, and the state file then lists
+            only the newest.
+        keep_checkpoint_every_n_hours: also keep one checkpoint per this many hours, permanently, counted from the
+            construction of the Saver; None or 0 keeps all checkpoints that are saved after that.
+        name: the name of this Saver in logs and profiler traces.
+        restore_sequentially: whether to restore one variable at a time, to hold less memory above the result.
+        saver_def: the settings of another Saver, in place of all other arguments except `clock`.
+        allow_empty: whether to accept a tree or a selection without variables.
+        pad_step_number: pad steps to eight digits, so that names sort in the order of steps.
+        save_relative_paths: whether paths in the state file are relative to its directory, so that it can be moved,
+            even if the path passed to `save` is absolute.
+        filename: the default of `save_path` in `save`.
         format: None, or ``"native"``.
-        clock: gives the time, in seconds since the epoch.
+        clock: returns the time, in seconds since the epoch.
 
     Raises:
-        TypeError, ValueError: an argument makes no sense.
+        TypeError, ValueError: if an argument is invalid.
 
     Example:
         >>> saver = Saver(max_to_keep=2)
@@ -107,12 +108,12 @@ class Saver:
             if not isinstance(saver_def, SaverDef):
                 raise ValueError(f"saver_def: expected a SaverDef, found {saver_def!r}")
             if given != SaverDef():
-                raise ValueError("saver_def: expected it in place of the other arguments, found both")
+                raise ValueError("saver_def: cannot be combined with other arguments")
             given = saver_def
         self._settings = given = checked_saver_def(given)
         self._variables = VariableList(given.var_list, given.allow_empty)
         self._clock = clock
-        self._memory = SaverMemory(given, float(clock()))
+        self._state = SaverState(given, float(clock()))
         self._session = WriterSession("Saver", self._label)
 
     # Saving.
@@ -129,20 +130,20 @@ class Saver:
         copy: bool = False,
         progress: Progress = False,
     ) -> str:
-        """Save a tree as ``save_path-global_step``, list it in the state file, and delete what is not to be kept.
+        """Save a tree as ``save_path-global_step``, list it in the state file, and delete what retention does not keep.
 
-        Nothing is deleted before the new checkpoint is durable, and a save that fails changes nothing that was
-        remembered. A checkpoint of the same name is replaced.
+        Nothing is deleted before the new checkpoint is durable and listed. If writing it fails, the state file does not
+        change. A checkpoint of the same name is overwritten.
 
         Args:
-            tree: what to save.
-            save_path: where, without the step; `filename` of the constructor if None. Directories are created.
-            global_step: an int, or an integer array without axes; None for no step in the name.
+            tree: the tree to save.
+            save_path: the path without the step; `filename` of the constructor if None. Directories are created.
+            global_step: an int, or a 0-d integer array; None for no step in the name.
             latest_filename: the name of the state file, ``checkpoint`` by default.
-            write_state: without it the checkpoint is not listed and never deleted.
+            write_state: whether to list the checkpoint in the state file. An unlisted one is never deleted.
             metadata: as in `pytreesaver.save`.
-            block: without it, return as soon as nothing that happens to the tree can change what is saved; see
-                `save_async`. One save is under way at a time: the next one waits for it.
+            block: whether to return only when the checkpoint is durable. Otherwise this returns once the tree is safe
+                to modify or donate, as `save_async` does. Only one save runs at a time: the next one waits for it.
             copy: without `block`, as in `pytreesaver.save_async`.
             progress: as in `pytreesaver.save`.
 
@@ -150,9 +151,9 @@ class Saver:
             The path of the checkpoint.
 
         Raises:
-            TypeError, ValueError: an argument makes no sense.
-            ConcurrentWriterError: another live process saves into the directory.
-            What `pytreesaver.save` raises; and what the save before failed with, if that was not to block.
+            TypeError, ValueError: if an argument is invalid.
+            ConcurrentWriterError: if another live process is saving into the directory.
+            What `pytreesaver.save` raises, and the error of the previous asynchronous save if that failed.
 
         Example:
             >>> Saver(pad_step_number=True).save({"w": np.ones(3)}, "padded/model", global_step=np.int32(7))
@@ -170,12 +171,12 @@ class Saver:
                 contents = self._variables.contents(tree, metadata)
                 location = canonical(path)
                 lock = self._session.claim(location.parent)
-                location = canonical(path)  # the directory is there now
+                location = canonical(path)  # the directory exists now
                 record = Record(step, name=location.name)
                 if write_state:
                     absolute = os.path.isabs(path)  # noqa: PTH117
-                    alone = lock.wrote_last(self)
-                    record = self._memory.adopt(location, step, state_name, absolute=absolute, alone=alone)
+                    was_last = lock.wrote_last(self)
+                    record = self._state.adopt(location, step, state_name, absolute=absolute, was_last_writer=was_last)
                 rule = SaverRule(self._settings.max_to_keep, self._settings.keep_checkpoint_every_n_hours)
                 record = msgspec.structs.replace(record, time=now, retention=encode_rule(rule))
                 contents = contents._replace(record=encode_record(record))
@@ -183,8 +184,8 @@ class Saver:
                     contents if block else snapshot(contents, copy=copy),
                     location,
                     Path(path),
-                    list_saved=partial(self._memory.list_saved, path, location, record, now) if write_state else None,
-                    failed=self._memory.look_again,
+                    list_saved=partial(self._state.list_saved, path, location, record, now) if write_state else None,
+                    failed=self._state.reread_directories,
                     block=block,
                     format=self._settings.format,
                     progress=progress,
@@ -198,10 +199,10 @@ class Saver:
     def _path(self, save_path: PathLike | None, step: int | None, state_name: str) -> str:
         given = self._settings.filename if save_path is None else save_path
         if given is None:
-            raise ValueError("save_path: expected a path here or as the filename of the Saver, found neither")
+            raise ValueError("save_path: expected a path, found None; pass save_path here or filename to Saver")
         target = local_path(given)
         if str(given).endswith("/"):
-            raise ValueError(f"save_path: expected the path of a checkpoint, found that of a directory, {given!r}")
+            raise ValueError(f"save_path: expected the path of a checkpoint, found the directory {str(given)!r}")
         if step is None and target.name == state_name:
             raise ValueError(
                 f"'latest_filename' collides with 'save_path': {state_name!r} and {str(target)!r}; rename one of them"
@@ -221,12 +222,12 @@ class Saver:
     def restore(self, save_path: PathLike, like: Any = None, **options: Unpack[RestoreArguments]) -> Any:
         """Restore the variables of this Saver. The other arguments are those of `pytreesaver.restore`.
 
-        With `like`, leaves outside of `var_list` are the template's own objects. Without it, a `var_list` that is a
-        dict gives nested dicts of the variable names. `only` selects among the variables of `var_list`.
+        With `like`, leaves outside of `var_list` are the template's own objects. Without it, a dict as `var_list`
+        results in nested dicts of the variable names. `only` selects among the variables of `var_list`.
 
         Raises:
-            ValueError: `save_path` is None, as `latest_checkpoint` gives it where there is none; or `rename` is given
-                and `var_list` has names for the variables already.
+            ValueError: if `save_path` is None, which `latest_checkpoint` returns if there is no checkpoint; or if
+                `rename` is passed although `var_list` is a dict.
             What `pytreesaver.restore` raises.
 
         Example:
@@ -237,10 +238,10 @@ class Saver:
         """
         given: Any = save_path
         if given is None:
-            raise ValueError("Can't load save_path when it is None: there was no checkpoint")
+            raise ValueError("Can't load save_path when it is None: no checkpoint was found")
         self._session.queue.settle()
         if self._variables.renaming is not None and options.get("rename") is not None:
-            raise ValueError("rename: var_list gives the variables their names in the checkpoint already")
+            raise ValueError("rename: cannot be combined with a var_list that is a dict, which also renames variables")
         given_options = RestoreOptions.of("Saver.restore", options)
         everything = given_options._replace(
             only=self._variables.selected_by(given_options.only),
@@ -252,20 +253,20 @@ class Saver:
         with jax.profiler.TraceAnnotation(f"{self._label}.restore"):
             return restore_with(save_path, like, everything)
 
-    # What it remembers.
+    # Retention.
 
     @property
     def last_checkpoints(self) -> list[str]:
-        """The checkpoints that are kept as the last ones, oldest first; empty if all are kept."""
-        return self._memory.paths
+        """The tracked checkpoints, oldest first; empty if all checkpoints are kept."""
+        return self._state.paths
 
     @property
     def next_checkpoint_time(self) -> float:
-        """A checkpoint saved after this time, in seconds since the epoch, will be preserved when its turn comes."""
-        return self._memory.next_checkpoint_time
+        """A checkpoint saved after this time, in seconds since the epoch, is preserved when it would be deleted."""
+        return self._state.next_checkpoint_time
 
     def set_last_checkpoints_with_time(self, last_checkpoints_with_time: Iterable[tuple[PathLike, float]]) -> None:
-        """Set the checkpoints to go on with: (path, seconds since the epoch), oldest first.
+        """Set the tracked checkpoints: (path, seconds since the epoch), oldest first.
 
         Example:
             >>> saver = Saver()
@@ -275,10 +276,10 @@ class Saver:
         """
         with self._session.turn:
             self._session.queue.settle()
-            self._memory.watch(last_checkpoints_with_time)
+            self._state.track(last_checkpoints_with_time)
 
     def recover_last_checkpoints(self, checkpoint_paths: Sequence[PathLike]) -> None:
-        """Go on with those of the paths that have a complete checkpoint, in their order, from oldest to newest.
+        """Set the tracked checkpoints to the complete ones among these paths, oldest first.
 
         Example:
             >>> saver = Saver()
@@ -290,10 +291,10 @@ class Saver:
         self.set_last_checkpoints_with_time([(path, saved_at(path)) for path in paths if is_complete(path)])
 
     def as_saver_def(self) -> SaverDef:
-        """The settings, for ``Saver(saver_def=...)``.
+        """Return the settings, for ``Saver(saver_def=...)``.
 
         Raises:
-            TypeError: `var_list` is no plain value, but a function, a regular expression or a mask.
+            TypeError: if `var_list` is a function, a regular expression or a mask, which JSON cannot represent.
 
         Example:
             >>> Saver(max_to_keep=3).as_saver_def().max_to_keep
@@ -306,27 +307,27 @@ class Saver:
             raise TypeError(f"var_list: expected a str, a list of str or a dict for a SaverDef, found {variables!r}")
         return self._settings
 
-    # The background.
+    # Asynchronous saves.
 
     @property
     def pending(self) -> SaveFuture | None:
-        """The future of the save that is under way, or that ended since `save` or `wait` was called last; or None."""
+        """The future of the asynchronous save that is running or ended since the last `save` or `wait`, or None."""
         return self._session.queue.pending
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait for the save that is under way, `timeout` seconds at most; an hour if None.
+        """Wait for the pending save, at most `timeout` seconds; an hour if None.
 
         Raises:
-            SaveTimeoutError: it has not finished, and goes on.
-            What it failed with.
+            SaveTimeoutError: if the save has not finished in time. It continues.
+            The error of the save, if it failed.
         """
         self._session.queue.wait(timeout)
 
     def close(self, timeout: float | None = None) -> None:
-        """Wait as `wait` does, and then let other processes save into the directory.
+        """Wait as `wait` does, then release the directory for other processes.
 
         Raises:
-            What `wait` raises. If the save is still under way, the Saver stays open.
+            What `wait` raises. If the save is still pending, the Saver stays open.
         """
         self._session.close(timeout)
 

@@ -1,4 +1,4 @@
-"""The settings of a Saver as a plain value, and what its `var_list` means."""
+"""The settings of a Saver as a plain value, and the interpretation of its `var_list`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -42,10 +42,10 @@ _FLAGS = ("reshape", "sharded", "restore_sequentially", "allow_empty", "pad_step
 
 
 def checked_saver_def(settings: SaverDef) -> SaverDef:
-    """The settings with plain Python numbers and bools in them.
+    """Return the settings, with their numbers and bools converted to Python's.
 
     Raises:
-        TypeError, ValueError: a setting makes no sense; the message names it.
+        TypeError, ValueError: if a setting is invalid. The message names it.
     """
     count, hours = settings.max_to_keep, settings.keep_checkpoint_every_n_hours
     check_count("max_to_keep", count, least=0)
@@ -63,11 +63,11 @@ def checked_saver_def(settings: SaverDef) -> SaverDef:
 
 
 class VariableList:
-    """What `var_list` says: a selection of variables, or names for some of them, or nothing.
+    """The meaning of a `var_list`: a selection of variables, saved names for some of them, or all variables.
 
     Attributes:
-        selection: of variables by their names in the tree; None for all.
-        renaming: their names in the checkpoint; None if they are the same.
+        selection: selects variables by their names in the tree; None for all.
+        renaming: maps these names to those in the checkpoint; None if they are the same.
     """
 
     def __init__(self, var_list: Any, allow_empty: bool) -> None:
@@ -82,37 +82,37 @@ class VariableList:
         elif var_list is not None:
             self.selection = as_selection(var_list)
         if self._stored_names == {} and not allow_empty:
-            raise ValueError("No variables to save: var_list is empty; allow_empty=True accepts that")
+            raise ValueError("No variables to save: var_list is empty; pass allow_empty=True to accept that")
 
     def selected_by(self, only: Any) -> Selector | None:
-        """The selection of what is selected here and by `only`."""
+        """Return the selection of the variables that both `var_list` and `only` select."""
         if only is None or self.selection is None:
             return self.selection if only is None else as_selection(only)
         return self.selection & as_selection(only)
 
     def contents(self, tree: Any, metadata: Mapping[str, Any] | None) -> TreeContents:
-        """What is to be written of a tree."""
+        """Return the contents of the checkpoint of a tree."""
         may_be_empty = self._allow_empty or self._stored_names is not None
         contents = contents_of(tree, metadata, only=self.selection, may_be_empty=may_be_empty)
         absent = set(self._stored_names or ()).difference(contents.names)
         if absent:
             lines = "\n".join(lines_with_suggestions(sorted(absent), flatten_tree(tree).names))
-            raise VariableNotFoundError(f"the tree lacks variables that var_list names:\n{lines}")
+            raise VariableNotFoundError(f"var_list names variables that the tree does not have:\n{lines}")
         if not contents.names and not self._allow_empty:
-            raise ValueError("No variables to save: the tree is empty; Saver(allow_empty=True) accepts that")
+            raise ValueError("No variables to save: the tree is empty; use Saver(allow_empty=True) to accept that")
         return contents if self._stored_names is None else renamed(contents, self._stored_names)
 
 
 def _by_variable(var_list: Mapping[Any, str]) -> dict[str, str]:
     wrong = [name for name in var_list if not isinstance(name, str)]
     if wrong:
-        raise TypeError(f"var_list: expected saved names that are str, found {wrong!r}")
+        raise TypeError(f"var_list: expected a str for each saved name, found {wrong!r}")
     for name in var_list:
         try:
             name.encode()
         except UnicodeEncodeError:
             raise ValueError(f"var_list: expected names that can be written as UTF-8, found {name!r}") from None
-    again = duplicates(var_list.values())
-    if again:
-        raise ValueError(f"var_list: expected one saved name for each variable, found several for {again}")
+    repeated = duplicates(var_list.values())
+    if repeated:
+        raise ValueError(f"var_list: expected one saved name for each variable, found several for {repeated}")
     return {variable: saved for saved, variable in var_list.items()}

@@ -1,4 +1,4 @@
-"""What a Saver remembers between saves: the checkpoints that it watches, and where each directory of its stands."""
+"""Retention state of a Saver: the tracked checkpoints, and the newest checkpoint of each directory."""
 
 import math
 import os
@@ -13,61 +13,61 @@ from pytreesaver._run.directory import Deletions, last_serial, list_and_delete, 
 from pytreesaver._run.history import CheckpointEvent
 from pytreesaver._run.policies.rules import saver_eviction, saver_interval
 from pytreesaver._run.record import Record
-from pytreesaver._run.state_file import listed_checkpoints, watches_nothing
+from pytreesaver._run.state_file import listed_checkpoints, tracks_nothing
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState
 from pytreesaver._text import duplicates
 
 
-class SaverMemory:
-    """The checkpoints that a Saver watches, oldest first, under the rule of TensorFlow.
+class SaverState:
+    """The checkpoints that a Saver tracks, oldest first, under TensorFlow's rule.
 
     Attributes:
-        next_checkpoint_time: a checkpoint saved after this time, in seconds since the epoch, will be preserved.
+        next_checkpoint_time: a checkpoint saved after this time, in seconds since the epoch, is preserved.
     """
 
     def __init__(self, settings: Any, started: float) -> None:
         self._settings = settings
         self.next_checkpoint_time = started + saver_interval(settings.keep_checkpoint_every_n_hours or 0.0)
         self._tracked: list[tuple[str, float]] = []  # (canonical path, time)
-        self._shown: dict[str, str] = {}
-        self._seeded = False
+        self._given_paths: dict[str, str] = {}  # by canonical path
+        self._is_set_by_user = False
         self._adopted: set[tuple[tuple[int, int], str, str]] = set()
-        # The number and the name of the newest checkpoint, by directory and state file.
+        # The serial number and the name of the newest checkpoint, by directory and state file.
         self._last: dict[tuple[tuple[int, int], str], tuple[int, str | None]] = {}
 
     @property
     def paths(self) -> list[str]:
-        """The paths that are watched, as they were given."""
-        shown = self._shown
-        return [shown.get(where, where) for where, _ in self._tracked]
+        """The tracked paths, as the user passed them."""
+        given_paths = self._given_paths
+        return [given_paths.get(where, where) for where, _ in self._tracked]
 
-    def watch(self, paths_with_times: Iterable[tuple[PathLike, float]]) -> None:
-        """Watch these from now on and nothing else.
+    def track(self, paths_with_times: Iterable[tuple[PathLike, float]]) -> None:
+        """Track these checkpoints from now on, and no others.
 
         Raises:
-            ValueError: two of the paths are the same, or a time is NaN.
+            ValueError: if two of the paths are the same, or a time is NaN.
         """
         entries = [(str(local_path(path)), float(seconds)) for path, seconds in paths_with_times]
-        places = [(str(canonical(path)), seconds) for path, seconds in entries]
-        again = duplicates(where for where, _ in places)
-        if again or any(math.isnan(seconds) for _, seconds in entries):
-            raise ValueError(f"expected different paths, and times that are numbers, found {entries}")
-        self._shown = {where: path for (where, _), (path, _) in zip(places, entries, strict=True)}
-        self._tracked, self._seeded = places, True
+        canonical_entries = [(str(canonical(path)), seconds) for path, seconds in entries]
+        repeated = duplicates(where for where, _ in canonical_entries)
+        if repeated or any(math.isnan(seconds) for _, seconds in entries):
+            raise ValueError(f"expected distinct paths, and times that are not NaN, found {entries}")
+        self._given_paths = {where: path for (where, _), (path, _) in zip(canonical_entries, entries, strict=True)}
+        self._tracked, self._is_set_by_user = canonical_entries, True
 
-    def look_again(self) -> None:
-        """Look into every directory again before the next save, because the last one failed half-way."""
+    def reread_directories(self) -> None:
+        """Read the state file of every directory again before the next save, since a save failed halfway."""
         self._adopted.clear()
 
     def list_saved(self, path: str, location: Path, record: Record, now: float) -> Deletions:
-        """Put a checkpoint that is complete into its state file, and delete what is not to be kept.
+        """List a complete checkpoint in its state file, then delete what retention does not keep.
 
         Raises:
-            CheckpointIOError: the state file could not be written.
+            CheckpointIOError: if the state file cannot be written.
         """
         state_name = record.state_file or STATE_FILE_NAME
         result = saver_eviction(
-            # What somebody else has deleted takes nobody's place.
+            # Checkpoints that were deleted by others do not count.
             [(where, time) for where, time in self._tracked if os.path.lexists(where)],
             (str(location), now),
             self.next_checkpoint_time,
@@ -75,42 +75,43 @@ class SaverMemory:
             self._settings.keep_checkpoint_every_n_hours or 0.0,
         )
         directory = location.parent
-        shown = {**self._shown, str(location): path}
+        given_paths = {**self._given_paths, str(location): path}
         relative = self._settings.save_relative_paths or not os.path.isabs(path)  # noqa: PTH117
         times = dict(self._tracked)
-        doomed = [Path(where) for where in result.deleted]
+        to_delete = [Path(where) for where in result.deleted]
 
         def tracked_with(remaining: set[Path]) -> list[tuple[str, float]]:
-            return [*((str(p), times[str(p)]) for p in doomed if p in remaining), *result.tracked]
+            return [*((str(p), times[str(p)]) for p in to_delete if p in remaining), *result.tracked]
 
         def state_with(remaining: set[Path]) -> CheckpointState:
-            places = [where for where, _ in tracked_with(remaining)] or [str(location)]
-            paths = [os.path.relpath(where, directory) if relative else shown[where] for where in places]
+            listed = [where for where, _ in tracked_with(remaining)] or [str(location)]
+            paths = [os.path.relpath(where, directory) if relative else given_paths[where] for where in listed]
             return CheckpointState(paths[-1], paths)
 
-        def listed() -> None:
-            # Whatever happens from here on, what the state file lists is what is remembered.
-            self._shown, self._tracked = shown, tracked_with(set(doomed))
+        def on_listed() -> None:
+            # From here on this state agrees with the state file, even if a deletion fails.
+            self._given_paths, self._tracked = given_paths, tracked_with(set(to_delete))
             self.next_checkpoint_time = result.mark
             self._last[filesystem.identity(directory), state_name] = record.serial, location.name
 
         saved = CheckpointEvent("saved", location.name, now, record.step)
-        deletions = list_and_delete(directory, state_name, state_with, doomed, saved, listed=listed)
+        deletions = list_and_delete(directory, state_name, state_with, to_delete, saved, on_listed=on_listed)
         self._tracked = tracked_with(deletions.remaining)
-        self._shown = {where: self._shown[where] for where, _ in self._tracked}
+        self._given_paths = {where: self._given_paths[where] for where, _ in self._tracked}
         return deletions
 
-    def adopt(self, location: Path, step: int | None, state_name: str, *, absolute: bool, alone: bool) -> Record:
-        """Go on with the checkpoints of the same name that an earlier Saver has left in a directory.
+    def adopt(
+        self, location: Path, step: int | None, state_name: str, *, absolute: bool, was_last_writer: bool
+    ) -> Record:
+        """Track the checkpoints of the same name that an earlier Saver left. Return the record of the new checkpoint.
 
-        Gives what the record of the next checkpoint says of those before it. `alone` says that no other saver of this
-        process has saved there since this one did.
+        `was_last_writer` is False if another saver of this process may have written to the directory since this one.
         """
         directory = location.parent
         identity = filesystem.identity(directory)
         base = location.name if step is None else location.name.rpartition("-")[0]
         adopted = (identity, base, state_name) in self._adopted
-        if not (alone and adopted and (identity, state_name) in self._last):
+        if not (was_last_writer and adopted and (identity, state_name) in self._last):
             listed = [canonical(path) for path in listed_checkpoints(directory, state_name)]
             newer = [path for path, _ in unlisted_to_adopt(directory, state_name, listed)]
             self._last[identity, state_name] = (
@@ -119,23 +120,23 @@ class SaverMemory:
             )
             if not adopted:
                 self._adopted.add((identity, base, state_name))
-                watched = [] if watches_nothing(directory, state_name) else listed
-                self._take_over(directory, base, watched, newer, absolute)
+                tracked = [] if tracks_nothing(directory, state_name) else listed
+                self._track_listed(directory, base, tracked, newer, absolute)
         serial, newest = self._last[identity, state_name]
         return Record(step, state_file=state_name, serial=serial + 1, name=location.name, predecessor=newest)
 
-    def _take_over(
+    def _track_listed(
         self, directory: Path, base: str, listed: Sequence[Path], newer: Sequence[Path], absolute: bool
     ) -> None:
-        """Watch what a state file lists, in its order, and what is newer than that, beside what is watched already."""
+        """Also track the listed checkpoints, in their order, and then the newer unlisted ones."""
         of_same_name = re.compile(re.escape(base) + r"(-[0-9]+)?")
         known = dict(self._tracked)
         found: dict[str, float] = {}
         for path in [*(p for p in listed if p not in newer), *newer]:
             ours = path.parent == directory and of_same_name.fullmatch(path.name) is not None
-            wanted = ours and os.path.lexists(path) and not (self._seeded and path not in newer)
+            wanted = ours and os.path.lexists(path) and not (self._is_set_by_user and path not in newer)
             if str(path) in known or wanted:
                 found[str(path)] = known[str(path)] if str(path) in known else saved_at(path)
-                self._shown.setdefault(str(path), str(path) if absolute else os.path.relpath(path))
+                self._given_paths.setdefault(str(path), str(path) if absolute else os.path.relpath(path))
         others = [entry for entry in self._tracked if entry[0] not in found]
         self._tracked = [*others, *found.items()]

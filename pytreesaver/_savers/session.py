@@ -1,11 +1,11 @@
-"""What `Saver` and `CheckpointManager` share: the claim on a run directory, and one save at a time."""
+"""The common part of `Saver` and `CheckpointManager`: the lock of a run directory, and one save at a time."""
 
 import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from pytreesaver._checkpoint.background import OneAtATime, within
+from pytreesaver._checkpoint.background import SaveQueue, lock_within
 from pytreesaver._checkpoint.saving import write_contents
 from pytreesaver._progress import Progress
 from pytreesaver._run.directory import Deletions
@@ -16,35 +16,35 @@ logger = logging.getLogger("pytreesaver")
 
 
 class WriterSession:
-    """One saver's hold on a run directory, and its saves, one at a time, until it is closed.
+    """The saves of one saver, one at a time, and its lock of the run directory, until it is closed.
 
     Args:
-        owner: the kind of saver, for messages.
-        label: what messages about a save begin with; nothing if None.
+        owner: the class of the saver, for messages.
+        label: the name at the start of messages about a save; None for no name.
 
     Attributes:
-        queue: the save that is under way in the background.
-        turn: a lock that whoever saves holds.
-        lock: the claim on the run directory, if there is one.
+        queue: runs asynchronous saves, one at a time.
+        turn: a lock between threads, held by the one that calls `save`.
+        lock: the lock of the run directory, or None.
     """
 
     def __init__(self, owner: str, label: str | None = None) -> None:
         self._owner = owner
         self._label = label
-        self.queue = OneAtATime()
+        self.queue = SaveQueue()
         self.turn = threading.RLock()
         self.lock: RunLock | None = None
         self._closed = False
 
     def claim(self, directory: Path) -> RunLock:
-        """See `claim`; the lock is kept."""
+        """Lock a run directory, as `pytreesaver._run.lock.claim` does, in place of the previous one."""
         self.lock = claim(directory, self.lock)
         return self.lock
 
     def check_open(self) -> None:
-        """Raise a ValueError if it was closed."""
+        """Raise a ValueError if the session is closed."""
         if self._closed:
-            raise ValueError(f"this {self._owner} was closed; make a new one")
+            raise ValueError(f"this {self._owner} is closed; create a new one")
 
     def save(
         self,
@@ -72,7 +72,7 @@ class WriterSession:
             progress: as in `write_contents`.
         """
         lock = self.lock
-        assert lock is not None, "claim comes first"
+        assert lock is not None, "call claim first"
 
         def work() -> Path:
             try:
@@ -102,17 +102,17 @@ class WriterSession:
             self.queue.start(f"{self._label}'s save of {path}" if self._label else f"the save of {path}", work)
 
     def close(self, timeout: float | None, *, before: Callable[[], None] = lambda: None) -> None:
-        """Wait for the save that is under way, and let go of the run directory; if it is still under way, stay open.
+        """Wait for the pending save, then release the run directory. If the save is still pending, stay open.
 
         Args:
-            timeout: how many seconds to wait at most; an hour if None.
-            before: called when nothing is under way any more.
+            timeout: the maximum number of seconds to wait; an hour if None.
+            before: called once no save is pending, before the directory is released.
 
         Raises:
-            SaveTimeoutError: a save is still under way.
-            What the save failed with.
+            SaveTimeoutError: if a save is still pending.
+            The error of the save, if it failed.
         """
-        with within(timeout, self.turn, f"another thread's save with this {self._owner}") as left:
+        with lock_within(timeout, self.turn, f"another thread's save with this {self._owner}") as left:
             try:
                 self.queue.wait(left)
             finally:

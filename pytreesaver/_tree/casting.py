@@ -68,8 +68,8 @@ _MAX_ELEMENTS = 1 << 17  # keeps the temporary arrays of the checks small and in
 def _convert(values: np.ndarray, output: np.ndarray) -> None:
     source, target = _category(values.dtype), _category(output.dtype)
     if source > _FLOATING >= target:
-        _raise_if_any(values, values.imag != 0, output.dtype)
-        values = values.real
+        _raise_if_any(values, np.imag(values) != 0, output.dtype)
+        values = np.real(values)
     if values.dtype.isbuiltin != 1 or values.dtype == np.float16:  # too narrow to compare with all limits
         values = values.astype(np.int32 if source < _FLOATING else np.float32)
     if target < _FLOATING:
@@ -79,7 +79,7 @@ def _convert(values: np.ndarray, output: np.ndarray) -> None:
         output[...] = values
         _raise_if_any(values, ~_is_exact(values, output), output.dtype)
     elif output.dtype.kind == "c":
-        for part, into in ((values.real, output.real), (values.imag, output.imag)):
+        for part, into in ((np.real(values), np.real(output)), (np.imag(values), np.imag(output))):
             _round(part, into)
     else:
         _round(values, output)
@@ -105,7 +105,7 @@ def _is_exact(integers: np.ndarray, floats: np.ndarray) -> Any:
     """Return for each integer or bool whether the float that it was cast to is equal."""
     if integers.dtype == np.bool_:
         integers = integers.astype(np.uint8)
-    exact = floats.real.astype(np.float64)
+    exact = np.real(floats).astype(np.float64)
     info = np.iinfo(integers.dtype)
     fits = (exact >= float(info.min)) & (exact < float(int(info.max) + 1))
     return fits & (np.where(fits, exact, 0).astype(integers.dtype) == integers)

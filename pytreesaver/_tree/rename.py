@@ -153,7 +153,7 @@ class _ByPattern(Renaming):
 
 @dataclass(frozen=True)
 class _ByFunction(Renaming):
-    function: Callable[[str], str]
+    function: Callable[[str], object]
 
     def stored_name(self, name: str) -> str:
         stored = self.function(name)
@@ -182,11 +182,11 @@ def as_renaming(given: Any) -> Renaming:
         return given
     if isinstance(given, Mapping):
         return _by_name(given)
-    if isinstance(given, str | bytes) or not (callable(given) or isinstance(given, Sequence)):
-        raise TypeError(f"{_EXPECTED}, found {given!r}")
+    if isinstance(given, Sequence) and not isinstance(given, str | bytes):
+        return _ByPattern([_pair(entry) for entry in given])
     if callable(given):
         return _ByFunction(given)
-    return _ByPattern([_pair(entry) for entry in given])
+    raise TypeError(f"{_EXPECTED}, found {given!r}")
 
 
 _EXPECTED = (

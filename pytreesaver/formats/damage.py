@@ -40,5 +40,5 @@ def value_of_bytes(reader: CheckpointReader, position: int, stored: np.ndarray) 
     except UnicodeDecodeError as error:
         name = reader.names[position]
         raise CorruptCheckpointError(
-            f"{reader.path}: {quoted(name)}: the stored bytes are no str: {error}", damaged=[name]
+            f"{reader.path}: {quoted(name)}: the stored bytes are not a valid str: {error}", damaged=[name]
         ) from error

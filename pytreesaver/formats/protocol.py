@@ -69,6 +69,7 @@ class CheckpointReader(Protocol):
         Raises:
             CorruptCheckpointError: naming every file that is not whole.
         """
+        ...
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """The stored arrays at these positions, in memory that nobody else writes to.
@@ -78,6 +79,7 @@ class CheckpointReader(Protocol):
         Raises:
             CorruptCheckpointError: naming every variable whose bytes are damaged (only if `verify`) or not there.
         """
+        ...
 
     def read_boxes(
         self,
@@ -104,6 +106,7 @@ class CheckpointReader(Protocol):
         Raises:
             CorruptCheckpointError: the bytes are damaged (only if `verify`) or not there.
         """
+        ...
 
     def map(self, places: Sequence[tuple[int, Box]], *, verify: bool) -> list[np.ndarray | None]:
         """Boxes of stored arrays, each given as (position, box), as they lie in the file. They may be written to: the
@@ -114,12 +117,14 @@ class CheckpointReader(Protocol):
         Raises:
             CorruptCheckpointError: naming every variable whose bytes are damaged (only if `verify`) or not there.
         """
+        ...
 
     def digest(self, position: int) -> Any:
         """A value that is the same for two variables of one type and shape only if their bytes are the same; or None.
 
         No array is read for it.
         """
+        ...
 
     def verify(self) -> None:
         """Read every byte of every file.
@@ -127,9 +132,11 @@ class CheckpointReader(Protocol):
         Raises:
             CorruptCheckpointError: naming every variable whose bytes are damaged.
         """
+        ...
 
     def close(self) -> None:
         """Let go of the files."""
+        ...
 
 
 class Format(Protocol):
@@ -147,6 +154,7 @@ class Format(Protocol):
         Raises:
             CheckpointExistsError: something is at `path` that may not be replaced.
         """
+        ...
 
     def remove(self, path: Path) -> None:
         """Delete the checkpoint at `path` so that at every moment it is there whole or not at all.
@@ -155,21 +163,26 @@ class Format(Protocol):
             CheckpointExistsError: there is something else in it; nothing was deleted.
             OSError: it could not be removed, and is still there.
         """
+        ...
 
     def remove_unlisted_files(self, path: Path) -> None:
         """Delete what a killed overwrite has left in the checkpoint at `path`, and nothing that a living one writes.
 
         What is no checkpoint, and what cannot be removed, is left alone.
         """
+        ...
 
     def recognizes(self, path: Path) -> bool:
         """Whether what is at `path` is of this format, complete or damaged. Reads little."""
+        ...
 
     def heading_file(self, path: Path) -> Path:
         """The file that is written last, and whose time is that of the checkpoint at `path`."""
+        ...
 
     def read_heading(self, path: Path) -> Heading:
         """What is known of a checkpoint without its variables. Raises what `open` raises, and reads less."""
+        ...
 
     def open(self, path: Path) -> CheckpointReader:
         """Open a checkpoint.
@@ -179,3 +192,4 @@ class Format(Protocol):
             CorruptCheckpointError: it contradicts itself.
             UnsupportedVersionError: it is of a newer version.
         """
+        ...

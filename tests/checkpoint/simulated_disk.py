@@ -1,8 +1,8 @@
-"""A disk that forgets: records what a program does to files, and gives every state that a power cut could leave.
+"""A simulated disk that records file operations and enumerates the states that a power failure could leave.
 
-The model is the pessimistic reading of POSIX. What was written to a file is certain only after the file was synced; a
-name that was created, changed or removed only after its directory was. Whatever is not certain may have reached the
-disk or not, each piece by itself and in any order.
+It assumes no more than POSIX guarantees. Data is durable only after its file is synced, and the creation, renaming or
+removal of a name only after its directory is synced. Each operation that is not durable may have reached the disk or
+not, independently and in any order.
 """
 
 import itertools
@@ -20,9 +20,9 @@ class File:
 
 @dataclass
 class Directory:
-    names: dict = field(default_factory=dict)  # as the running system sees it
-    synced: dict = field(default_factory=dict)  # as it is certain to be on disk
-    pending: list = field(default_factory=list)  # changes in between: (name, what it stands for now, or None)
+    names: dict = field(default_factory=dict)  # as running processes see it
+    synced: dict = field(default_factory=dict)  # as it is durable on the disk
+    pending: list = field(default_factory=list)  # changes since the sync: (name, the new node or None)
 
     def put(self, name, node):
         if node is None:
@@ -33,9 +33,9 @@ class Directory:
 
 
 class SimulatedDisk:
-    """Takes the place of `pytreesaver._io.filesystem` for what changes files; really does it too.
+    """Wraps the functions of `pytreesaver._io.filesystem` that change files, and records what they do.
 
-    After each change `on_change` is called, so that the states at that moment can be looked at.
+    Calls `on_change` after each change, to let the test check all states at that point.
     """
 
     def __init__(self, monkeypatch, root: Path, *, forget_syncs_of: str = "") -> None:
@@ -135,36 +135,36 @@ class SimulatedDisk:
         target_directory, target_name = self._at(target)
         node = directory.names[name]
         if directory is target_directory:
-            # One step for the file system: both names change, or neither does.
+            # A rename is atomic: both names change, or neither does.
             del directory.names[name]
             directory.names[target_name] = node
             directory.pending.append(((name, target_name), node))
         else:
-            raise NotImplementedError("no rename between directories is expected")
+            raise NotImplementedError("renames between directories are not simulated")
 
     def states(self):
-        """Every state that a power cut now could leave, as {relative path: bytes} with None for a directory."""
+        """Yield every state that a power failure now could leave: {relative path: bytes, or None for a directory}."""
         yield from _states_of(self.directory, Path())
 
     def state_after_a_kill(self):
-        """What is there if only the process dies."""
-        return _as_it_runs(self.directory, Path())
+        """Return the state that a kill of the process now would leave."""
+        return _visible_state(self.directory, Path())
 
 
-def _as_it_runs(node, where):
+def _visible_state(node, where):
     if isinstance(node, File):
         return {where: bytes(node.content)}
     state = {where: None}
     for name, child in node.names.items():
-        state |= _as_it_runs(child, where / name)
+        state |= _visible_state(child, where / name)
     return state
 
 
 def _states_of(node, where):
     if isinstance(node, File):
-        whole = bytes(node.content)
-        torn = whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2)
-        for content in {whole, node.synced, torn if whole != node.synced else whole}:
+        complete = bytes(node.content)
+        torn = complete[: len(complete) // 2] + bytes(len(complete) - len(complete) // 2)
+        for content in {complete, node.synced, torn if complete != node.synced else complete}:
             yield {where: content}
         return
     seen = set()
@@ -194,7 +194,7 @@ def _subsets(items):
 
 
 def put_on_disk(state, root: Path) -> None:
-    """Make a state real below `root`, which must be an empty directory."""
+    """Write a state to `root`, an empty directory."""
     for path, content in state.items():
         if content is None:
             (root / path).mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Saves in the background: the tree is safe when the call returns, and nothing that goes wrong is lost."""
+"""Asynchronous saves: the tree is safe to modify when the call returns, and every error is reported."""
 
 import asyncio
 import errno
@@ -27,7 +27,7 @@ from pytreesaver.testing import assert_trees_equal
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Holds every save back until it is set."""
+    """Blocks every save until it is set."""
     opened = threading.Event()
     real = filesystem.reserve
 
@@ -49,7 +49,7 @@ def mesh_array(values):
     return jax.device_put(values, NamedSharding(mesh, PartitionSpec("x")))
 
 
-def test_the_future_is_one_of_the_standard_library(gate):
+def test_save_async_returns_a_standard_future(gate):
     future = pts.save_async({"w": np.ones(3)}, "model", metadata={"loss": 1})
     assert isinstance(future, Future)
     assert isinstance(future, pts.SaveFuture)
@@ -65,7 +65,7 @@ def test_the_future_is_one_of_the_standard_library(gate):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "int4", "float8_e4m3fn"])
 @pytest.mark.parametrize("place", ["one device", "sharded", "replicated"])
-def test_donating_the_tree_right_after_the_call_changes_nothing(gate, dtype, place):
+def test_donating_the_tree_right_after_the_call_does_not_affect_the_save(gate, dtype, place):
     values = jnp.arange(4096).astype(dtype)
     tree = {"w": values}
     if place == "sharded":
@@ -79,12 +79,12 @@ def test_donating_the_tree_right_after_the_call_changes_nothing(gate, dtype, pla
     step = jax.jit(lambda t: jax.tree.map(lambda x: x ^ True if x.dtype == bool else x + x, t), donate_argnums=0)
     for _ in range(3):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some dtypes cannot be donated, says JAX
+            warnings.simplefilter("ignore")  # JAX warns about dtypes that cannot be donated
             tree = step(tree)
     jax.block_until_ready(tree)
     del tree
     gc.collect()
-    more = [jnp.full(4096, 77, dtype) for _ in range(4)]  # takes memory that was let go of
+    more = [jnp.full(4096, 77, dtype) for _ in range(4)]  # reuses released memory
     gate.set()
     restored = pts.restore(future.result(), as_numpy=True)["w"]
     assert restored.tobytes() == expected.tobytes()
@@ -95,13 +95,13 @@ def donating_step():
     return jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)
 
 
-def test_a_copy_leaves_the_memory_of_the_tree_to_be_donated(gate):
+def test_with_copy_a_donation_reuses_the_memory_of_the_tree(gate):
     arrays = {"w": jnp.arange(1 << 18) * 2, "half": jnp.ones(1000, jnp.bfloat16)}
     expected = {name: np.array(array) for name, array in arrays.items()}
-    place = arrays["w"].unsafe_buffer_pointer()
+    pointer = arrays["w"].unsafe_buffer_pointer()
     future = pts.save_async({**arrays, "key": jax.random.key(1), "n": 3}, "model", copy=True)
     arrays = jax.block_until_ready(donating_step()(arrays))
-    assert arrays["w"].unsafe_buffer_pointer() == place  # nothing stood in the way of the donation
+    assert arrays["w"].unsafe_buffer_pointer() == pointer  # the donation reused the memory
     gate.set()
     restored = pts.restore(future.result())
     assert_trees_equal({name: np.asarray(restored[name]) for name in expected}, expected)
@@ -109,7 +109,7 @@ def test_a_copy_leaves_the_memory_of_the_tree_to_be_donated(gate):
     assert restored["n"] == 3
 
 
-def test_the_memory_of_copies_is_used_again_and_given_back(peak_memory):
+def test_the_memory_of_copies_is_reused_and_released(peak_memory):
     tree = {"w": jnp.zeros(1 << 20)}
     for i in range(4):
         tree = {"w": tree["w"] + 1}
@@ -123,7 +123,7 @@ def test_the_memory_of_copies_is_used_again_and_given_back(peak_memory):
         assert_trees_equal(pts.restore(f"model-{i}"), {"w": jnp.zeros(1 << 20) + (i + 1)})
 
 
-def test_the_memory_of_a_copy_is_given_back_also_if_it_is_in_use_when_the_next_save_makes_none(gate):
+def test_the_memory_of_a_copy_in_use_is_released_after_a_save_without_copy(gate):
     first = pts.save_async({"w": jnp.zeros(1000)}, "first", copy=True)
     second = pts.save_async({"w": jnp.zeros(1000)}, "second")
     gate.set()
@@ -133,7 +133,7 @@ def test_the_memory_of_a_copy_is_given_back_also_if_it_is_in_use_when_the_next_s
     assert snapshot._pools == [[]]
 
 
-def test_copies_of_two_saves_under_way_are_apart(gate):
+def test_copies_of_pending_saves_do_not_share_memory(gate):
     futures = [pts.save_async({"w": jnp.full(1000, i)}, f"model-{i}", copy=True) for i in range(3)]
     more = pts.save_async({"w": jnp.full(1000, 77)}, "more")
     gate.set()
@@ -141,25 +141,25 @@ def test_copies_of_two_saves_under_way_are_apart(gate):
         assert_trees_equal(pts.restore(future.result()), {"w": jnp.full(1000, i if i < 3 else 77)})
 
 
-def test_a_save_that_fails_keeps_no_copy(monkeypatch):
+def test_a_failed_save_releases_its_copy(monkeypatch):
     monkeypatch.setattr(filesystem, "write", refuse)
     future = pts.save_async({"w": jnp.ones(1000)}, "model", copy=True)
     with pytest.raises(pts.CheckpointIOError):
         future.result()
     del future
     gc.collect()
-    assert len(snapshot._pools[0]) == 1  # not in use any more
+    assert len(snapshot._pools[0]) == 1  # no longer in use
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_savers_and_managers_copy_if_they_are_told_to(gate, copy):
+def test_savers_and_managers_pass_copy_on(gate, copy):
     saver, manager = pts.Saver(), pts.CheckpointManager("run", copy=copy)
     tree = jax.block_until_ready(donating_step()({"w": jnp.arange(1 << 16)}))
-    place = tree["w"].unsafe_buffer_pointer()
+    pointer = tree["w"].unsafe_buffer_pointer()
     saver.save(tree, "saved/model", global_step=1, block=False, copy=copy)
     manager.save(1, tree)
     tree = jax.block_until_ready(donating_step()(tree))
-    assert (tree["w"].unsafe_buffer_pointer() == place) == copy
+    assert (tree["w"].unsafe_buffer_pointer() == pointer) == copy
     gate.set()
     saver.wait()
     manager.wait_until_finished()
@@ -167,7 +167,7 @@ def test_savers_and_managers_copy_if_they_are_told_to(gate, copy):
         assert_trees_equal(pts.restore(path), {"w": jnp.arange(1 << 16) + 1})
 
 
-def test_deleting_an_array_right_after_the_call_changes_nothing(gate):
+def test_deleting_an_array_right_after_the_call_does_not_affect_the_save(gate):
     array = jnp.arange(100_000.0) * 2
     expected = np.array(array).copy()
     future = pts.save_async({"w": array, "key": jax.random.key(3)}, "model")
@@ -180,7 +180,7 @@ def test_deleting_an_array_right_after_the_call_changes_nothing(gate):
     del more
 
 
-def test_overwriting_numpy_arrays_right_after_the_call_changes_nothing(gate):
+def test_overwriting_numpy_arrays_right_after_the_call_does_not_affect_the_save(gate):
     array = np.arange(1000.0)
     tree = {"w": array, "view": array[::2], "frozen": array[:10].view()}
     tree["frozen"].flags.writeable = False
@@ -192,7 +192,7 @@ def test_overwriting_numpy_arrays_right_after_the_call_changes_nothing(gate):
     assert_trees_equal(pts.restore(future.result()), expected)
 
 
-def test_what_cannot_be_saved_is_refused_at_once():
+def test_invalid_arguments_raise_at_once():
     with pytest.raises(pts.UnsupportedLeafError):
         pts.save_async({"f": print}, "model")
     with pytest.raises(pts.DuplicateNameError):
@@ -201,7 +201,7 @@ def test_what_cannot_be_saved_is_refused_at_once():
         pts.save_async({"w": 1}, "")
 
 
-def test_what_goes_wrong_later_is_raised_by_the_future(monkeypatch):
+def test_the_future_raises_later_errors(monkeypatch):
     pts.save({"w": 1}, "taken")
     future = pts.save_async({"w": 2}, "taken")
     with pytest.raises(pts.CheckpointExistsError):
@@ -213,14 +213,14 @@ def test_what_goes_wrong_later_is_raised_by_the_future(monkeypatch):
     assert not Path("model").exists()
 
 
-def test_an_error_that_nobody_asks_for_is_logged(monkeypatch, caplog):
+def test_an_error_that_is_never_retrieved_is_logged(monkeypatch, caplog):
     monkeypatch.setattr(filesystem, "write", refuse)
     future = pts.save_async({"w": 3}, "model")
     future.settle()
     del future
     gc.collect()
     (message,) = caplog.messages
-    assert message.startswith("the save of model failed, and nobody asked for its result: CheckpointIOError(")
+    assert message.startswith("the save of model failed, and its result was never retrieved: CheckpointIOError(")
     caplog.clear()
     future = pts.save_async({"w": 3}, "model")
     with pytest.raises(pts.CheckpointIOError):
@@ -230,7 +230,7 @@ def test_an_error_that_nobody_asks_for_is_logged(monkeypatch, caplog):
     assert caplog.messages == []
 
 
-def test_a_wait_has_a_limit_and_says_what_it_waits_for(gate):
+def test_a_timeout_error_names_the_pending_save(gate):
     future = pts.save_async({"w": 1}, "run/model-7")
     with pytest.raises(
         pts.SaveTimeoutError, match=r"waited 0\.05 s for the save of run/model-7, which has not finished"
@@ -252,14 +252,14 @@ def test_a_wait_has_a_limit_and_says_what_it_waits_for(gate):
 def test_a_long_wait_is_logged(gate, caplog, monkeypatch):
     from pytreesaver._checkpoint import background
 
-    monkeypatch.setattr(background, "_NOTE_EVERY", 0.05)
+    monkeypatch.setattr(background, "_LOG_INTERVAL", 0.05)
     future = pts.save_async({"w": 1}, "model")
     threading.Timer(0.3, gate.set).start()
     future.result()
-    assert "still waiting for the save of model, since 0 s" in caplog.messages
+    assert "still waiting for the save of model after 0 s" in caplog.messages
 
 
-def test_under_asyncio():
+def test_asyncio():
     async def main():
         paths = await asyncio.gather(*(pts.save_async({"w": i}, f"model-{i}") for i in range(3)))
         return paths, await asyncio.wrap_future(pts.save_async({"w": 3}, "model-3"))
@@ -268,7 +268,7 @@ def test_under_asyncio():
     assert pts.restore("model-3") == {"w": 3}
 
 
-def test_from_several_threads():
+def test_saves_from_several_threads():
     def work(i):
         futures[i] = pts.save_async({"w": np.full(1000, i)}, f"model-{i}")
 
@@ -285,7 +285,7 @@ def test_from_several_threads():
 # Saver.
 
 
-def test_a_saver_has_one_save_under_way_at_a_time(gate):
+def test_a_saver_runs_one_save_at_a_time(gate):
     saver = pts.Saver(max_to_keep=1)
     assert saver.save({"w": 1}, "run/model", 1, block=False) == "run/model-1"
     assert not saver.pending.done()
@@ -308,7 +308,7 @@ def test_a_saver_has_one_save_under_way_at_a_time(gate):
     assert pts.restore(pts.latest_checkpoint("run")) == {"w": 2}
 
 
-def test_restore_waits_for_the_save(gate):
+def test_restore_waits_for_the_pending_save(gate):
     saver = pts.Saver()
     path = saver.save({"w": 1}, "run/model", 1, block=False)
     threading.Timer(0.2, gate.set).start()
@@ -316,7 +316,7 @@ def test_restore_waits_for_the_save(gate):
 
 
 @pytest.mark.parametrize("how", ["save", "blocking save", "wait", "close", "with", "result"])
-def test_an_error_in_the_background_is_raised_once_by_whatever_comes_next(monkeypatch, how):
+def test_the_next_call_raises_the_error_of_an_asynchronous_save_once(monkeypatch, how):
     saver = pts.Saver(max_to_keep=1)
     saver.save({"w": 0}, "run/model", 0)
     with monkeypatch.context() as patch:
@@ -339,7 +339,7 @@ def test_an_error_in_the_background_is_raised_once_by_whatever_comes_next(monkey
         assert saver.last_checkpoints == ["run/model-3"]
 
 
-# The end of the program.
+# Exit of the program.
 
 
 def run_program(text):
@@ -368,33 +368,33 @@ filesystem.sync_file = slow
 @pytest.mark.parametrize(
     "end", ["", "sys.exit(0)", "raise SystemExit", "threading.Thread(target=lambda: time.sleep(0.1)).start()"]
 )
-def test_a_save_that_is_under_way_is_finished_when_the_program_ends(end):
+def test_a_pending_save_is_finished_when_the_program_exits(end):
     tree = "{str(i): np.full(400_000, i) for i in range(8)}"
     result = run_program(f"{SLOW}\npts.save_async({tree}, 'model')\n{end}")
     assert (result.returncode, result.stderr) == (0, "")
     assert_trees_equal(pts.restore("model"), {str(i): np.full(400_000, i) for i in range(8)})
 
 
-def test_an_uncaught_exception_does_not_cost_the_save():
+def test_a_pending_save_is_finished_after_an_uncaught_exception():
     result = run_program(f"{SLOW}\npts.Saver().save({{'w': 1}}, 'run/model', 1, block=False)\n1 / 0")
     assert result.returncode == 1
     assert "ZeroDivisionError" in result.stderr
     assert pts.restore(pts.latest_checkpoint("run")) == {"w": 1}
 
 
-def test_a_save_that_fails_while_the_program_ends_is_told_of():
+def test_a_save_that_fails_while_the_program_exits_is_logged():
     result = run_program(f"{SLOW}\npts.save({{'w': 1}}, 'model')\nfuture = pts.save_async({{'w': 1}}, 'model')\n")
-    assert "the save of model failed, and nobody asked for its result" in result.stderr
+    assert "the save of model failed, and its result was never retrieved" in result.stderr
     assert "CheckpointExistsError" in result.stderr
 
 
-def test_a_save_started_while_the_program_ends_is_made():
+def test_a_save_that_starts_while_the_program_exits_is_completed():
     result = run_program("import atexit\natexit.register(pts.save_async, {'w': 1}, 'model')")
     assert (result.returncode, result.stderr) == (0, "")
     assert pts.restore("model") == {"w": 1}
 
 
-def test_a_child_process_does_not_wait_for_its_parents_saves():
+def test_a_forked_process_does_not_wait_for_saves_of_its_parent():
     slow = textwrap.indent(SLOW, " " * 8)
     result = run_program(
         f"""
@@ -405,7 +405,7 @@ def test_a_child_process_does_not_wait_for_its_parents_saves():
         saver.save({{"w": 1}}, "run/model", 1, block=False)
         child = os.fork()
         if not child:
-            for expected in ("of which this one is a fork", "to be the only process"):
+            for expected in ("of which this process is a fork", "expected no other process"):
                 try:
                     saver.save({{"w": 2}}, "run/model", 2)
                 except pts.CheckpointError as error:

@@ -1,4 +1,4 @@
-"""A copy holds what it is asked for, to the bit, and a damaged checkpoint is not copied."""
+"""Copies are exact, and a damaged checkpoint is not copied."""
 
 import os
 import re
@@ -19,7 +19,7 @@ TREE = {"params": {"dense": {"kernel": np.ones((3, 4)), "bias": jnp.zeros(4)}}, 
 
 @settings(max_examples=30)
 @given(pytrees())
-def test_a_whole_copy_is_the_same_tree(tree):
+def test_a_copy_restores_the_same_tree(tree):
     path = pts.save(tree, "model", metadata={"note": 1}, overwrite=True)
     copy = pts.copy_checkpoint(path, "copy", overwrite=True)
     assert_trees_equal(pts.restore(copy), pts.restore(path))
@@ -30,7 +30,7 @@ def test_a_whole_copy_is_the_same_tree(tree):
 
 @settings(max_examples=30)
 @given(pytrees())
-def test_a_part_has_the_variables_that_were_selected(tree):
+def test_a_partial_copy_has_the_selected_variables(tree):
     path = pts.save(tree, "model", overwrite=True)
     names = [name for name, _ in pts.list_variables(path)]
     for name in names[:3]:
@@ -40,7 +40,7 @@ def test_a_part_has_the_variables_that_were_selected(tree):
         assert not pts.diff(path, copy, only=only)
 
 
-def test_a_part_keeps_its_structure_and_has_new_names():
+def test_a_partial_copy_keeps_its_structure_and_can_be_renamed():
     path = pts.save(TREE, "model")
     copy = pts.copy_checkpoint(path, "part", only="params/**")
     assert_trees_equal(pts.restore(copy), {"params": TREE["params"]})
@@ -57,14 +57,14 @@ def test_sharded_arrays_stay_sharded():
     assert not pts.diff(path, copy)
 
 
-def test_step_time_and_metrics_come_along_and_the_run_does_not():
+def test_step_time_and_metrics_are_copied_but_no_saver_tracks_the_copy():
     with pts.CheckpointManager("run", block=True, clock=lambda: 5.0) as manager:
         path = manager.save(3, TREE, metrics={"loss": 0.5})
     copy = pts.copy_checkpoint(path, "elsewhere/copy")
     with pts.load_checkpoint(copy) as checkpoint:
         assert (checkpoint.step, checkpoint.time, checkpoint.metrics) == (3, 5.0, {"loss": 0.5})
     (listed,) = pts.list_checkpoints("elsewhere")
-    assert listed.reasons == ("no saver watches it",)
+    assert listed.reasons == ("no saver tracks it",)
 
 
 def test_a_damaged_checkpoint_is_not_copied():
@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_is_not_copied():
     assert pts.restore("copy")["v"].tolist() == [1, 1, 1]
 
 
-def test_what_is_there_is_not_replaced_unasked():
+def test_an_existing_target_is_not_replaced_without_overwrite():
     path = pts.save(TREE, "model")
     pts.save({"w": 1}, "other")
     with pytest.raises(pts.CheckpointExistsError, match="other"):
@@ -100,7 +100,7 @@ def test_what_is_there_is_not_replaced_unasked():
     assert not os.path.lexists("copy")
 
 
-def test_a_checkpoint_onto_itself():
+def test_copying_a_checkpoint_onto_itself():
     path = pts.save(TREE, "model")
     with pytest.raises(pts.CheckpointExistsError):
         pts.copy_checkpoint(path, path)
@@ -108,7 +108,7 @@ def test_a_checkpoint_onto_itself():
     assert_trees_equal(pts.restore(path), TREE)
 
 
-def test_a_copy_outlives_the_original():
+def test_a_copy_does_not_depend_on_the_source():
     path = pts.save({"w": np.arange(100_000.0)}, "model")
     copy = pts.copy_checkpoint(path, "copy", durable=False)
     shutil.rmtree(path)

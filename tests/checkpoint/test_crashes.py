@@ -1,4 +1,4 @@
-"""Whatever stops a save, and whenever, a good checkpoint is not lost and a half one does not exist."""
+"""Interrupted saves: at no point is a complete checkpoint lost or an incomplete one visible."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ NEW = {"w": np.arange(700.0), "b": np.ones(3, np.int8), "step": 2}
 
 
 def found_at(root, path):
-    """Which of the two trees is at the path: "old", "new", None; anything else is an error of the test's."""
+    """Return which of the two trees is at the path: "old", "new" or None. Any other tree fails the test."""
     try:
         tree = pts.restore(root / path)
     except pts.CheckpointNotFoundError:
@@ -46,7 +46,7 @@ def outcomes_of_a_save(
     old_durable=True,
     save=pts.save,
 ):
-    """What a reader finds after a power cut at every moment of a save: (during it, after it has returned)."""
+    """Return what a reader finds after a power failure: (at any point during a save, after it has returned)."""
     root, scratch = tmp_path / "disk", tmp_path / "scratch"
     root.mkdir()
     disk = SimulatedDisk(monkeypatch, root, forget_syncs_of=forget_syncs_of)
@@ -78,50 +78,54 @@ def outcomes_of_a_save(
     return during, look(disk.states())
 
 
-def test_power_cuts_during_a_first_save_leave_nothing_or_all_of_it(monkeypatch, tmp_path):
+def test_a_power_failure_during_a_first_save_leaves_nothing_or_a_complete_checkpoint(monkeypatch, tmp_path):
     during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=False)
     assert during == {None, "new"}
     assert after == {"new"}
 
 
-def test_power_cuts_during_an_overwrite_leave_the_old_or_the_new(monkeypatch, tmp_path):
+def test_a_power_failure_during_an_overwrite_leaves_the_old_or_the_new_checkpoint(monkeypatch, tmp_path):
     during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=True)
     assert during == {"old", "new"}
     assert after == {"new"}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_power_cuts_during_a_save_past_the_cache_leave_the_old_or_the_new(monkeypatch, tmp_path, overwrite):
+def test_a_power_failure_during_a_save_with_direct_io_leaves_the_old_or_the_new_checkpoint(
+    monkeypatch, tmp_path, overwrite
+):
     monkeypatch.setattr(files, "_MIN_DIRECT_NBYTES", 0)
-    past_cache, real = [], filesystem.open_direct
-    monkeypatch.setattr(filesystem, "open_direct", lambda *a, **o: past_cache.append(real(*a, **o)) or past_cache[-1])
+    direct_descriptors, real = [], filesystem.open_direct
+    monkeypatch.setattr(
+        filesystem, "open_direct", lambda *a, **o: direct_descriptors.append(real(*a, **o)) or direct_descriptors[-1]
+    )
     during, after = outcomes_of_a_save(
         monkeypatch, tmp_path, overwrite=overwrite, save=lambda *a, **o: pts.save_async(*a, **o).result()
     )
     assert during == {"old" if overwrite else None, "new"}
     assert after == {"new"}
-    assert past_cache
+    assert direct_descriptors
 
 
-def test_power_cuts_lose_no_directory_that_was_made_for_the_checkpoint(monkeypatch, tmp_path):
+def test_a_power_failure_does_not_lose_created_parent_directories(monkeypatch, tmp_path):
     during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=False, path="a/b/model")
     assert during == {None, "new"}
     assert after == {"new"}
 
 
-def test_a_durable_overwrite_of_what_was_not_durable_is_durable(monkeypatch, tmp_path):
+def test_a_durable_overwrite_of_a_checkpoint_that_was_not_durable(monkeypatch, tmp_path):
     _, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=True, path="a/model", old_durable=False)
     assert after == {"new"}
 
 
-def test_an_overwrite_never_costs_the_old_one_durable_or_not(monkeypatch, tmp_path):
+def test_an_overwrite_without_durable_does_not_lose_the_old_checkpoint(monkeypatch, tmp_path):
     during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=True, durable=False)
     assert during == {"old", "new"}
     assert after == {"new"}
 
 
 @pytest.mark.parametrize("kind", ["saver", "manager"])
-def test_power_cuts_during_saves_that_delete_cost_no_checkpoint(monkeypatch, tmp_path, kind):
+def test_a_power_failure_during_retention_loses_no_checkpoint(monkeypatch, tmp_path, kind):
     root, scratch = tmp_path / "disk", tmp_path / "scratch"
     root.mkdir()
     disk = SimulatedDisk(monkeypatch, root)
@@ -142,8 +146,8 @@ def test_power_cuts_during_saves_that_delete_cost_no_checkpoint(monkeypatch, tmp
             latest = pts.latest_checkpoint(scratch / "run")
             found = -1 if latest is None else pts.restore(latest)["step"]
             assert found in (finished, finished + 1), (found, finished)
-            for there in scratch.glob("run/[!.]*/index.json"):
-                pts.verify(there.parent)
+            for index in scratch.glob("run/[!.]*/index.json"):
+                pts.verify(index.parent)
 
     disk.on_change = look
     for step in range(4):
@@ -159,7 +163,7 @@ def test_power_cuts_during_saves_that_delete_cost_no_checkpoint(monkeypatch, tmp
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("forgotten", ["file", "directory"])
-def test_the_simulated_disk_finds_a_missing_sync(monkeypatch, tmp_path, overwrite, forgotten):
+def test_the_simulated_disk_detects_a_missing_sync(monkeypatch, tmp_path, overwrite, forgotten):
     during, after = outcomes_of_a_save(monkeypatch, tmp_path, overwrite=overwrite, forget_syncs_of=forgotten)
     assert "corrupt" in during or after != {"new"}
 
@@ -176,7 +180,7 @@ def test_a_save_that_is_not_durable_syncs_nothing(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["open_new", "reserve", "write", "sync_file", "sync_directory", "rename"])
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_a_refusal_of_the_system_is_named_and_loses_nothing(monkeypatch, tmp_path, name, overwrite, error):
+def test_a_system_error_is_reported_and_changes_nothing(monkeypatch, tmp_path, name, overwrite, error):
     from pytreesaver._io import filesystem
 
     path = tmp_path / "runs" / "model"
@@ -196,13 +200,13 @@ def test_a_refusal_of_the_system_is_named_and_loses_nothing(monkeypatch, tmp_pat
             patch.setattr(filesystem, name, failing)
             try:
                 pts.save(NEW, path, overwrite=overwrite)
-                break  # there are fewer calls than this
+                break  # all calls have failed once
             except pts.CheckpointIOError as error_of_save:
                 caught = error_of_save
         assert caught.errno == error
         assert str(path) in str(caught)
         assert os.strerror(error) in str(caught)
-        # Once the checkpoint is complete, a failing sync of a directory leaves it there.
+        # If only the final directory sync fails, the new checkpoint exists.
         if name == "sync_directory" and path.exists() and found_at(path, ".") == "new":
             shutil.rmtree(tmp_path / "runs")
             if overwrite:
@@ -212,13 +216,13 @@ def test_a_refusal_of_the_system_is_named_and_loses_nothing(monkeypatch, tmp_pat
             assert sorted(tmp_path.rglob("*")) == before
             assert not overwrite or found_at(path, ".") == "old"
     else:
-        pytest.fail("never got through")
+        pytest.fail("the save never succeeded")
     assert found_at(path, ".") == "new"
 
 
 @pytest.mark.parametrize("name", ["open_new", "reserve", "write", "sync_file", "sync_directory", "rename", "close"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_an_interrupt_just_after_any_step_loses_nothing(monkeypatch, tmp_path, name, overwrite):
+def test_an_interrupt_after_any_system_call_loses_nothing(monkeypatch, tmp_path, name, overwrite):
     from pytreesaver._io import filesystem
 
     path = tmp_path / "model"
@@ -244,10 +248,10 @@ def test_an_interrupt_just_after_any_step_loses_nothing(monkeypatch, tmp_path, n
                 pass
         assert found_at(tmp_path, "model") in (("old", "new") if overwrite else (None, "new"))
     else:
-        pytest.fail("never got through")
+        pytest.fail("the save never succeeded")
 
 
-def test_threads_that_save_to_one_path_leave_one_of_theirs(tmp_path):
+def test_threads_that_save_to_the_same_path_leave_one_checkpoint(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
     path = tmp_path / "model"
@@ -263,7 +267,7 @@ def test_threads_that_save_to_one_path_leave_one_of_theirs(tmp_path):
 
 
 needs_mounts = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="mounting a file system needs root on Linux"
+    sys.platform != "linux" or os.geteuid() != 0, reason="mounting a file system requires root on Linux"
 )
 
 
@@ -280,7 +284,7 @@ def small_disk(tmp_path):
 
 
 @needs_mounts
-def test_a_full_disk_is_named_and_loses_nothing(small_disk):
+def test_a_full_disk_is_reported_and_changes_nothing(small_disk):
     pts.save(OLD, small_disk / "model")
     before = sorted(small_disk.rglob("*"))
     large = {"w": np.zeros(1 << 20)}
@@ -296,7 +300,7 @@ def test_a_full_disk_is_named_and_loses_nothing(small_disk):
 
 
 @needs_mounts
-def test_a_read_only_file_system_is_named(small_disk):
+def test_a_read_only_file_system_is_reported(small_disk):
     pts.save(OLD, small_disk / "model")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     for path in (small_disk / "other", small_disk / "model"):
@@ -307,13 +311,13 @@ def test_a_read_only_file_system_is_named(small_disk):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_directory_is_named(tmp_path):
+def test_a_read_only_directory_is_reported(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
     with pytest.raises(pts.CheckpointPermissionError, match="closed"):
         pts.save(NEW, tmp_path / "closed" / "model")
 
 
-SAVE_FOR_EVER = """
+SAVE_REPEATEDLY = """
 import sys
 import numpy as np
 import pytreesaver as pts
@@ -328,10 +332,10 @@ def test_killed_processes_leave_a_complete_checkpoint(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "model"
     for _ in range(4):
-        command = [sys.executable, "-c", SAVE_FOR_EVER, str(path)]
+        command = [sys.executable, "-c", SAVE_REPEATEDLY, str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             process.stdout.readline()
-            for _ in range(5):  # stop it, look, let it go on
+            for _ in range(5):  # stop it, read, continue
                 time.sleep(float(rng.uniform(0, 0.02)))
                 process.send_signal(signal.SIGSTOP)
                 tree = pts.restore(path)
@@ -343,10 +347,10 @@ def test_killed_processes_leave_a_complete_checkpoint(tmp_path):
         assert (tree["w"] == tree["step"]).all()
         pts.verify(path)
     pts.save(NEW, path, overwrite=True)
-    assert len(list(path.iterdir())) == 2  # what the killed ones left is gone
+    assert len(list(path.iterdir())) == 2  # the leftovers of the killed processes are removed
 
 
-def test_a_reader_of_a_replaced_checkpoint_never_mixes_the_two(tmp_path):
+def test_a_reader_of_an_overwritten_checkpoint_reads_the_old_one(tmp_path):
     path = pts.save(OLD, tmp_path / "model")
     with pts.load_checkpoint(path) as opened:
         pts.save(NEW, path, overwrite=True)
@@ -354,7 +358,7 @@ def test_a_reader_of_a_replaced_checkpoint_never_mixes_the_two(tmp_path):
     np.testing.assert_array_equal(pts.load_variable(path, "w"), NEW["w"])
 
 
-def test_an_index_never_passes_for_that_of_other_data(tmp_path):
+def test_an_index_with_the_data_of_another_checkpoint_is_corrupt(tmp_path):
     index = (pts.save(OLD, tmp_path / "one") / "index.json").read_bytes()
     path = pts.save({"w": OLD["w"] + 1, "step": 1}, tmp_path / "two")
     (path / "index.json").write_bytes(index)
@@ -363,7 +367,7 @@ def test_an_index_never_passes_for_that_of_other_data(tmp_path):
             pts.restore(path, verify=verify)
 
 
-def test_a_checkpoint_replaced_while_it_is_opened_is_read_anew(monkeypatch, tmp_path):
+def test_a_checkpoint_that_is_overwritten_while_it_is_opened_is_opened_again(monkeypatch, tmp_path):
     from pytreesaver._io import filesystem
 
     path = pts.save(OLD, tmp_path / "model")
@@ -381,7 +385,7 @@ def test_a_checkpoint_replaced_while_it_is_opened_is_read_anew(monkeypatch, tmp_
     assert pts.restore(path) == {"step": 6}
 
 
-def test_leftovers_of_a_crash_are_removed_but_never_a_living_writers(tmp_path):
+def test_leftovers_of_a_crash_are_removed_but_not_files_of_a_live_writer(tmp_path):
     path = Path(pts.save(OLD, tmp_path / "model"))
     dead = path / "data-00000-of-00001-0123456789abcdef.safetensors"
     dead.write_bytes(b"half")
@@ -398,7 +402,7 @@ def test_leftovers_of_a_crash_are_removed_but_never_a_living_writers(tmp_path):
     assert users.read_bytes() == b"mine"
 
 
-def test_leftovers_of_a_killed_first_save_are_removed_by_the_next(tmp_path):
+def test_the_next_save_removes_leftovers_of_a_killed_first_save(tmp_path):
     dead, alive = (tmp_path / f".pytreesaver-{digit * 16}.tmp" for digit in "01")
     users = tmp_path / ".pytreesaver-mine.tmp"
     for directory in (dead, alive, users):
@@ -413,7 +417,7 @@ def test_leftovers_of_a_killed_first_save_are_removed_by_the_next(tmp_path):
     assert not alive.exists()
 
 
-def test_without_locks_nothing_is_lost_and_nothing_piles_up(monkeypatch, tmp_path):
+def test_without_locks_nothing_is_lost_and_no_files_accumulate(monkeypatch, tmp_path):
     def no_locks(*args):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
@@ -433,7 +437,7 @@ def test_without_locks_nothing_is_lost_and_nothing_piles_up(monkeypatch, tmp_pat
         ["index.json", "data-train.safetensors", "README.md", "model.safetensors"],
     ],
 )
-def test_files_that_only_look_like_ours_are_never_replaced(tmp_path, names):
+def test_files_with_similar_names_are_never_replaced(tmp_path, names):
     for name in names:
         (tmp_path / name).write_text("{}")
     with pytest.raises(pts.CheckpointExistsError, match=names[0]):
@@ -451,7 +455,7 @@ atexit.register(pts.save, tree, sys.argv[1] + "/at-exit")
 """
 
 
-def test_a_save_when_the_interpreter_exits_is_a_save(tmp_path):
+def test_a_save_works_while_the_interpreter_exits(tmp_path):
     finished = subprocess.run([sys.executable, "-c", SAVE_AT_EXIT, tmp_path], capture_output=True, check=False)
     assert finished.stderr == b""
     np.testing.assert_array_equal(pts.load_variable(tmp_path / "at-exit", "w"), np.arange(3 << 20))

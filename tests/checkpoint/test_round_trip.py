@@ -1,4 +1,4 @@
-"""Every tree comes back as it was."""
+"""Restored trees equal the saved ones."""
 
 import shutil
 
@@ -13,26 +13,26 @@ from pytreesaver.testing import assert_trees_equal, jax_arrays, prng_keys, pytre
 
 def save_anew(tree):
     shutil.rmtree("checkpoint", ignore_errors=True)
-    pts.save(tree, "checkpoint", durable=False)  # replacing one would wait for the disk
+    pts.save(tree, "checkpoint", durable=False)  # overwriting would wait for the disk
 
 
 @given(pytrees())
 @settings(max_examples=300)
-def test_any_tree_comes_back_without_a_template(tree):
+def test_restore_without_a_template_returns_the_saved_tree(tree):
     save_anew(tree)
     assert_trees_equal(pts.restore("checkpoint"), tree)
 
 
 @given(pytrees())
 @settings(max_examples=200)
-def test_any_tree_comes_back_with_itself_as_template(tree):
+def test_restore_with_the_tree_as_template_returns_the_saved_tree(tree):
     save_anew(tree)
     assert_trees_equal(pts.restore("checkpoint", like=tree), tree)
 
 
 @given(pytrees())
 @settings(max_examples=100)
-def test_a_tree_of_32_bits_comes_back_where_64_are_allowed(tree):
+def test_a_tree_saved_without_x64_is_restored_with_x64(tree):
     save_anew(tree)
     with jax.enable_x64(True):
         assert_trees_equal(pts.restore("checkpoint"), tree)
@@ -40,7 +40,7 @@ def test_a_tree_of_32_bits_comes_back_where_64_are_allowed(tree):
 
 @given(st.data())
 @settings(max_examples=100)
-def test_64_bit_trees_come_back(data):
+def test_trees_with_64_bit_arrays_are_restored(data):
     with jax.enable_x64(True):
         tree = data.draw(pytrees())
         save_anew(tree)
@@ -49,30 +49,30 @@ def test_64_bit_trees_come_back(data):
 
 
 @given(pytrees(st.one_of(jax_arrays(), prng_keys())))
-def test_any_tree_of_arrays_comes_back_with_its_shapes_as_template(tree):
+def test_restore_with_abstract_arrays_as_template_returns_the_saved_tree(tree):
     template = jax.eval_shape(lambda: tree)
     save_anew(tree)
     assert_trees_equal(pts.restore("checkpoint", like=template), tree)
 
 
 def jax_values():
-    """Every leaf that JAX takes for a value: what `jax.eval_shape` accepts."""
+    """Leaves that `jax.eval_shape` accepts."""
     numbers = st.one_of(st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.complex_numbers())
     return st.one_of(jax_arrays(), prng_keys(), jax_arrays().map(np.array), numbers)
 
 
 @given(st.data())
 @settings(max_examples=100)
-def test_any_tree_of_values_comes_back_as_its_abstract_shapes_say(data):
+def test_restore_with_an_abstract_template_returns_jax_arrays(data):
     with jax.enable_x64(True):
         tree = data.draw(pytrees(jax_values()))
-        expected = jax.tree.map(as_jax_holds_it, tree)
+        expected = jax.tree.map(as_jax_array, tree)
         save_anew(tree)
         assert_trees_equal(pts.restore("checkpoint", like=jax.eval_shape(lambda: tree)), expected)
 
 
 def values_of_32_bits():
-    """The same where JAX holds 32 bits: no arrays of 64, and Python numbers that do not overflow."""
+    """The same without x64: no 64-bit arrays, and only Python numbers that do not overflow in 32 bits."""
     reals = st.floats(-1e30, 1e30) | st.sampled_from([0.1, float("nan"), float("-inf")])
     numbers = st.one_of(st.booleans(), st.integers(-(2**31), 2**31 - 1), reals, st.builds(complex, reals, reals))
     return st.one_of(jax_arrays(), prng_keys(), jax_arrays().map(np.array), numbers)
@@ -80,19 +80,19 @@ def values_of_32_bits():
 
 @given(pytrees(values_of_32_bits()))
 @settings(max_examples=100)
-def test_any_tree_of_values_of_32_bits_comes_back_as_its_abstract_shapes_say(tree):
+def test_restore_with_an_abstract_template_without_x64_returns_jax_arrays(tree):
     save_anew(tree)
-    expected = jax.tree.map(as_jax_holds_it, tree)
+    expected = jax.tree.map(as_jax_array, tree)
     assert_trees_equal(pts.restore("checkpoint", like=jax.eval_shape(lambda: tree)), expected)
 
 
-def as_jax_holds_it(leaf):
+def as_jax_array(leaf):
     return leaf if isinstance(leaf, jax.Array) else jax.numpy.asarray(leaf)
 
 
 @given(st.dictionaries(st.sampled_from("abc"), sharded_arrays(), max_size=3))
 @settings(max_examples=50)
-def test_sharded_arrays_come_back(tree):
+def test_sharded_arrays_are_restored(tree):
     save_anew(tree)
     assert_trees_equal(pts.restore("checkpoint", like=tree), tree)
     on_one_device = pts.restore("checkpoint")
@@ -103,7 +103,7 @@ def test_sharded_arrays_come_back(tree):
 
 @given(pytrees())
 @settings(max_examples=50)
-def test_as_numpy_gives_the_same_values_without_jax_arrays(tree):
+def test_as_numpy_restores_the_same_values_without_jax_arrays(tree):
     save_anew(tree)
     for restored in (pts.restore("checkpoint", as_numpy=True), pts.restore("checkpoint", like=tree, as_numpy=True)):
         for leaf, original in zip(jax.tree.leaves(restored), jax.tree.leaves(tree), strict=True):

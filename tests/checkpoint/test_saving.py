@@ -1,4 +1,4 @@
-"""What cannot be saved, or not there, is refused by name before a byte is written."""
+"""Invalid trees and paths: `save` names the problem and writes nothing."""
 
 import dataclasses
 import enum
@@ -13,7 +13,7 @@ import pytreesaver as pts
 from pytreesaver.testing import Box, assert_trees_equal
 
 
-class Colour(enum.IntEnum):
+class Color(enum.IntEnum):
     RED = 1
 
 
@@ -26,23 +26,23 @@ class NotRegistered:
     x: int = 1
 
 
-def refusal(tree, error=pts.UnsupportedLeafError, **options):
+def message_of_save(tree, error=pts.UnsupportedLeafError, **options):
     with pytest.raises(error) as caught:
         pts.save(tree, "model", **options)
     assert list(pathlib.Path().iterdir()) == []
     return str(caught.value)
 
 
-def test_two_leaves_with_one_name_are_refused_with_both_paths():
-    message = refusal({"a/b": 1, "a": {"b": 2}, "c": 3}, pts.DuplicateNameError)
+def test_two_leaves_with_the_same_name_are_an_error_with_both_paths():
+    message = message_of_save({"a/b": 1, "a": {"b": 2}, "c": 3}, pts.DuplicateNameError)
     assert message.endswith("\n  a/b: ['a']['b'] and ['a/b']")
     assert "['c']" not in message
-    refusal({"1": {"x": 1}, "1/x": 2}, pts.DuplicateNameError)
+    message_of_save({"1": {"x": 1}, "1/x": 2}, pts.DuplicateNameError)
 
 
 UNSUPPORTED = {
     "function": (print, "builtins.builtin_function_or_method; remove functions from the tree first"),
-    "enum": (Colour.RED, "Colour; convert it to a plain int"),
+    "enum": (Color.RED, "Color; convert it to a plain int"),
     "subclass of str": (Text("x"), "Text; convert it to a plain str"),
     "instance": (NotRegistered(), "NotRegistered; convert it to an array, register its class"),
     "set": ({1}, "builtins.set"),
@@ -56,23 +56,23 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("case", UNSUPPORTED)
-def test_a_leaf_that_cannot_come_back_is_refused(case):
+def test_unsupported_leaves_are_errors(case):
     leaf, words = UNSUPPORTED[case]
-    message = refusal({"params": {"w": np.ones(2), "odd": leaf}})
+    message = message_of_save({"params": {"w": np.ones(2), "odd": leaf}})
     assert message.startswith(
         "1 thing cannot be saved:\n  params/odd: expected an array, a number, str or bytes, found"
     )
     assert words in message
 
 
-def test_everything_unsupported_is_in_one_error():
-    message = refusal({"a": print, "b": [len, 1]}, metadata={"f": print})
+def test_one_error_lists_all_unsupported_values():
+    message = message_of_save({"a": print, "b": [len, 1]}, metadata={"f": print})
     assert message.startswith("3 things cannot be saved:\n  a: ")
     assert "\n  b/0: " in message
     assert "\n  metadata: ['f']: expected None, bool, int" in message
 
 
-def test_a_tracer_says_that_save_was_called_inside_jit():
+def test_the_error_for_a_tracer_says_that_save_was_called_inside_jit():
     def step(x):
         pts.save({"x": x}, "model")
         return x
@@ -84,37 +84,37 @@ def test_a_tracer_says_that_save_was_called_inside_jit():
         jax.jit(lambda x: pts.restore("saved", like={"x": x}))(jnp.ones(2))
 
 
-def test_a_donated_array_says_that_it_was_deleted():
+def test_the_error_for_a_donated_array_says_that_it_was_deleted():
     x = jnp.ones(2)
     jax.jit(lambda x: x + 1, donate_argnums=0)(x)
-    assert "x: " in (message := refusal({"x": x}))
+    assert "x: " in (message := message_of_save({"x": x}))
     assert "deleted jax.Array: it was donated" in message
     assert "tracer" not in message
 
 
-def test_dict_keys_of_other_types_are_refused():
-    message = refusal({(1, 2): 1, (3, 4): 2})
+def test_unsupported_dict_keys_are_errors():
+    message = message_of_save({(1, 2): 1, (3, 4): 2})
     assert (
         "(1, 2): expected a dict key of type str, int, bool, float or None, found (1, 2) of type builtins.tuple"
         in message
     )
     assert "(3, 4)" in message
-    assert "found <Colour.RED: 1>" in refusal({Colour.RED: 1})
-    assert "x: expected sortable dict keys, as JAX requires, found 1, 'a'" in refusal({"x": {1: 2, "a": 3}})
+    assert "found <Color.RED: 1>" in message_of_save({Color.RED: 1})
+    assert "x: expected sortable dict keys, as JAX requires, found 1, 'a'" in message_of_save({"x": {1: 2, "a": 3}})
 
 
-def test_names_that_are_no_unicode_are_refused():
-    assert r"'\ud800': expected a name that can be written as UTF-8" in refusal({"\ud800": 1})
+def test_names_that_are_not_valid_unicode_are_errors():
+    assert r"'\ud800': expected a name that can be written as UTF-8" in message_of_save({"\ud800": 1})
 
 
-def test_a_tree_deeper_than_any_reader_can_follow_is_refused():
+def test_a_tree_that_is_too_deep_is_an_error():
     tree = []
     for _ in range(5000):
         tree = [tree]
-    assert "expected a tree of at most 100 levels" in refusal(tree)
+    assert "expected a tree of at most 100 levels" in message_of_save(tree)
 
 
-def test_the_deepest_trees_and_metadata_come_back():
+def test_trees_and_metadata_of_the_maximum_depth_are_restored():
     tree, metadata = 1, 1
     for level in range(99):
         tree = (tree,) if level == 50 else Box(tree, "")
@@ -126,10 +126,10 @@ def test_the_deepest_trees_and_metadata_come_back():
         assert checkpoint.metadata == {"deep": metadata}
     cycle = []
     cycle.append(cycle)
-    assert "at most 100 levels" in refusal_of_metadata({"cycle": cycle})
+    assert "at most 100 levels" in message_of_save_with_metadata({"cycle": cycle})
 
 
-def test_a_stack_too_full_to_read_is_no_damage():
+def test_a_stack_overflow_while_reading_is_not_reported_as_damage():
     metadata = {"deep": 1}
     for _ in range(90):
         metadata = {"deep": metadata}
@@ -148,15 +148,15 @@ def test_a_stack_too_full_to_read_is_no_damage():
         try:
             outcomes.add(str(restore_below(levels)))
         except pts.CorruptCheckpointError:
-            pytest.fail("called a good checkpoint damaged")
+            pytest.fail("reported an intact checkpoint as damaged")
         except (pts.CheckpointError, RecursionError) as error:
             outcomes.add(type(error))
     assert "{'x': 1}" in outcomes
     assert pts.CheckpointError in outcomes
-    assert outcomes <= {"{'x': 1}", pts.CheckpointError, RecursionError}  # some frames before ours may be too many
+    assert outcomes <= {"{'x': 1}", pts.CheckpointError, RecursionError}  # the stack may overflow before our code runs
 
 
-def test_metadata_comes_back_as_it_was():
+def test_metadata_is_restored_exactly():
     metadata = {
         "loss": float("nan"),
         "shape": (1, [2, {"x": None}]),
@@ -170,11 +170,11 @@ def test_metadata_comes_back_as_it_was():
     with pts.load_checkpoint("model") as checkpoint:
         assert repr(checkpoint.metadata) == repr(metadata)
         assert checkpoint.metadata["shape"] == (1, [2, {"x": None}])
-    assert "array" in refusal_of_metadata({"x": {"y": np.ones(2)}})
-    assert "['x']['y']" in refusal_of_metadata({"x": {"y": np.float32(2)}})
+    assert "array" in message_of_save_with_metadata({"x": {"y": np.ones(2)}})
+    assert "['x']['y']" in message_of_save_with_metadata({"x": {"y": np.float32(2)}})
 
 
-def refusal_of_metadata(metadata):
+def message_of_save_with_metadata(metadata):
     with pytest.raises(pts.UnsupportedLeafError) as caught:
         pts.save({}, "other", metadata=metadata)
     assert not pathlib.Path("other").exists()
@@ -200,7 +200,7 @@ def test_paths_of_every_kind(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["", "gs://bucket/model", "a\0b", "~no-such-user/model", "\ud800"])
-def test_paths_that_are_none_are_refused(path):
+def test_invalid_paths_are_errors(path):
     for call in (lambda: pts.save({}, path), lambda: pts.restore(path)):
         with pytest.raises(ValueError, match="path: expected"):
             call()
@@ -212,7 +212,7 @@ def test_paths_that_are_none_are_refused(path):
         pts.save({}, "model", metadata=[("a", 1)])
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_errors_about_missing_checkpoints_say_what_was_found(tmp_path):
     with pytest.raises(
         pts.CheckpointNotFoundError, match="nothing: expected a checkpoint, found nothing there"
     ) as caught:
@@ -230,7 +230,7 @@ def test_what_is_not_there_is_named(tmp_path):
     assert pathlib.Path("file").read_text() == "x"
 
 
-def test_what_exists_is_not_overwritten_unasked():
+def test_existing_files_are_not_overwritten_without_overwrite():
     pts.save({"x": 1}, "model")
     with pytest.raises(pts.CheckpointExistsError, match="model exists already; pass overwrite=True") as caught:
         pts.save({"x": 2}, "model")
@@ -260,7 +260,7 @@ def test_errors_survive_pickling():
     assert pickle.loads(pickle.dumps(error)).damaged == ["a"]
 
 
-def test_every_error_is_a_checkpoint_error_and_a_builtin():
+def test_every_error_is_a_checkpoint_error_and_a_builtin_error():
     builtins = {
         "CheckpointNotFoundError": FileNotFoundError,
         "CheckpointExistsError": FileExistsError,

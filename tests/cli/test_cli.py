@@ -1,4 +1,4 @@
-"""Tests of the command line: stdout, stderr and the exit code of every command."""
+"""Tests of the command-line interface: stdout, stderr and the exit code of every command."""
 
 import fcntl
 import json
@@ -120,7 +120,7 @@ def in_runs(runs, monkeypatch):
     return runs
 
 
-# Arguments, exit code, and texts that appear in the output at any width.
+# The arguments, the exit code, and texts that appear in the output at any width.
 OUTPUTS = {
     "ls run": (["ls", "a"], 0, ["a: 4 checkpoints", "ckpt-50", "newest, last 4", "loss=0.0196", "git=abc", "3 d"]),
     "ls checkpoint": (
@@ -218,7 +218,7 @@ def call(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ls", "nowhere"], "nowhere: expected a run directory, found nothing there"),
+        (["ls", "nowhere"], "nowhere: expected a run directory, found nothing"),
         (["ls", "a", "--depth", "1"], "a is a run directory, but these options require a checkpoint"),
         (["ls", "a/ckpt-50", "--only", "parms"], "parms"),
         (["ls", "a/ckpt-50", "--regex", "("], "unterminated subpattern"),
@@ -232,7 +232,7 @@ def call(capsys, monkeypatch):
         (["show", "a", "count", "--printoptions", "edgeitems=abc"], "edgeitems: expected a number, found 'abc'"),
         (["show", "a", "count", "--printoptions", "suppress=maybe"], "suppress: expected true or false"),
         (["ls", "a/ckpt-50", "--flat", "--depth", "1"], "--depth and --fold cannot be combined with --flat or --json"),
-        (["cp", "a", "a/ckpt-50/copy"], "expected a place outside of checkpoints"),
+        (["cp", "a", "a/ckpt-50/copy"], "expected a path outside of checkpoints"),
         (
             ["cp", "a", "copy", "--rename", "note=x", "--rename", "note=y"],
             "--rename: repeated old name: note",
@@ -242,7 +242,7 @@ def call(capsys, monkeypatch):
         (["prune", "a", "--keep-best", "loss"], "expected N:METRIC or N:METRIC:max"),
         (["prune", "a", "--keep-younger-than", "3 moons"], "expected an age such as 30s"),
         (["prune", "a", "--keep-every-hours", "-1"], "hours"),
-        (["rm", "nowhere"], "expected checkpoints to delete, found none at these paths; nothing was deleted: nowhere"),
+        (["rm", "nowhere"], "nothing was deleted; expected checkpoints, found none at these paths: nowhere"),
         (["rm", "a"], "a"),
         (["cp", "a", "damaged"], "damaged"),
         (["cp", "a", "copy", "--rename", "x"], "--rename: expected OLD=NEW, found 'x'"),
@@ -253,9 +253,9 @@ def call(capsys, monkeypatch):
             ["prune", "a/ckpt-50", "--keep-last", "1", "--yes"],
             "ckpt-50: expected a run directory, found a checkpoint",
         ),
-        (["prune", "a", "--keep-best", "1:los", "--yes"], "expected one of the metrics that there are, ['loss']"),
+        (["prune", "a", "--keep-best", "1:los", "--yes"], "expected one of the metrics ['loss']"),
         (["info", "nowhere"], "nowhere"),
-        (["report", "nowhere"], "nowhere: expected a run directory, found nothing there"),
+        (["report", "nowhere"], "nowhere: expected a run directory, found nothing"),
     ],
 )
 @pytest.mark.usefixtures("in_runs")
@@ -288,7 +288,7 @@ def test_without_a_command_the_help_is_printed(call):
     assert "Usage: pytreesaver" in result.out
 
 
-def test_an_unexpected_error_is_one_line_too(call, monkeypatch):
+def test_an_unexpected_error_is_printed_as_one_line(call, monkeypatch):
     def fail(path):
         raise RuntimeError("two\nlines")
 
@@ -482,7 +482,7 @@ def test_ls_of_a_parent_directory_lists_the_runs_in_it(call):
     pts.save({"w": 1}, "runs/a/model")
     Path("runs/empty").mkdir()
     result = call("ls", "runs")
-    assert (result.code, result.out.splitlines()) == (0, ["runs: no checkpoints", "  but runs/a has checkpoints"])
+    assert (result.code, result.out.splitlines()) == (0, ["runs: no checkpoints", "  but runs/a contains checkpoints"])
 
 
 # Commands that modify files.
@@ -558,7 +558,7 @@ def test_report_writes_a_page(call):
     assert Path("mine.html").read_text() == "mine"
 
 
-# Untrusted names, pipes, signals, completion.
+# Untrusted names, pipes, signals and shell completion.
 
 
 @pytest.mark.parametrize(

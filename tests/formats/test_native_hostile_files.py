@@ -197,7 +197,7 @@ def test_stored_bytes_that_are_no_text_are_named(path):
     with pytest.raises(pts.CorruptCheckpointError, match="name") as caught:
         pts.restore(path)
     assert caught.value.damaged == ["name"]
-    with pytest.raises(pts.CorruptCheckpointError, match="name: the stored bytes are no str") as caught:
+    with pytest.raises(pts.CorruptCheckpointError, match="name: the stored bytes are not a valid str") as caught:
         pts.restore(path, verify=False)
     assert caught.value.damaged == ["name"]
 

@@ -57,8 +57,8 @@ def test_runs_are_listed_with_what_their_savers_keep(samples):
             (4, 1700000660.0, ("newest", "last 1")),
         ],
         "saved": [
-            (2, 1700000180.0, ("preserved: not watched any more",)),
-            (3, 1700000240.0, ("preserved: not watched any more",)),
+            (2, 1700000180.0, ("preserved: no longer tracked",)),
+            (3, 1700000240.0, ("preserved: no longer tracked",)),
             (4, 1700000300.0, ("last 2",)),
             (5, 1700000360.0, ("newest", "last 2")),
         ],

@@ -1,4 +1,4 @@
-"""`Checkpoint` and `Variable`: reading, indexing, verifying."""
+"""Tests of `Checkpoint` and `Variable`: reading, indexing and verification."""
 
 import shutil
 from collections import Counter
@@ -100,7 +100,7 @@ def test_invalid_indices_are_rejected(checkpoint, index, message):
         checkpoint["embed"][index]
 
 
-def test_a_slice_reads_little_more_than_its_bytes(monkeypatch):
+def test_a_slice_reads_little_more_than_its_own_bytes(monkeypatch):
     from pytreesaver._io import filesystem
 
     table = np.arange(64 << 20, dtype=np.uint8).reshape(1 << 16, 1 << 10)

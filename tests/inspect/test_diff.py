@@ -1,4 +1,4 @@
-"""Comparison of checkpoints."""
+"""Tests of the comparison of checkpoints."""
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def test_repr_of_a_diff():
 
 @given(pytrees(max_leaves=6), pytrees(max_leaves=6))
 @settings(max_examples=100)
-def test_every_variable_is_in_exactly_one_list(first, second):
+def test_every_variable_is_in_exactly_one_category(first, second):
     names = [set(flatten_tree(tree).names) for tree in (first, second)]
     result = diff_of(first, second)
     assert set(result.added) == names[1] - names[0]

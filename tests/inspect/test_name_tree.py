@@ -1,4 +1,4 @@
-"""The tree of names contains every variable once, and its totals add up, folded or not."""
+"""Tests of the tree of names: it contains every variable once and its totals add up, folded or not."""
 
 import re
 from itertools import product
@@ -33,7 +33,7 @@ def summaries(draw):
 
 
 def count_variables(branch):
-    """Count the variables of a tree from the rows, bottom up."""
+    """Count the variables of a tree, bottom up."""
     count = branch.count if branch.type is not None else 0
     return count + sum(count_variables(child) for child in branch.children)
 

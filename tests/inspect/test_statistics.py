@@ -1,4 +1,4 @@
-"""Statistics of variables match NumPy for all dtypes and sizes."""
+"""Tests of statistics and histograms: they match NumPy for all dtypes and sizes."""
 
 import math
 
@@ -20,7 +20,7 @@ ML_DTYPES = [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.int4, ml_dty
 
 
 def expected(values):
-    """Return the values in the widest dtype, the finite ones, and the NaN and Inf counts."""
+    """Return the values in the widest dtype, the finite ones among them, and the NaN and Inf counts."""
     flat = np.asarray(values).reshape(-1)
     wide = flat.astype(
         object if flat.dtype.kind in "iu" else np.clongdouble if flat.dtype.kind == "c" else np.longdouble
@@ -198,7 +198,7 @@ def test_a_histogram_between_given_edges():
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int32", "uint64"])
-def test_too_many_unique_integers_are_not_counted_or_held(monkeypatch, dtype):
+def test_too_many_unique_integers_are_neither_counted_nor_kept(monkeypatch, dtype):
     monkeypatch.setattr(statistics, "MAX_UNIQUE", 50)
     for count in (50, 51):
         values = np.tile(np.arange(count).astype(dtype), 20)

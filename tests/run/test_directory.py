@@ -1,4 +1,4 @@
-"""The state file and the functions that read it: TensorFlow's text format, exact paths, nothing hidden."""
+"""The state file in TensorFlow's text format, and the functions that read it."""
 
 import os
 import threading
@@ -18,17 +18,17 @@ TIMES = st.floats(allow_nan=False)
 
 
 @given(st.lists(st.tuples(PATHS, TIMES), max_size=4), PATHS, st.booleans(), st.none() | TIMES)
-def test_what_is_formatted_is_parsed(entries, newest, with_times, preserved):
+def test_states_round_trip(entries, newest, with_times, preserved):
     paths, times = [path for path, _ in entries], [time for _, time in entries]
     state = CheckpointState(newest, paths, times if with_times else [], preserved)
     try:
         content = format_state(state)
     except UnicodeEncodeError:
-        return  # no path on this system
+        return  # not a valid path on this system
     assert parse_state(content) == state
 
 
-def test_a_path_that_is_no_utf_8_comes_back():
+def test_a_path_that_is_not_utf_8_round_trips():
     path = os.fsdecode(b"run-\xff\xfe/model")
     content = format_state(CheckpointState(path, [path]))
     assert content.startswith(b'model_checkpoint_path: "run-\\377\\376/model"\n')
@@ -50,7 +50,7 @@ RECORDED = {
 
 
 @pytest.mark.parametrize("content", RECORDED.values(), ids=RECORDED)
-def test_files_of_tensorflow_are_written_byte_for_byte(content):
+def test_state_files_are_byte_for_byte_those_of_tensorflow(content):
     assert format_state(parse_state(content)) == content
 
 
@@ -101,15 +101,15 @@ def test_every_spelling_of_a_number_is_read(text, seconds):
         ('model_checkpoint_path: "\\000"', "found one with a NUL"),
         ("last_preserved_timestamp: soon", "expected a number"),
         ("last_preserved_timestamp: 1x", "expected"),
-        (f"last_preserved_timestamp: 0x{'f' * 300}", "found none that has an order"),
-        ("last_preserved_timestamp: nan", "found none that has an order"),
+        (f"last_preserved_timestamp: 0x{'f' * 300}", "found NaN or one that is too large"),
+        ("last_preserved_timestamp: nan", "found NaN or one that is too large"),
         ('all_model_checkpoint_paths: ["a" "b"', "a comma or ]"),
         ('all_model_checkpoint_paths: ["a"', "found the end"),
         ('all_model_checkpoint_paths: "a" all_model_checkpoint_timestamps: [1, 2]', "a timestamp for each of 1 paths"),
         ("\0\1\2", "expected a field of a state file"),
     ],
 )
-def test_what_is_no_state_file_is_refused(text, message):
+def test_malformed_state_files_are_rejected(text, message):
     with pytest.raises(MalformedStateError, match=message):
         parse_state(text.encode("latin-1"))
     Path("run").mkdir()
@@ -119,7 +119,7 @@ def test_what_is_no_state_file_is_refused(text, message):
 
 
 @given(st.binary(max_size=60))
-def test_no_bytes_do_anything_else(content):
+def test_arbitrary_bytes_raise_no_other_error(content):
     try:
         parse_state(content)
     except MalformedStateError:
@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_can_be_removed():
     assert not path.exists()
 
 
-def test_latest_passes_over_what_is_damaged_and_says_so():
+def test_latest_skips_damaged_checkpoints_with_a_warning():
     saver = pts.Saver()
     for step in (1, 2, 3):
         saver.save({"w": np.full(10, step)}, "run/model", step)
@@ -186,27 +186,27 @@ def test_latest_passes_over_what_is_damaged_and_says_so():
     data = next(Path("run/model-2").glob("*.safetensors"))
     data.write_bytes(data.read_bytes()[:-1])
     with pytest.warns(
-        pts.RetentionWarning, match="damaged or gone: run/model-3, run/model-2; offered instead: run/model-1"
+        pts.RetentionWarning, match="damaged or missing: run/model-3, run/model-2; using instead: run/model-1"
     ):
         assert pts.latest_checkpoint("run") == Path("run/model-1")
     pts.remove_checkpoint("run/model-1")
-    with pytest.warns(pts.RetentionWarning, match="offered instead: nothing"):
+    with pytest.warns(pts.RetentionWarning, match="using instead: nothing"):
         assert pts.latest_checkpoint("run") is None
 
 
-def test_latest_finds_what_the_state_file_does_not_list_if_nothing_else_is_left():
+def test_latest_falls_back_to_unlisted_checkpoints():
     saver = pts.Saver(max_to_keep=None)
     for step in (1, 2, 3):
         saver.save({"w": step}, "run/model", step)
     os.truncate(next(Path("run/model-3").glob("*.safetensors")), 10)
-    with pytest.warns(pts.RetentionWarning, match="damaged or gone: run/model-3; offered instead: run/model-2"):
+    with pytest.warns(pts.RetentionWarning, match="damaged or missing: run/model-3; using instead: run/model-2"):
         assert pts.latest_checkpoint("run") == Path("run/model-2")
     pts.update_checkpoint_state("run", "run/model-99")
-    with pytest.warns(pts.RetentionWarning, match="damaged or gone: run/model-99; offered instead: run/model-2"):
+    with pytest.warns(pts.RetentionWarning, match="damaged or missing: run/model-99; using instead: run/model-2"):
         assert pts.latest_checkpoint("run") == Path("run/model-2")
 
 
-def test_latest_without_or_with_a_damaged_state_file_finds_what_savers_saved():
+def test_latest_without_an_intact_state_file():
     pts.save({"w": 0}, "run/by-hand")
     assert pts.latest_checkpoint("run") is None
     saver = pts.Saver()
@@ -223,7 +223,7 @@ def test_latest_without_or_with_a_damaged_state_file_finds_what_savers_saved():
 
 
 class Time:
-    """Takes the place of the clock; things happen while it sleeps."""
+    """Replaces the `time` module. The events happen while it sleeps."""
 
     def __init__(self, events=()):
         self.now = 0.0
@@ -239,7 +239,7 @@ class Time:
 
 
 @pytest.fixture
-def watched(monkeypatch):
+def start_iterator(monkeypatch):
     def start(events=(), **arguments):
         time = Time(events)
         monkeypatch.setattr(directory, "time", time)
@@ -253,28 +253,28 @@ def saves(*steps):
     return [lambda step=step: saver.save({"w": step}, "run/model", step) for step in steps]
 
 
-def test_the_iterator_gives_each_new_latest_checkpoint(watched):
+def test_the_iterator_yields_each_new_latest_checkpoint(start_iterator):
     one, two, three = saves(1, 2, 3)
-    time, iterator = watched([(0.5, one), (3.2, two), (3.5, three)], timeout=4)
+    time, iterator = start_iterator([(0.5, one), (3.2, two), (3.5, three)], timeout=4)
     assert [(path.name, time.now) for path in iterator] == [("model-1", 1.0), ("model-3", 4.0)]
     assert time.now == 8.0
 
 
 @pytest.mark.parametrize(("timeout", "end"), [(2.5, 2.0), (0, 0.0), (1, 1.0)])
-def test_the_iterator_gives_up_after_the_timeout(watched, timeout, end):
-    time, iterator = watched(timeout=timeout)
+def test_the_iterator_ends_after_the_timeout(start_iterator, timeout, end):
+    time, iterator = start_iterator(timeout=timeout)
     assert list(iterator) == []
     assert time.now == end
 
 
-def test_the_iterator_keeps_the_interval(watched):
+def test_the_iterator_keeps_the_interval(start_iterator):
     one, two = saves(1, 2)
     one()
-    time, iterator = watched([(1.0, two)], min_interval_secs=10, timeout=3)
+    time, iterator = start_iterator([(1.0, two)], min_interval_secs=10, timeout=3)
     assert [(path.name, time.now) for path in iterator] == [("model-1", 0.0), ("model-2", 10.0)]
 
 
-def test_the_timeout_function_decides(watched):
+def test_the_timeout_function_ends_the_iterator(start_iterator):
     one, two = saves(1, 2)
     calls = []
 
@@ -282,19 +282,19 @@ def test_the_timeout_function_decides(watched):
         calls.append(time.now)
         return len(calls) == 4
 
-    time, iterator = watched([(1.0, one), (8.0, two)], timeout=3, timeout_fn=done)
+    time, iterator = start_iterator([(1.0, one), (8.0, two)], timeout=3, timeout_fn=done)
     assert [path.name for path in iterator] == ["model-1", "model-2"]
     assert calls == [1.0, 4.0, 7.0, 8.0]
 
 
-def test_the_iterator_refuses_nonsense():
-    with pytest.raises(ValueError, match="timeout: expected no negative number"):
+def test_the_iterator_rejects_invalid_arguments():
+    with pytest.raises(ValueError, match="timeout: expected a non-negative number"):
         pts.checkpoints_iterator("run", timeout=-1)
     with pytest.raises(ValueError, match="min_interval_secs"):
         pts.checkpoints_iterator("run", min_interval_secs=-1)
 
 
-def test_a_checkpoint_that_is_deleted_while_it_is_read_is_read_to_the_end_or_an_error():
+def test_an_open_checkpoint_can_be_read_after_its_deletion():
     tree = {str(i): np.full(1000, i) for i in range(10)}
     path = pts.save(tree, "run/model")
     with pts.load_checkpoint(path) as checkpoint:
@@ -304,7 +304,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read_is_read_to_the_end_or_an_
         pts.restore(path)
 
 
-def test_readers_beside_a_saver_that_deletes_read_right_numbers_or_get_an_error():
+def test_concurrent_readers_get_the_right_values_or_an_error():
     stop = threading.Event()
 
     def train():

@@ -1,4 +1,4 @@
-"""What a run directory holds and why, and tidying it up by hand."""
+"""Listing the checkpoints of a run directory, and pruning."""
 
 import multiprocessing
 import os
@@ -30,8 +30,8 @@ def run_of_manager(steps, *, hours=1.0, **settings):
         for step in steps:
             manager.save(step, TREE, metrics={"loss": 1 / (step + 1)}, metadata={"epoch": step // 10})
             clock.now += hours * HOUR
-        said = manager.explain()
-    return clock, said
+        decisions = manager.explain()
+    return clock, decisions
 
 
 def by_step(listed):
@@ -52,10 +52,12 @@ def by_step(listed):
     ],
     ids=str,
 )
-def test_the_reasons_are_what_the_manager_says(settings):
-    clock, said = run_of_manager(range(8), **settings)
+def test_the_reasons_are_those_of_the_manager(settings):
+    clock, decisions = run_of_manager(range(8), **settings)
     listed = pts.list_checkpoints("run", clock=clock)
-    assert {each.path.name: each.reasons for each in listed} == {each.checkpoint.path: each.reasons for each in said}
+    assert {each.path.name: each.reasons for each in listed} == {
+        each.checkpoint.path: each.reasons for each in decisions
+    }
     assert all(each.keep == bool(each.reasons) for each in listed)
     newest = listed[-1]
     assert (newest.step, newest.metrics, newest.metadata) == (7, {"loss": 0.125}, {"epoch": 0})
@@ -71,10 +73,10 @@ class EveryOther(pts.RetentionPolicy):
         return "EveryOther()"
 
 
-def test_of_a_policy_of_the_users_nobody_says_that_anything_will_go():
+def test_everything_is_kept_under_an_unknown_policy():
     clock, _ = run_of_manager(range(4), policy=EveryOther())
     listed = pts.list_checkpoints("run", clock=clock)
-    assert all("perhaps: EveryOther() decides" in each.reasons for each in listed)
+    assert all("unknown policy: EveryOther()" in each.reasons for each in listed)
     assert [each.keep for each in pts.prune("run", dry_run=True)] == [True] * len(listed)
 
 
@@ -88,21 +90,21 @@ def test_the_reasons_of_a_savers_checkpoints():
     assert reasons[5] == ("newest", "last 2")
     assert reasons[4] == ("last 2",)
     assert set(reasons) > {4, 5}
-    assert {reasons[step] for step in set(reasons) - {4, 5}} == {("preserved: not watched any more",)}
+    assert {reasons[step] for step in set(reasons) - {4, 5}} == {("preserved: no longer tracked",)}
 
 
-def test_a_saver_that_keeps_all_watches_none():
+def test_a_saver_that_keeps_all_tracks_none():
     saver = pts.Saver(max_to_keep=None)
     for step in (1, 2):
         saver.save(TREE, "run/model", global_step=step)
     saver.close()
     assert by_step(pts.list_checkpoints("run")) == {
-        1: ("preserved: not watched any more",),
+        1: ("preserved: no longer tracked",),
         2: ("newest", "all"),
     }
 
 
-def test_plain_saves_damage_pins_and_other_things_in_one_directory():
+def test_plain_saves_damage_pins_and_other_files_in_one_directory():
     pts.save(TREE, "run/by-hand", metadata={"note": (1, 2)})
     run_of_manager(range(3), max_to_keep=1)
     with pts.CheckpointManager("run") as manager:
@@ -113,7 +115,7 @@ def test_plain_saves_damage_pins_and_other_things_in_one_directory():
     os.mkdir("run/logs")
     found = {each.path.name: each for each in pts.list_checkpoints("run")}
     assert set(found) == {"by-hand", "ckpt-2", "short", "damaged"}
-    assert found["by-hand"].reasons == ("no saver watches it",)
+    assert found["by-hand"].reasons == ("no saver tracks it",)
     assert found["by-hand"].metadata == {"note": (1, 2)}
     assert found["ckpt-2"].reasons == ("newest", "last 1", "pinned")
     assert "expected 4" in found["short"].problem
@@ -125,7 +127,7 @@ def test_plain_saves_damage_pins_and_other_things_in_one_directory():
         pts.list_checkpoints(data)
 
 
-def test_prune_deletes_what_a_policy_lets_go_and_brings_the_state_file_up_to_date():
+def test_prune_deletes_by_policy_and_updates_the_state_file():
     clock, _ = run_of_manager(range(6), max_to_keep=None)
     before = sorted(os.listdir("run"))
     would = pts.prune("run", pts.KeepLast(2) | pts.KeepEverySteps(3), dry_run=True, clock=clock)
@@ -143,7 +145,7 @@ def test_prune_deletes_what_a_policy_lets_go_and_brings_the_state_file_up_to_dat
     assert pts.latest_checkpoint("run").name == "ckpt-6"
 
 
-def test_prune_by_what_was_recorded_finishes_what_a_lowered_limit_has_left():
+def test_prune_by_the_recorded_rule_and_by_a_policy():
     run_of_manager(range(4), max_to_keep=4)
     with pts.CheckpointManager("run", max_to_keep=4) as manager:
         manager.pin(0)
@@ -161,7 +163,7 @@ def hold(ready, done):
         done.wait(60)
 
 
-def test_nothing_is_pruned_under_a_live_saver():
+def test_nothing_is_pruned_while_another_process_saves():
     run_of_manager(range(3))
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
@@ -194,11 +196,11 @@ def test_a_checkpoint_can_be_removed_from_its_run(recwarn):
     assert sorted(os.listdir()) == ["run"]
 
 
-def test_what_cannot_be_deleted_is_named_and_stays_listed():
+def test_checkpoints_that_cannot_be_deleted_are_named_and_stay_listed():
     run_of_manager(range(4))
     with open("run/ckpt-1/notes.txt", "w"):
         pass
-    with pytest.raises(pts.CheckpointIOError, match=r"not every checkpoint could be deleted:\n  run/ckpt-1.*notes.txt"):
+    with pytest.raises(pts.CheckpointIOError, match=r"some checkpoints could not be deleted:\n  run/ckpt-1.*notes.txt"):
         pts.prune("run", pts.KeepLast(1))
     assert [each.step for each in pts.list_checkpoints("run")] == [1, 3]
     assert [os.path.basename(p) for p in pts.get_checkpoint_state("run").all_model_checkpoint_paths] == [
@@ -219,7 +221,7 @@ def left(directory):
     return [each.path.name for each in pts.list_checkpoints(directory)]
 
 
-def test_prune_decides_by_what_is_there_when_it_holds_the_directory(monkeypatch):
+def test_prune_decides_after_locking_the_directory(monkeypatch):
     saved("run", 0, 1, 2, 3, max_to_keep=None)
     real = deleting.claim
 
@@ -235,7 +237,7 @@ def test_prune_decides_by_what_is_there_when_it_holds_the_directory(monkeypatch)
     assert sorted(left("run")) == ["ckpt-0", "ckpt-1"]
 
 
-def test_what_is_kept_for_ever_stays_so_when_the_last_listed_one_is_removed():
+def test_permanently_kept_checkpoints_stay_when_the_last_listed_one_is_removed():
     rule = {"max_to_keep": 1, "keep_checkpoint_every_n_hours": 1}
     saved("run", 1, 2, 3, apart=7200.0, start=1e6, **rule)
     assert left("run") == ["ckpt-2", "ckpt-3"]
@@ -247,7 +249,7 @@ def test_what_is_kept_for_ever_stays_so_when_the_last_listed_one_is_removed():
     assert left("run") == ["ckpt-2", "ckpt-5"]
 
 
-def test_so_it_is_with_a_saver():
+def test_permanently_kept_checkpoints_of_a_saver_stay():
     clock = 0.0
     saver = pts.Saver(max_to_keep=1, keep_checkpoint_every_n_hours=1, clock=lambda: clock)
     for step in range(3):
@@ -263,30 +265,30 @@ def test_so_it_is_with_a_saver():
     assert left("run") == ["m-0", "m-1", "m-4"]
 
 
-def test_the_newest_is_the_one_that_was_saved_last_whatever_the_clock_says():
+def test_the_newest_is_the_last_one_saved_even_if_the_clock_was_set_back():
     saved("run", 1, 2, start=1e6, apart=-86400.0, max_to_keep=None)
     assert left("run") == ["ckpt-1", "ckpt-2"]
     assert [each.keep for each in pts.prune("run", pts.KeepLast(1))] == [False, True]
     assert pts.latest_checkpoint("run") == Path("run/ckpt-2")
 
 
-def test_a_copy_does_not_bring_its_rule_along():
+def test_a_copied_checkpoint_does_not_change_the_rule():
     saved("a", 0, 1, 2, max_to_keep=None)
     saved("b", *range(10), max_to_keep=1)
     shutil.copytree("b/ckpt-9", "a/ckpt-9")
     assert all(each.keep for each in pts.list_checkpoints("a"))
     shutil.copytree("b/ckpt-9", "a/copy")
-    assert {each.path.name: each.reasons for each in pts.list_checkpoints("a")}["copy"] == ("no saver watches it",)
+    assert {each.path.name: each.reasons for each in pts.list_checkpoints("a")}["copy"] == ("no saver tracks it",)
 
 
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (pts.KeepBest(1, "los"), r"\['loss'\]; found 'los'"),
-        (pts.KeepLast(1) | pts.KeepSteps([1, 99]), r"\[0, 1, 2\]; found \[99\]"),
+        (pts.KeepBest(1, "los"), r"\['loss'\], found 'los'"),
+        (pts.KeepLast(1) | pts.KeepSteps([1, 99]), r"\[0, 1, 2\], found \[99\]"),
     ],
 )
-def test_a_policy_that_names_what_there_is_not_deletes_nothing(policy, message):
+def test_a_policy_with_an_unknown_metric_or_step_deletes_nothing(policy, message):
     saved("run", 0, 1, 2, max_to_keep=None)
     for dry_run in (True, False):
         with pytest.raises(ValueError, match=message):
@@ -294,7 +296,7 @@ def test_a_policy_that_names_what_there_is_not_deletes_nothing(policy, message):
     assert len(left("run")) == 3
 
 
-def test_the_newest_in_a_state_file_stays_the_newest_when_others_go():
+def test_the_newest_in_a_state_file_stays_the_newest_when_others_are_removed():
     for name in "abc":
         pts.save({"w": 1}, f"run/{name}")
     pts.update_checkpoint_state("run", "run/b", ["run/c", "run/a", "run/b"], None, [1.0, 2.0, 3.0])
@@ -316,20 +318,20 @@ def test_each_savers_newest_is_kept():
     assert sorted(left("run")) == ["early-2", "late-8"]
 
 
-def test_a_checkpoint_is_no_run_directory():
+def test_a_checkpoint_is_not_a_run_directory():
     path = pts.save({"w": 1}, "model")
     for call in (pts.list_checkpoints, pts.prune):
         with pytest.raises(pts.CheckpointNotFoundError, match="model: expected a run directory, found a checkpoint"):
             call(path)
 
 
-def test_a_checkpoint_without_a_rule_has_a_reason():
+def test_a_renamed_checkpoint_is_not_tracked():
     saved("run", 1, 2, max_to_keep=1, checkpoint_name="a")
     os.rename("run/a-2", "run/best")
-    assert [each.reasons for each in pts.list_checkpoints("run")] == [("no saver watches it",)]
+    assert [each.reasons for each in pts.list_checkpoints("run")] == [("no saver tracks it",)]
 
 
-def test_a_removed_checkpoint_takes_nobodys_place():
+def test_a_removed_checkpoint_does_not_count():
     with pts.Saver(max_to_keep=3) as saver:
         for step in range(3):
             saver.save({"w": 1}, "run/m", step)
@@ -339,7 +341,7 @@ def test_a_removed_checkpoint_takes_nobodys_place():
         assert saver.last_checkpoints == ["run/m-0", "run/m-2", "run/m-3"]
 
 
-def test_a_checkpoint_that_goes_in_this_moment_is_not_damaged(monkeypatch):
+def test_a_checkpoint_that_is_deleted_concurrently_is_not_damaged(monkeypatch):
     saved("run", 1, 2, max_to_keep=None)
     real = native.read_heading
 

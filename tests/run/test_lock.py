@@ -1,4 +1,4 @@
-"""One process at a time saves into a run directory."""
+"""Only one process at a time can save into a run directory."""
 
 import gc
 import shutil
@@ -36,7 +36,7 @@ def other_process():
     process.communicate()
 
 
-def test_a_second_process_is_refused_by_name_until_the_first_one_dies(other_process):
+def test_a_second_process_cannot_save_until_the_first_one_ends(other_process):
     saver = pts.Saver()
     with pytest.raises(pts.ConcurrentWriterError, match=rf"run: .* found process {other_process.pid} on "):
         saver.save({"w": 2}, "run/model", 2)
@@ -52,7 +52,7 @@ def test_a_second_process_is_refused_by_name_until_the_first_one_dies(other_proc
     assert pts.restore(pts.latest_checkpoint("run")) == {"w": 2}
 
 
-def test_a_saver_that_is_closed_or_forgotten_lets_others_save():
+def test_closing_or_collecting_a_saver_releases_the_lock():
     def other_can_save(step):
         program = f"import pytreesaver as pts; pts.Saver().save({{'w': 1}}, 'run/model', {step})"
         return subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
@@ -70,7 +70,7 @@ def test_a_saver_that_is_closed_or_forgotten_lets_others_save():
     assert other_can_save(5)
 
 
-def test_reading_the_lock_file_does_not_open_the_lock():
+def test_reading_the_lock_file_does_not_release_the_lock():
     saver = pts.Saver()
     saver.save({"w": 1}, "run/model", 1)
     shutil.copytree("run", "backup")
@@ -80,7 +80,7 @@ def test_reading_the_lock_file_does_not_open_the_lock():
     saver.close()
 
 
-def test_a_deleted_lock_file_is_made_again():
+def test_a_deleted_lock_file_is_recreated():
     saver = pts.Saver()
     saver.save({"w": 1}, "run/model", 1)
     Path("run/.pytreesaver.lock").unlink()
@@ -92,7 +92,7 @@ def test_a_deleted_lock_file_is_made_again():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
 
 
-def test_an_interrupt_while_the_lock_is_taken_leaves_it_free(monkeypatch):
+def test_an_interrupt_while_locking_releases_the_lock(monkeypatch):
     def interrupt(descriptor):
         raise KeyboardInterrupt
 
@@ -104,7 +104,7 @@ def test_an_interrupt_while_the_lock_is_taken_leaves_it_free(monkeypatch):
     assert saver.save({"w": 1}, "run/model", 1) == "run/model-1"
 
 
-def test_a_lock_that_is_collected_while_another_is_taken_is_let_go(monkeypatch):
+def test_a_lock_collected_while_another_is_acquired_is_released(monkeypatch):
     class Cycle:
         pass
 
@@ -114,15 +114,15 @@ def test_a_lock_that_is_collected_while_another_is_taken_is_let_go(monkeypatch):
     cycle.lock, cycle.self = lock.RunLock(Path("a")), cycle
     collected = cycle.lock.identity
     del cycle
-    real = lock._claim
-    monkeypatch.setattr(lock, "_claim", lambda directory: (gc.collect(), real(directory))[1])
+    real = lock._open_lock_file
+    monkeypatch.setattr(lock, "_open_lock_file", lambda directory: (gc.collect(), real(directory))[1])
     held = lock.RunLock(Path("b"))
     assert held.identity in lock._claims
     assert collected not in lock._claims
     held.release()
 
 
-def test_savers_of_one_process_may_share_a_directory():
+def test_savers_of_one_process_can_share_a_directory():
     savers = [pts.Saver(max_to_keep=2) for _ in range(4)]
 
     def work(i):

@@ -1,4 +1,4 @@
-"""The laws of retention policies."""
+"""Properties of retention policies."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ METRICS = st.dictionaries(st.sampled_from(["loss", "accuracy"]), st.floats(), ma
 
 @st.composite
 def runs(draw):
-    """The checkpoints of a run, in any order, some at the same time."""
+    """The checkpoints of a run in any order, some of them with equal times."""
     steps = draw(st.lists(st.integers(0, 50), unique=True, max_size=12))
     times = sorted(draw(st.lists(st.floats(0, 1e5), min_size=len(steps), max_size=len(steps))))
     checkpoints = [
@@ -56,14 +56,14 @@ def kept(policy, checkpoints, now):
 
 
 @given(POLICIES, runs(), NOW)
-def test_every_checkpoint_is_decided_once_and_order_does_not_matter(policy, run, now):
+def test_each_checkpoint_has_one_decision_in_any_order(policy, run, now):
     decisions = decide(policy, run, now)
     assert sorted(decision.checkpoint.path for decision in decisions) == sorted(c.path for c in run)
     assert decide(policy, list(reversed(run)), now) == decisions
 
 
 @given(POLICIES, runs(), NOW)
-def test_the_newest_and_the_pinned_survive(policy, run, now):
+def test_the_newest_and_pinned_checkpoints_are_kept(policy, run, now):
     survivors = kept(policy, run, now)
     assert {c.path for c in run if c.pinned} <= survivors
     if run:
@@ -71,19 +71,19 @@ def test_the_newest_and_the_pinned_survive(policy, run, now):
 
 
 @given(POLICIES, runs(), NOW)
-def test_deciding_again_among_the_survivors_deletes_no_more(policy, run, now):
+def test_policies_are_idempotent(policy, run, now):
     survivors = kept(policy, run, now)
     assert kept(policy, [c for c in run if c.path in survivors], now) == survivors
 
 
 @given(SINGLE_POLICIES, SINGLE_POLICIES, runs(), NOW)
-def test_a_union_keeps_the_union(one, other, run, now):
+def test_combined_policies_keep_the_union(one, other, run, now):
     assert kept(one | other, run, now) == kept(one, run, now) | kept(other, run, now)
     assert kept(one | other, run, now) == kept(other | one, run, now)
 
 
 @given(COUNTS, COUNTS, runs(), NOW)
-def test_keeping_more_keeps_no_less(count, more, run, now):
+def test_larger_limits_keep_supersets(count, more, run, now):
     assert kept(KeepLast(count), run, now) <= kept(KeepLast(count + more), run, now)
     assert kept(KeepBest(count, "loss"), run, now) <= kept(KeepBest(count + more, "loss"), run, now)
     assert kept(KeepYoungerThan(count), run, now) <= kept(KeepYoungerThan(count + more), run, now)
@@ -100,13 +100,13 @@ def test_checkpoints_kept_every_n_hours_are_that_far_apart_and_leave_no_gap(run,
 
 
 @given(runs(), COUNTS, NOW)
-def test_nan_and_missing_metrics_are_never_best(run, count, now):
+def test_nan_and_missing_metrics_are_never_ranked_best(run, count, now):
     for decision in decide(KeepBest(count, "loss", "max"), run, now):
         if any(reason.startswith("best") for reason in decision.reasons):
             assert not math.isnan(decision.checkpoint.metrics["loss"])
 
 
-def test_the_reasons_are_told():
+def test_reasons():
     run = [SavedCheckpoint(f"m-{s}", s, 3600.0 * s, {"loss": abs(s - 2)}) for s in range(5)]
     run[1] = dataclasses.replace(run[1], pinned=True)
     policy = KeepLast(1) | KeepBest(1, "loss") | KeepEverySteps(4) | KeepSteps([3]) | KeepYoungerThan(5401)
@@ -119,7 +119,7 @@ def test_the_reasons_are_told():
     ]
 
 
-def test_policies_are_values():
+def test_policies_compare_by_value():
     assert KeepLast(3) | KeepEverySteps(2) == AnyOf((KeepLast(3), KeepEverySteps(2)))
     assert (KeepLast(3) | KeepAll()) | KeepLast(3) == KeepLast(3) | KeepAll()
     assert hash(KeepSteps([1, 2])) == hash(KeepSteps((2, 1)))
@@ -140,7 +140,7 @@ def test_policies_are_values():
         lambda: KeepBest(1, "loss", "lowest"),
     ],
 )
-def test_nonsense_is_refused(make):
+def test_invalid_policies_are_rejected(make):
     with pytest.raises(ValueError, match="expected"):
         make()
 
@@ -175,7 +175,7 @@ def survivors(result):
 
 
 @given(RULES, runs(), runs(), MARKS, NOW)
-def test_a_manager_keeps_the_newest_and_the_pinned(rule, run, others, mark, now):
+def test_a_manager_keeps_the_newest_and_pinned_checkpoints(rule, run, others, mark, now):
     others = [dataclasses.replace(c, path=f"other-{c.step}") for c in others]
     decisions = manager_decisions(rule, in_order(run), others, mark, now).decisions
     assert [d.checkpoint for d in decisions] == in_order(run)
@@ -186,7 +186,7 @@ def test_a_manager_keeps_the_newest_and_the_pinned(rule, run, others, mark, now)
 
 
 @given(RULES, runs(), MARKS, NOW)
-def test_what_a_manager_has_kept_once_it_keeps_again_at_the_same_time(rule, run, mark, now):
+def test_the_decisions_of_a_manager_are_idempotent(rule, run, mark, now):
     result = manager_decisions(rule, in_order(run), [], mark, now)
     kept, preserved = survivors(result)
     again = manager_decisions(rule, kept, preserved, result.mark, now)
@@ -194,7 +194,7 @@ def test_what_a_manager_has_kept_once_it_keeps_again_at_the_same_time(rule, run,
 
 
 @given(st.none() | COUNTS, st.none() | st.floats(0.01, 20), POLICIES, runs(), MARKS, NOW)
-def test_a_manager_that_also_keeps_something_keeps_no_less(count, hours, also, run, mark, now):
+def test_an_additional_policy_keeps_a_superset(count, hours, also, run, mark, now):
     def kept(rule):
         result = manager_decisions(rule, in_order(run), [], mark, now)
         return {decision.checkpoint.path for decision in result.decisions if decision.keep}
@@ -203,13 +203,13 @@ def test_a_manager_that_also_keeps_something_keeps_no_less(count, hours, also, r
 
 
 @given(RULES, runs(), MARKS, NOW)
-def test_a_clock_that_was_set_back_does_not_cost_the_newest(rule, run, mark, now):
+def test_the_newest_is_kept_if_the_clock_was_set_back(rule, run, mark, now):
     backwards = [dataclasses.replace(c, time=1e5 - i) for i, c in enumerate(in_order(run))]
     decisions = manager_decisions(rule, backwards, [], mark, now).decisions
     assert not decisions or decisions[-1].keep
 
 
-def test_a_best_checkpoint_that_is_beaten_is_deleted_and_one_that_is_preserved_is_not():
+def test_a_checkpoint_that_is_no_longer_the_best_is_deleted():
     saves = [SavedCheckpoint(f"c-{i}", i, 3600.0 * i, {"loss": loss}) for i, loss in enumerate([0.1, 0.5, 0.4, 0.3])]
     rule = ManagerRule(max_to_keep=1, every_n_hours=None, also=KeepBest(1, "loss"))
     kept = [d.checkpoint.path for d in manager_decisions(rule, saves, [], -1.0, 0.0).decisions if d.keep]

@@ -1,4 +1,4 @@
-"""Saver and CheckpointManager keep what TensorFlow keeps, row for row of recorded runs under a clock of our own."""
+"""Saver and CheckpointManager keep what TensorFlow keeps, in recorded runs under a simulated clock."""
 
 import json
 import tempfile
@@ -24,7 +24,7 @@ def identity(trace):
 
 @pytest.fixture
 def directory():
-    """A directory in memory where there is one: thousands of saves are faster there, and no power will be cut."""
+    """A directory in memory if possible: thousands of saves are faster there, and durability is not tested."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as path:
         yield Path(path)
 
@@ -43,7 +43,7 @@ def on_disk(directory):
 
 @pytest.mark.parametrize("block", [True, False])
 @pytest.mark.parametrize("trace", traces("retention_saver"), ids=identity)
-def test_saver_keeps_what_the_saver_of_tensorflow_keeps(directory, trace, block):
+def test_saver_keeps_the_same_checkpoints_as_tensorflow(directory, trace, block):
     clock = Clock()
     saver = pts.Saver(
         max_to_keep=trace["max_to_keep"],
@@ -66,7 +66,7 @@ def test_saver_keeps_what_the_saver_of_tensorflow_keeps(directory, trace, block)
 
 @pytest.mark.parametrize("restart", [False, True], ids=["one process", "a new manager each time"])
 @pytest.mark.parametrize("trace", traces("retention_manager"), ids=identity)
-def test_manager_keeps_what_the_manager_of_tensorflow_keeps(directory, trace, restart):
+def test_manager_keeps_the_same_checkpoints_as_tensorflow(directory, trace, restart):
     clock = Clock()
 
     def new_manager():

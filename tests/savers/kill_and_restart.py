@@ -1,4 +1,4 @@
-"""Start a training process, kill it at a random moment, look at what it has left; as often as the argument says."""
+"""Start a training process, kill it at a random moment and check its checkpoints. The argument is the repeat count."""
 
 import os
 import random
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import pytreesaver as pts
-import pytreesaver._savers.manager  # the children find it imported
+import pytreesaver._savers.manager  # imported before the fork, which makes the children faster
 from pytreesaver.testing import assert_trees_equal
 
 RUN = Path("run")
@@ -59,11 +59,11 @@ def main(kills):
         assert latest in (finished, finished + 1), (latest, finished)
         assert_trees_equal(manager.restore(), tree(latest))
         assert pts.latest_checkpoint(RUN) == RUN / f"ckpt-{latest}"
-        there = manager.all_steps()
-        assert set(range(max(0, latest - LIMIT + 1), latest + 1)) <= set(there)
-        most = (LIMIT if steps else most) + 1  # each kill can leave one more, until a save comes through
-        assert len(there) <= most, there
-        for step in there:
+        steps_on_disk = manager.all_steps()
+        assert set(range(max(0, latest - LIMIT + 1), latest + 1)) <= set(steps_on_disk)
+        most = (LIMIT if steps else most) + 1  # each kill can leave one more, until a save succeeds
+        assert len(steps_on_disk) <= most, steps_on_disk
+        for step in steps_on_disk:
             assert_trees_equal(manager.restore(step=step), tree(step))
         finished = latest
     print(f"{kills} kills, {interrupted} of them in the middle of writing; the last step was {finished}")

@@ -1,4 +1,4 @@
-"""CheckpointManager: when it saves, what it keeps, how it resumes, and that its latest step is never wrong."""
+"""CheckpointManager: when it saves, what it keeps, how it resumes, and that its latest step is always right."""
 
 import errno
 import math
@@ -41,10 +41,10 @@ def saved(steps, *, directory="run", metrics=None, close=True, **arguments):
     return manager
 
 
-# When it saves.
+# The schedule of saves.
 
 
-def test_it_saves_every_so_many_steps_and_the_first_one_always():
+def test_saves_are_due_every_n_steps_and_the_first_one_always():
     manager = pts.CheckpointManager("run", save_interval_steps=10, max_to_keep=None)
     assert [step for step in range(3, 40) if manager.save(step, tree(step))] == [3, 13, 23, 33]
     manager.close()
@@ -55,7 +55,7 @@ def test_it_saves_every_so_many_steps_and_the_first_one_always():
     assert again.all_steps() == [3, 13, 23, 33, 43, 53, 54]
 
 
-def test_it_saves_every_so_many_seconds_across_restarts():
+def test_saves_are_due_every_n_seconds_across_restarts():
     now = [0.0]
     times = []
     for start in (0, 50):
@@ -70,7 +70,7 @@ def test_it_saves_every_so_many_seconds_across_restarts():
     assert times == [32.0 * i for i in range(13)]
 
 
-def test_both_intervals_have_to_have_passed():
+def test_both_intervals_must_have_passed():
     now = [0.0]
     manager = pts.CheckpointManager("run", save_interval_steps=3, save_interval_secs=10, clock=lambda: now[0])
     saves = []
@@ -81,13 +81,11 @@ def test_both_intervals_have_to_have_passed():
     assert saves == [0, 3, 6, 9]
 
 
-def test_a_loop_that_starts_from_the_beginning_in_the_directory_of_another_run_is_stopped():
+def test_a_loop_cannot_start_over_in_the_directory_of_another_run():
     saved(range(5))
     manager = pts.CheckpointManager("run")
     assert not manager.should_save(0)
-    with pytest.raises(
-        pts.CheckpointExistsError, match=r"step 0 lies before step 4, the last one in run: call restore"
-    ):
+    with pytest.raises(pts.CheckpointExistsError, match=r"step 0 is before step 4, the last one in run: call restore"):
         manager.save(0, tree(0))
     assert manager.save(4, tree(4)) is None
     assert manager.save(0, tree(0), force=True) == Path("run/ckpt-0")
@@ -99,7 +97,7 @@ def test_a_loop_that_starts_from_the_beginning_in_the_directory_of_another_run_i
     assert pts.CheckpointManager("run").latest_step() == 1
 
 
-def test_after_restoring_an_older_step_the_run_goes_on_from_there():
+def test_after_restoring_an_older_step_the_run_continues_from_there():
     saved(range(0, 50, 10), max_to_keep=10)
     manager = pts.CheckpointManager("run", max_to_keep=3, save_interval_steps=10)
     assert manager.restore(step=20)["step"] == 20
@@ -114,7 +112,7 @@ def test_after_restoring_an_older_step_the_run_goes_on_from_there():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"max_to_keep": 0}, ValueError, "max_to_keep: expected None or an int from 1 on"),
+        ({"max_to_keep": 0}, ValueError, "max_to_keep: expected None or an int of at least 1"),
         ({"max_to_keep": -1}, ValueError, "max_to_keep"),
         ({"max_to_keep": "5"}, TypeError, "max_to_keep"),
         ({"keep_checkpoint_every_n_hours": -1}, ValueError, "keep_checkpoint_every_n_hours"),
@@ -122,8 +120,8 @@ def test_after_restoring_an_older_step_the_run_goes_on_from_there():
         ({"keep_best": 3}, TypeError, "keep_best: expected a KeepBest or"),
         ({"keep_best": (3, "loss", "least")}, ValueError, 'KeepBest.mode: expected "min" or "max"'),
         ({"policy": 5}, TypeError, "policy: expected a policy such as"),
-        ({"policy": pts.KeepLast(3), "max_to_keep": 3}, ValueError, "policy: expected it in place of"),
-        ({"policy": pts.KeepLast(3), "keep_every_n_steps": 3}, ValueError, "policy: expected it in place of"),
+        ({"policy": pts.KeepLast(3), "max_to_keep": 3}, ValueError, "policy: cannot be combined with"),
+        ({"policy": pts.KeepLast(3), "keep_every_n_steps": 3}, ValueError, "policy: cannot be combined with"),
         ({"checkpoint_name": "a/b"}, ValueError, "checkpoint_name: expected a name"),
         ({"checkpoint_name": ""}, ValueError, "checkpoint_name: expected a name"),
         ({"save_interval_steps": 0}, ValueError, "save_interval_steps"),
@@ -134,19 +132,19 @@ def test_after_restoring_an_older_step_the_run_goes_on_from_there():
         ({"format": "tar"}, ValueError, "format"),
     ],
 )
-def test_nonsense_is_refused_by_the_constructor(arguments, error, message):
+def test_the_constructor_rejects_invalid_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         pts.CheckpointManager("run", **arguments)
     assert not Path("run").exists()
 
 
 @pytest.mark.parametrize("metrics", [{"loss": "low"}, {"loss": True}, {1: 2.0}, {"loss": np.ones(2)}, [1.0]])
-def test_metrics_that_are_no_numbers_are_refused(metrics):
+def test_metrics_that_are_not_numbers_are_rejected(metrics):
     with pytest.raises(TypeError, match="metrics: expected"):
         pts.CheckpointManager("run").save(0, tree(0), metrics=metrics)
 
 
-def test_steps_and_metrics_may_be_arrays_without_axes():
+def test_steps_and_metrics_may_be_0d_arrays():
     manager = pts.CheckpointManager("run", pad_step_number=True)
     path = manager.save(jnp.array(3), tree(3), metrics={"loss": jnp.float32(0.5), "epoch": 2}, metadata={"by": "me"})
     manager.close()
@@ -157,10 +155,10 @@ def test_steps_and_metrics_may_be_arrays_without_axes():
     assert manager.all_steps() == [3]
 
 
-# What it keeps.
+# Retention.
 
 
-def test_steps_that_are_kept_are_kept():
+def test_every_n_steps_are_kept():
     manager = saved(range(0, 100, 10), max_to_keep=2, keep_every_n_steps=40)
     assert manager.all_steps() == [0, 40, 80, 90]
 
@@ -169,7 +167,7 @@ LOSSES = [0.5, math.nan, 0.2, 0.4, 0.1, math.nan, 0.3, 0.6]
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_the_best_are_kept_and_the_newest_always(restart):
+def test_the_best_and_the_newest_are_kept(restart):
     expected = [[0], [0, 1], [0, 2], [2, 3], [2, 4], [2, 4, 5], [2, 4, 6], [2, 4, 7]]
     manager = pts.CheckpointManager("run", max_to_keep=1, keep_best=(2, "loss"))
     for step, loss in enumerate(LOSSES):
@@ -184,7 +182,7 @@ def test_the_best_are_kept_and_the_newest_always(restart):
     assert manager.best_step("accuracy") is None
 
 
-def test_checkpoints_without_the_metric_are_never_best():
+def test_checkpoints_without_the_metric_are_never_ranked_best():
     manager = saved(range(4), max_to_keep=1, keep_best=(1, "loss", "max"), metrics=[{}, {"loss": -5}, {}, {}])
     assert manager.all_steps() == [1, 3]
     manager = saved(range(4), directory="none", max_to_keep=1, keep_best=(1, "loss"))
@@ -205,8 +203,8 @@ def test_policies():
     assert [str(decision) for decision in manager.explain()] == [
         "ckpt-1 (step 1): kept: best 1 by loss (min)",
         "ckpt-3 (step 3): kept: named step",
-        "ckpt-7 (step 7): to be deleted",
-        "ckpt-8 (step 8): to be deleted",
+        "ckpt-7 (step 7): will be deleted",
+        "ckpt-8 (step 8): will be deleted",
         "ckpt-9 (step 9): kept: newest, last 1, younger than 25 s",
     ]
     manager.save(10, tree(10))
@@ -230,7 +228,7 @@ def test_pinned_checkpoints_stay_until_they_are_unpinned():
     manager.unpin(0)
     manager.save(6, tree(6))
     assert manager.all_steps() == [6]
-    with pytest.raises(pts.CheckpointNotFoundError, match=r"a checkpoint of step 0, found those of \[6\]"):
+    with pytest.raises(pts.CheckpointNotFoundError, match=r"a checkpoint of step 0, found the steps \[6\]"):
         manager.pin(0)
 
 
@@ -239,7 +237,7 @@ def test_a_lowered_limit_takes_effect_with_the_next_save():
     assert saved([8], max_to_keep=2).all_steps() == [7, 8]
 
 
-def test_what_a_saver_has_left_is_kept_and_found():
+def test_checkpoints_of_a_saver_are_kept_and_found():
     saver = pts.Saver(max_to_keep=3)
     for step in range(4):
         saver.save(tree(step), "run/ckpt", step)
@@ -250,7 +248,7 @@ def test_what_a_saver_has_left_is_kept_and_found():
     manager.save(5, tree(5))
     manager.close()
     assert manager.all_steps() == [1, 2, 3, 5]
-    assert "ckpt-1 (step 1): kept: preserved: not watched any more" in map(str, manager.explain())
+    assert "ckpt-1 (step 1): kept: preserved: no longer tracked" in map(str, manager.explain())
 
 
 def test_other_names_in_the_directory_are_left_alone():
@@ -262,7 +260,7 @@ def test_other_names_in_the_directory_are_left_alone():
     assert on_disk() == ["best", "ckpt", "ckpt-01", "ckpt-1x", "ckpt-2", "ckpt-99", "other-7"]
 
 
-def test_a_clock_that_was_set_back_does_not_cost_the_newest():
+def test_the_newest_is_kept_if_the_clock_was_set_back():
     now = [1000.0]
     arguments = {"max_to_keep": 2, "keep_checkpoint_every_n_hours": 0.01, "clock": lambda: now[0], "block": True}
     manager = pts.CheckpointManager("run", **arguments)
@@ -281,10 +279,10 @@ def test_a_clock_that_was_set_back_does_not_cost_the_newest():
     assert manager.latest_step() == 6
 
 
-# What it finds again.
+# Restoring and listing.
 
 
-def test_a_run_that_was_never_saved():
+def test_a_run_without_checkpoints():
     manager = pts.CheckpointManager("run")
     assert (manager.latest_step(), manager.all_steps(), manager.explain()) == (None, [], [])
     assert manager.best_step("loss") is None
@@ -312,7 +310,7 @@ def test_restore_or_init_with_real_states():
     assert_trees_equal(other.restore_or_init(linear), linear)
 
 
-def test_restore_takes_the_options_of_restore():
+def test_restore_accepts_the_options_of_pytreesaver_restore():
     saved([1])
     manager = pts.CheckpointManager("run")
     like = {"w": jnp.zeros(100, int), "step": 0, "more": 5}
@@ -321,7 +319,7 @@ def test_restore_takes_the_options_of_restore():
     assert isinstance(manager.restore(as_numpy=True)["w"], np.ndarray)
     restored = manager.restore_or_init({"step": 0, "more": 5}, missing="keep", unexpected="ignore")
     assert restored == {"step": 1, "more": 5}
-    with pytest.raises(pts.CheckpointNotFoundError, match=r"of step 7, found those of \[1\]"):
+    with pytest.raises(pts.CheckpointNotFoundError, match=r"of step 7, found the steps \[1\]"):
         manager.restore(step=7)
 
 
@@ -344,7 +342,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_newest_checkpoint_is_passed_over_by_name(damage, fresh):
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(damage, fresh):
     manager = saved(range(5), close=False)
     manager.wait_until_finished()
     damage()
@@ -362,12 +360,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over_by_name(damage, fresh):
     assert manager.latest_step() == 4
 
 
-def test_if_all_are_damaged_nothing_is_started_over_silently():
+def test_a_run_of_damaged_checkpoints_does_not_start_over():
     saved(range(2))
     for step in range(2):
         flip(step)
     manager = pts.CheckpointManager("run")
-    with pytest.warns(pts.RetentionWarning, match="offered instead: nothing"):
+    with pytest.warns(pts.RetentionWarning, match="using instead: nothing"):
         assert manager.latest_step() is None
     with pytest.raises(pts.CorruptCheckpointError, match="no checkpoint can be restored"):
         manager.restore_or_init(tree(0))
@@ -392,7 +390,7 @@ def test_latest_step_reads_a_checkpoint_once(monkeypatch):
 
 @pytest.mark.parametrize("block", [True, False])
 @pytest.mark.parametrize("operation", ["open_new", "reserve", "write", "sync_file", "sync_directory", "rename"])
-def test_a_failed_save_changes_nothing_that_was_remembered(monkeypatch, operation, block):
+def test_a_failed_save_changes_no_state(monkeypatch, operation, block):
     manager = saved([0], max_to_keep=1, block=block, close=False)
     manager.wait_until_finished()
 
@@ -416,7 +414,7 @@ def test_a_failed_save_changes_nothing_that_was_remembered(monkeypatch, operatio
     assert not list(Path("run").glob(".*.tmp"))
 
 
-def test_an_error_in_the_background_is_raised_even_by_a_save_that_is_not_due(monkeypatch):
+def test_a_background_error_is_raised_even_by_a_save_that_is_not_due(monkeypatch):
     manager = pts.CheckpointManager("run", save_interval_steps=10)
     with monkeypatch.context() as patch:
         patch.setattr(filesystem, "reserve", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
@@ -428,7 +426,7 @@ def test_an_error_in_the_background_is_raised_even_by_a_save_that_is_not_due(mon
     manager.close()
 
 
-def test_what_could_not_be_deleted_keeps_its_place_in_the_line(monkeypatch):
+def test_a_checkpoint_that_cannot_be_deleted_stays_listed_in_order(monkeypatch):
     losses = [{"loss": loss} for loss in (0.0, 1.0, 0.5)]
     with monkeypatch.context() as patch:
         patch.setattr(run_directory, "delete_checkpoint", refuse_to_remove)
@@ -447,7 +445,7 @@ def refuse_to_remove(path):
     raise pts.CheckpointIOError(f"{path.name}: busy", errno.EBUSY)
 
 
-def test_a_directory_moved_elsewhere_goes_on():
+def test_a_moved_or_copied_directory_continues():
     saved(range(3), max_to_keep=2)
     shutil.copytree("run", "copy")
     Path("run").rename("moved")
@@ -458,7 +456,7 @@ def test_a_directory_moved_elsewhere_goes_on():
     assert not Path("run").exists()
 
 
-def test_a_damaged_state_file_stops_nobody():
+def test_a_run_continues_after_a_damaged_state_file():
     saved(range(3), max_to_keep=2)
     Path("run/checkpoint").write_text("???")
     manager = pts.CheckpointManager("run", max_to_keep=2, block=True)
@@ -472,7 +470,7 @@ def test_a_damaged_state_file_stops_nobody():
     )
 
 
-def test_a_checkpoint_that_was_not_listed_before_the_end_counts():
+def test_a_checkpoint_that_a_killed_process_did_not_list_counts():
     saved(range(2))
     state = Path("run/checkpoint").read_bytes()
     saved([2])
@@ -486,7 +484,7 @@ def test_a_checkpoint_that_was_not_listed_before_the_end_counts():
 
 
 @pytest.mark.parametrize("call", ["open_existing", "fingerprint"])
-def test_a_passing_error_of_the_disk_costs_no_checkpoint(monkeypatch, call):
+def test_a_temporary_disk_error_loses_no_checkpoint(monkeypatch, call):
     manager = saved(
         range(5), max_to_keep=3, keep_best=(1, "loss"), metrics=[{"loss": i} for i in range(5)], close=False
     )
@@ -496,20 +494,20 @@ def test_a_passing_error_of_the_disk_costs_no_checkpoint(monkeypatch, call):
     manager = pts.CheckpointManager("run", max_to_keep=1, keep_best=(1, "loss"), block=True)
     real = getattr(filesystem, call)
 
-    def unlucky(path, *args):
+    def failing(path, *args):
         if "ckpt-0" in str(path) or "ckpt-2" in str(path):
             raise OSError(errno.ESTALE, "Stale file handle")
         return real(path, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(filesystem, call, unlucky)
+        patch.setattr(filesystem, call, failing)
         manager.all_steps()
         manager.save(5, tree(5))
     manager.save(6, tree(6))
     assert manager.all_steps() == [0, 2, 6]
 
 
-def test_a_pin_on_a_checkpoint_with_a_damaged_index_holds():
+def test_a_pinned_checkpoint_with_a_damaged_index_is_kept():
     manager = saved(range(2), max_to_keep=2, block=True, close=False)
     manager.pin(0)
     flip(0, file="index.json", offset=100)
@@ -518,7 +516,7 @@ def test_a_pin_on_a_checkpoint_with_a_damaged_index_holds():
     assert on_disk() == ["ckpt-0", "ckpt-2", "ckpt-3"]
 
 
-def test_a_clock_that_was_ahead_and_corrected_does_not_roll_the_run_back():
+def test_correcting_a_clock_that_was_ahead_does_not_roll_the_run_back():
     now = [10_000.0]
     arguments = {"max_to_keep": 5, "block": True, "clock": lambda: now[0]}
     with pts.CheckpointManager("run", **arguments) as manager:
@@ -539,7 +537,7 @@ def test_a_clock_that_was_ahead_and_corrected_does_not_roll_the_run_back():
     assert again.restore()["step"] == 40
 
 
-def test_without_its_state_file_a_run_of_damaged_checkpoints_is_not_started_over():
+def test_a_run_of_damaged_checkpoints_without_a_state_file_does_not_start_over():
     saved(range(2))
     for step in range(2):
         flip(step, file="index.json", offset=100)
@@ -548,7 +546,7 @@ def test_without_its_state_file_a_run_of_damaged_checkpoints_is_not_started_over
         pts.CheckpointManager("run").restore_or_init(tree(0))
 
 
-def test_without_its_state_file_the_order_of_the_saves_counts_and_not_the_clock():
+def test_without_a_state_file_the_order_of_the_saves_counts_and_not_the_clock():
     now = [1000.0]
     with pts.CheckpointManager("run", clock=lambda: now[0], block=True) as manager:
         for step in range(3):
@@ -559,7 +557,7 @@ def test_without_its_state_file_the_order_of_the_saves_counts_and_not_the_clock(
     assert pts.CheckpointManager("run").latest_step() == 2
 
 
-def test_a_path_with_two_dots_is_the_directory_that_it_leads_to():
+def test_dot_dot_in_a_path_is_resolved():
     Path("scripts").mkdir()
     os.chdir("scripts")
     for step in range(5):
@@ -579,8 +577,8 @@ def test_the_directory_stays_the_same_when_the_working_directory_changes():
     assert on_disk("../run") == [f"ckpt-{step}" for step in range(4)]
 
 
-def test_after_a_restart_what_is_no_later_than_the_last_preserved_one_is_preserved_too():
-    """As TensorFlow's manager does it: `min(timestamp, now) > last_preserved_timestamp` is what it goes on with."""
+def test_after_a_restart_checkpoints_before_the_last_preserved_one_are_preserved():
+    """As in TensorFlow, whose manager then tracks only those with `min(timestamp, now) > last_preserved_timestamp`."""
     now = [0.0]
     arguments = {"max_to_keep": 1, "keep_checkpoint_every_n_hours": 1.0, "clock": lambda: now[0]}
     with pts.CheckpointManager("run", **arguments) as manager:
@@ -593,7 +591,7 @@ def test_after_a_restart_what_is_no_later_than_the_last_preserved_one_is_preserv
     assert on_disk() == ["ckpt-4", "ckpt-6", "ckpt-7"]
 
 
-def test_two_managers_of_one_process_do_not_undo_each_other():
+def test_two_managers_of_one_process_cooperate():
     first = pts.CheckpointManager("run", max_to_keep=2, block=True)
     second = pts.CheckpointManager("run", max_to_keep=2, block=True)
     for step in range(6):
@@ -601,7 +599,7 @@ def test_two_managers_of_one_process_do_not_undo_each_other():
     assert on_disk() == ["ckpt-4", "ckpt-5"]
 
 
-def test_a_pin_waits_for_the_save_under_way_and_holds(monkeypatch):
+def test_pin_waits_for_the_pending_save(monkeypatch):
     manager = saved([1], max_to_keep=1, close=False)
     manager.wait_until_finished()
     real = filesystem.reserve
@@ -621,7 +619,7 @@ def test_a_clock_set_back_does_not_stop_the_saves():
     assert manager.should_save(1)
 
 
-def test_what_the_disk_cannot_read_is_passed_over_and_what_is_forbidden_is_not(monkeypatch):
+def test_checkpoints_with_disk_errors_are_skipped_but_other_errors_are_raised(monkeypatch):
     saved(range(2))
     real = filesystem.read_into
 
@@ -646,7 +644,7 @@ def test_what_the_disk_cannot_read_is_passed_over_and_what_is_forbidden_is_not(m
             pts.CheckpointManager("run").restore()
 
 
-def test_switching_the_padding_replaces_and_does_not_double():
+def test_switching_the_padding_overwrites_and_does_not_duplicate():
     saved([3, 4, 5], max_to_keep=3)
     manager = pts.CheckpointManager("run", max_to_keep=3, pad_step_number=True, block=True)
     manager.save(5, {"again": 5}, force=True)
@@ -656,8 +654,8 @@ def test_switching_the_padding_replaces_and_does_not_double():
     assert on_disk() == ["ckpt-00000006", "ckpt-4", "ckpt-5"]
 
 
-def test_smaller_things():
-    with pytest.raises(ValueError, match="metrics: expected a number that a float can hold"):
+def test_edge_cases():
+    with pytest.raises(ValueError, match="metrics: the value of 'loss' is too large for a float"):
         pts.CheckpointManager("run").save(0, tree(0), metrics={"loss": 10**400})
     with pytest.raises(pts.CheckpointIOError, match="too long"):
         pts.CheckpointManager("a" * 300).all_steps()
@@ -669,7 +667,7 @@ def test_smaller_things():
     assert pts.latest_checkpoint(".") is None
 
 
-def test_a_thread_that_cannot_be_started_does_not_cost_the_save(monkeypatch):
+def test_a_save_succeeds_if_no_thread_can_be_started(monkeypatch):
     def refuse(self):
         raise RuntimeError("can't start new thread")
 
@@ -682,7 +680,7 @@ def test_a_thread_that_cannot_be_started_does_not_cost_the_save(monkeypatch):
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_first_saves_whose_state_file_could_not_be_written_are_deleted_in_their_turn(monkeypatch, restart):
+def test_first_saves_that_could_not_be_listed_are_deleted_later(monkeypatch, restart):
     def refuse(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -700,7 +698,7 @@ def test_first_saves_whose_state_file_could_not_be_written_are_deleted_in_their_
     assert on_disk() == ["ckpt-3"]
 
 
-def test_a_copy_of_another_runs_checkpoint_is_not_resumed_from():
+def test_a_copy_of_another_runs_checkpoint_is_not_restored():
     saved(range(10), directory="a")
     saved(range(3), directory="b", max_to_keep=2)
     shutil.copytree("a/ckpt-9", "b/ckpt-9")
@@ -709,18 +707,18 @@ def test_a_copy_of_another_runs_checkpoint_is_not_resumed_from():
     assert manager.restore()["step"] == 2
 
 
-def test_a_standby_that_takes_over_does_not_go_back():
+def test_a_standby_that_takes_over_does_not_save_older_steps():
     standby = pts.CheckpointManager("run", block=True)
     assert standby.should_save(0)
     saved([10, 20, 30])
-    with pytest.raises(pts.CheckpointExistsError, match="step 11 lies before step 30"):
+    with pytest.raises(pts.CheckpointExistsError, match="step 11 is before step 30"):
         standby.save(11, tree(11))
     standby.restore(step=20)
     assert standby.save(21, tree(21)) == Path("run/ckpt-21")
     assert standby.latest_step() == 21
 
 
-def test_two_managers_with_saves_under_way_do_not_undo_each_other(monkeypatch):
+def test_two_managers_with_pending_saves_cooperate(monkeypatch):
     first, second = (pts.CheckpointManager("run", max_to_keep=1) for _ in range(2))
     first.save(1, tree(1))
     first.wait_until_finished()
@@ -751,21 +749,21 @@ def test_another_manager_may_delete_a_checkpoint_at_the_end_of_its_save(monkeypa
     assert manager.all_steps() == [1]
 
 
-def test_a_clock_set_back_deletes_nothing_whatever_the_rule():
+def test_a_clock_set_back_deletes_nothing_under_any_rule():
     now = [10_000.0]
     arguments = {"max_to_keep": 2, "keep_best": (1, "loss"), "clock": lambda: now[0], "block": True}
     saved(range(3), metrics=[{"loss": 1}] * 3, **arguments)
     before = on_disk()
     now[0] = 1_000.0
     manager = pts.CheckpointManager("run", **arguments)
-    with pytest.warns(pts.RetentionWarning, match="the checkpoints that are there will not be deleted"):
+    with pytest.warns(pts.RetentionWarning, match="the existing checkpoints will not be deleted"):
         manager.save(3, tree(3))
     for step in (4, 5):
         manager.save(step, tree(step))
     assert set(before) <= set(on_disk())
 
 
-def test_what_could_not_be_deleted_is_remembered_across_restarts():
+def test_failed_deletions_are_tried_again_after_a_restart():
     now = [0.0]
     arguments = {"max_to_keep": 1, "keep_checkpoint_every_n_hours": 1.0, "clock": lambda: now[0], "block": True}
     manager = pts.CheckpointManager("run", **arguments)
@@ -781,7 +779,7 @@ def test_what_could_not_be_deleted_is_remembered_across_restarts():
     assert 1 not in pts.CheckpointManager("run").all_steps()
 
 
-def test_an_unpinned_checkpoint_is_left_to_the_policy_after_a_restart_too():
+def test_an_unpinned_checkpoint_is_subject_to_retention_after_a_restart():
     now = [0.0]
     arguments = {"max_to_keep": 1, "keep_checkpoint_every_n_hours": 1.0, "clock": lambda: now[0], "block": True}
     manager = pts.CheckpointManager("run", **arguments)
@@ -799,7 +797,7 @@ def test_an_unpinned_checkpoint_is_left_to_the_policy_after_a_restart_too():
     assert 1 not in manager.all_steps()
 
 
-def test_a_warning_that_is_an_error_leaves_everything_in_order():
+def test_a_warning_that_is_an_error_keeps_the_state_consistent():
     manager = saved([1], max_to_keep=1, block=True, close=False)
     (Path("run/ckpt-1") / "notes").write_text("mine")
     with pytest.raises(pts.RetentionWarning):  # warnings are errors here

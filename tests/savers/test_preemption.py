@@ -1,4 +1,4 @@
-"""A last save when the process gets SIGTERM."""
+"""The last save after a SIGTERM."""
 
 import logging
 import os
@@ -41,12 +41,12 @@ def start_loop(*arguments):
     return process
 
 
-def test_on_sigterm_a_last_save_is_made_and_then_the_process_dies():
+def test_after_sigterm_the_process_saves_once_and_ends():
     process = start_loop()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM
-    assert "SIGTERM: the next save is the last one" in errors
+    assert "SIGTERM: the process will end after the next save" in errors
     manager = pts.CheckpointManager("run")
     steps = manager.all_steps()
     assert steps[0] == 0
@@ -54,7 +54,7 @@ def test_on_sigterm_a_last_save_is_made_and_then_the_process_dies():
     assert_trees_equal(manager.restore(), tree(steps[1]))
 
 
-def test_a_second_sigterm_ends_a_process_that_does_not_come_to_save():
+def test_a_second_sigterm_ends_a_process_that_does_not_save():
     process = start_loop("sleep")
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
@@ -65,7 +65,7 @@ def test_a_second_sigterm_ends_a_process_that_does_not_come_to_save():
     assert pts.CheckpointManager("run").all_steps() == [0]
 
 
-def test_sigterm_finishes_the_save_that_is_under_way(tmp_path):
+def test_after_sigterm_the_pending_save_is_finished(tmp_path):
     program = """
     import os, signal, time, threading, numpy as np, pytreesaver as pts
     from pytreesaver._io import filesystem
@@ -89,7 +89,7 @@ def test_sigterm_finishes_the_save_that_is_under_way(tmp_path):
     assert pts.CheckpointManager("run").restore() == {"w": 5}
 
 
-def test_the_signal_is_given_back(caplog):
+def test_the_previous_handler_is_restored_and_called(caplog):
     before = signal.getsignal(signal.SIGTERM)
     calls = []
     signal.signal(signal.SIGTERM, lambda *args: calls.append(args[0]))
@@ -125,7 +125,7 @@ def slow(descriptor):
 
 
 @pytest.mark.parametrize("block", [True, False])
-def test_a_last_save_may_take_longer_than_the_grace_and_is_not_hurt_by_more_signals(block):
+def test_the_last_save_may_exceed_the_grace_period_and_ignores_more_signals(block):
     run_and_expect_sigterm(f"""{SLOW_SAVES}
 import threading
 manager = pts.CheckpointManager("run", save_on_sigterm=True, block={block}, save_interval_steps=100)
@@ -139,7 +139,7 @@ raise AssertionError("not reached")
     assert pts.CheckpointManager("run").restore() == {"w": 1}
 
 
-def test_a_save_that_failed_before_does_not_cost_the_last_one():
+def test_an_earlier_failed_save_does_not_prevent_the_last_one():
     errors = run_and_expect_sigterm("""
     from pytreesaver._io import filesystem
     manager = pts.CheckpointManager("run", save_on_sigterm=True)
@@ -162,7 +162,7 @@ def test_a_save_that_failed_before_does_not_cost_the_last_one():
 
 
 @pytest.mark.parametrize("block", [True, False])
-def test_a_last_save_that_fails_is_told_of(block):
+def test_a_failed_last_save_is_logged(block):
     errors = run_and_expect_sigterm(f"""
     from pytreesaver._io import filesystem
     manager = pts.CheckpointManager("run", save_on_sigterm=True, block={block})
@@ -179,7 +179,7 @@ def test_a_last_save_that_fails_is_told_of(block):
     assert pts.CheckpointManager("run").restore() == {"w": 0}
 
 
-def test_managers_closed_in_any_order_give_the_signal_back():
+def test_the_previous_handler_is_restored_when_the_last_manager_is_closed():
     before = signal.getsignal(signal.SIGTERM)
     first = pts.CheckpointManager("a", save_on_sigterm=True)
     second = pts.CheckpointManager("b", save_on_sigterm=True)
@@ -207,7 +207,7 @@ def test_a_process_that_saves_from_another_thread_ends_too():
     assert manager.restore() == {"w": manager.all_steps()[-1]}
 
 
-def test_a_signal_during_a_save_that_is_not_due_still_gets_its_last_checkpoint():
+def test_a_signal_during_a_save_that_is_not_due_makes_it_the_last_save():
     run_and_expect_sigterm("""
     manager = pts.CheckpointManager("run", save_on_sigterm=True, save_interval_steps=100)
     manager.save(0, {"w": 0})
@@ -246,7 +246,7 @@ def test_a_forked_child_has_its_own_last_save():
     assert pts.CheckpointManager("child").restore() == {"w": 1}
 
 
-def test_what_ends_a_with_block_after_the_signal_is_told():
+def test_an_error_in_a_with_block_after_the_signal_is_logged():
     errors = run_and_expect_sigterm("""
     with pts.CheckpointManager("run", save_on_sigterm=True) as manager:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Saver: names, steps, what it keeps, what it refuses, and how it goes on in an old directory."""
+"""Saver: names, steps, retention, invalid arguments, and continued runs."""
 
 import dataclasses
 import errno
@@ -29,7 +29,7 @@ def on_disk(directory="run"):
 
 
 @pytest.mark.parametrize("step", [7, np.int32(7), np.array(7), jnp.array(7), jnp.uint8(7)])
-def test_a_step_may_be_an_int_or_an_integer_array_without_axes(step):
+def test_a_step_may_be_an_int_or_a_0d_integer_array(step):
     path = pts.Saver().save(TREE, "run/model", step)
     assert path == "run/model-7"
     assert pts.load_checkpoint(path).step == 7
@@ -40,7 +40,7 @@ def test_a_step_may_be_an_int_or_an_integer_array_without_axes(step):
     ("step", "error"),
     [(1.0, TypeError), (True, TypeError), ("7", TypeError), (np.array([7]), TypeError), (-1, ValueError)],
 )
-def test_other_steps_are_refused(step, error):
+def test_other_steps_are_rejected(step, error):
     with pytest.raises(error, match="step: expected"):
         pts.Saver().save(TREE, "run/model", step)
     assert not Path("run").exists()
@@ -55,7 +55,7 @@ def test_names():
     assert saver.last_checkpoints == ["run/model-00000020", "run/model-123456789", "run/model", "run/default"]
 
 
-def test_saving_a_name_again_replaces_it_and_makes_it_the_newest():
+def test_saving_a_name_again_overwrites_it_and_makes_it_the_newest():
     saver = pts.Saver(max_to_keep=2)
     for step, value in [(1, 10), (2, 20), (1, 30), (3, 40)]:
         saver.save({"w": value}, "run/model", step)
@@ -67,11 +67,11 @@ def test_saving_a_name_again_replaces_it_and_makes_it_the_newest():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"max_to_keep": -1}, ValueError, "max_to_keep: expected None or an int from 0 on, found -1"),
+        ({"max_to_keep": -1}, ValueError, "max_to_keep: expected None or an int of at least 0, found -1"),
         ({"max_to_keep": 2.5}, TypeError, "max_to_keep: expected an int or None"),
         ({"max_to_keep": True}, TypeError, "max_to_keep: expected an int or None"),
-        ({"keep_checkpoint_every_n_hours": -0.5}, ValueError, "expected no negative number of hours"),
-        ({"keep_checkpoint_every_n_hours": float("nan")}, ValueError, "expected no negative number of hours"),
+        ({"keep_checkpoint_every_n_hours": -0.5}, ValueError, "expected a non-negative number of hours"),
+        ({"keep_checkpoint_every_n_hours": float("nan")}, ValueError, "expected a non-negative number of hours"),
         ({"keep_checkpoint_every_n_hours": "1"}, TypeError, "expected a number of hours"),
         ({"var_list": {}}, ValueError, "No variables to save"),
         ({"var_list": {"a": "x", "b": "x"}}, ValueError, "one saved name for each variable"),
@@ -79,10 +79,14 @@ def test_saving_a_name_again_replaces_it_and_makes_it_the_newest():
         ({"reshape": "yes"}, TypeError, "reshape: expected True or False"),
         ({"format": "tar"}, ValueError, "format: expected None"),
         ({"saver_def": {}}, ValueError, "saver_def: expected a SaverDef"),
-        ({"saver_def": pts.SaverDef(), "max_to_keep": 3}, ValueError, "in place of the other arguments"),
+        (
+            {"saver_def": pts.SaverDef(), "max_to_keep": 3},
+            ValueError,
+            "saver_def: cannot be combined with other arguments",
+        ),
     ],
 )
-def test_nonsense_is_refused_by_the_constructor(arguments, error, message):
+def test_the_constructor_rejects_invalid_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         pts.Saver(**arguments)
 
@@ -96,11 +100,11 @@ def test_nonsense_is_refused_by_the_constructor(arguments, error, message):
             {"save_path": "run/foo", "global_step": 7, "latest_filename": "foo-7"},
             "conflicts with the path of the state",
         ),
-        ({"save_path": "run/"}, "found that of a directory"),
+        ({"save_path": "run/"}, "found the directory"),
         ({}, "save_path: expected a path"),
     ],
 )
-def test_nonsense_is_refused_by_save_before_anything_is_written(arguments, message):
+def test_save_rejects_invalid_arguments_before_it_writes(arguments, message):
     with pytest.raises(ValueError, match=message):
         pts.Saver().save(TREE, **arguments)
     assert not Path("run").exists()
@@ -113,7 +117,7 @@ def test_the_order_of_the_arguments_is_that_of_tensorflow():
     )
 
 
-def test_a_saver_def_is_json_and_makes_the_same_saver():
+def test_a_saver_def_round_trips_through_json():
     saver = pts.Saver(
         {"kernel": "dense/kernel"},
         max_to_keep=np.int64(1),
@@ -133,7 +137,7 @@ def test_a_saver_def_is_json_and_makes_the_same_saver():
         pts.Saver(lambda name: True).as_saver_def()
 
 
-# Which variables.
+# The variable list.
 
 
 SELECTIONS = {
@@ -173,7 +177,7 @@ def test_var_list_as_a_dict_renames():
     assert (restored["step"], restored["dense"]["bias"]) == (7, like["dense"]["bias"])
 
 
-def test_a_selection_of_nothing_shows_near_names():
+def test_an_empty_selection_suggests_similar_names():
     with pytest.raises(pts.VariableNotFoundError, match=r"'dens/\*\*' selects nothing; did you mean 'dense'"):
         pts.Saver("dens/**").save(TREE, "run/model")
     with pytest.raises(pts.VariableNotFoundError, match="'heads' selects nothing"):
@@ -183,7 +187,7 @@ def test_a_selection_of_nothing_shows_near_names():
     assert not Path("run").exists()
 
 
-def test_what_cannot_be_saved_does_not_matter_where_it_is_not_selected():
+def test_unsupported_leaves_that_are_not_selected_are_ignored():
     tree = {"w": np.ones(2), "function": print, "by": {(1, 2): 3}}
     path = pts.Saver("w").save(tree, "run/model")
     assert_trees_equal(pts.restore(path), {"w": np.ones(2)})
@@ -209,7 +213,7 @@ def test_an_empty_tree_needs_allow_empty():
         saver.restore("not there")
 
 
-def test_reshape_takes_the_same_number_of_elements():
+def test_reshape_requires_the_same_number_of_elements():
     path = pts.save({"w": np.arange(6), "key": jax.random.split(jax.random.key(0), 4)}, "model")
     like = {"w": np.zeros((3, 2), int), "key": jax.random.split(jax.random.key(1), 4).reshape(2, 2)}
     with pytest.raises(pts.MismatchError) as refused:
@@ -240,12 +244,12 @@ def test_restore_sequentially_reads_one_variable_at_a_time(monkeypatch):
     assert reads == [[0], [1], [2], [3], [4]]
 
 
-def test_restoring_none_says_what_that_means():
+def test_restoring_none_is_an_error():
     with pytest.raises(ValueError, match="Can't load save_path when it is None"):
         pts.Saver().restore(pts.latest_checkpoint("run"))
 
 
-def test_its_name_is_in_the_log(caplog):
+def test_the_name_is_logged(caplog):
     with caplog.at_level(logging.INFO, "pytreesaver"):
         pts.Saver(name="encoder").save(TREE, "run/model", 1)
     assert caplog.messages == ["encoder saved run/model-1"]
@@ -273,7 +277,7 @@ def test_max_to_keep_none_keeps_all_and_lists_the_newest(none):
 
 
 @pytest.mark.parametrize("hours", [None, 0])
-def test_every_no_hours_preserves_all_that_were_saved_after_the_construction(hours):
+def test_zero_or_none_hours_preserve_all_saves_after_the_construction(hours):
     clock = iter([0.0, *map(float, range(10))])
     saver = pts.Saver(max_to_keep=1, keep_checkpoint_every_n_hours=hours, clock=lambda: next(clock))
     for step in range(4):
@@ -291,7 +295,7 @@ def test_write_state_false_neither_lists_nor_deletes():
     assert saver.last_checkpoints == ["run/model-3"]
 
 
-def test_a_new_saver_goes_on_with_what_the_state_file_lists():
+def test_a_new_saver_tracks_the_listed_checkpoints():
     for limit, last in ((4, 6), (2, 7)):
         saver = pts.Saver(max_to_keep=limit)
         for step in range(last - 5 if limit == 4 else last, last + 1):
@@ -301,7 +305,7 @@ def test_a_new_saver_goes_on_with_what_the_state_file_lists():
     assert saver.last_checkpoints == ["run/model-6", "run/model-7"]
 
 
-def test_a_new_saver_takes_in_what_a_dead_one_had_not_listed_yet():
+def test_a_new_saver_tracks_checkpoints_that_a_killed_one_did_not_list():
     with pts.Saver(max_to_keep=2) as saver:
         for step in (1, 2):
             saver.save({"w": step}, "run/model", step)
@@ -326,7 +330,7 @@ def test_other_checkpoints_in_the_directory_are_left_alone():
     assert on_disk() == ["best", "model-1", "model-3"]
 
 
-def test_paths_with_wildcards_in_them_are_paths():
+def test_wildcards_in_paths_are_literal():
     saver = pts.Saver(max_to_keep=1)
     pts.save(TREE, "run [1]*/model-10")
     for step in (1, 2):
@@ -335,7 +339,7 @@ def test_paths_with_wildcards_in_them_are_paths():
     assert pts.latest_checkpoint("run [1]*") == Path(path)
 
 
-def test_seeded_checkpoints_are_evicted_in_their_turn_and_a_lowered_limit_takes_effect():
+def test_last_checkpoints_that_were_set_are_deleted_down_to_the_limit():
     for step in range(8):
         pts.save({"w": step}, f"run/model-{step}")
     saver = pts.Saver(max_to_keep=2)
@@ -344,7 +348,7 @@ def test_seeded_checkpoints_are_evicted_in_their_turn_and_a_lowered_limit_takes_
     assert on_disk() == ["model-7", "model-8"]
 
 
-def test_recover_last_checkpoints_takes_those_that_are_there():
+def test_recover_last_checkpoints_skips_missing_ones():
     for step in (1, 3):
         pts.save({"w": step}, f"run/model-{step}")
     Path("run/model-2").mkdir()
@@ -355,7 +359,7 @@ def test_recover_last_checkpoints_takes_those_that_are_there():
     assert on_disk() == ["model-2", "model-3", "model-4"]
 
 
-def test_what_was_deleted_by_hand_is_no_trouble():
+def test_manually_deleted_checkpoints_are_ignored():
     saver = pts.Saver(max_to_keep=1)
     saver.save(TREE, "run/model", 1)
     shutil.rmtree("run/model-1")
@@ -363,7 +367,7 @@ def test_what_was_deleted_by_hand_is_no_trouble():
     assert on_disk() == ["model-2"]
 
 
-def test_a_checkpoint_with_foreign_files_in_it_is_not_deleted_and_that_is_said():
+def test_a_checkpoint_with_other_files_in_it_is_kept_with_a_warning():
     saver = pts.Saver(max_to_keep=1)
     path = saver.save(TREE, "run/model", 1)
     (Path(path) / "notes.txt").write_text("the best one")
@@ -386,7 +390,7 @@ def test_paths_in_the_state_file(tmp_path):
 
 
 @pytest.mark.parametrize("relative", [True, False])
-def test_a_directory_moved_elsewhere_goes_on(tmp_path, relative):
+def test_a_moved_or_copied_directory_continues(tmp_path, relative):
     start = "run/model" if relative else tmp_path / "run" / "model"
     with pts.Saver(max_to_keep=2) as saver:
         for step in (1, 2):
@@ -410,7 +414,7 @@ def test_a_second_saver_leaves_the_checkpoints_of_the_first_alone():
     assert on_disk() == ["model-1", "model-2", "model-3", "model-best-1"]
 
 
-def test_another_state_file_is_another_list():
+def test_state_files_are_independent():
     saver, best = pts.Saver(max_to_keep=1), pts.Saver(max_to_keep=1)
     saver.save(TREE, "run/model", 1)
     best.save(TREE, "run/best", 1, latest_filename="best_checkpoint")
@@ -421,7 +425,7 @@ def test_another_state_file_is_another_list():
 
 
 @pytest.mark.parametrize("operation", ["open_new", "reserve", "write", "sync_file", "rename"])
-def test_a_failed_save_changes_nothing_that_was_remembered(monkeypatch, operation):
+def test_a_failed_save_changes_no_state(monkeypatch, operation):
     saver = pts.Saver(max_to_keep=1)
     saver.save({"w": 1}, "run/model", 1)
     before = (saver.last_checkpoints, saver.next_checkpoint_time, Path("run/checkpoint").read_bytes())
@@ -440,7 +444,7 @@ def test_a_failed_save_changes_nothing_that_was_remembered(monkeypatch, operatio
     assert [entry.name for entry in Path("run").iterdir() if entry.suffix == ".tmp"] == []
 
 
-def test_a_state_file_that_cannot_be_written_costs_nothing(monkeypatch):
+def test_failing_to_write_the_state_file_loses_nothing(monkeypatch):
     saver = pts.Saver(max_to_keep=1)
     saver.save({"w": 1}, "run/model", 1)
     with monkeypatch.context() as patch:
@@ -453,14 +457,14 @@ def test_a_state_file_that_cannot_be_written_costs_nothing(monkeypatch):
     assert on_disk() == ["model-3"]
 
 
-def test_a_closed_saver_saves_no_more():
+def test_a_closed_saver_cannot_save():
     with pts.Saver() as saver:
         saver.save(TREE, "run/model", 1)
     with pytest.raises(ValueError, match="closed"):
         saver.save(TREE, "run/model", 2)
 
 
-def test_an_interrupted_deletion_costs_nothing_newer(monkeypatch):
+def test_an_interrupted_deletion_loses_nothing_newer(monkeypatch):
     saver = pts.Saver(max_to_keep=3)
     for step in (1, 2, 3):
         saver.save({"w": step}, "run/model", step)
@@ -477,7 +481,7 @@ def test_an_interrupted_deletion_costs_nothing_newer(monkeypatch):
     assert on_disk() == ["model-3", "model-4", "model-5"]
 
 
-def test_a_deletion_that_is_an_error_for_warnings_costs_nothing_newer():
+def test_a_deletion_warning_that_is_an_error_loses_nothing_newer():
     saver = pts.Saver(max_to_keep=1)
     path = saver.save({"w": 1}, "run/model", 1)
     (Path(path) / "notes.txt").write_text("mine")
@@ -488,7 +492,7 @@ def test_a_deletion_that_is_an_error_for_warnings_costs_nothing_newer():
     assert on_disk() == ["model-3"]
 
 
-def test_a_path_with_two_dots_is_the_directory_that_it_leads_to():
+def test_dot_dot_in_a_path_is_resolved():
     Path("scripts").mkdir()
     os.chdir("scripts")
     for step in range(4):
@@ -497,7 +501,7 @@ def test_a_path_with_two_dots_is_the_directory_that_it_leads_to():
     assert on_disk("../run") == ["model-2", "model-3"]
 
 
-def test_the_same_relative_path_from_two_places_is_two_checkpoints():
+def test_a_relative_path_in_two_working_directories_is_two_checkpoints():
     saver = pts.Saver(max_to_keep=1)
     for place in ("a", "b"):
         Path(place).mkdir()
@@ -521,7 +525,7 @@ def test_a_pinned_checkpoint_is_not_deleted():
 
 
 @pytest.mark.parametrize("option", [{"missing": "eror"}, {"unexpected": "drop"}])
-def test_a_misspelt_option_is_refused(option):
+def test_a_misspelt_option_is_rejected(option):
     path = pts.save(TREE, "run/ckpt-1")
     for restore in (pts.Saver().restore, pts.restore):
         with pytest.raises(ValueError, match=r'expected "error" or'):
@@ -532,7 +536,7 @@ def test_a_misspelt_option_is_refused(option):
         pts.Saver().restore(path, missing="keep")
 
 
-def test_reshape_leaves_python_numbers_alone():
+def test_reshape_does_not_apply_to_python_numbers():
     path = pts.save({"n": 5, "x": np.ones(1)}, "model")
     with pytest.raises(pts.MismatchError, match=r"n: expected int64\[1\], found int"):
         pts.Saver(reshape=True).restore(path, {"n": np.zeros(1, int), "x": np.ones(1)})
@@ -552,7 +556,7 @@ def test_restoring_sequentially_names_every_damaged_variable():
     assert refused.value.damaged == ["a", "c"]
 
 
-def test_saved_names_have_to_be_text():
+def test_saved_names_must_be_valid_utf_8():
     with pytest.raises(ValueError, match="var_list: expected names that can be written as UTF-8"):
         pts.Saver({"\ud800": "w"})
 
@@ -567,7 +571,7 @@ def test_a_list_of_thousands_of_names():
     assert str(refused.value).count("did you mean") == 20
 
 
-def test_the_error_that_ends_a_with_block_comes_out(monkeypatch, caplog):
+def test_an_error_in_a_with_block_is_raised_with_the_save_error_as_a_note(monkeypatch, caplog):
     with pytest.raises(KeyError) as raised, pts.Saver() as saver, monkeypatch.context() as patch:  # noqa: PT012
         patch.setattr(filesystem, "reserve", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
         saver.save(TREE, "run/model", 1, block=False)
@@ -577,7 +581,7 @@ def test_the_error_that_ends_a_with_block_comes_out(monkeypatch, caplog):
     assert any("No space left" in message for message in caplog.messages)
 
 
-def test_close_keeps_its_limit_while_another_thread_saves(monkeypatch):
+def test_close_times_out_while_another_thread_saves(monkeypatch):
     saver = pts.Saver()
     opened, begun = threading.Event(), threading.Event()
     real = filesystem.reserve
@@ -599,8 +603,8 @@ def test_close_keeps_its_limit_while_another_thread_saves(monkeypatch):
     assert on_disk() == ["model-1"]
 
 
-def unlisted(step, *, name="model", directory="run"):
-    """Save as a process does that is killed before it can list the checkpoint."""
+def save_unlisted(step, *, name="model", directory="run"):
+    """Save as a process that is killed before it lists the checkpoint."""
     state = Path(directory, "checkpoint").read_bytes()
     with pts.Saver(max_to_keep=None) as saver:
         path = Path(saver.save({"w": step}, f"{directory}/{name}", step))
@@ -624,20 +628,20 @@ def test_a_copy_of_another_runs_checkpoint_is_not_the_newest_one():
     assert on_disk("b") == ["model-2", "model-3", "model-9", "pretrained"]
 
 
-def test_one_saver_for_two_names_and_a_kill_before_the_state_is_written():
+def test_one_saver_for_two_names_that_is_killed_before_it_lists():
     with pts.Saver() as saver:
         saver.save({"w": 1}, "run/best", 1)
         for step in range(2, 7):
             saver.save({"w": step}, "run/last", step)
-    unlisted(7, name="best")
+    save_unlisted(7, name="best")
     assert pts.latest_checkpoint("run") == Path("run/best-7")
 
 
-def test_a_step_saved_again_and_killed_before_it_is_listed_is_the_newest():
+def test_a_step_that_is_saved_again_but_not_listed_is_the_newest():
     with pts.Saver() as saver:
         for step in range(1, 6):
             saver.save({"w": step}, "run/model", step)
-    unlisted(3)
+    save_unlisted(3)
     assert pts.latest_checkpoint("run") == Path("run/model-3")
     with pts.Saver(max_to_keep=2) as saver:
         saver.save({"w": 6}, "run/model", 6)
@@ -645,7 +649,7 @@ def test_a_step_saved_again_and_killed_before_it_is_listed_is_the_newest():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "I/O error")])
-def test_trouble_right_after_the_state_file_was_written_costs_nothing_newer(monkeypatch, error):
+def test_an_error_right_after_the_state_file_is_written_loses_nothing_newer(monkeypatch, error):
     saver = pts.Saver(max_to_keep=3)
     for step in (1, 2, 3):
         saver.save({"w": step}, "run/model", step)
@@ -663,18 +667,18 @@ def test_trouble_right_after_the_state_file_was_written_costs_nothing_newer(monk
     assert on_disk() == ["model-3", "model-4", "model-5"]
 
 
-def test_one_checkpoint_by_two_spellings_is_one():
+def test_two_paths_of_one_checkpoint_count_once():
     Path("real").mkdir()
     Path("link").symlink_to("real")
     saver = pts.Saver(max_to_keep=1)
     for directory in ("real", "link", "real/../link"):
         path = saver.save({"w": directory}, f"{directory}/model", 1)
         assert pts.restore(path) == {"w": directory}
-    with pytest.raises(ValueError, match="expected different paths"):
+    with pytest.raises(ValueError, match="expected distinct paths"):
         pts.Saver().set_last_checkpoints_with_time([("real/model-1", 1.0), ("link/model-1", 2.0)])
 
 
-def test_a_checkpoint_whose_deletion_cannot_be_made_durable_is_still_there(monkeypatch):
+def test_a_checkpoint_whose_deletion_cannot_be_made_durable_still_exists(monkeypatch):
     path = pts.save(TREE, "run/model")
 
     def refuse(directory):

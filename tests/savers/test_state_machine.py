@@ -1,4 +1,4 @@
-"""A run as a state machine: saves that succeed, fail or are killed, restarts, moves; and 200 real kills."""
+"""A run as a state machine: saves that succeed, fail or are killed, restarts and moves. And 200 real kills."""
 
 import errno
 import gc
@@ -37,11 +37,11 @@ CHANGES = (
 
 
 class Killed(BaseException):
-    """The process is dead: what cleans up after errors does not run either."""
+    """The simulated end of the process. Clean-up after errors cannot change the disk either."""
 
 
 class Faults:
-    """Refuses one call that changes the disk, or that one and all after it, as if the process had been killed."""
+    """Fails one call that changes the disk, or that call and all later ones, as if the process had been killed."""
 
     def __init__(self):
         self.real = {name: getattr(filesystem, name) for name in CHANGES}
@@ -89,7 +89,7 @@ class Run(RuleBasedStateMachine):
         self.moves = 0
         self.step = 0
         self.now = 1e9
-        self.known = []  # what is on disk, in the order of the saves
+        self.known = []  # the checkpoints on disk, in the order of the saves
         self.manager = None
 
     def teardown(self):
@@ -98,7 +98,7 @@ class Run(RuleBasedStateMachine):
         shutil.rmtree(self.root)
 
     def drop(self):
-        """Lose the manager as a process that dies loses it."""
+        """Drop the manager as the end of its process would."""
         if self.manager is not None and self.manager._session.lock is not None:
             self.manager._session.lock.release()
         self.manager = None
@@ -132,25 +132,25 @@ class Run(RuleBasedStateMachine):
     @initialize(settings=SETTINGS, loss=st.floats(0, 1))
     def first(self, settings, loss):
         self.start(settings)
-        self.save_well(loss)
+        self.save_successfully(loss)
 
     @rule(loss=st.floats(0, 1) | st.just(float("nan")))
-    def save_well(self, loss):
+    def save_successfully(self, loss):
         saved = self.next_save(loss)
         assert self.save(saved) == self.directory / saved.path
         self.known = self.kept([*self.known, saved])
         assert self.on_disk() == {saved.path for saved in self.known}
         assert not list(self.directory.glob(".*.tmp"))
 
-    def after_trouble(self, saved):
-        """The new one is there or not; what would have been kept is there; what is to go may have gone."""
-        there = self.on_disk()
+    def after_failure(self, saved):
+        """The new checkpoint may exist. Those that retention keeps do exist. Those to delete may exist."""
+        existing = self.on_disk()
         before = self.known
         after = [*before, saved]
-        self.known = [one for one in after if one.path in there]
-        must_stay = self.kept(after) if saved.path in there else before
-        assert there == {one.path for one in self.known}
-        assert {one.path for one in must_stay} - {saved.path} <= there
+        self.known = [one for one in after if one.path in existing]
+        must_stay = self.kept(after) if saved.path in existing else before
+        assert existing == {one.path for one in self.known}
+        assert {one.path for one in must_stay} - {saved.path} <= existing
 
     @rule(loss=st.floats(0, 1), calls=st.integers(1, 30), error=st.sampled_from(ERRORS))
     def fail(self, loss, calls, error):
@@ -164,7 +164,7 @@ class Run(RuleBasedStateMachine):
             assert refused.errno == error  # noqa: PT017
         finally:
             self.faults.disarm()
-        self.after_trouble(saved)
+        self.after_failure(saved)
 
     @rule(loss=st.floats(0, 1), calls=st.integers(1, 30))
     def kill(self, loss, calls):
@@ -176,7 +176,7 @@ class Run(RuleBasedStateMachine):
             pass
         finally:
             self.faults.disarm()
-        self.after_trouble(saved)
+        self.after_failure(saved)
         self.drop()
         self.start()
 
@@ -240,7 +240,7 @@ class Run(RuleBasedStateMachine):
         assert pts.latest_checkpoint(self.directory) == self.directory / self.newest().path
 
     @invariant()
-    def everything_that_is_there_restores(self):
+    def all_checkpoints_can_be_restored(self):
         for saved in self.known:
             assert_trees_equal(pts.restore(self.directory / saved.path), self.tree(saved))
 
@@ -249,7 +249,7 @@ Run.TestCase.settings = hypothesis.settings(max_examples=25, stateful_step_count
 TestRun = Run.TestCase
 
 
-def test_200_kills_cost_no_checkpoint(tmp_path):
+def test_200_kills_lose_no_checkpoint(tmp_path):
     script = Path(__file__).parent / "kill_and_restart.py"
     result = subprocess.run([sys.executable, script, "200"], capture_output=True, text=True, check=False, timeout=400)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -272,7 +272,7 @@ manager.save(1, {"w": 2}, force=True)
 
 
 @pytest.mark.parametrize("kind", ["saver", "manager"])
-def test_what_a_killed_overwrite_has_left_is_removed_by_the_next_writer(kind):
+def test_leftovers_of_a_killed_overwrite_are_removed_by_the_next_writer(kind):
     assert subprocess.run([sys.executable, "-c", OVERWRITE], check=False).returncode == -signal.SIGKILL
     assert len(list(Path("run/ckpt-1").iterdir())) == 4
     if kind == "saver":
@@ -284,11 +284,11 @@ def test_what_a_killed_overwrite_has_left_is_removed_by_the_next_writer(kind):
     assert pts.restore("run/ckpt-1") == {"w": 1}
 
 
-def test_a_thread_that_saves_and_one_that_asks():
+def test_one_thread_saves_and_another_one_lists():
     manager = pts.CheckpointManager("run", max_to_keep=2)
     problems = []
 
-    def ask():
+    def list_steps():
         try:
             while thread.is_alive():
                 step = manager.latest_step()
@@ -305,10 +305,10 @@ def test_a_thread_that_saves_and_one_that_asks():
         manager.wait_until_finished()
 
     thread = threading.Thread(target=work)
-    asker = threading.Thread(target=ask)
+    reader = threading.Thread(target=list_steps)
     thread.start()
-    asker.start()
+    reader.start()
     thread.join()
-    asker.join()
+    reader.join()
     assert problems == []
     assert manager.all_steps() == [28, 29]

@@ -182,7 +182,7 @@ def test_lossy_casts_are_refused_by_name():
 )
 def test_only_numbers_are_cast(stored, wanted):
     path = pts.save({"x": stored}, "model")
-    with pytest.raises(pts.MismatchError, match="of another shape or dtype"):
+    with pytest.raises(pts.MismatchError, match="with a different shape or dtype"):
         pts.restore(path, {"x": wanted}, cast=True)
 
 
@@ -247,7 +247,7 @@ def test_cast_to_a_floating_dtype_without_a_template():
             pts.restore(path, cast=nonsense)
     with pytest.raises(ValueError, match="the template decides the dtypes"):
         pts.restore(path, tree, cast=jnp.bfloat16)
-    with pytest.raises(pts.MismatchError, match=r"w: expected float32\[3\], found float64\[3\] \(JAX holds no 64-bit"):
+    with pytest.raises(pts.MismatchError, match=r"w: expected float32\[3\], found float64\[3\] \(JAX has no 64-bit"):
         pts.restore(path, cast=np.float64)
     assert pts.restore(path, cast=np.float64, as_numpy=True)["w"].dtype == np.float64
 
@@ -302,11 +302,11 @@ def test_the_error_suggests_reshape_if_it_helps():
     path = pts.save({"x": np.arange(6), "y": np.arange(3)}, "model")
     message = message_of(pts.MismatchError, lambda: pts.restore(path, {"x": np.zeros((2, 3)), "y": np.arange(4)}))
     assert message == (
-        "2 variables of model do not fit:\n"
-        "of another shape or dtype (2):\n"
+        "2 variables of model do not match:\n"
+        "with a different shape or dtype (2):\n"
         "  x: expected float64[2,3], found int64[6]\n"
         "  y: expected int64[4], found int64[3]\n"
-        "(cast=True converts to the template's dtypes; reshape=True takes any shape of as many elements)"
+        "(cast=True converts to the template's dtypes; reshape=True accepts any shape with the same number of elements)"
     )
     restored = pts.restore(path, {"x": np.zeros((2, 3))}, only="x", cast=True, reshape=True)
     assert_trees_equal(restored, {"x": np.arange(6.0).reshape(2, 3)})

@@ -1,1 +1,1 @@
-"""From a checkpoint to a tree, with a template or without."""
+"""Restoring a checkpoint into a tree, with or without a template."""

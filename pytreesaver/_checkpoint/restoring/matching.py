@@ -1,4 +1,4 @@
-"""Fit a template to what is stored: which variable each leaf takes, or everything that does not fit. Pure."""
+"""Matching of a template with the stored variables: which variable each leaf takes, or all differences. No I/O."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +23,11 @@ from pytreesaver._tree.kinds import (
 )
 from pytreesaver._tree.rename import Renaming, likely_renaming
 
-X64_NOTE = "JAX holds no 64-bit arrays while jax_enable_x64 is off"
+X64_NOTE = "JAX has no 64-bit arrays while jax_enable_x64 is off"
 
 
 class Difference(NamedTuple):
-    """What was expected of a variable and what was found, as it stands in the message."""
+    """How a variable differs from the template, in the words of the message."""
 
     expected: str
     found: str
@@ -36,21 +36,21 @@ class Difference(NamedTuple):
 
 @dataclass
 class Problems:
-    """What does not fit, in the order in which it is found.
+    """All differences between a template and a checkpoint, in the order in which they are found.
 
     Attributes:
-        where: what the checkpoint is called in the message.
-        stored_names: the names of all of its variables.
-        missing: {name in the template: name in the checkpoint} of the variables that are not there.
-        unexpected: names of variables that no leaf takes and that must not be there.
-        surplus: names of all variables that no leaf takes.
+        where: the name of the checkpoint in the message.
+        stored_names: the names of all its variables.
+        missing: {name in the template: name in the checkpoint} of the missing variables.
+        unexpected: the names of variables that no leaf takes, if they are errors.
+        surplus: the names of all variables that no leaf takes.
         shape, dtype: as in `MismatchError`.
-        differ: what the message says of each variable of another shape or dtype.
-        unused: entries of the renaming that say nothing of the template, each with a hint at what could be meant.
-        label: what the renaming is called.
-        nothing_to_keep: whether the missing ones are those whose template has no value that could be kept.
-        hints: whether arguments of `restore` may be named at all.
-        cast_helps, reshape_helps, narrowing_helps: whether an argument of `restore` would mend some of it.
+        differ: the difference of each variable with another shape or dtype, by its name.
+        unused: the entries of the renaming that match no variable of the template, each with a hint for the message.
+        label: the name of the argument that holds the renaming.
+        nothing_to_keep: whether leaves are missing because their template has no value to keep.
+        hints: whether the message may suggest arguments of `restore`.
+        cast_helps, reshape_helps, narrowing_helps: whether an argument of `restore` would resolve some differences.
     """
 
     where: str
@@ -70,7 +70,7 @@ class Problems:
     hints: bool = True
 
     def raise_if_any(self) -> None:
-        """Raise a `MismatchError` if there is anything."""
+        """Raise a `MismatchError` if there are any differences."""
         if self.missing or self.unexpected or self.differ or self.unused:
             raise MismatchError(
                 "\n".join(self._lines()),
@@ -86,7 +86,7 @@ class Problems:
         lines = []
         if count:
             lines.append(
-                f"{count} variable{'s' * (count != 1)} of {self.where} {'do' if count != 1 else 'does'} not fit:"
+                f"{count} variable{'s' * (count != 1)} of {self.where} {'do' if count != 1 else 'does'} not match:"
             )
         if self.unused:
             lines.append(f"entries of {self.label} that match no variable of the template ({len(self.unused)}):")
@@ -98,7 +98,7 @@ class Problems:
             lines.append(f"in the checkpoint but not in the template ({len(self.unexpected)}):")
             lines += [f"  {quoted(name)}" for name in self.unexpected]
         if self.differ:
-            lines.append(f"of another shape or dtype ({len(self.differ)}):")
+            lines.append(f"with a different shape or dtype ({len(self.differ)}):")
             lines += [
                 f"  {quoted(name)}: expected {d.expected}, found {d.found}{f' ({d.note})' if d.note else ''}"
                 for name, d in self.differ.items()
@@ -110,7 +110,7 @@ class Problems:
         if all(name == stored for name, stored in self.missing.items()):
             renaming = likely_renaming(list(self.missing), self.surplus)
             if renaming is not None:
-                hint = f"  all of them are there under another prefix: rename={renaming} finds them"
+                hint = f"  all of them exist under another prefix: rename={renaming} finds them"
                 return [hint, *(f"  {quoted(name)}" for name in self.missing)]
             return lines_with_suggestions(list(self.missing), self.surplus or self.stored_names)
         suggest = suggestions(self.surplus or self.stored_names)
@@ -124,24 +124,24 @@ class Problems:
         if not self.hints:
             return ways
         if self.missing and self.nothing_to_keep:
-            ways.append("a ShapeDtypeStruct has no value that could be kept")
+            ways.append("a ShapeDtypeStruct has no value to keep")
         elif self.missing:
             ways.append('missing="keep" keeps the template\'s own values')
         if self.unexpected:
-            ways.append('unexpected="ignore" leaves what the template lacks')
+            ways.append('unexpected="ignore" ignores extra variables')
         if self.cast_helps:
             ways.append("cast=True converts to the template's dtypes")
         if self.reshape_helps:
-            ways.append("reshape=True takes any shape of as many elements")
+            ways.append("reshape=True accepts any shape with the same number of elements")
         if any(difference.note == X64_NOTE for difference in self.differ.values()):
-            ways.append('jax.config.update("jax_enable_x64", True) allows 64 bits, as_numpy=True gives NumPy arrays')
+            ways.append('jax.config.update("jax_enable_x64", True) enables 64 bits, as_numpy=True returns NumPy arrays')
         if self.narrowing_helps:
-            ways.append("cast=True gives 32 bits")
+            ways.append("cast=True converts to 32 bits")
         return ways
 
 
 def joined(errors: Sequence[MismatchError]) -> MismatchError:
-    """One error that says what all of them say."""
+    """Return one error that contains all of these."""
     return MismatchError(
         "\n".join(map(str, errors)),
         missing=[name for error in errors for name in error.missing],
@@ -157,19 +157,19 @@ Unexpected = Literal["error", "ignore"]
 
 
 class StoredVariables(NamedTuple):
-    """What a checkpoint holds, in columns: `shapes` are those of the stored arrays."""
+    """The variables of a checkpoint, in columns: `shapes` are those of the stored arrays."""
 
     names: Sequence[str]
     types: Sequence[LeafType]
     shapes: Sequence[Sequence[int]]
 
     def logical_shape(self, position: int) -> tuple[int, ...]:
-        """The shape of the leaf that a variable was saved from."""
+        """Return the shape of the leaf from which a variable was saved."""
         return logical_shape(self.types[position], self.shapes[position])
 
 
 class LeafPlan(msgspec.Struct, frozen=True, gc=False):
-    """Which variable a leaf takes, and what it is to become: in type and shape that may differ from what is stored."""
+    """The position of the variable that a leaf takes, and the wanted leaf, whose type and shape may differ from it."""
 
     position: int
     target: Template
@@ -191,27 +191,27 @@ def match_template(
     value_of: Callable[[int], Any],
     x64_enabled: bool,
 ) -> list[LeafPlan | None]:
-    """A plan for each leaf of the template; None for a leaf that keeps its own value.
+    """Return a plan for each leaf of the template, or None for a leaf that keeps its own value.
 
     Args:
-        template: the leaves that are to be restored, by their names.
-        stored: what the checkpoint holds.
-        where: what messages call the checkpoint.
-        missing: as for `pytreesaver.restore`.
-        unexpected: as for `pytreesaver.restore`.
-        cast: take any number for any other.
-        reshape: take any array of as many elements.
-        renaming: gives the names in the checkpoint.
-        template_names: the names of all leaves, restored or not: an entry of the renaming has to be for one of them.
-        considered: whether a stored variable that no leaf takes is worth a word.
-        hints: whether the message may name arguments of `pytreesaver.restore`.
-        value_of: gives the value of a stored Python number by its position: an int fits an int32 leaf only if it is
-            small enough.
-        x64_enabled: whether JAX can hold 64 bits.
+        template: the leaves to restore, by their names.
+        stored: the variables of the checkpoint.
+        where: the name of the checkpoint in messages.
+        missing: as in `pytreesaver.restore`.
+        unexpected: as in `pytreesaver.restore`.
+        cast: whether to accept numbers of any other dtype.
+        reshape: whether to accept arrays of another shape with the same number of elements.
+        renaming: maps the names of leaves to names in the checkpoint.
+        template_names: the names of all leaves, restored or not: each entry of the renaming must match one of them.
+        considered: whether a stored variable that no leaf takes counts as unexpected, by its name.
+        hints: whether the message may suggest arguments of `pytreesaver.restore`.
+        value_of: returns the value of a stored Python number by its position: an int fits into an int32 leaf only if it
+            is small enough.
+        x64_enabled: whether JAX arrays can have 64-bit dtypes.
 
     Raises:
-        MismatchError: naming every variable that is missing, unexpected, or of another shape or dtype, and every
-            entry of the renaming that is for none.
+        MismatchError: if the template and the checkpoint differ. It names every variable that is missing, unexpected,
+            or has another shape or dtype, and every entry of the renaming that matches no leaf.
     """
     positions = {name: i for i, name in enumerate(stored.names)}
     stored_names = {name: renaming.stored_name(name) if renaming else name for name in template}
@@ -230,10 +230,10 @@ def match_template(
             continue
         plan.append(LeafPlan(position, wanted))
         found, found_shape = stored.types[position], stored.logical_shape(position)
-        misfit = _layout_problem(wanted)
+        misfit = _sharding_problem(wanted)
         if misfit:
-            whole = describe(wanted.type, wanted.shape)
-            problems.differ[name] = Difference(f"{whole} with {wanted.sharding}", describe(found, found_shape), misfit)
+            expected = f"{describe(wanted.type, wanted.shape)} with {wanted.sharding}"
+            problems.differ[name] = Difference(expected, describe(found, found_shape), misfit)
             continue
         if found == wanted.type and found_shape == wanted.shape and not _needs_x64(found, x64_enabled):
             continue
@@ -272,30 +272,29 @@ def _is_reshapable(found: LeafType, found_shape: tuple[int, ...], wanted: Templa
     return of_arrays and math.prod(found_shape) == math.prod(wanted.shape)
 
 
-def _layout_problem(wanted: Template) -> str:
-    """Why an array of the wanted shape cannot have the wanted sharding, or nothing."""
+def _sharding_problem(wanted: Template) -> str:
+    """Return why an array of the wanted shape cannot have the wanted sharding, or an empty string."""
     if wanted.sharding is None:
         return ""
     try:
         wanted.sharding.shard_shape(wanted.shape)
     except ValueError as error:
         return str(error).partition("\n")[0]
-    except IndexError:  # what JAX makes of a scalar
-        return "the sharding is for arrays of more axes"
+    except IndexError:  # JAX raises it for a scalar
+        return "the sharding is for arrays with more axes"
     return ""
 
 
 def check_targets(targets: Mapping[str, Template], stored: StoredVariables, *, where: str, x64_enabled: bool) -> None:
-    """Refuse to restore without a template what JAX would cut down to 32 bits, or what a sharding does not fit.
-
-    `targets` are what the `stored` variables are to become, in the same order.
+    """Check the leaves to restore without a template: `targets` are those of the `stored` variables, in the same order.
 
     Raises:
-        MismatchError: naming every such variable; its `dtype` gives (what JAX can hold now, what is stored).
+        MismatchError: if JAX would truncate variables to 32 bits, or a sharding does not fit their shape. It names all
+            of these; its `dtype` holds (the dtype that JAX would use, the dtype of the target).
     """
     problems = Problems(where, stored.names)
     for position, (name, target) in enumerate(targets.items()):
-        misfit = _layout_problem(target)
+        misfit = _sharding_problem(target)
         if _needs_x64(target.type, x64_enabled):
             narrow = LeafType("jax", X64_DTYPES[target.type.dtype])
             wide = describe(target.type, target.shape)
@@ -316,7 +315,7 @@ def _needs_x64(leaf_type: LeafType, x64_enabled: bool) -> bool:
 def _compare(
     wanted: Template, found: LeafType, found_shape: tuple[int, ...], value: Callable[[], Any], x64_enabled: bool
 ) -> str | None:
-    """None if a leaf of type `found` can become the wanted one with nothing lost, else a note on why not (or "")."""
+    """Return None if a leaf of type `found` can become the wanted one without loss, else a note on why not (or "")."""
     target = wanted.type
     if _needs_x64(target, x64_enabled):
         return X64_NOTE

@@ -1,4 +1,4 @@
-"""Reading leaves: many variables at a time, in bounded memory, into NumPy arrays, the mapped file, or JAX."""
+"""Reading of leaves, many variables at a time and in bounded memory: as NumPy arrays, mapped memory or JAX arrays."""
 
 import math
 from collections import Counter
@@ -32,25 +32,26 @@ from pytreesaver.formats.damage import add_damage, joined_damage
 from pytreesaver.formats.protocol import CheckpointReader
 
 _BATCH = 16
-"""How many arrays one call of a compiled function takes. It compiles in 30 ms; more make that longer, and nothing
-faster."""
+"""The number of arrays per call of the compiled function. It compiles in 30 ms; more arrays would take longer to
+compile and run no faster."""
 
 _WORTH_COMPILING = 1024
-"""From so many arrays of one kind on, the function is compiled: each costs a fourth of what `jax.device_put` takes."""
+"""The number of arrays of one dtype and shape from which compiling pays: per array, the compiled function takes a
+quarter of the time of `jax.device_put`."""
 
-MOST_COPIED_NBYTES = 64 << 10
-"""Up to here an array may be copied, which the compiled function does; larger ones are taken over as they lie."""
+MAX_COPIED_NBYTES = 64 << 10
+"""The largest array that may be copied, as the compiled function does. JAX uses larger ones in place if it can."""
 
 
 def jax_arrays(arrays: Sequence[np.ndarray]) -> list[Any]:
-    """Uncommitted JAX arrays on the default device, as `jax.device_put` makes them of `arrays`.
+    """Return uncommitted JAX arrays on the default device, as `jax.device_put` does.
 
     Example:
         >>> jax_arrays([np.ones(2, np.float32)])
         [Array([1., 1.], dtype=float32)]
     """
     if not arrays:
-        return []  # without asking JAX, which would take hold of its devices
+        return []  # without calling JAX, which would initialize its devices
     if len(arrays) < _WORTH_COMPILING or not _may_compile():
         return list(jax.device_put(list(arrays)))
     by_kind: dict[Any, list[int]] = {}
@@ -59,16 +60,17 @@ def jax_arrays(arrays: Sequence[np.ndarray]) -> list[Any]:
     batches: list[list[int]] = []
     rest: list[int] = []
     for alike in by_kind.values():
-        is_worth_it = len(alike) >= _WORTH_COMPILING and arrays[alike[0]].nbytes <= MOST_COPIED_NBYTES
+        is_worth_it = len(alike) >= _WORTH_COMPILING and arrays[alike[0]].nbytes <= MAX_COPIED_NBYTES
         first = len(alike) % _BATCH or _BATCH if is_worth_it else len(alike)
         rest += alike[:first]
         batches += [alike[start : start + _BATCH] for start in range(first, len(alike), _BATCH)]
     results: list[Any] = [None] * len(arrays)
-    # There is always a rest, and JAX refuses it if such transfers are forbidden; the others are no less explicit.
+    # Compiled calls count as implicit transfers, but these are as explicit as `jax.device_put`, so they are allowed.
+    # There is always a rest, for which `jax.device_put` raises if the user forbids explicit transfers too.
     _put(results, rest, jax.device_put([arrays[i] for i in rest]))
     with jax.transfer_guard_host_to_device("allow"):
         for batch in batches:
-            _put(results, batch, _unchanged(*[arrays[i] for i in batch]))
+            _put(results, batch, _identity(*[arrays[i] for i in batch]))
     return results
 
 
@@ -77,38 +79,40 @@ def _put(results: list[Any], positions: Sequence[int], values: Sequence[Any]) ->
         results[i] = value
 
 
-_unchanged = jax.jit(lambda *arrays: arrays)
+_identity = jax.jit(lambda *arrays: arrays)
 
 
 def _may_compile() -> bool:
-    """Whether a compiled function gives what `jax.device_put` gives: not where the user has results checked, functions
-    not compiled, or a mesh over which they are spread."""
+    """Return whether a compiled function returns what `jax.device_put` does.
+
+    It does not if the user has disabled compilation, checks results for NaN or infinity, or has set a mesh.
+    """
     config: Any = jax.config
-    is_left_alone = not (config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs)
-    return is_left_alone and jax.sharding.get_abstract_mesh().empty
+    uses_defaults = not (config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs)
+    return uses_defaults and jax.sharding.get_abstract_mesh().empty
 
 
 _WINDOW_NBYTES = 32 << 20
-"""How many bytes of leaves that have to be copied are held at a time; twice as many while they go to a device."""
+"""The maximum size of a group of several leaves to copy. A second group may be in flight to a device."""
 
 _SMALL_NBYTES = 1 << 20
-"""Up to here a variable is read whole, whatever is to become of it."""
+"""Variables up to this size are never read in parts."""
 
 
 def read_leaves(
     reader: CheckpointReader, plans: Sequence[LeafPlan], names: Sequence[str], options: RestoreOptions
 ) -> list[Any]:
-    """Read the leaf of each plan, and show the progress.
+    """Read the leaf of each plan, and report the progress.
 
     Args:
         reader: the open checkpoint.
-        plans: what to read, and what it becomes.
+        plans: the variables to read and the leaves that they become.
         names: the names of the leaves.
         options: how to read.
 
     Raises:
-        CorruptCheckpointError: naming every damaged variable.
-        MismatchError: naming every variable with a value that the requested dtype cannot represent.
+        CorruptCheckpointError: if variables are damaged. It names all of them.
+        MismatchError: if the requested dtype cannot represent a value. It names every such variable.
     """
     total = 0 if options.progress is False else sum(reader.nbytes[each] for each in {plan.position for plan in plans})
     with reporting(options.progress, f"restoring {reader.path}", total):
@@ -119,27 +123,27 @@ def _read_leaves(
     reader: CheckpointReader, plans: Sequence[LeafPlan], names: Sequence[str], options: RestoreOptions
 ) -> list[Any]:
     leaves: list[Any] = [None] * len(plans)
-    found = _Found([], {})
-    on_its_way: list[Any] = []
+    failures = _Failures([], {})
+    in_flight: list[Any] = []
     for group in _groups(reader, plans, options):
-        made = _leaves_of_group(reader, [plans[i] for i in group], [names[i] for i in group], options, found)
-        if found.damage or found.losses:
-            leaves.clear()  # the rest is only read to find all that is wrong
+        made = _leaves_of_group(reader, [plans[i] for i in group], [names[i] for i in group], options, failures)
+        if failures.damage or failures.losses:
+            leaves.clear()  # the rest is read only to find all failures
             continue
         for i, leaf in zip(group, made, strict=True):
             leaves[i] = leaf
-        # What is on its way to a device still takes memory here; one group may be while the next one is read.
-        jax.block_until_ready(on_its_way)  # type: ignore[no-untyped-call]
-        on_its_way = [] if len(group) == len(plans) else [leaf for leaf in made if isinstance(leaf, jax.Array)]
-    if found.damage:
-        raise joined_damage(reader, found.damage)
-    if found.losses:
-        raise _loss_error(reader, found.losses)
+        # Arrays in flight to a device still take memory on the host. One group may be in flight while the next is read.
+        jax.block_until_ready(in_flight)  # type: ignore[no-untyped-call]
+        in_flight = [] if len(group) == len(plans) else [leaf for leaf in made if isinstance(leaf, jax.Array)]
+    if failures.damage:
+        raise joined_damage(reader, failures.damage)
+    if failures.losses:
+        raise _loss_error(reader, failures.losses)
     return leaves
 
 
-class _Found(NamedTuple):
-    """What is wrong with the variables that were read so far."""
+class _Failures(NamedTuple):
+    """The damage and the lossy casts in the variables that were read so far."""
 
     damage: list[CorruptCheckpointError]
     losses: dict[str, tuple[LeafPlan, LossyCastError]]
@@ -150,10 +154,10 @@ def _leaves_of_group(
     plans: Sequence[LeafPlan],
     names: Sequence[str],
     options: RestoreOptions,
-    found: _Found,
+    failures: _Failures,
 ) -> list[Any]:
-    """The leaves of some plans, None for those of which something is wrong."""
-    sources = _read_group(reader, plans, options, found.damage)
+    """Return the leaves of some plans, None for those that failed. Adds to `failures`."""
+    sources = _read_group(reader, plans, options, failures.damage)
     leaves: list[Any] = []
     for_jax: dict[int, np.ndarray] = {}
     uses = Counter(plan.position for plan in plans) if len(sources) < len(plans) else {}
@@ -163,8 +167,8 @@ def _leaves_of_group(
         if uses and source is not None:
             uses[plan.position] -= 1
             if uses[plan.position]:
-                source = source.copy()  # no two leaves share memory: one of them may be written to, now or later
-        if source is not None and _is_taken_as_it_is(reader, plan, options):
+                source = source.copy()  # leaves must not share memory: the user may write to one of them
+        if source is not None and _needs_no_conversion(reader, plan, options):
             if not (options.as_numpy or plan.target.type.kind == "numpy"):
                 for_jax[len(leaves)] = source
             elif source.flags.aligned:
@@ -175,18 +179,18 @@ def _leaves_of_group(
             try:
                 leaf = _leaf(reader, plan, source, options)
             except LossyCastError as loss:
-                found.losses[name] = plan, loss
+                failures.losses[name] = plan, loss
             except CorruptCheckpointError as error:
-                add_damage(found.damage, error)
+                add_damage(failures.damage, error)
         leaves.append(leaf)
-    if not (found.damage or found.losses):
+    if not (failures.damage or failures.losses):
         for i, leaf in zip(for_jax, jax_arrays(list(for_jax.values())), strict=True):
             leaves[i] = leaf
     return leaves
 
 
-def _is_taken_as_it_is(reader: CheckpointReader, plan: LeafPlan, options: RestoreOptions) -> bool:
-    """Whether a stored array is the leaf, but that it may have to be given to JAX."""
+def _needs_no_conversion(reader: CheckpointReader, plan: LeafPlan, options: RestoreOptions) -> bool:
+    """Return whether the stored array is the leaf, except that JAX may have to put it on a device."""
     target = plan.target
     stored, wanted = reader.types[plan.position], target.type
     return (
@@ -215,9 +219,9 @@ def _loss_error(reader: CheckpointReader, losses: Mapping[str, tuple[LeafPlan, L
 
 
 def _groups(reader: CheckpointReader, plans: Sequence[LeafPlan], options: RestoreOptions) -> Iterator[list[int]]:
-    """The plans in groups whose variables are read together; those of one variable are in one group.
+    """Yield the plans in groups whose variables are read together. Plans of the same variable are in the same group.
 
-    What is read into the memory of its leaf takes none beside it, and does not count.
+    Variables that are read directly into the memory of their leaf need no other memory and do not count.
     """
     group: list[int] = []
     nbytes, last = 0, -1
@@ -236,17 +240,17 @@ def _groups(reader: CheckpointReader, plans: Sequence[LeafPlan], options: Restor
 
 
 def _is_read_in_place(reader: CheckpointReader, plan: LeafPlan, options: RestoreOptions) -> bool:
-    """Whether a leaf has the memory into which its variable is read: on a CPU JAX takes over what lies aligned."""
-    if not _is_taken_as_it_is(reader, plan, options):
+    """Return whether the variable is read into the memory of its leaf. On the CPU, JAX uses aligned memory in place."""
+    if not _needs_no_conversion(reader, plan, options):
         return False
     nbytes = reader.nbytes[plan.position]
     is_aligned = nbytes % ALIGNMENT == 0 or (nbytes > _SMALL_NBYTES and not options.mmap)
-    is_taken_over = nbytes > MOST_COPIED_NBYTES and is_aligned
-    return options.as_numpy or plan.target.type.kind == "numpy" or (is_taken_over and _puts_on_cpu())
+    is_used_by_jax = nbytes > MAX_COPIED_NBYTES and is_aligned
+    return options.as_numpy or plan.target.type.kind == "numpy" or (is_used_by_jax and _default_device_is_cpu())
 
 
-def _puts_on_cpu() -> bool:
-    """Whether arrays that are given no place go to the memory of the CPU."""
+def _default_device_is_cpu() -> bool:
+    """Return whether JAX puts arrays into CPU memory by default."""
     device: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
     return (getattr(device, "platform", device) or jax.default_backend()) == "cpu"
 
@@ -254,12 +258,12 @@ def _puts_on_cpu() -> bool:
 def _read_group(
     reader: CheckpointReader, plans: Sequence[LeafPlan], options: RestoreOptions, damage: list[CorruptCheckpointError]
 ) -> dict[int, np.ndarray]:
-    """The stored arrays, by their positions, of the plans that take a variable whole; nothing of what is damaged."""
+    """Return the stored arrays that are not read in parts, by their positions, without the damaged ones."""
     rest = list(
         dict.fromkeys(
             plan.position
             for plan in plans
-            if _is_taken_as_it_is(reader, plan, options) or not _is_read_in_parts(reader, plan, options)
+            if _needs_no_conversion(reader, plan, options) or not _is_read_in_parts(reader, plan, options)
         )
     )
     arrays: dict[int, np.ndarray] = {}
@@ -269,7 +273,7 @@ def _read_group(
             mapped = reader.map(places, verify=options.verify)
         except CorruptCheckpointError as error:
             add_damage(damage, error)
-            # What is intact and not mapped has to be looked at yet.
+            # Variables that are intact but cannot be mapped are read below; damaged ones are not read again.
             places = [(position, box) for position, box in places if reader.names[position] not in error.damaged]
             rest = [position for position, _ in places]
             mapped = reader.map(places, verify=False)
@@ -284,7 +288,7 @@ def _read_group(
 
 
 def _is_read_in_parts(reader: CheckpointReader, plan: LeafPlan, options: RestoreOptions) -> bool:
-    """Whether a leaf is made of copies of parts of its variable, so that the variable need not be held whole."""
+    """Return whether a leaf is built from copies of parts of its variable, which is then never in memory as a whole."""
     if reader.nbytes[plan.position] <= _SMALL_NBYTES:
         return False
     stored, target = reader.types[plan.position], plan.target
@@ -297,7 +301,7 @@ def _is_read_in_parts(reader: CheckpointReader, plan: LeafPlan, options: Restore
 
 
 def _leaf(reader: CheckpointReader, plan: LeafPlan, source: np.ndarray | None, options: RestoreOptions) -> Any:
-    """The leaf of a plan, from its whole stored array, or from parts of it that are read now."""
+    """Return the leaf of a plan, from the stored array, or, if that is None, from parts of it that are read now."""
     position, target = plan.position, plan.target
     name, stored, wanted = reader.names[position], reader.types[position], target.type
     shape = logical_shape(stored, reader.shapes[position])
@@ -312,14 +316,14 @@ def _leaf(reader: CheckpointReader, plan: LeafPlan, source: np.ndarray | None, o
         return build_leaf(source, stored, wanted, sharding)
     except UnicodeDecodeError as error:
         raise CorruptCheckpointError(
-            f"{reader.path}: {quoted(name)}: the stored bytes are no str: {error}", damaged=[name]
+            f"{reader.path}: {quoted(name)}: the stored bytes are not a valid str: {error}", damaged=[name]
         ) from error
     except CorruptCheckpointError:
         raise
     except (ValueError, TypeError) as error:
         where = "" if sharding is None else f" with {sharding}"
         raise MismatchError(
-            f"{quoted(name)} of {reader.path}: {describe(stored, shape)} cannot be made{where}: {error}"
+            f"{quoted(name)} of {reader.path}: {describe(stored, shape)} cannot be restored{where}: {error}"
         ) from error
 
 
@@ -349,7 +353,7 @@ def _read_boxes(
     shape: tuple[int, ...],
     options: RestoreOptions,
 ) -> dict[Box, np.ndarray]:
-    """Boxes of a variable in the wanted shape and dtype, each in memory of its own or as it lies in the file."""
+    """Return boxes of a variable in the wanted shape and dtype, each mapped from the file or in separate memory."""
     dtype = storage_dtype(wanted)
     parts: dict[Box, np.ndarray] = {}
     if options.mmap and dtype == storage_dtype(reader.types[position]) and shape == reader.shapes[position]:
@@ -374,7 +378,7 @@ def _read_boxes(
 
 
 def _assign(losses: list[LossyCastError], output: np.ndarray, values: np.ndarray) -> None:
-    # The rest is still read when something is lost, because its checksums may tell why.
+    # Continue after a loss: a checksum of the rest may show that the variable is damaged.
     try:
         convert(values, output)
     except LossyCastError as loss:

@@ -1,9 +1,10 @@
-"""What each leaf of the result is to be: type, shape and sharding, and how it is made from a stored array."""
+"""The leaves of the result: their types, shapes and shardings, and how to build them from stored arrays."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Union
+from typing import Any, Protocol, Union
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import msgspec
 import numpy as np
@@ -22,21 +23,31 @@ from pytreesaver._tree.kinds import (
 from pytreesaver._tree.leaves import LeafError, jax_array_type, key_type, leaf_type_of
 from pytreesaver._tree.structure import name_component
 
+
+class Device(Protocol):
+    """A `jax.Device`, for type checkers: jaxlib has no type information, so `jax.Device` would accept any argument."""
+
+    @property
+    def platform(self) -> str: ...
+    @property
+    def id(self) -> int: ...
+
+
 ShardingRule = Union[  # noqa: UP007
     jax.sharding.Sharding,
-    jax.Device,
-    Callable[[str, tuple[int, ...]], "jax.sharding.Sharding | jax.Device | None"],
+    Device,
+    Callable[[str, tuple[int, ...]], jax.sharding.Sharding | Device | None],
     Mapping[Any, "ShardingRule | None"],
     Sequence["ShardingRule | None"],
 ]
-"""What the argument `sharding` takes: where to put each leaf.
+"""Where to put each leaf, as the argument `sharding` takes it.
 
 A sharding or a device for all leaves; a function of name and shape; or a tree of shardings, devices and None that is a
-prefix of the result. None means the template's placement, or JAX's default.
+prefix of the result. None means the template's sharding, or JAX's default.
 """
 
 Placement = Callable[[str, tuple[int, ...]], Any]
-"""The sharding of a leaf as a function of its name and shape; None for the template's, or JAX's default."""
+"""A function from the name and shape of a leaf to its sharding; None means the template's, or JAX's default."""
 
 
 def placement_of(given: ShardingRule | None, names: Sequence[str], empty: Callable[[], Iterable[str]]) -> Placement:
@@ -45,42 +56,41 @@ def placement_of(given: ShardingRule | None, names: Sequence[str], empty: Callab
     Args:
         given: the argument.
         names: the names of all leaves.
-        empty: returns the names of containers without leaves, and of None: a tree may have entries for those too.
+        empty: returns the names of containers without leaves and of None, for which a tree may have entries too.
 
     Raises:
         MismatchError: if a tree has no entry for a leaf, or an entry for something that does not exist.
         TypeError: if the argument has none of these forms.
     """
-    if given is None or _is_placement(given):
-        whole = _as_sharding(given)
-        return lambda name, shape: whole
+    if given is None or _is_sharding_or_device(given):
+        everywhere = _as_sharding(given)
+        return lambda name, shape: everywhere
     if callable(given) and jax.tree_util.all_leaves([given]) and not isinstance(given, jax.sharding.Mesh):
         return lambda name, shape: _checked(given(name, shape), name)
     entries = jax.tree_util.tree_flatten_with_path(given, is_leaf=lambda x: x is None)[0]
     by_name = {"/".join(map(name_component, path)) or SINGLE_LEAF_NAME: _checked(leaf, path) for path, leaf in entries}
-    places = {name: max((p for p in prefixes(name) if p in by_name), key=len, default=None) for name in names}
-    if SINGLE_LEAF_NAME in by_name:
-        places = {name: place or SINGLE_LEAF_NAME for name, place in places.items()}
-    _refuse_misfits(by_name, places, empty)
+    root = SINGLE_LEAF_NAME if SINGLE_LEAF_NAME in by_name else None
+    places = {name: max((p for p in prefixes(name) if p in by_name), key=len, default=root) for name in names}
+    _check_prefix(by_name, places, empty)
     return lambda name, shape: by_name[places[name] or SINGLE_LEAF_NAME]
 
 
-def _refuse_misfits(entries: dict[str, Any], places: dict[str, str | None], empty: Callable[[], Iterable[str]]) -> None:
+def _check_prefix(entries: dict[str, Any], places: dict[str, str | None], empty: Callable[[], Iterable[str]]) -> None:
     uncovered = [name for name, place in places.items() if place is None]
     used = set(places.values())
-    idle = [name for name in entries if name not in used]
-    if idle:
+    unmatched = [name for name in entries if name not in used]
+    if unmatched:
         allowed = set(empty())
-        idle = [name for name in idle if name not in allowed]
-    if not uncovered and not idle:
+        unmatched = [name for name in unmatched if name not in allowed]
+    if not uncovered and not unmatched:
         return
     suggest = suggestions(sorted({prefix for name in places for prefix in prefixes(name)}))
-    lines = [f"  {quoted(name)}: expected a sharding or None, found nothing" for name in uncovered]
-    lines += [f"  {quoted(name)}: expected a part of the tree, found none{suggest(name)}" for name in idle]
-    raise MismatchError("sharding is no prefix of the tree:\n" + "\n".join(lines))
+    lines = [f"  {quoted(name)}: expected a sharding or None, found no entry" for name in uncovered]
+    lines += [f"  {quoted(name)}: no leaf of the tree has this name or prefix{suggest(name)}" for name in unmatched]
+    raise MismatchError("sharding is not a prefix of the tree:\n" + "\n".join(lines))
 
 
-def _is_placement(value: Any) -> bool:
+def _is_sharding_or_device(value: Any) -> bool:
     return isinstance(value, jax.sharding.Sharding | jax.Device)
 
 
@@ -89,24 +99,28 @@ def _as_sharding(value: Any) -> Any:
 
 
 def _checked(value: Any, where: Any) -> Any:
-    if value is None or _is_placement(value):
+    if value is None or _is_sharding_or_device(value):
         return _as_sharding(value)
     name = where if isinstance(where, str) else "/".join(map(name_component, where))
-    is_half = isinstance(value, jax.sharding.PartitionSpec | jax.sharding.Mesh)
-    hint = "; NamedSharding(mesh, spec) makes one" if is_half else ""
+    is_part_of_one = isinstance(value, jax.sharding.PartitionSpec | jax.sharding.Mesh)
+    hint = "; NamedSharding(mesh, spec) makes one" if is_part_of_one else ""
     raise TypeError(
         f"sharding: {quoted(name)}: expected a jax.sharding.Sharding, a device or None, found {value!r}{hint}"
     )
 
 
 X64_DTYPES = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
-"""The dtypes that a JAX array can have only while ``jax_enable_x64`` is on, and what JAX would cut them down to."""
+"""The dtypes that JAX arrays can have only while ``jax_enable_x64`` is on, and what JAX truncates them to otherwise."""
 
 
 class Template(msgspec.Struct, frozen=True, gc=False):
-    """What a template asks of a leaf: type, shape, and where it shall lie (None: JAX's default device, uncommitted).
+    """The type, shape and sharding that a template requires of a leaf.
 
-    `has_value` is false for a `jax.ShapeDtypeStruct`, which has nothing to keep.
+    Attributes:
+        type: the type.
+        shape: the shape.
+        sharding: the sharding; None means uncommitted on JAX's default device.
+        has_value: False for a `jax.ShapeDtypeStruct`, which has no value to keep.
     """
 
     type: LeafType
@@ -115,18 +129,18 @@ class Template(msgspec.Struct, frozen=True, gc=False):
     has_value: bool = True
 
     def with_sharding(self, sharding: Any) -> "Template":
-        """The same leaf elsewhere."""
+        """Return the same template with another sharding."""
         return msgspec.structs.replace(self, sharding=sharding)
 
 
 def template_of(leaf: Any) -> Template:
-    """What a leaf of a template asks for: its own type and shape, or those of a `jax.ShapeDtypeStruct`.
+    """Return the type, shape and sharding of a leaf of a template, which may be a `jax.ShapeDtypeStruct`.
 
     Raises:
-        LeafError: nothing of this type can be restored.
+        LeafError: if leaves of this type cannot be restored.
     """
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        # What jax.eval_shape gives may be sharded over an abstract mesh, which has no devices to put an array on.
+        # The result of jax.eval_shape may be sharded over an abstract mesh, which has no devices.
         abstract = isinstance(getattr(leaf.sharding, "mesh", None), jax.sharding.AbstractMesh)
         sharding = None if abstract else leaf.sharding
         leaf_type = jax_array_type(leaf)
@@ -146,9 +160,9 @@ def template_of(leaf: Any) -> Template:
 
 
 def value_fits(value: Any, target: LeafType) -> bool:
-    """Whether a Python number becomes a 0-d array of the target's dtype, of the same category, with nothing lost.
+    """Return whether a Python number can become a 0-d array of the target's dtype and the same category without loss.
 
-    A weakly typed array of floats is how JAX itself holds a Python float, rounded: there, only overflow is a loss.
+    JAX itself converts Python floats to weakly typed arrays, with rounding. There, only overflow counts as a loss.
 
     Example:
         >>> value_fits(300, LeafType("jax", "int32")), value_fits(300, LeafType("jax", "int8"))
@@ -175,13 +189,13 @@ def value_fits(value: Any, target: LeafType) -> bool:
     if target.weak_type:
         return all(
             np.isfinite(after) == np.isfinite(before)
-            for after, before in ((rounded.real, exact.real), (rounded.imag, exact.imag))
+            for after, before in ((np.real(rounded), np.real(exact)), (np.imag(rounded), np.imag(exact)))
         )
     return rounded.astype(exact.dtype).tobytes() == exact.tobytes()
 
 
 def python_kind_of(dtype: np.dtype[Any]) -> str | None:
-    """The kind of Python number that holds every value of a dtype exactly, or None."""
+    """Return the kind of Python number that represents every value of a dtype exactly, or None."""
     if dtype == np.bool_:
         return "bool"
     if dtype.kind in "mM":
@@ -193,10 +207,10 @@ def python_kind_of(dtype: np.dtype[Any]) -> str | None:
 
 
 def build_leaf(array: np.ndarray, stored: LeafType, target: LeafType, sharding: Any = None) -> Any:
-    """The leaf of type `target` that a stored array gives. The two types must fit: see `pytreesaver._match`.
+    """Convert a stored array to a leaf of type `target`, to which `match_template` has matched it.
 
     Raises:
-        LossyCastError: the dtypes differ, and the values cannot be had in the other one.
+        LossyCastError: if the dtypes differ, and the target's cannot represent the values.
     """
     if target.kind in PYTHON_KINDS:
         value = python_value(array, stored) if stored.kind in PYTHON_KINDS else array.item()
@@ -218,32 +232,32 @@ def build_leaf(array: np.ndarray, stored: LeafType, target: LeafType, sharding: 
 
 def _jax_array(array: np.ndarray, target: LeafType, sharding: Any) -> Any:
     if target.weak_type:
-        weak = _weakly_typed(array)
+        weak = _weakly_typed_array(array)
         return weak if sharding is None else jax.device_put(weak, sharding)
     if sharding is None:
-        return jax.device_put(array)  # uncommitted, as a fresh array is: it may be used with arrays on any device
+        return jax.device_put(array)  # uncommitted, like a new array: it can be combined with arrays on any device
     if len(sharding.device_set) == 1:
         return jax.device_put(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _weakly_typed(array: np.ndarray) -> Any:
-    # Weak types come from Python scalars only, so one is spread out and overwritten.
+def _weakly_typed_array(array: np.ndarray) -> Any:
+    # JAX makes weakly typed arrays only from Python scalars: broadcast one, and overwrite its values.
     zero = {"int": 0, "float": 0.0, "complex": 0j}.get(str(python_kind_of(array.dtype)))
     if zero is not None:
         with (
             jax.enable_x64(array.dtype.name in X64_DTYPES),
             jax.debug_nans(False),
             jax.debug_infs(False),
-            jax.transfer_guard_host_to_device("allow"),  # restoring asks for it as plainly as `jax.device_put` does
+            jax.transfer_guard_host_to_device("allow"),  # as explicit as `jax.device_put`
         ):
-            weak = _overwritten(zero, array)
+            weak = _broadcast_and_overwrite(zero, array)
             if weak.dtype == array.dtype:
                 return weak
     return jax.device_put(array)
 
 
-_overwritten = jax.jit(lambda scalar, array: jnp.broadcast_to(scalar, array.shape).at[...].set(array))
+_broadcast_and_overwrite = jax.jit(lambda scalar, array: jnp.broadcast_to(scalar, array.shape).at[...].set(array))
 
 
 def x64_enabled() -> bool:

@@ -1,1 +1,1 @@
-"""TensorFlow's ways to initialize part of a tree from a checkpoint."""
+"""Initializing part of a tree from a checkpoint, with the functions of TensorFlow."""

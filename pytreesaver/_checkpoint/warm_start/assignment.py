@@ -1,4 +1,4 @@
-"""init_from_checkpoint: an assignment map from the variables of a checkpoint to the leaves of a tree."""
+"""`init_from_checkpoint`: initialize leaves from a checkpoint, according to an assignment map."""
 
 import math
 import re
@@ -11,7 +11,7 @@ import numpy as np
 from pytreesaver._checkpoint.restoring.matching import joined
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.targets import Template, build_leaf
-from pytreesaver._checkpoint.restoring.with_template import named_template, plan_restore
+from pytreesaver._checkpoint.restoring.with_template import TreePlan, named_template, plan_restore
 from pytreesaver._errors import MismatchError
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike
@@ -29,31 +29,32 @@ T = TypeVar("T")
 
 
 def init_from_checkpoint(tree: T, path: PathLike, assignment_map: AssignmentMap) -> T:
-    """Give a tree in which the leaves that a map names have the values of a checkpoint, and all others are the same.
+    """Return a tree in which the leaves that a map names have the values of a checkpoint, and all others are unchanged.
 
-    After `tf.compat.v1.train.init_from_checkpoint`. The map leads from the checkpoint to the tree; it is a dict, or a
-    list of pairs, in which one variable of the checkpoint can stand several times. Its forms:
+    After `tf.compat.v1.train.init_from_checkpoint`. The map is from the checkpoint to the tree. It is a dict, or a list
+    of pairs, in which a variable of the checkpoint may occur several times. Its forms:
 
     ==========================  ======================================================================================
-    ``"a/b": "scope/w"``        a variable, to the leaf of that name
-    ``"a/b": tree["scope"]``    a variable, to that leaf itself (the same object)
-    ``"a/b": ["w/0", "w/1"]``   a variable, to leaves that together are as large: each takes its slice, one after the
-                                other along the one axis on which they are shorter
-    ``"a/b": "w"``              the same, where there is no leaf ``w`` but leaves under it: ``w/2`` before ``w/10``
-    ``"old/": "new/"``          to every leaf under ``new/`` the variable that has the rest of its name under ``old/``
+    ``"a/b": "scope/w"``        assigns a variable to the leaf of that name
+    ``"a/b": tree["scope"]``    assigns a variable to that leaf, given as the same object
+    ``"a/b": ["w/0", "w/1"]``   assigns the slices of a variable along one axis to leaves, in this order; together they
+                                must have the shape of the variable
+    ``"a/b": "w"``              the same, with the leaves under ``w``, if ``w`` is not a leaf: ``w/2`` before ``w/10``
+    ``"old/": "new/"``          assigns to every leaf under ``new/`` the variable of the same name under ``old/``
     ``"/": "new/"``             the same from the root of the checkpoint; ``"old/": "/"`` is to the root of the tree
     ==========================  ======================================================================================
 
-    Where TensorFlow is silent on a typo, this raises: a prefix under which there is no leaf, a wrong shape under a
-    prefix, a leaf that is assigned twice.
+    Raises on some mistakes that TensorFlow ignores: a prefix without leaves, a wrong shape under a prefix, a leaf that
+    is assigned twice.
 
     Args:
         tree: a tree of arrays and values.
-        path: a checkpoint, or a run directory, of which the newest one is meant.
+        path: a checkpoint, or a run directory, whose newest checkpoint is used.
         assignment_map: the map.
 
     Raises:
-        MismatchError: naming everything that does not fit, before any array is read.
+        MismatchError: if the map, the tree and the checkpoint do not match. It names every difference, and is raised
+            before any array is read.
         What `pytreesaver.restore` raises.
 
     Example:
@@ -79,6 +80,7 @@ def init_from_checkpoint(tree: T, path: PathLike, assignment_map: AssignmentMap)
             may_be_empty=True,
             hints=False,
         ).checked(tree)
+        plan: TreePlan[T] | None = None
         try:
             plan = plan_restore(reader, tree, options)
         except MismatchError as error:
@@ -91,7 +93,7 @@ def init_from_checkpoint(tree: T, path: PathLike, assignment_map: AssignmentMap)
                 sliced += _plan_slices(reader, positions[stored_name], templates)
             except MismatchError as error:
                 problems.append(error)
-        if problems:
+        if problems or plan is None:
             raise joined(problems)
         restored = plan.read(reader, options)
         return plan.with_leaves(restored | {each.name: _slice_leaf(reader, each) for each in sliced})
@@ -103,14 +105,14 @@ def _entries(assignment_map: Any) -> list[tuple[str, Any]]:
     for entry in entries if isinstance(assignment_map, Mapping) or is_list else [assignment_map]:
         if not isinstance(entry, tuple | list) or len(entry) != 2 or not isinstance(entry[0], str):
             raise TypeError(
-                "assignment_map: expected a dict, or a list of pairs, of variables in the checkpoint and leaves of the "
-                f"tree, found {entry!r}"
+                "assignment_map: expected a dict, or a list of pairs, from variables of the checkpoint to leaves of "
+                f"the tree, found {entry!r}"
             )
     return list(entries)
 
 
 class _Names:
-    """The names of a tree and of a checkpoint, and what lies under each, looked up in no time."""
+    """The names of a tree and of a checkpoint, with constant-time lookup of names and prefixes."""
 
     def __init__(self, flat: FlatTree, stored: Sequence[str]) -> None:
         self.names = flat.names
@@ -130,14 +132,14 @@ class _Names:
 
 
 class _Assignments(NamedTuple):
-    """{leaf: variable} of the leaves that take a whole variable, and {leaves: variable} of those that share one."""
+    """{leaf: variable} for leaves that take a complete variable, and {leaves: variable} for leaves that take slices."""
 
     whole: dict[str, str]
     sliced: dict[tuple[str, ...], str]
 
 
 def _resolve(entries: Sequence[tuple[str, Any]], known: _Names, assigned: _Assignments) -> list[str]:
-    """Fill in what is assigned to what. Gives a line for each entry that makes no sense."""
+    """Fill `assigned`. Return a line of the message for each invalid entry."""
     problems: list[str] = []
     taken: dict[str, str] = {}
     for old, new in entries:
@@ -148,7 +150,7 @@ def _resolve(entries: Sequence[tuple[str, Any]], known: _Names, assigned: _Assig
             continue
         for name in [*whole, *sliced]:
             if name in taken:
-                problems.append(f"  {old!r}: {quoted(name)} is assigned by {taken[name]!r} already")
+                problems.append(f"  {old!r}: {quoted(name)} is already assigned by {taken[name]!r}")
             taken.setdefault(name, old)
         assigned.whole.update(whole)
         if sliced:
@@ -157,11 +159,11 @@ def _resolve(entries: Sequence[tuple[str, Any]], known: _Names, assigned: _Assig
 
 
 class _EntryError(Exception):
-    """Why an entry of the map makes no sense, as the end of a sentence."""
+    """Why an entry of the map is invalid."""
 
 
 def _targets(old: str, new: Any, known: _Names) -> tuple[dict[str, str], list[str]]:
-    """{leaf: variable} of an entry, or the leaves that are slices of one variable."""
+    """Return {leaf: variable} for an entry, or the leaves that take slices of its variable."""
     if isinstance(new, str) and (old.endswith("/") or new.endswith("/")):
         if not (old.endswith("/") and new.endswith("/")):
             raise _EntryError(
@@ -177,7 +179,7 @@ def _targets(old: str, new: Any, known: _Names) -> tuple[dict[str, str], list[st
         hint = "; a prefix ends in '/'" if f"{old}/" in known.stored_prefixes else known.suggest_stored(old)
         raise _EntryError(f"expected a variable of the checkpoint, found none{hint}")
     if isinstance(new, str) and new not in known.present and f"{new}/" in known.under:
-        return {}, sorted(known.under[f"{new}/"], key=_as_counted)
+        return {}, sorted(known.under[f"{new}/"], key=_natural_order)
     if isinstance(new, list | tuple):
         if not new:
             raise _EntryError("expected leaves of the tree, found an empty list")
@@ -185,8 +187,8 @@ def _targets(old: str, new: Any, known: _Names) -> tuple[dict[str, str], list[st
     return {_leaf_name(new, known): old}, []
 
 
-def _as_counted(name: str) -> list[tuple[int, str]]:
-    """A key to sort names by in which ``part_10`` comes after ``part_9``."""
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts ``part_10`` after ``part_9``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
@@ -194,18 +196,18 @@ def _leaf_name(given: Any, known: _Names) -> str:
     if isinstance(given, str):
         if given not in known.present:
             hint = known.suggest(given)
-            raise _EntryError(f"expected a leaf of the tree, found none that is called {given!r}{hint}")
+            raise _EntryError(f"expected a leaf of the tree, found {given!r}{hint}")
         return given
     names = known.by_identity.get(id(given), [])
     is_array = isinstance(given, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
     if not is_array or len(names) != 1:
-        found = f"{len(names)} places in the tree with this {type(given).__name__}" if is_array else repr(given)
-        raise _EntryError(f"expected the name of a leaf, a leaf of the tree that is an array, or a list, found {found}")
+        found = f"an array that occurs {len(names)} times in the tree" if is_array else repr(given)
+        raise _EntryError(f"expected the name of a leaf, an array that is a leaf of the tree, or a list, found {found}")
     return names[0]
 
 
 class _Slice(NamedTuple):
-    """A leaf that is a part of a variable."""
+    """A leaf that takes a slice of a variable."""
 
     name: str
     position: int
@@ -214,19 +216,19 @@ class _Slice(NamedTuple):
 
 
 def _plan_slices(reader: CheckpointReader, position: int, templates: Mapping[str, Template]) -> list[_Slice]:
-    """Raises a MismatchError if the leaves are not what a variable can be cut into."""
+    """Plan how to slice a variable. Raise a MismatchError if the leaves are not its slices along one axis."""
     stored, shape = reader.types[position], reader.shapes[position]
     parts = [template.shape for template in templates.values()]
     described = ", ".join(f"{quoted(n)}: {describe(t.type, t.shape)}" for n, t in templates.items())
     wrong = MismatchError(
-        f"{quoted(reader.names[position])}: expected leaves that together are {describe(stored, shape)}, cut along one "
-        f"axis, found {described}"
+        f"{quoted(reader.names[position])}: expected slices of {describe(stored, shape)} along one axis, "
+        f"found {described}"
     )
     if stored.kind not in ("jax", "numpy") or any(
         t.type.kind not in ("jax", "numpy") or t.type.dtype != stored.dtype for t in templates.values()
     ):
         raise wrong
-    axes = [axis for axis in range(len(shape)) if _is_cut_along(axis, shape, parts)]
+    axes = [axis for axis in range(len(shape)) if _is_sliced_along(axis, shape, parts)]
     if not axes:
         raise wrong
     axis, start, slices = axes[0], 0, []
@@ -238,7 +240,7 @@ def _plan_slices(reader: CheckpointReader, position: int, templates: Mapping[str
     return slices
 
 
-def _is_cut_along(axis: int, shape: Sequence[int], parts: Sequence[Sequence[int]]) -> bool:
+def _is_sliced_along(axis: int, shape: Sequence[int], parts: Sequence[Sequence[int]]) -> bool:
     return (
         all(
             len(part) == len(shape)

@@ -1,4 +1,4 @@
-"""Vocabularies of an embedding: which row of the old one each row of the new one is. Reads the vocabulary files."""
+"""Vocabularies of embeddings: maps the rows of a new variable to rows of the old one. Reads the vocabulary files."""
 
 import codecs
 import operator
@@ -15,25 +15,26 @@ Vocabulary = str | os.PathLike[str] | Sequence[str]
 
 @dataclass(frozen=True)
 class VocabInfo:
-    """How the rows (or columns) of a variable follow from those of an old one with another vocabulary.
+    """How to initialize the rows or columns of a variable from an old one with another vocabulary.
 
-    After `tf.estimator.VocabInfo`. A row of the new variable is that row of the old one which has the same token. Rows
-    of new tokens, and those of out-of-vocabulary buckets, which come last, are what `backup_initializer` gives.
+    After `tf.estimator.VocabInfo`. Each row of the new variable is copied from the row of the old one with the same
+    token. The rows of new tokens, and those of the out-of-vocabulary buckets at the end, come from
+    `backup_initializer`.
 
     Args:
-        new_vocab: the new vocabulary, in the order of the rows: the path of a file with a token in each line, or a list
+        new_vocab: the new vocabulary, in the order of the rows: the path of a file with one token per line, or a list
             of tokens.
-        new_vocab_size: how many of its tokens are used, from the first on.
-        num_oov_buckets: how many rows follow after those of the tokens.
+        new_vocab_size: the number of its tokens to use, from the first on.
+        num_oov_buckets: the number of out-of-vocabulary rows after those of the tokens.
         old_vocab: the old vocabulary.
-        old_vocab_size: how many of its tokens count, from the first on; -1 for all. As in TensorFlow it is for axis 0
-            only, and all tokens count on axis 1.
-        backup_initializer: called with the shape and the dtype of the whole new variable. An initializer of JAX takes
-            a key first: ``functools.partial(jax.nn.initializers.normal(0.02), key)``. None means zeros.
+        old_vocab_size: the number of its tokens to use, from the first on; -1 uses all. As in TensorFlow, all tokens
+            are used on axis 1.
+        backup_initializer: called with the shape and dtype of the complete new variable. An initializer of JAX needs a
+            key: ``functools.partial(jax.nn.initializers.normal(0.02), key)``. None means zeros.
         axis: 0 if the tokens are the rows, 1 if they are the columns.
 
     Raises:
-        ValueError: `axis` is neither 0 nor 1, or a number is negative.
+        ValueError: if `axis` is neither 0 nor 1, or a number is too small.
 
     Example:
         >>> info = VocabInfo(["a", "c", "d"], 3, 1, ["a", "b", "c"])
@@ -59,22 +60,20 @@ class VocabInfo:
             if isinstance(number, bool) or not hasattr(number, "__index__") or operator.index(number) < least:
                 raise ValueError(f"{name}: expected an integer of at least {least}, found {number!r}")
         if self.old_vocab_size == 0:
-            raise ValueError("old_vocab_size: expected -1 for all tokens, or how many count, found 0")
+            raise ValueError("old_vocab_size: expected a positive number, or -1 for all tokens, found 0")
 
     @property
     def length(self) -> int:
-        """The length of the new variable on the axis of the tokens."""
+        """The length of the new variable along the axis of the tokens."""
         return self.new_vocab_size + self.num_oov_buckets
 
 
 def old_positions(info: VocabInfo) -> tuple[np.ndarray, int]:
-    """For each row of the new variable the row of the old one that it is, -1 if it has to be initialized: int64[n].
-
-    And how many rows the old variable has at least.
+    """Return the old row of each new row, an int64[n] with -1 for rows to initialize, and the least number of old rows.
 
     Raises:
-        ValueError: a vocabulary has fewer tokens than are to be used, or the old one has a token twice.
-        OSError: a vocabulary file cannot be read.
+        ValueError: if a vocabulary has fewer tokens than are used, or the old one has a token twice.
+        OSError: if a vocabulary file cannot be read.
     """
     new, old = _tokens("new_vocab", info.new_vocab), _used_old_tokens(info)
     if len(new) < info.new_vocab_size:
@@ -82,7 +81,7 @@ def old_positions(info: VocabInfo) -> tuple[np.ndarray, int]:
     positions = {token: i for i, token in enumerate(old)}
     if len(positions) < len(old):
         again = next(token for i, token in enumerate(old) if positions[token] != i)
-        raise ValueError(f"old_vocab: expected every token once, found {again.decode(errors='replace')!r} again")
+        raise ValueError(f"old_vocab: expected distinct tokens, found {again.decode(errors='replace')!r} twice")
     found = [positions.get(token, -1) for token in new[: info.new_vocab_size]]
     return np.array(found + [-1] * info.num_oov_buckets, np.int64), len(old)
 
@@ -103,8 +102,8 @@ def _tokens(what: str, vocabulary: Vocabulary) -> list[bytes]:
         tokens: list[Any] = list(vocabulary)
         wrong = [token for token in tokens if not isinstance(token, str)]
         if wrong:
-            raise ValueError(f"{what}: expected the path of a file or a list of str, found {wrong[0]!r} in it")
+            raise ValueError(f"{what}: expected the path of a file or a list of str, found a list with {wrong[0]!r}")
         return [token.encode("utf-8", "surrogatepass") for token in tokens]
-    # As TensorFlow reads them: a token is a line without its end, and a carriage return belongs to the end.
+    # As TensorFlow does, remove line ends and carriage returns.
     lines = Path(vocabulary).expanduser().read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     return [line.replace(b"\r", b"") for line in (lines if lines[-1] else lines[:-1])]

@@ -1,4 +1,4 @@
-"""Warm starts after TensorFlow: parts of a new tree take their first values from an old checkpoint."""
+"""`warm_start`: initialize leaves from a checkpoint, also those whose vocabulary has changed."""
 
 import math
 import re
@@ -10,7 +10,7 @@ import numpy as np
 from pytreesaver._checkpoint.restoring.matching import joined
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.targets import Template, build_leaf
-from pytreesaver._checkpoint.restoring.with_template import named_template, plan_restore
+from pytreesaver._checkpoint.restoring.with_template import TreePlan, named_template, plan_restore
 from pytreesaver._checkpoint.warm_start.vocabulary import VocabInfo, old_positions
 from pytreesaver._errors import MismatchError, VariableNotFoundError
 from pytreesaver._io import filesystem
@@ -34,26 +34,26 @@ def warm_start(
     var_name_to_prev_var_name: Mapping[str, str] | None = None,
     var_name_to_vocab_info: Mapping[str, VocabInfo] | None = None,
 ) -> T:
-    """Give a tree in which some leaves have the values of an old checkpoint, and all others are the same objects.
+    """Return a tree in which some leaves have the values of an old checkpoint, and all others are the same objects.
 
-    After `tf.compat.v1.train.warm_start`. Where TensorFlow is silent on a typo, this raises: a regular expression that
-    matches nothing, a name that is not there.
+    After `tf.compat.v1.train.warm_start`. Raises on some mistakes that TensorFlow ignores: a regular expression that
+    matches nothing, a name that does not exist.
 
     Args:
-        tree: the new tree, with the values it starts from otherwise.
-        path: a checkpoint, or a run directory, of which the newest one is meant.
-        vars_to_warm_start: which leaves: a regular expression that matches the beginning of a name, or a list of those;
-            or a `Selector`. None means those with a `VocabInfo` alone, and an empty list none.
-        var_name_to_prev_var_name: {name: name in the checkpoint} of those that have another name there. Two may have
-            one name there.
-        var_name_to_vocab_info: {name: `VocabInfo`} of those whose rows or columns belong to the tokens of a vocabulary
-            that has changed. Their length on that axis has to be `new_vocab_size` + `num_oov_buckets`.
+        tree: the new tree, with its initial values.
+        path: a checkpoint, or a run directory, whose newest checkpoint is used.
+        vars_to_warm_start: the leaves to warm-start: a regular expression that matches the beginning of names, a list
+            of those, or a `Selector`. None means only the leaves with a `VocabInfo`, and an empty list means none.
+        var_name_to_prev_var_name: {name: name in the checkpoint} for leaves with another name there. Several leaves may
+            take one variable.
+        var_name_to_vocab_info: {name: `VocabInfo`} for leaves whose rows or columns are the tokens of a vocabulary that
+            has changed. Their length along that axis must be `new_vocab_size` + `num_oov_buckets`.
 
     Raises:
-        MismatchError: naming everything that does not fit, before any array is read: variables that are missing or of
-            another shape or dtype, vocabularies that do not fit, names in one of the dicts that are not used.
-        VariableNotFoundError: a regular expression matches nothing.
-        ValueError: an argument makes no sense.
+        MismatchError: if variables are missing or have another shape or dtype, vocabularies do not match, or names in
+            the dicts are not used. It names every difference, or all unused names, before any array is read.
+        VariableNotFoundError: if a regular expression matches nothing.
+        ValueError: if an argument is invalid.
         What `pytreesaver.restore` raises.
 
     Example:
@@ -89,6 +89,7 @@ def warm_start(
     with opened(checkpoint_at(path)) as reader:
         plans: list[_VocabularyPlan] = []
         at = {name: i for i, name in enumerate(reader.names)}
+        plan: TreePlan[T] | None = None
         try:
             plan = plan_restore(reader, tree, options)
         except MismatchError as error:
@@ -101,7 +102,7 @@ def warm_start(
             except MismatchError as error:
                 problems.append(error)
             plans.append(plan_of_name)
-        if problems:
+        if problems or plan is None:
             raise joined(problems)
         restored = plan.read(reader, options)
         return plan.with_leaves(restored | {each.name: _remapped_leaf(reader, each) for each in plans})
@@ -122,13 +123,13 @@ def _chosen_names(given: Any, names: list[str], vocabularies: Mapping[str, Vocab
     try:
         patterns = [re.compile(each) for each in given]
     except re.error as error:
-        raise ValueError(f"vars_to_warm_start: found what is no regular expression: {error}") from error
-    idle = [pattern.pattern for pattern in patterns if not any(map(pattern.match, names))]
-    if idle:
+        raise ValueError(f"vars_to_warm_start: {error.pattern!r} is not a valid regular expression: {error}") from error
+    unmatched = [pattern.pattern for pattern in patterns if not any(map(pattern.match, names))]
+    if unmatched:
         suggest = suggestions(names)
-        lines = [f"  {pattern!r} matches none{suggest(pattern)}" for pattern in idle]
+        lines = [f"  {pattern!r} matches no variable{suggest(pattern)}" for pattern in unmatched]
         raise VariableNotFoundError(
-            "vars_to_warm_start: expected regular expressions that match variables of the tree:\n" + "\n".join(lines)
+            "vars_to_warm_start: some regular expressions match no variable of the tree:\n" + "\n".join(lines)
         )
     return {name for name in names if any(pattern.match(name) for pattern in patterns)}
 
@@ -149,13 +150,11 @@ def _refuse_unused(
             lines.append(f"  {argument}: {quoted(name)}{hint}")
             unused.append(name)
     if unused:
-        raise MismatchError(
-            "expected names of variables to warm-start, found others:\n" + "\n".join(lines), unused=unused
-        )
+        raise MismatchError("some names are not those of variables to warm-start:\n" + "\n".join(lines), unused=unused)
 
 
 class _VocabularyPlan(NamedTuple):
-    """A variable whose rows or columns are to be put into another order."""
+    """A variable whose rows or columns will be reordered."""
 
     name: str
     position: int
@@ -165,7 +164,7 @@ class _VocabularyPlan(NamedTuple):
 
 
 def _rows(name: str, info: VocabInfo) -> tuple[np.ndarray, int]:
-    """See `old_positions`. Raises a MismatchError if the vocabularies do not fit."""
+    """Return `old_positions` of the vocabularies. Raise a MismatchError if they do not match."""
     if not isinstance(info, VocabInfo):
         raise TypeError(f"var_name_to_vocab_info: {quoted(name)}: expected a VocabInfo, found {info!r}")
     try:
@@ -175,7 +174,7 @@ def _rows(name: str, info: VocabInfo) -> tuple[np.ndarray, int]:
 
 
 def _check_vocabulary(reader: CheckpointReader, plan: _VocabularyPlan, stored_name: str, old_token_count: int) -> None:
-    """Raises a MismatchError if the variable does not fit."""
+    """Raise a MismatchError if the variable does not match its template and vocabularies."""
     name, template, info = plan.name, plan.template, plan.info
     if plan.position < 0:
         where = "" if stored_name == name else f" (looked for as {quoted(stored_name)})"
@@ -193,7 +192,7 @@ def _check_vocabulary(reader: CheckpointReader, plan: _VocabularyPlan, stored_na
         )
     axis = info.axis
     if len(stored_shape) <= axis:
-        raise MismatchError(f"{quoted(name)}: expected an array of more than {axis} axes, found {found}")
+        raise MismatchError(f"{quoted(name)}: expected an array with more than {axis} axes, found {found}")
     same = len(template.shape) == len(stored_shape) and all(
         i == axis or a == b for i, (a, b) in enumerate(zip(template.shape, stored_shape, strict=True))
     )
@@ -201,13 +200,13 @@ def _check_vocabulary(reader: CheckpointReader, plan: _VocabularyPlan, stored_na
         expected_shape = tuple(info.length if i == axis else n for i, n in enumerate(stored_shape))
         raise MismatchError(
             f"{quoted(name)}: expected {describe(stored, expected_shape)} of {info.new_vocab_size} tokens and "
-            f"{info.num_oov_buckets} buckets on axis {axis}, found {describe(template.type, template.shape)}",
+            f"{info.num_oov_buckets} buckets along axis {axis}, found {describe(template.type, template.shape)}",
             shape={name: (expected_shape, template.shape)},
         )
     if old_token_count > stored_shape[axis]:
         raise MismatchError(
-            f"{quoted(name)}: expected at most {stored_shape[axis]} tokens in old_vocab, as the axis {axis} of {found} "
-            f"is long, found {old_token_count}"
+            f"{quoted(name)}: expected at most {stored_shape[axis]} tokens in old_vocab, the length of axis {axis} of "
+            f"{found}, found {old_token_count}"
         )
 
 
@@ -240,7 +239,7 @@ def _initial_values(name: str, info: VocabInfo, shape: tuple[int, ...], dtype: n
     values = np.asarray(info.backup_initializer(shape, dtype))
     if values.shape != shape or values.dtype != dtype:
         raise ValueError(
-            f"{quoted(name)}: expected a backup_initializer that gives {dtype.name}{list(shape)}, "
+            f"{quoted(name)}: expected a backup_initializer that returns {dtype.name}{list(shape)}, "
             f"found {values.dtype.name}{list(values.shape)}"
         )
     return values

@@ -1,4 +1,4 @@
-"""``pytreesaver cp``: copy a checkpoint or part of it."""
+"""``pytreesaver cp``: copy a checkpoint or a part of it."""
 
 import re
 from pathlib import Path
@@ -37,14 +37,14 @@ def copy(
         list[str] | None,
         typer.Option(
             metavar="OLD=NEW",
-            help=r"Rename a variable, or with OLD/=NEW/ a prefix. Write \= for = in a name. May be repeated.",
+            help=r"Rename a variable, or a prefix with OLD/=NEW/. Write \\= for = in a name. May be repeated.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at TARGET.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a checkpoint or part of it, verifying every byte.
+    """Copy a checkpoint or a part of it. Every byte that is copied is verified.
 
     --only and --regex apply to the names in the copy.
 

@@ -1,9 +1,9 @@
-"""``pytreesaver info``: everything about a checkpoint except its values."""
+"""``pytreesaver info``: show everything about a checkpoint except its values."""
 
 from typing import Any
 
 from pytreesaver._cli.app import CheckpointPath, Debug, Json, app, checkpoint_path
-from pytreesaver._cli.output import bytes_text, count_text, jsonable, number_text, styled, write, write_json
+from pytreesaver._cli.output import bytes_text, count_text, jsonable, number_text, plural, styled, write, write_json
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._inspect.type_tree import TypeNode
 from pytreesaver._io import filesystem
@@ -16,7 +16,7 @@ from pytreesaver._tree.plain import encode_value
 def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None:
     """Show the format, version, step, time, metrics, metadata and tree structure of a checkpoint.
 
-    The exit code is 1 if a file is missing or has the wrong size. To check the contents, use verify.
+    The exit code is 1 if a file is missing or has the wrong size. Use verify to check the contents.
 
     For example:
 
@@ -55,7 +55,8 @@ def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None
             "saved": saved,
             "variables": count_text(len(checkpoint)),
             "params": count_text(size),
-            "bytes": f"{bytes_text(checkpoint.nbytes)}, in {len(sizes)} files of {bytes_text(sum(sizes.values()))}",
+            "bytes": bytes_text(checkpoint.nbytes),
+            "on disk": f"{bytes_text(sum(sizes.values()))}, in {plural(len(sizes), 'file')}",
         }
         write(styled(str(checkpoint.path), "bold"))
         facts |= {f"metrics/{name}": number_text(value) for name, value in checkpoint.metrics.items()}

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @app.command("ls")
 def list_path(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A run directory or a checkpoint.")] = Path(),
-    depth: Annotated[int | None, typer.Option(min=1, metavar="N", help="Show N levels of the tree of names.")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, metavar="N", help="Show N levels of the tree.")] = None,
     only: Only = None,
     regex: Regex = None,
     sort: Annotated[Literal["name", "size"], typer.Option(help="Sort by name, or by size, largest first.")] = "name",
@@ -57,9 +57,9 @@ def list_path(
 ) -> int:
     """List the checkpoints of a run directory, or the variables of a checkpoint.
 
-    For a run: the step, age, size, metrics and metadata of each checkpoint, and why retention keeps it or that it will
-    be deleted. For a checkpoint: the tree of its variables with types, sizes and shares, and totals of each branch.
-    The exit code is 1 if a file is missing or has the wrong size. To check the contents, use verify.
+    For a run, shows the step, age, size, metrics and metadata of each checkpoint, and why retention keeps it or that it
+    will be deleted. For a checkpoint, shows the tree of its variables with types, sizes and shares, and the totals of
+    each branch. The exit code is 1 if a file is missing or has the wrong size. Use verify to check the contents.
 
     For example:
 
@@ -117,7 +117,7 @@ def _write_run(path: Path, listed: "Sequence[ListedCheckpoint]") -> None:
     if not listed:
         write(f"{styled(str(path), 'bold')}: no checkpoints")
         for each in _runs_below(path):
-            write(f"  but {printable(str(each))} has checkpoints")
+            write(f"  but {printable(str(each))} contains checkpoints")
         return
     total = bytes_text(sum(each.nbytes for each in listed))
     write(f"{styled(str(path), 'bold')}: {plural(len(listed), 'checkpoint')}, {total}")
@@ -125,12 +125,12 @@ def _write_run(path: Path, listed: "Sequence[ListedCheckpoint]") -> None:
 
 
 def _runs_below(path: Path) -> list[Path]:
-    """Return the subdirectories that contain checkpoints, at most 20."""
+    """Return up to 20 subdirectories that contain checkpoints."""
     below = (each for each in sorted(path.iterdir()) if each.is_dir() and not each.is_symlink())
-    return list(itertools.islice((each for each in below if _holds_checkpoints(each)), 20))
+    return list(itertools.islice((each for each in below if _contains_checkpoints(each)), 20))
 
 
-def _holds_checkpoints(path: Path) -> bool:
+def _contains_checkpoints(path: Path) -> bool:
     try:
         return any(is_checkpoint(entry) for entry in path.iterdir())
     except OSError:
@@ -140,9 +140,9 @@ def _holds_checkpoints(path: Path) -> bool:
 def write_run_table(listed: "Sequence[ListedCheckpoint]", now: float, not_kept_text: str = "will be deleted") -> None:
     """Write the checkpoints of a run as a table, without empty columns.
 
-    If the terminal is too narrow, metadata and then metrics are omitted, and a note below the table says so.
+    If the terminal is too narrow, metadata and, if necessary, metrics are omitted, and a note says so.
     """
-    shown = [
+    all_columns = [
         ("checkpoint", "left", [each.path.name for each in listed]),
         ("step", "right", ["" if each.step is None else str(each.step) for each in listed]),
         ("age", "right", [age_text(now - each.time) for each in listed]),
@@ -151,7 +151,7 @@ def write_run_table(listed: "Sequence[ListedCheckpoint]", now: float, not_kept_t
         ("metadata", "left", [_pairs(each.metadata) for each in listed]),
         ("retention", "left", [retention_text(each, not_kept_text) for each in listed]),
     ]
-    filled = [column for column in shown if any(column[2])]
+    filled = [column for column in all_columns if any(column[2])]
     omitted = []
     for heading in ("metadata", "metrics"):
         needed = sum(max(map(width, [name, *map(printable, cells)])) + 2 for name, _, cells in filled)
@@ -174,7 +174,7 @@ def _value_text(value: Any) -> str:
 
 
 def retention_text(listed: "ListedCheckpoint", not_kept_text: str) -> str:
-    """Describe why a checkpoint is kept, what is wrong with it, or that it is not kept."""
+    """Return why a checkpoint is kept, what is wrong with it, or `not_kept_text`."""
     if listed.problem is not None:
         return f"DAMAGED: {listed.problem.splitlines()[0]}"
     return f"kept: {', '.join(listed.reasons)}" if listed.keep else not_kept_text
@@ -264,7 +264,7 @@ def _cells(row: Row) -> _Cells:
 
 
 def _write_lines(lines: Sequence[_Cells], total: int) -> None:
-    """Write lines in columns. A name that is too long for its column gets a line of its own."""
+    """Write lines in columns. A name that is too long for its column gets its own line."""
     if not lines:
         return
     sizes = [bytes_text(nbytes) for *_, nbytes in lines]
@@ -275,7 +275,7 @@ def _write_lines(lines: Sequence[_Cells], total: int) -> None:
     rest = 2 + type_width + 2 + count_width + 2 + size_width + 2 + share_width
     name_width = max(len(guide) + width(name) for guide, name, *_ in lines)
     name_width = min(name_width, max(columns() - rest, 16))
-    dim, bold, cyan, plain = _around("dim"), _around("bold"), _around("cyan"), ("", "")
+    dim, bold, cyan, plain = _escapes("dim"), _escapes("bold"), _escapes("cyan"), ("", "")
     heading = f"{'name':<{name_width}}  {'type':<{type_width}}  {'params':>{count_width}}  {'bytes':>{size_width}}"
     out = [f"{dim[0]}{heading}  {'share':>{share_width}}{dim[1]}"]
     for (guide, name, kind, count, _), nbytes, share in zip(lines, sizes, shares, strict=True):
@@ -290,7 +290,7 @@ def _write_lines(lines: Sequence[_Cells], total: int) -> None:
     write("\n".join(out))
 
 
-def _around(style: str) -> tuple[str, str]:
-    """Return the escape sequences that start and end a style."""
+def _escapes(style: str) -> tuple[str, str]:
+    """Return the escape sequences that begin and end a style."""
     before, _, after = styled("|", style).partition("|")
     return before, after

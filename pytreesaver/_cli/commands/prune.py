@@ -1,4 +1,4 @@
-"""``pytreesaver prune``: delete the checkpoints of a run that a policy does not keep."""
+"""``pytreesaver prune``: delete the checkpoints of a run that a retention policy does not keep."""
 
 import time
 from pathlib import Path
@@ -30,25 +30,28 @@ def prune(
         int | None, typer.Option(metavar="N", min=1, help="Keep checkpoints whose step is a multiple of N.")
     ] = None,
     keep_every_hours: Annotated[
-        float | None, typer.Option(metavar="H", help="Keep one checkpoint per H hours, starting with the oldest.")
+        float | None, typer.Option(metavar="H", help="Keep one checkpoint for every H hours, starting with the oldest.")
     ] = None,
     keep_best: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="N:METRIC[:max]", help="Keep the N best checkpoints: lowest METRIC, or highest with :max."
+            metavar="N:METRIC[:max]",
+            help="Keep the N checkpoints with the lowest METRIC, or the highest with :max. May be repeated.",
         ),
     ] = None,
-    keep_step: Annotated[list[int] | None, typer.Option(metavar="STEP", help="Keep the checkpoint of STEP.")] = None,
+    keep_step: Annotated[
+        list[int] | None, typer.Option(metavar="STEP", help="Keep the checkpoint of STEP. May be repeated.")
+    ] = None,
     keep_younger_than: Annotated[
         str | None, typer.Option(metavar="AGE", help="Keep checkpoints saved less than AGE ago: 30s, 10min, 12h, 7d.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete. Without this option nothing is deleted.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete. Without this option, nothing is deleted.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show which checkpoints of a run a policy keeps and why; with --yes, delete the others.
+    """Show which checkpoints of a run a policy keeps and why, and with --yes delete the others.
 
-    A checkpoint is kept if any of the options keeps it. Without options, the retention recorded by the run's saver
+    A checkpoint is kept if any of the --keep options keeps it. Without them, the policy recorded by the run's saver
     applies. The newest checkpoint, pinned ones and damaged ones are always kept.
 
     For example:
@@ -106,7 +109,7 @@ _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def parse_age(text: str) -> float:
-    """Parse an age such as ``12h`` into seconds.
+    """Return an age such as ``12h`` in seconds.
 
     Example:
         >>> parse_age("90s"), parse_age("1.5h"), parse_age("7d")

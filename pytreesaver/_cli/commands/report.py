@@ -20,7 +20,7 @@ def report(
     only: Only = None,
     regex: Regex = None,
     values: Annotated[
-        bool, typer.Option("--values/--no-values", help="Read all values, to report norms, drift and NaN.")
+        bool, typer.Option("--values/--no-values", help="Read all values, for norms, drift and NaN counts.")
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE even if it is not a report.")] = False,
     json: Json = False,
@@ -28,7 +28,7 @@ def report(
 ) -> None:
     """Write an HTML report about a run: checkpoints, retention, metrics, and sizes, norms and drift of variables.
 
-    The page is a single file that works without a network. An existing report at FILE is replaced. Requires Plotly:
+    The page is a single file that works offline. An existing report at FILE is replaced. Requires Plotly:
     pip install 'pytreesaver[report]'.
 
     For example:

@@ -17,7 +17,7 @@ def remove(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Delete checkpoints and remove them from the state files of their runs. Does not ask for confirmation.
+    """Delete checkpoints and remove them from the state files of their runs, without asking for confirmation.
 
     For example:
 

@@ -1,4 +1,4 @@
-"""``pytreesaver show``: print the values and statistics of variables."""
+"""``pytreesaver show``: show the values and statistics of variables."""
 
 import math
 from pathlib import Path
@@ -23,6 +23,7 @@ from pytreesaver._cli.output import (
     columns,
     count_text,
     number_text,
+    plural,
     styled,
     table,
     write,
@@ -37,7 +38,7 @@ from pytreesaver._progress import reporting
 from pytreesaver._text import printable
 
 _BINS = 16
-_MAX_VALUES = 1000  # as many as NumPy prints in full by default
+_MAX_VALUES = 1000  # the most that NumPy prints in full by default
 
 
 def _complete_name(context: typer.Context, incomplete: str) -> list[str]:
@@ -70,8 +71,7 @@ def show(
 ) -> None:
     """Show the values, statistics and histogram of a variable, or the statistics of all variables.
 
-    Large variables are read in parts. Statistics cover all elements, except that mean, std and norm cover only finite
-    ones.
+    Large variables are read in parts. The statistics cover all elements, but mean, std and norm only the finite ones.
 
     For example:
 
@@ -94,8 +94,9 @@ def show(
             _show_statistics(checkpoint, found, json=json)
         else:
             variable = checkpoint[name]
-            progress, nbytes = shows_progress(json), 2 * variable.nbytes  # read for statistics and for the histogram
-            with reporting(progress, f"measuring {variable.name}", nbytes if slice_ is None else 0):
+            # The variable is read once for the statistics and once for the histogram.
+            nbytes = 2 * variable.nbytes if slice_ is None else 0
+            with reporting(shows_progress(json), f"computing statistics of {variable.name}", nbytes):
                 results = _compute(variable, slice_)
             _show_variable(variable, slice_, results, options, json=json, values=not stats)
 
@@ -117,10 +118,10 @@ def _show_statistics(checkpoint: Checkpoint, found: dict[str, Statistics], *, js
     nan, inf = sum(each.nan or 0 for each in not_finite.values()), sum(each.inf or 0 for each in not_finite.values())
     if not_finite:
         names = ", ".join(map(printable, list(not_finite)[:5])) + (", …" if len(not_finite) > 5 else "")
-        counts = f"{count_text(nan)} NaN and {count_text(inf)} Inf in {len(not_finite)} of {len(found)} variables: "
-        write(styled(counts, "bold red") + names)
+        where = f"{count_text(len(not_finite))} of {plural(len(found), 'variable')}: "
+        write(styled(f"{count_text(nan)} NaN and {count_text(inf)} Inf in {where}", "bold red") + names)
     else:
-        write(f"no NaN or Inf in {len(found)} variables")
+        write(f"no NaN or Inf in {plural(len(found), 'variable')}")
 
 
 # One variable.
@@ -146,13 +147,13 @@ def _compute(variable: Variable, slice_: str | None) -> _Results:
     statistics = variable.statistics()
     if not _has_finite_reals(statistics):
         return _Results(None, statistics, None)
-    least, most = statistics.min, statistics.max
-    known = None if statistics.inf or least is None or most is None else (float(least), float(most))
-    return _Results(None, statistics, variable.histogram(_BINS, known))
+    low, high = statistics.min, statistics.max
+    extremes = None if statistics.inf or low is None or high is None else (float(low), float(high))
+    return _Results(None, statistics, variable.histogram(_BINS, extremes))
 
 
 def _has_finite_reals(statistics: Statistics) -> bool:
-    """Return whether the elements include finite real numbers."""
+    """Return whether any element is a finite real number."""
     return statistics.mean is not None and not isinstance(statistics.mean, complex)
 
 
@@ -210,11 +211,11 @@ def _write_histogram(counts: np.ndarray, edges: np.ndarray) -> None:
     labels = [f"{edge:.4g}" for edge in edges[:-1]]
     label_width = max(map(len, labels))
     count_width = max(len(count_text(int(count))) for count in counts)
-    most = min(max(columns() - label_width - count_width - 6, 10), 50)
+    max_length = min(max(columns() - label_width - count_width - 6, 10), 50)
     for label, count in zip(labels, counts.tolist(), strict=True):
-        length = math.ceil(count / max(counts) * most * 8)
+        length = math.ceil(count / max(counts) * max_length * 8)
         bar = "█" * (length // 8) + " ▏▎▍▌▋▊▉"[length % 8].strip()
-        padded = f"{styled(bar, 'green')}{' ' * (most - len(bar))}"
+        padded = f"{styled(bar, 'green')}{' ' * (max_length - len(bar))}"
         write(f"{label:>{label_width}}  {padded}  {count_text(count):>{count_width}}")
 
 

@@ -1,4 +1,4 @@
-"""``pytreesaver verify``: check every byte of checkpoints against the checksums."""
+"""``pytreesaver verify``: verify the checksums of checkpoints."""
 
 import time
 from collections.abc import Iterator
@@ -20,12 +20,13 @@ from pytreesaver.formats.registry import is_checkpoint
 @app.command("verify")
 def verify(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, or run directories to verify all of a run.")
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Checkpoints, or run directories, whose checkpoints are all verified."),
     ],
     json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Read every byte of checkpoints and compare checksums. The exit code is 1 if any checkpoint is damaged.
+    """Read every byte of checkpoints and verify all checksums. The exit code is 1 if any is damaged or unreadable.
 
     For example:
 
@@ -69,7 +70,7 @@ def _verify_one(path: Path, *, progress: bool) -> dict[str, Any]:
         with load_checkpoint(path) as checkpoint:
             result |= {"variables": len(checkpoint), "nbytes": checkpoint.nbytes}
             checkpoint.verify(progress=progress)
-    except CheckpointError as error:  # go on with the other checkpoints
+    except CheckpointError as error:  # continue with the other checkpoints
         damaged = list(error.damaged) if isinstance(error, CorruptCheckpointError) else []
         result |= {"intact": False, "damaged": damaged, "problem": str(error)}
     return {**result, "seconds": round(time.monotonic() - started, 3)}

@@ -1,4 +1,4 @@
-"""HTML reports about runs: saved, kept and deleted checkpoints, and changes of the variables."""
+"""HTML reports about runs: the history of the checkpoints and how the variables change."""
 
 import os
 from pathlib import Path
@@ -19,28 +19,28 @@ def write_report(
     overwrite: bool = False,
     progress: Progress = False,
 ) -> Path:
-    """Write an HTML report about a run directory. The page opens in any browser, without a network.
+    """Write an HTML report about a run directory, a single page that any browser can open offline.
 
-    The report shows when each checkpoint was saved and deleted and why retention keeps it, the metrics, the sizes of
-    the variables as a treemap, the norm of each variable and its drift between checkpoints, NaN and Inf, damage, and
-    sortable tables with a search. Requires Plotly: ``pip install 'pytreesaver[report]'``.
+    The report shows when each checkpoint was saved and deleted, why retention keeps it, the metrics, a treemap of the
+    sizes of the variables, the norm of each variable and its drift between checkpoints, NaN and Inf, and damage. Its
+    tables can be sorted and searched. Requires Plotly: ``pip install 'pytreesaver[report]'``.
 
     Args:
         directory: the run directory.
         path: the file to write. An existing report is replaced.
-        only: the variables to include, as in `pytreesaver.restore`.
-        values: read the values of all variables, at about 200 MB/s. If False, the report has no norms, drift or NaN
-            counts.
-        overwrite: replace any file at `path`, even if it is not a report.
+        only: the variables to include, selected as in `pytreesaver.restore`.
+        values: whether to read the values of the variables, at about 200 MB/s. If False, the report has no norms, drift
+            or NaN counts.
+        overwrite: whether to replace a file at `path` that is not a report.
         progress: as in `pytreesaver.save`.
 
     Returns:
         The path of the report.
 
     Raises:
-        CheckpointNotFoundError: if the run directory does not exist or contains no checkpoints.
+        CheckpointNotFoundError: if the run directory does not exist, or if neither it nor its history has a checkpoint.
         CheckpointExistsError: if something other than a report exists at `path`.
-        VariableNotFoundError: if `only` selects nothing.
+        VariableNotFoundError: if `only` selects nothing in any checkpoint.
         CheckpointIOError: if the file cannot be written.
         ImportError: if Plotly is not installed.
 
@@ -71,7 +71,7 @@ def write_report(
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:
-    """Raise before the measuring if `target` must not be replaced."""
+    """Raise if `target` cannot be written or must not be replaced, before the values are read."""
     from pytreesaver._inspect.report.page import MARK
 
     with wrap_os_errors("write", target):

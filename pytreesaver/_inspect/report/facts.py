@@ -1,4 +1,4 @@
-"""The contents of a report, collected from a run directory as plain values."""
+"""The contents of a report, collected from a run directory."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, VariableNotFoundError
-from pytreesaver._inspect.measuring import CheckpointMeasures, measure_with_drift
+from pytreesaver._inspect.measuring import CheckpointMeasurements, measure_with_drift
 from pytreesaver._inspect.statistics import Statistics
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, reporting
@@ -25,15 +25,15 @@ from pytreesaver.formats.registry import open_reader
 
 @dataclass(frozen=True)
 class Lifetime:
-    """A checkpoint that exists or existed in a run directory.
+    """A checkpoint that exists or has existed in a run directory.
 
     Attributes:
         name: its file name.
         saved: when it was saved, in seconds since the epoch.
         step: the step for which it was saved, or None.
         metrics: the metrics passed to the save.
-        deleted: when it was deleted; None if it exists, or if the deletion was not recorded.
-        listed: its entry in `list_checkpoints`; None if it no longer exists.
+        deleted: when it was deleted; None if it exists or the deletion was not recorded.
+        listed: its result from `list_checkpoints`; None if it no longer exists.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Lifetime:
 
 
 def lifetimes_of(events: Iterable[CheckpointEvent], listed: Sequence[ListedCheckpoint]) -> list[Lifetime]:
-    """Combine the history of a run with the existing checkpoints, in the order of the saves.
+    """Return the past and present checkpoints of a run, in the order of the saves.
 
     Example:
         >>> events = [CheckpointEvent("saved", "a", 1.0, 10), CheckpointEvent("deleted", "a", 2.0)]
@@ -65,7 +65,7 @@ def lifetimes_of(events: Iterable[CheckpointEvent], listed: Sequence[ListedCheck
     existing: dict[str, int] = {}
     for event in events:
         at = existing.pop(event.name, None)
-        if at is not None:  # an overwrite also ends the previous checkpoint
+        if at is not None:  # an overwrite also ends the lifetime of the previous checkpoint
             lifetimes[at] = replace(lifetimes[at], deleted=event.time)
         if event.kind == "saved":
             existing[event.name] = len(lifetimes)
@@ -85,10 +85,10 @@ class VariableFacts:
 
     Attributes:
         name: its name.
-        type: its type as in messages: ``"float32[784,512]"``.
+        type: its type as it appears in messages: ``"float32[784,512]"``.
         size: its number of elements.
         nbytes: its size in bytes.
-        statistics: statistics of its elements; None if it was not read, holds no numbers, or is damaged.
+        statistics: the statistics of its elements; None if it was not read, holds no numbers, or is damaged.
         present: whether the newest checkpoint contains it; True if that checkpoint cannot be read.
     """
 
@@ -108,14 +108,14 @@ class RunFacts:
         directory: the run directory.
         time: when the facts were collected, in seconds since the epoch.
         lifetimes: all past and present checkpoints, in the order of the saves.
-        measured: the readable checkpoints, in the same order: the columns of the arrays.
-        variables: the rows of the arrays.
-        norms: float64[variables, measured]: the norm of each variable; NaN if not available.
-        drifts: float64[variables, measured]: the norm of its change since the previous column; NaN if not available.
-        not_finite: (row, column, NaN count, Inf count) wherever one of the counts is positive.
-        damaged: names of damaged variables, by checkpoint name.
-        unreadable: error messages of checkpoints that could not be opened, by checkpoint name.
-        has_values: whether values were read.
+        measured: the readable checkpoints, in the same order. They are the columns of the arrays.
+        variables: the selected variables of these checkpoints. They are the rows of the arrays.
+        norms: float64[variables, measured], the norm of each variable; NaN if unknown.
+        drifts: float64[variables, measured], the norm of the change since the previous column; NaN if unknown.
+        not_finite: (row, column, NaN count, Inf count) for each variable and checkpoint with NaN or Inf.
+        damaged: the names of damaged variables, by checkpoint name.
+        unreadable: the error messages of unreadable checkpoints, by checkpoint name.
+        has_values: whether the values were read.
     """
 
     directory: Path
@@ -132,10 +132,10 @@ class RunFacts:
 
 
 def collect(directory: PathLike, only: Any, *, values: bool, progress: Progress) -> RunFacts:
-    """Collect the contents of a report. Reads every value once, and again if it changes in the next checkpoint.
+    """Collect the contents of a report. Each variable is read once, and again if it changes in the next checkpoint.
 
     Raises:
-        CheckpointNotFoundError: if the run directory does not exist, or neither it nor its history has a checkpoint.
+        CheckpointNotFoundError: if the run directory does not exist, or if neither it nor its history has a checkpoint.
         VariableNotFoundError: if `only` selects nothing in any checkpoint.
     """
     run = local_path(directory)
@@ -148,7 +148,7 @@ def collect(directory: PathLike, only: Any, *, values: bool, progress: Progress)
     nbytes = 2 * sum(lifetime.listed.nbytes for lifetime in present if lifetime.listed is not None) if values else 0
     collector = _Collector(facts)
     nothing_selected: VariableNotFoundError | None = None
-    with reporting(progress, f"measuring {run}", nbytes):
+    with reporting(progress, f"computing statistics of {run}", nbytes):
         for lifetime in present:
             try:
                 nothing_selected = collector.add(lifetime, run / lifetime.name, selection) or nothing_selected
@@ -161,65 +161,67 @@ def collect(directory: PathLike, only: Any, *, values: bool, progress: Progress)
 
 
 class _Collector:
-    """Collects measurements checkpoint by checkpoint: one column per checkpoint, one row per variable name."""
+    """Collects statistics checkpoint by checkpoint: a column for each checkpoint, a row for each variable name."""
 
     def __init__(self, facts: RunFacts) -> None:
         self._facts = facts
         self._row_of: dict[str, int] = {}
         self._columns: list[tuple[np.ndarray, np.ndarray]] = []  # norms and drifts of the rows known at that time
-        self._previous: tuple[Path, CheckpointMeasures] | None = None
+        self._previous: tuple[Path, CheckpointMeasurements] | None = None
         self._newest: set[str] = set()
 
     def add(self, lifetime: Lifetime, path: Path, selection: Selector | None) -> VariableNotFoundError | None:
-        """Add the column of a checkpoint. Returns the error if nothing in it is selected.
+        """Add the column of a checkpoint. Return the error if nothing in it is selected.
 
         Raises:
             CheckpointError: if the checkpoint cannot be read.
         """
         facts, nothing_selected = self._facts, None
         with ExitStack() as stack:
-            reader = _opened(path, stack)
+            reader = _open_reader(path, stack)
             names = list(reader.names)
             if selection is not None:
                 try:
                     names = selected_names(selection, names, str(path))
                 except VariableNotFoundError as error:
                     names, nothing_selected = [], error
-            measures = CheckpointMeasures({})
+            measurements = CheckpointMeasurements({})
             if facts.has_values:
                 with wrap_os_errors("read", path):
-                    measures = measure_with_drift(reader, names, self._open_previous(stack))
-            self._record_variables(reader, names, measures)
+                    measurements = measure_with_drift(reader, names, self._open_previous(stack))
+            self._record_variables(reader, names, measurements)
         column = len(facts.measured)
         facts.measured.append(lifetime)
         self._newest = set(names)
-        self._previous = path, measures
+        self._previous = path, measurements
         norms, drifts = (np.full(len(self._row_of), np.nan) for _ in range(2))
-        for name, measured in measures.variables.items():
+        for name, measured in measurements.variables.items():
             row, statistics = self._row_of[name], measured.statistics
             norms[row] = np.nan if statistics.norm is None else statistics.norm
             drifts[row] = np.nan if measured.drift is None else measured.drift
             if statistics.nan or statistics.inf:
                 facts.not_finite.append((row, column, statistics.nan or 0, statistics.inf or 0))
         self._columns.append((norms, drifts))
-        if measures.damaged:
-            facts.damaged[lifetime.name] = list(measures.damaged)
+        if measurements.damaged:
+            facts.damaged[lifetime.name] = list(measurements.damaged)
         return nothing_selected
 
-    def _open_previous(self, stack: ExitStack) -> tuple[CheckpointReader, CheckpointMeasures] | None:
+    def _open_previous(self, stack: ExitStack) -> tuple[CheckpointReader, CheckpointMeasurements] | None:
         if self._previous is None:
             return None
         try:
-            return _opened(self._previous[0], stack), self._previous[1]
+            return _open_reader(self._previous[0], stack), self._previous[1]
         except CheckpointError:  # deleted in the meantime
             return None
 
-    def _record_variables(self, reader: CheckpointReader, names: Sequence[str], measures: CheckpointMeasures) -> None:
+    def _record_variables(
+        self, reader: CheckpointReader, names: Sequence[str], measurements: CheckpointMeasurements
+    ) -> None:
         position_of = {name: i for i, name in enumerate(reader.names)}
         for name in names:
             i = position_of[name]
             shape = logical_shape(reader.types[i], reader.shapes[i])
-            measured = measures.variables.get(name)
+            measured = measurements.variables.get(name)
             variable = VariableFacts(
                 name,
                 describe(reader.types[i], shape),
@@ -232,7 +234,7 @@ class _Collector:
             self._facts.variables[row : row + 1] = [variable]
 
     def finish(self, *, newest_is_readable: bool) -> None:
-        """Assemble the arrays from the columns, and mark the variables that the newest checkpoint lacks."""
+        """Assemble the arrays from the columns, and mark the variables that are not in the newest checkpoint."""
         facts = self._facts
         facts.norms, facts.drifts = (np.full((len(self._row_of), len(self._columns)), np.nan) for _ in range(2))
         for c, (norms, drifts) in enumerate(self._columns):
@@ -242,7 +244,7 @@ class _Collector:
             facts.variables = [replace(each, present=each.name in self._newest) for each in facts.variables]
 
 
-def _opened(path: Path, stack: ExitStack) -> CheckpointReader:
+def _open_reader(path: Path, stack: ExitStack) -> CheckpointReader:
     reader = open_reader(path)
     stack.callback(reader.close)
     return reader

@@ -1,4 +1,4 @@
-"""The static Plotly figures of a report. Names are escaped, because Plotly interprets labels as HTML."""
+"""The static Plotly figures of a report. Plotly interprets labels as HTML, so names are escaped."""
 
 import html
 import math
@@ -22,16 +22,16 @@ STATUS_STYLES = {
     "deleted": ("#8a8f98", "circle-open"),
     "missing": ("#8a8f98", "circle-x-open"),
 }
-"""Colour and marker for each status of a checkpoint."""
+"""The colour and marker symbol for each status of a checkpoint."""
 
 
 def label(text: str) -> str:
-    """Escape a text for a Plotly label."""
+    """Return text escaped for use as a Plotly label."""
     return html.escape(printable(text), quote=False)
 
 
 def x_positions(lifetimes: Sequence[Lifetime]) -> list[int]:
-    """Return x positions of checkpoints: their steps, or 0, 1, ... if a step is missing or steps do not increase."""
+    """Return x positions of checkpoints: their steps, or 0, 1, ... if one is missing or they do not increase."""
     steps = [lifetime.step for lifetime in lifetimes]
     known = [step for step in steps if step is not None]
     ascending = len(known) == len(steps) and all(a < b for a, b in pairwise(known))
@@ -39,7 +39,7 @@ def x_positions(lifetimes: Sequence[Lifetime]) -> list[int]:
 
 
 def lifetimes(facts: RunFacts) -> "go.Figure":
-    """Draw each checkpoint as a line from the time of its save to its deletion, with the step as y."""
+    """Draw each checkpoint as a line from its save to its deletion, at the height of its step."""
     import plotly.graph_objects as go
 
     lifetimes = facts.lifetimes
@@ -106,7 +106,7 @@ def _hover_text(lifetime: Lifetime) -> str:
 
 
 def reasons(facts: RunFacts) -> "go.Figure":
-    """Draw which existing checkpoints are kept, one row per reason."""
+    """Draw which existing checkpoints are kept, with a row for each reason."""
     import plotly.graph_objects as go
 
     existing = [lifetime for lifetime in facts.lifetimes if lifetime.listed is not None]
@@ -144,7 +144,7 @@ def axis_title(lifetimes: Sequence[Lifetime]) -> str:
 
 
 def metrics(facts: RunFacts) -> "go.Figure | None":
-    """Draw a curve per metric, including deleted checkpoints. Returns None if there are no metrics."""
+    """Draw a curve for each metric, including deleted checkpoints. Return None if there are no metrics."""
     from plotly.subplots import make_subplots
 
     lifetimes = facts.lifetimes
@@ -181,11 +181,11 @@ def metrics(facts: RunFacts) -> "go.Figure | None":
     return figure
 
 
-_MAX_AREAS = 4000  # drawing this many takes a second or two
+_MAX_AREAS = 4000  # drawing this many takes one or two seconds
 
 
 def treemap(variables: Sequence[VariableFacts]) -> "go.Figure":
-    """Draw the sizes of the variables as nested areas."""
+    """Draw the sizes of the variables as a treemap."""
     import plotly.graph_objects as go
 
     root = variable_tree(variables)
@@ -210,11 +210,11 @@ def treemap(variables: Sequence[VariableFacts]) -> "go.Figure":
     return figure
 
 
-def _areas(branch: Branch, own: str, above: str, name: str) -> Iterator[tuple[str, str, str, int, str]]:
-    """Yield (id, parent id, label, bytes, text) of a branch and of all branches below it."""
-    yield own, above, name, branch.nbytes, _area_text(branch)
+def _areas(branch: Branch, area_id: str, parent_id: str, name: str) -> Iterator[tuple[str, str, str, int, str]]:
+    """Yield (id, parent id, label, bytes, text) for a branch and for every branch below it."""
+    yield area_id, parent_id, name, branch.nbytes, _area_text(branch)
     for number, child in enumerate(branch.children):
-        yield from _areas(child, f"{own}/{number}", own, label(child.name) or "''")
+        yield from _areas(child, f"{area_id}/{number}", area_id, label(child.name) or "''")
 
 
 def _area_text(branch: Branch) -> str:

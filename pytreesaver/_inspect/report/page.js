@@ -42,7 +42,7 @@
     variable.drift = lastDrift(row);
   });
 
-  // Light and dark.
+  // Themes.
 
   const dark = () => document.documentElement.dataset.theme === "dark";
   const setTheme = (theme) => { document.documentElement.dataset.theme = theme; };
@@ -77,10 +77,11 @@
     return String(a).localeCompare(String(b), "en", { numeric: true });
   };
 
-  /* A sortable table. Each field: {title, value(item), text(value, item)?, kind?, mark(item)?}. */
+  /* A sortable table. A field is {title, value(item), text(value, item)?, kind?, mark(item)?}. */
   class Table {
     constructor(element, fields, items, options) {
-      Object.assign(this, { element, fields, items, options, by: options.by, down: options.down, all: false });
+      const { column, descending } = options;
+      Object.assign(this, { element, fields, items, options, column, descending, showAll: false });
       const head = element.createTHead().insertRow();
       fields.forEach((field, i) => {
         const cell = document.createElement("th");
@@ -88,8 +89,8 @@
         cell.className = field.kind || "";
         cell.tabIndex = 0;
         const sort = () => {
-          this.down = this.by === i ? !this.down : field.kind === "number";
-          this.by = i;
+          this.descending = this.column === i ? !this.descending : field.kind === "number";
+          this.column = i;
           this.write();
         };
         cell.addEventListener("click", sort);
@@ -100,24 +101,24 @@
       this.write();
     }
 
-    shown() {
-      const { value } = this.fields[this.by];
+    visibleItems() {
+      const { value } = this.fields[this.column];
       const found = this.items.filter(this.options.filter || (() => true));
       const known = found.filter((item) => ![null, undefined, ""].includes(value(item)));
       const unknown = found.filter((item) => [null, undefined, ""].includes(value(item)));
-      known.sort((a, b) => (this.down ? -1 : 1) * compare(value(a), value(b)));
+      known.sort((a, b) => (this.descending ? -1 : 1) * compare(value(a), value(b)));
       return [...known, ...unknown];
     }
 
     write() {
       [...this.element.tHead.rows[0].cells].forEach((cell, i) => {
-        if (i === this.by) cell.setAttribute("aria-sort", this.down ? "descending" : "ascending");
+        if (i === this.column) cell.setAttribute("aria-sort", this.descending ? "descending" : "ascending");
         else cell.removeAttribute("aria-sort");
       });
-      const shown = this.shown();
-      const most = this.all ? shown.length : this.options.most || shown.length;
+      const shown = this.visibleItems();
+      const limit = this.showAll ? shown.length : this.options.limit || shown.length;
       const fragment = document.createDocumentFragment();
-      for (const item of shown.slice(0, most)) {
+      for (const item of shown.slice(0, limit)) {
         const row = document.createElement("tr");
         for (const field of this.fields) {
           const cell = row.insertCell();
@@ -129,13 +130,13 @@
         fragment.appendChild(row);
       }
       this.body.replaceChildren(fragment);
-      if (this.options.written) this.options.written(shown, most);
+      if (this.options.onWrite) this.options.onWrite(shown, limit);
     }
   }
 
   // Curves of the selected variables.
 
-  const symbols = { symbol: "x", color: "#d62839", size: 9 };
+  const notFiniteMarker = { symbol: "x", color: "#d62839", size: 9 };
   const chosen = new Set();
   const defaultRows = () => {
     const score = (v) => Math.min((notFinite.has(v.row) ? 1e300 : 0) + (v.drift || 0), 1e307);
@@ -164,9 +165,10 @@
         text.push(`${data.variables[row].label}: ${nan} NaN, ${inf} Inf`);
       }
     }
-    return { x, y, text, mode: "markers", marker: symbols, name: "NaN or Inf", hovertemplate: "%{text}<extra></extra>" };
+    return { x, y, text, mode: "markers", marker: notFiniteMarker, name: "NaN or Inf",
+      hovertemplate: "%{text}<extra></extra>" };
   };
-  const isLog = (traces) => {
+  const needsLogAxis = (traces) => {
     const values = traces.flatMap((trace) => trace.y).filter((v) => v !== null && v > 0);
     const [least, most] = values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, 0]);
     return most / least > 100;
@@ -176,11 +178,11 @@
     const list = [...chosen];
     for (const [id, values, title] of [["norms", (r, c) => at(norms, r, c), "norm"], ["drifts", relative, "relative drift"]]) {
       const traces = list.map((row) => curve(row, values));
-      const log = isLog(traces);
+      const isLog = needsLogAxis(traces);
       traces.push(notFiniteMarkers(list, values));
       draw(id, traces, {
         xaxis: { title: { text: data.axis } },
-        yaxis: { title: { text: title }, type: log ? "log" : "linear", exponentformat: "power" },
+        yaxis: { title: { text: title }, type: isLog ? "log" : "linear", exponentformat: "power" },
         height: 420,
         showlegend: true,
         legend: { font: { size: 11 } },
@@ -188,13 +190,13 @@
     }
   };
 
-  const mostInHeatmap = 100;
+  const maxHeatmapRows = 100;
   const drawHeatmap = (shown) => {
     if (!data.hasValues || !rows) return;
     const best = shown.filter((v) => v.norm !== null)
-      .sort((a, b) => compare(b.drift || 0, a.drift || 0)).slice(0, mostInHeatmap);
+      .sort((a, b) => compare(b.drift || 0, a.drift || 0)).slice(0, maxHeatmapRows);
     byId("heatmap-count").textContent =
-      `${best.length} with the largest drift in the last checkpoint, largest first`;
+      `${best.length} of the ${shown.length} variables that match the search, by most recent drift, largest at the top.`;
     const list = best.reverse();
     const z = list.map((v) => data.steps.map((_, c) => {
       const value = relative(v.row, c);
@@ -208,7 +210,7 @@
     draw("heatmap", [
       { type: "heatmap", x, y, z, colorscale: "Viridis", hoverongaps: false, colorbar: { title: { text: "log₁₀" } },
         hovertemplate: `%{y}<br>${data.axis} %{x}: 10^%{z:.2f}<extra></extra>` },
-      { type: "scatter", ...marks, mode: "markers", marker: symbols, name: "NaN or Inf", hoverinfo: "skip" },
+      { type: "scatter", ...marks, mode: "markers", marker: notFiniteMarker, name: "NaN or Inf", hoverinfo: "skip" },
     ], {
       xaxis: { type: "category", title: { text: data.axis } },
       yaxis: { type: "category", automargin: true, tickfont: { size: 10 }, range: [-0.5, list.length - 0.5] },
@@ -236,7 +238,7 @@
   let words = [];
   let redraw;
   const variables = rows && new Table(byId("variables"), fields, data.variables, {
-    by: 3, down: true, most: 400,
+    column: 3, descending: true, limit: 400,
     filter: (v) => words.every((word) => v.name.toLowerCase().includes(word) || v.type.toLowerCase().includes(word)),
     decorate: (row, v) => {
       row.dataset.row = v.row;
@@ -245,9 +247,9 @@
       if (!v.present) row.title = "Not in the newest checkpoint.";
       if (v.damaged) row.title = `Damaged in ${v.damaged}.`;
     },
-    written: (shown, most) => {
+    onWrite: (shown, limit) => {
       byId("count").textContent = `${shown.length.toLocaleString("en-US")} of ${rows.toLocaleString("en-US")} variables`;
-      byId("more").hidden = shown.length <= most;
+      byId("more").hidden = shown.length <= limit;
       byId("more").textContent = `Show all ${shown.length.toLocaleString("en-US")}`;
       clearTimeout(redraw);
       redraw = setTimeout(() => drawHeatmap(shown), 150);
@@ -256,10 +258,10 @@
   if (rows) {
     byId("search").addEventListener("input", (event) => {
       words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
-      variables.all = false;
+      variables.showAll = false;
       variables.write();
     });
-    byId("more").addEventListener("click", () => { variables.all = true; variables.write(); });
+    byId("more").addEventListener("click", () => { variables.showAll = true; variables.write(); });
   }
   if (rows && data.hasValues) {
     byId("variables").classList.add("clickable");
@@ -285,12 +287,12 @@
     number("step", "step"), { title: "saved (UTC)", value: (c) => c.time, text: (_, c) => c.saved }, number("bytes", "nbytes"),
     ...metricNames.map((name) => ({ title: name, kind: "number", value: (c) => c.metrics[name] ?? null })),
     { ...wide("status", "status"), mark: (c) => c.status === "damaged" }, wide("details", "note"), wide("metadata", "metadata"),
-  ], data.checkpoints, { by: 2, down: true });
+  ], data.checkpoints, { column: 2, descending: true });
 
   const drawAll = () => {
     drawFigures();
     drawCurves();
-    if (rows) drawHeatmap(variables.shown());
+    if (rows) drawHeatmap(variables.visibleItems());
   };
   byId("theme").addEventListener("click", () => { setTheme(dark() ? "light" : "dark"); drawAll(); });
   preferred.addEventListener("change", (event) => { setTheme(event.matches ? "dark" : "light"); drawAll(); });

@@ -17,7 +17,7 @@ from pytreesaver._text import printable, time_text
 from pytreesaver._tree.plain import encode_value
 
 MARK = "<!-- made by pytreesaver report -->"
-"""The end of the first line of every report, by which `write_report` recognizes reports."""
+"""A mark in the first line of every report, by which `write_report` recognizes reports."""
 
 _MAX_NAMES = 20
 
@@ -66,7 +66,7 @@ def page(facts: RunFacts) -> str:
 
 
 def _fill_template(text: str, values: Mapping[str, str]) -> str:
-    """Replace each ``{{NAME}}`` in a template. Replacements are not scanned for placeholders."""
+    """Replace each placeholder ``{{NAME}}`` in a template. Placeholders in the values are not replaced."""
     first, *rest = text.split("{{")
     parts = [first]
     for part in rest:
@@ -93,7 +93,7 @@ def _templates() -> dict[str, Any]:
 
 
 def _script_safe(text: str) -> str:
-    """Escape JSON so that it cannot end the script element that contains it."""
+    """Return JSON escaped so that it cannot end the script element that contains it."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -101,7 +101,7 @@ def _as_base64(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode()
 
 
-# Rows of the tables.
+# Table rows.
 
 
 def _checkpoint_row(lifetime: Lifetime) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _number(value: float | int | None) -> float | int | str | None:
     return value if math.isfinite(value) else str(value)
 
 
-# The head of the page.
+# Page header.
 
 
 def _summary(facts: RunFacts) -> str:
@@ -184,7 +184,7 @@ def _summary(facts: RunFacts) -> str:
 
 
 def _notices(facts: RunFacts) -> str:
-    """Return the warnings at the top of the page."""
+    """Return the HTML of the warnings at the top of the page."""
     notices = [f"{name}: {problem.splitlines()[0]}" for name, problem in facts.unreadable.items()]
     for lifetime in facts.lifetimes:
         listed = lifetime.listed

@@ -1,1 +1,1 @@
-"""Pure decisions: which checkpoints to keep, and when to save."""
+"""Retention policies and save schedules: which checkpoints to keep, and when to save. Pure functions."""

@@ -1,6 +1,6 @@
-"""The rule of a saver as JSON data and back.
+"""Encoding of retention rules as JSON data.
 
-It is recorded with each checkpoint, so that other programs can tell what the saver of a run directory keeps and why.
+The rule of a saver is recorded with each checkpoint, so that other programs can show what the saver keeps and why.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _POLICIES: dict[str, type[RetentionPolicy]] = {
     for policy in (KeepAll, KeepBest, KeepEveryHours, KeepEverySteps, KeepLast, KeepSteps, KeepYoungerThan)
 }
 
-_Policies = list[tuple[str, dict[str, Any]]]  # the parts of a policy: the name of the class and its fields
+_Policies = list[tuple[str, dict[str, Any]]]  # the class name and the fields of each part
 
 
 class _RecordedManagerRule(msgspec.Struct):
@@ -45,13 +45,13 @@ class _RecordedRule(msgspec.Struct):
 
 @dataclass(frozen=True)
 class UnknownPolicy(RetentionPolicy):
-    """A policy of a class that is not pytreesaver's, which only its own program can apply. `text` is its ``repr``."""
+    """A policy that only its own program can apply, since its class is unknown here. `text` describes it."""
 
     text: str
 
     def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
-        """All of them: it is not known which ones the policy would delete. See `RetentionPolicy.kept`."""
-        return dict.fromkeys(range(len(checkpoints)), f"perhaps: {self.text} decides")
+        """Keep all, since it is unknown which ones the policy would delete. See `RetentionPolicy.kept`."""
+        return dict.fromkeys(range(len(checkpoints)), f"unknown policy: {self.text}")
 
 
 def encode_rule(rule: ManagerRule | SaverRule) -> Any:
@@ -84,7 +84,7 @@ def _plain(value: Any) -> Any:
 
 
 def decode_rule(encoded: Any) -> ManagerRule | SaverRule | None:
-    """Return the recorded rule, or None if none was recorded, or none that this version knows.
+    """Return the recorded rule, or None if there is none or this version does not support it.
 
     Example:
         >>> rule = ManagerRule(3, also=KeepBest(1, "loss"))
@@ -110,5 +110,5 @@ def _decode_part(name: str, fields: dict[str, Any]) -> RetentionPolicy:
     if name == "other":
         return UnknownPolicy(str(fields.get("repr")))
     if name not in _POLICIES:
-        return UnknownPolicy(f"{name}, which this version does not know,")
+        return UnknownPolicy(f"{name}, which this version does not support")
     return msgspec.convert(fields, _POLICIES[name])

@@ -1,7 +1,7 @@
-"""Which checkpoints to keep: pure functions of what there is and of the time. No file, no clock.
+"""Retention policies: which checkpoints of a run to keep, and why. Pure functions of the checkpoints and the time.
 
-A policy is a value: it looks at the checkpoints of a run and says which of them it keeps, and why. Policies are joined
-with ``|``; what none of them keeps is to be deleted. The newest checkpoint is kept whatever the policy says.
+Policies are combined with ``|``. Checkpoints that none of them keeps are deleted, except for the newest checkpoint and
+pinned ones, which are always kept.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A complete checkpoint as a policy sees it: `time` in seconds since the epoch, `metrics` as given to the save."""
+    """A complete checkpoint as policies see it: `time` in seconds since the epoch, `metrics` as passed to the save."""
 
     path: str
     step: int
@@ -24,26 +24,26 @@ class SavedCheckpoint:
 
 
 class Decision(NamedTuple):
-    """What becomes of a checkpoint: it stays if there are `reasons` to keep it, and otherwise is to be deleted."""
+    """A retention decision: the checkpoint is kept if there are `reasons`, and will be deleted otherwise."""
 
     checkpoint: SavedCheckpoint
     reasons: tuple[str, ...]
 
     @property
     def keep(self) -> bool:
-        """Whether it stays."""
+        """Whether the checkpoint is kept."""
         return bool(self.reasons)
 
     def __str__(self) -> str:
-        what = f"kept: {', '.join(self.reasons)}" if self.reasons else "to be deleted"
+        what = f"kept: {', '.join(self.reasons)}" if self.reasons else "will be deleted"
         return f"{self.checkpoint.path} (step {self.checkpoint.step}): {what}"
 
 
 class RetentionPolicy:
-    """Base class of the policies, which are compared by their values and joined with ``|``."""
+    """Base class of retention policies. Policies are combined with ``|``."""
 
     def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
-        """The positions of the checkpoints that this policy keeps, with the reason. They come oldest first."""
+        """Return the positions of the checkpoints to keep, with the reasons. `checkpoints` are sorted, oldest first."""
         raise NotImplementedError
 
     def __or__(self, other: "RetentionPolicy") -> "AnyOf":
@@ -51,10 +51,10 @@ class RetentionPolicy:
 
 
 def decide(policy: RetentionPolicy, checkpoints: Iterable[SavedCheckpoint], now: float) -> list[Decision]:
-    """What becomes of each checkpoint, oldest first.
+    """Return the decision for each checkpoint, oldest first.
 
-    Pinned checkpoints and the newest one are always kept. The age of a checkpoint goes by its time, and where that is
-    the same by its step.
+    Pinned checkpoints and the newest one are always kept. Checkpoints are ordered by time; those of the same time by
+    step.
 
     Example:
         >>> saves = [SavedCheckpoint(f"model-{step}", step, time=60.0 * step) for step in (1, 2, 3, 4)]
@@ -77,7 +77,7 @@ def decide(policy: RetentionPolicy, checkpoints: Iterable[SavedCheckpoint], now:
 
 @dataclass(frozen=True)
 class AnyOf(RetentionPolicy):
-    """Keeps what any of its parts keeps; ``a | b`` makes one."""
+    """Keeps the checkpoints that any of its parts keeps. ``a | b`` creates one."""
 
     parts: tuple[RetentionPolicy, ...]
 
@@ -120,7 +120,7 @@ class KeepLast(RetentionPolicy):
 
 @dataclass(frozen=True)
 class KeepEveryHours(RetentionPolicy):
-    """Keeps the oldest checkpoint, and then each first one that is `hours` or more after the one kept before it."""
+    """Keeps the oldest checkpoint, and then the first one at least `hours` after each one kept."""
 
     hours: float
 
@@ -155,9 +155,9 @@ class KeepEverySteps(RetentionPolicy):
 
 @dataclass(frozen=True)
 class KeepBest(RetentionPolicy):
-    """Keeps the `count` checkpoints whose `metric` is best; NaN, or no such metric, is never best.
+    """Keeps the `count` best checkpoints by a metric. Of equal ones, the newer is better.
 
-    Of equal ones the newer is better.
+    Checkpoints whose metric is NaN, or that do not have it, are never ranked best.
     """
 
     count: int
@@ -175,7 +175,7 @@ class KeepBest(RetentionPolicy):
         return dict.fromkeys(self.ranked(checkpoints)[: self.count], reason)
 
     def ranked(self, checkpoints: Sequence[SavedCheckpoint]) -> list[int]:
-        """The positions of all checkpoints that have the metric, the best first."""
+        """Return the positions of the checkpoints that have the metric, the best first. NaN does not count."""
         values = {i: checkpoint.metrics.get(self.metric, math.nan) for i, checkpoint in enumerate(checkpoints)}
         sign = 1 if self.mode == "min" else -1
         comparable = [i for i, value in values.items() if not math.isnan(value)]
@@ -184,7 +184,7 @@ class KeepBest(RetentionPolicy):
 
 @dataclass(frozen=True)
 class KeepSteps(RetentionPolicy):
-    """Keeps the checkpoints of certain steps."""
+    """Keeps the checkpoints of the given steps."""
 
     steps: frozenset[int]
 
@@ -222,21 +222,23 @@ def _require_positive(what: str, value: object) -> None:
 
 
 def check_count(what: str, value: Any, *, least: int, optional: bool = True) -> None:
-    """Raise a TypeError or ValueError unless a setting is an int of at least `least`, or None if it is `optional`."""
+    """Raise a TypeError or ValueError unless a setting is an int of at least `least`, or None if `optional`."""
     if value is None and optional:
         return
     or_none = " or None" if optional else ""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{what}: expected an int{or_none}, found {value!r}")
     if value < least:
-        raise ValueError(f"{what}: expected {'None or ' if optional else ''}an int from {least} on, found {value!r}")
+        raise ValueError(
+            f"{what}: expected {'None or ' if optional else ''}an int of at least {least}, found {value!r}"
+        )
 
 
 def check_duration(what: str, value: Any, unit: str) -> None:
-    """Raise a TypeError or ValueError unless a setting is None or a number of a unit of time, which is not negative."""
+    """Raise a TypeError or ValueError unless a setting is None or a non-negative number of a unit of time."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(f"{what}: expected a number of {unit} or None, found {value!r}")
     if not value >= 0:
-        raise ValueError(f"{what}: expected no negative number of {unit}, found {value!r}")
+        raise ValueError(f"{what}: expected a non-negative number of {unit}, found {value!r}")

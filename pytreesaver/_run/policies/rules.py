@@ -1,4 +1,4 @@
-"""What a `Saver` and a `CheckpointManager` keep: TensorFlow's rules, and policies joined with them. Pure."""
+"""The retention rules of `Saver` and `CheckpointManager`: TensorFlow's, combined with policies. Pure functions."""
 
 import math
 import struct
@@ -21,17 +21,17 @@ from pytreesaver._run.policies.retention import (
 
 @dataclass(frozen=True)
 class SaverRule:
-    """What a `Saver` keeps: the last `max_to_keep` (all if 0 or None), and one every `every_n_hours`."""
+    """The rule of a `Saver`: keep the last `max_to_keep` (all if 0 or None), and one per `every_n_hours`."""
 
     max_to_keep: int | None = 5
     every_n_hours: float | None = 10000.0
 
 
 class Eviction(NamedTuple):
-    """What one save does to the tracked checkpoints under a rule of TensorFlow.
+    """The effect of one save on the tracked checkpoints of a `Saver`.
 
-    `tracked` are the (path, time) that the rule goes on watching, oldest first; `preserved` those that it keeps for
-    ever and watches no more; `deleted` those to be deleted; `mark` is what the rule remembers until the next save.
+    `tracked` are the (path, time) that remain tracked, oldest first. `preserved` are kept permanently and no longer
+    tracked. `deleted` will be deleted. `mark` is the state of the rule for the next save.
     """
 
     tracked: list[tuple[str, float]]
@@ -41,7 +41,7 @@ class Eviction(NamedTuple):
 
 
 def saver_interval(every_n_hours: float) -> float:
-    """The seconds between preserved checkpoints; TensorFlow's `SaverDef` stores the hours as a 32-bit float.
+    """Return the seconds between preserved checkpoints. As in TensorFlow's `SaverDef`, hours have 32-bit precision.
 
     Example:
         >>> saver_interval(1.0)
@@ -54,12 +54,12 @@ def saver_interval(every_n_hours: float) -> float:
 def saver_eviction(
     tracked: Sequence[tuple[str, float]], saved: tuple[str, float], mark: float, max_to_keep: int, every_n_hours: float
 ) -> Eviction:
-    """The rule of `tf.train.Saver` after a save.
+    """Apply the rule of `tf.train.Saver` after a save.
 
-    A checkpoint that drops out of the last `max_to_keep` is deleted, unless it was saved strictly after `mark`: then it
-    is preserved, and the mark moves on by one interval. The mark starts at the Saver's construction plus one interval.
-    Unlike TensorFlow, which evicts one checkpoint a save, this evicts all that are too many, so that a lowered
-    `max_to_keep` takes effect.
+    A checkpoint that is no longer one of the last `max_to_keep` is deleted, unless it was saved strictly after `mark`:
+    then it is preserved, and `mark` advances by one interval. Initially, `mark` is the time of the Saver's construction
+    plus one interval. Unlike TensorFlow, which evicts one checkpoint per save, this evicts all surplus checkpoints, so
+    that a lowered `max_to_keep` takes effect.
 
     Example:
         >>> saver_eviction([("m-1", 600.0)], ("m-2", 1200.0), mark=3600.0, max_to_keep=1, every_n_hours=1.0)
@@ -81,10 +81,10 @@ def saver_eviction(
 
 @dataclass(frozen=True)
 class ManagerRule:
-    """What a `CheckpointManager` keeps.
+    """The rule of a `CheckpointManager`: the `policy`, or else TensorFlow's rule combined with the policy `also`.
 
-    Without a `policy` that is what TensorFlow 2's `tf.train.CheckpointManager` keeps, the last `max_to_keep` (all if
-    None) and one every `every_n_hours`, and what `also` keeps.
+    The rule of TensorFlow 2's `tf.train.CheckpointManager` is to keep the last `max_to_keep` checkpoints (all if None),
+    and one per `every_n_hours`.
     """
 
     max_to_keep: int | None = 5
@@ -93,22 +93,22 @@ class ManagerRule:
     policy: RetentionPolicy | None = None
 
     @property
-    def is_tensorflows(self) -> bool:
-        """Whether it is TensorFlow's rule and nothing else."""
+    def is_tensorflow_rule(self) -> bool:
+        """Whether this is TensorFlow's rule alone, without policies."""
         return self.also is None and self.policy is None
 
     @property
     def best(self) -> KeepBest | None:
-        """The first part of the rule that keeps the best checkpoints by a metric, or None."""
+        """The first `KeepBest` among the policies, or None."""
         parts = AnyOf(tuple(part for part in (self.policy, self.also) if part is not None)).parts
         return next((part for part in parts if isinstance(part, KeepBest)), None)
 
 
 class ManagerDecisions(NamedTuple):
-    """What becomes of each tracked checkpoint, oldest first.
+    """The decision for each tracked checkpoint, oldest first.
 
-    `preserved` are the paths of those that are kept for ever and need not be tracked any more; `mark` is what the rule
-    remembers until the next save.
+    `preserved` are the paths of those that are kept permanently and no longer need to be tracked. `mark` is the state
+    of the rule for the next save.
     """
 
     decisions: list[Decision]
@@ -119,12 +119,12 @@ class ManagerDecisions(NamedTuple):
 def manager_decisions(
     rule: ManagerRule, tracked: Sequence[SavedCheckpoint], others: Sequence[SavedCheckpoint], mark: float, now: float
 ) -> ManagerDecisions:
-    """What a `CheckpointManager` keeps of its tracked checkpoints, which come in the order of their saves.
+    """Return the decisions of a `CheckpointManager` for its tracked checkpoints, given in the order of their saves.
 
-    Without a policy: a checkpoint that drops out of the last `max_to_keep` is to be deleted, unless it was saved at
-    least an interval after `mark`, the time of the one preserved before it: then it is preserved. The mark starts one
-    second before the manager's construction. `others` are checkpoints that are not tracked: they are kept, and may be
-    among the best. The newest and the pinned ones are always kept.
+    Without a policy, a checkpoint that is no longer one of the last `max_to_keep` is deleted, unless it was saved at
+    least one interval after `mark`, the time of the last preserved checkpoint: then it is preserved. Initially, `mark`
+    is one second before the manager's construction. `others` are untracked checkpoints, which are kept, but compete for
+    the best. The newest checkpoint and pinned ones are always kept.
 
     Example:
         >>> saves = [SavedCheckpoint("ckpt-1", 1, 3600.0), SavedCheckpoint("ckpt-2", 2, 4200.0)]
@@ -148,17 +148,17 @@ def manager_decisions(
                 mark = checkpoint.time
                 preserved.add(checkpoint.path)
                 reasons[checkpoint.path].append(f"one every {rule.every_n_hours:g} hours")
-    in_order = _in_order(tracked)
+    increasing = _with_increasing_times(tracked)
     newest = reasons.keys() & {tracked[-1].path}
-    for decision in decide(policy, [*others, *in_order], now) if policy else decide(AnyOf(()), in_order, now):
+    for decision in decide(policy, [*others, *increasing], now) if policy else decide(AnyOf(()), increasing, now):
         path = decision.checkpoint.path
         if path in reasons:
             reasons[path] += [why for why in decision.reasons if why != "newest" or path in newest]
     return ManagerDecisions([Decision(c, tuple(dict.fromkeys(reasons[c.path]))) for c in tracked], preserved, mark)
 
 
-def _in_order(checkpoints: Sequence[SavedCheckpoint]) -> list[SavedCheckpoint]:
-    """The same checkpoints with times that rise from each to the next, which those of a corrected clock may not."""
+def _with_increasing_times(checkpoints: Sequence[SavedCheckpoint]) -> list[SavedCheckpoint]:
+    """Return the checkpoints with strictly increasing times, even if the clock was set back between the saves."""
     result: list[SavedCheckpoint] = []
     last = -math.inf
     for checkpoint in checkpoints:
@@ -174,10 +174,10 @@ def manager_rule(
     keep_best: KeepBest | tuple[Any, ...] | None,
     policy: RetentionPolicy | None,
 ) -> ManagerRule:
-    """What a `CheckpointManager` with these arguments keeps.
+    """Return the rule of a `CheckpointManager` with these arguments.
 
     Raises:
-        TypeError, ValueError: an argument makes no sense, or there is a policy and an argument that it replaces.
+        TypeError, ValueError: if an argument is invalid, or `policy` is combined with an argument that it replaces.
     """
     check_count("max_to_keep", max_to_keep, least=1)
     check_duration("keep_checkpoint_every_n_hours", every_n_hours, "hours")
@@ -192,7 +192,7 @@ def manager_rule(
         raise TypeError(f"policy: expected a policy such as KeepLast(5) | KeepEverySteps(1000), found {policy!r}")
     if also or every_n_hours is not None or max_to_keep != ManagerRule().max_to_keep:
         raise ValueError(
-            "policy: expected it in place of max_to_keep and keep_..., found both; join KeepLast, KeepEveryHours, "
-            "KeepEverySteps and KeepBest with | in the policy"
+            "policy: cannot be combined with max_to_keep and keep_... arguments; add KeepLast, KeepEveryHours, "
+            "KeepEverySteps or KeepBest to the policy with | instead"
         )
     return ManagerRule(policy=policy)

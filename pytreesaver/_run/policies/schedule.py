@@ -1,4 +1,4 @@
-"""When a training loop is to save: so many steps, and so many seconds, after the last save. No file, no clock."""
+"""The schedule of saves in a training loop: minimum numbers of steps and seconds between them. Does no I/O."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from pytreesaver._errors import CheckpointExistsError
 
 
 class LastSave(NamedTuple):
-    """The newest save of a run: its step, its time in seconds since the epoch, and its number; no step if none was."""
+    """The newest save of a run; `step` is None if there is none, `time` is in seconds since the epoch."""
 
     step: int | None
     time: float
@@ -15,42 +15,42 @@ class LastSave(NamedTuple):
 
 
 class SaveSchedule:
-    """What is due after the last save.
+    """Decides whether a save is due.
 
     Args:
-        interval_steps: how many steps lie between two saves at least.
-        interval_secs: how many seconds lie between two saves at least.
-        look: gives the last save as it is on disk; asked when it is not known.
+        interval_steps: the minimum number of steps between two saves.
+        interval_secs: the minimum number of seconds between two saves; None for no minimum.
+        read_last: returns the last save on disk; called if `saved` is None.
     """
 
-    def __init__(self, interval_steps: int, interval_secs: float | None, look: Callable[[], LastSave]) -> None:
+    def __init__(self, interval_steps: int, interval_secs: float | None, read_last: Callable[[], LastSave]) -> None:
         self._interval_steps = interval_steps
         self._interval_secs = interval_secs
-        self._look = look
+        self._read_last = read_last
         self.saved: LastSave | None = None
-        """The last save that is known to be complete; None to look for it."""
-        self.under_way: LastSave | None = None
+        """The last complete save; None if it has to be read from disk."""
+        self.pending: LastSave | None = None
 
     @property
     def last(self) -> LastSave:
-        """The save that is under way, or else the last one."""
-        if self.under_way is not None:
-            return self.under_way
+        """The pending save, or the last complete one if no save is pending."""
+        if self.pending is not None:
+            return self.pending
         if self.saved is None:
-            self.saved = self._look()
+            self.saved = self._read_last()
         return self.saved
 
     def refuse_to_go_back(self, step: int, where: object) -> None:
-        """Raise a CheckpointExistsError if a step lies before the last one of the run."""
+        """Raise a CheckpointExistsError if `step` is before the last step of the run."""
         last = self.last.step
         if last is not None and step < last:
             raise CheckpointExistsError(
-                f"step {step} lies before step {last}, the last one in {where}: call restore first to go on "
-                "with that run, save into another directory, or pass force=True"
+                f"step {step} is before step {last}, the last one in {where}: call restore first to continue "
+                "that run, save into another directory, or pass force=True"
             )
 
     def is_due(self, step: int, now: float, *, at_once: bool = False) -> bool:
-        """Whether a step is to be saved: with `at_once`, if it has not been.
+        """Return whether a save of this step is due. With `at_once`, every step after the last one is.
 
         Example:
             >>> schedule = SaveSchedule(100, None, lambda: LastSave(200, 60.0, 3))
@@ -62,7 +62,7 @@ class SaveSchedule:
             return True
         if step <= last.step or at_once:
             return step > last.step
-        passed = now - last.time
-        # A clock that was set back says nothing of the time that has passed.
-        long_ago = self._interval_secs is None or passed >= self._interval_secs or passed < 0
+        elapsed = now - last.time
+        # If the clock was set back, the elapsed time is unknown.
+        long_ago = self._interval_secs is None or elapsed >= self._interval_secs or elapsed < 0
         return step >= last.step + self._interval_steps and long_ago

@@ -1,4 +1,4 @@
-"""Restoring into a template: what fits, what does not, and the words in which that is said."""
+"""Restoring into a template: which leaves match, and the error messages for those that do not."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import pytreesaver as pts
 from pytreesaver.testing import assert_trees_equal
 
 
-def test_one_error_lists_everything_by_name():
+def test_one_error_lists_all_differences_by_name():
     pts.save(
         {
             "params": {"dense": {"kernel": jnp.zeros((784, 256), jnp.bfloat16), "bias": jnp.zeros(256)}},
@@ -27,16 +27,16 @@ def test_one_error_lists_everything_by_name():
     with pytest.raises(pts.MismatchError) as caught:
         pts.restore("model", like=template)
     assert str(caught.value) == (
-        "5 variables of model do not fit:\n"
+        "5 variables of model do not match:\n"
         "missing from the checkpoint (1):\n"
         "  params/dense/bais; did you mean 'params/dense/bias'?\n"
         "in the checkpoint but not in the template (2):\n"
         "  old\n"
         "  params/dense/bias\n"
-        "of another shape or dtype (2):\n"
+        "with a different shape or dtype (2):\n"
         "  params/dense/kernel: expected float32[784,512], found bfloat16[784,256]\n"
         "  step: expected str, found int\n"
-        '(missing="keep" keeps the template\'s own values; unexpected="ignore" leaves what the template lacks)'
+        '(missing="keep" keeps the template\'s own values; unexpected="ignore" ignores extra variables)'
     )
     assert caught.value.missing == ["params/dense/bais"]
     assert caught.value.unexpected == ["old", "params/dense/bias"]
@@ -45,7 +45,7 @@ def test_one_error_lists_everything_by_name():
     assert isinstance(caught.value, ValueError)
 
 
-def test_twelve_layers_against_sixteen_name_every_leaf():
+def test_missing_and_extra_layers_are_listed_leaf_by_leaf():
     def layers(count):
         return {f"layer_{i}": {"kernel": np.zeros((2, 2)), "bias": np.zeros(2)} for i in range(count)}
 
@@ -62,7 +62,7 @@ def test_twelve_layers_against_sixteen_name_every_leaf():
     assert sorted(caught.value.missing) == expected
 
 
-def test_a_mistyped_key_among_thousands_is_seen_with_its_likely_spelling():
+def test_a_mistyped_key_among_thousands_is_shown_with_a_suggestion():
     names = [f"encoder/layer_{i}/attention/query" for i in range(3000)]
     pts.save({name: i for i, name in enumerate(names)}, "model")
     template = dict.fromkeys(names, 0)
@@ -71,7 +71,7 @@ def test_a_mistyped_key_among_thousands_is_seen_with_its_likely_spelling():
     assert lines[2] == ("  encoder/layer_1234/atention/query; did you mean 'encoder/layer_1234/attention/query'?")
 
 
-def test_keep_and_ignore_are_as_said():
+def test_missing_keep_and_unexpected_ignore():
     pts.save({"a": 1, "b": 2}, "model")
     own = np.arange(3)
     restored = pts.restore("model", like={"a": 0, "c": own}, missing="keep", unexpected="ignore")
@@ -89,7 +89,7 @@ def test_keep_and_ignore_are_as_said():
         pts.restore("model", like={}, unexpected="drop")
 
 
-def test_nothing_is_read_before_everything_fits(monkeypatch):
+def test_no_array_is_read_if_the_template_does_not_match(monkeypatch):
     from pytreesaver.formats.native.reader import NativeReader
 
     pts.save({"a": np.zeros(3), "b": np.zeros(3)}, "model")
@@ -124,7 +124,7 @@ LOSSLESS = [
 
 
 @pytest.mark.parametrize(("stored", "wanted"), LOSSLESS, ids=repr)
-def test_the_kind_of_a_leaf_follows_the_template_where_nothing_is_lost(stored, wanted):
+def test_lossless_conversions_to_the_leaf_kind_of_the_template(stored, wanted):
     pts.save({"x": stored}, "model")
     restored = pts.restore("model", like={"x": wanted})["x"]
     assert type(restored) is type(wanted)
@@ -170,22 +170,22 @@ LOSSY = [
 
 
 @pytest.mark.parametrize(("stored", "wanted", "message"), LOSSY, ids=[message for *_, message in LOSSY])
-def test_what_would_lose_something_is_refused(stored, wanted, message):
+def test_lossy_conversions_are_errors(stored, wanted, message):
     pts.save({"x": stored}, "model")
     assert f"\n  x: {message}" in message_of(pts.MismatchError, lambda: pts.restore("model", like={"x": wanted}))
 
 
-def test_64_bit_leaves_are_never_cut_to_32():
+def test_64_bit_leaves_are_never_truncated_to_32_bits():
     with jax.enable_x64(True):
         tree = {"count": jnp.int64(2**40), "numpy": np.int64(2**40), "narrow": jnp.int32(1)}
         pts.save(tree, "model")
     message = message_of(pts.MismatchError, lambda: pts.restore("model"))
     assert message == (
-        "1 variable of model does not fit:\n"
-        "of another shape or dtype (1):\n"
-        "  count: expected int32[], found int64[] (JAX holds no 64-bit arrays while jax_enable_x64 is off)\n"
-        '(jax.config.update("jax_enable_x64", True) allows 64 bits, as_numpy=True gives NumPy arrays; '
-        "cast=True gives 32 bits)"
+        "1 variable of model does not match:\n"
+        "with a different shape or dtype (1):\n"
+        "  count: expected int32[], found int64[] (JAX has no 64-bit arrays while jax_enable_x64 is off)\n"
+        '(jax.config.update("jax_enable_x64", True) enables 64 bits, as_numpy=True returns NumPy arrays; '
+        "cast=True converts to 32 bits)"
     )
     assert pts.restore("model", as_numpy=True)["count"] == 2**40
     with jax.enable_x64(True):
@@ -199,7 +199,7 @@ def test_64_bit_leaves_are_never_cut_to_32():
     assert pts.restore("model", like=numpy_template)["count"] == 2**40
 
 
-def test_a_template_decides_the_sharding():
+def test_the_template_determines_the_sharding():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("x"))
     columns = NamedSharding(mesh, PartitionSpec(None, "x"))
@@ -222,7 +222,7 @@ def test_a_template_decides_the_sharding():
         assert restored["weak"].weak_type
 
 
-def test_the_abstract_shapes_of_sharded_state_are_a_template():
+def test_the_abstract_arrays_of_a_sharded_state_as_template():
     mesh = jax.make_mesh((8,), ("x",))
     state = {"w": jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("x")))}
     pts.save(state, "model")
@@ -236,10 +236,10 @@ def test_a_restored_array_works_with_arrays_on_any_device():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     batch = jax.device_put(jnp.ones(8), NamedSharding(mesh, PartitionSpec("x")))
     for restored in (pts.restore("model"), pts.restore("model", like={"w": jnp.zeros(8)})):
-        assert jax.jit(jnp.dot)(restored["w"], batch) == 8  # a committed array would be refused
+        assert jax.jit(jnp.dot)(restored["w"], batch) == 8  # raises if it is committed
 
 
-def test_restored_arrays_can_be_donated_and_written_to():
+def test_restored_arrays_can_be_donated_or_modified():
     pts.save({"jax": jnp.arange(1000.0), "numpy": np.arange(1000.0)}, "model")
     restored = pts.restore("model")
     result = jax.jit(lambda x: x + 1, donate_argnums=0)(restored["jax"])
@@ -250,7 +250,7 @@ def test_restored_arrays_can_be_donated_and_written_to():
     assert again["numpy"][999] == 999
 
 
-def test_a_template_of_abstract_state_gives_the_state():
+def test_the_abstract_arrays_of_a_state_as_template():
     def init():
         return {"params": {"w": jnp.ones((3, 2), jnp.bfloat16)}, "step": 0, "key": jax.random.key(5)}
 
@@ -260,24 +260,24 @@ def test_a_template_of_abstract_state_gives_the_state():
     assert_trees_equal(restored, {**state, "step": jnp.asarray(12)})
 
 
-def test_a_template_with_a_leaf_that_nothing_can_become_is_refused():
+def test_an_unsupported_leaf_in_the_template_is_an_error():
     pts.save({"f": 1}, "model")
     with pytest.raises(pts.UnsupportedLeafError, match="f: expected an array, a ShapeDtypeStruct or a value"):
         pts.restore("model", like={"f": print})
 
 
-def test_a_template_with_two_leaves_of_one_name_is_refused():
+def test_two_leaves_with_the_same_name_in_the_template_are_an_error():
     pts.save({"a/b": 1}, "model")
     with pytest.raises(pts.DuplicateNameError, match="a/b"):
         pts.restore("model", like={"a/b": 1, "a": {"b": 2}})
 
 
-def test_a_flat_dict_and_a_nested_one_are_interchangeable():
+def test_a_flat_checkpoint_is_restored_into_a_nested_template():
     pts.save({"encoder/w": 1, "encoder/b": 2}, "flat")
     assert pts.restore("flat", like={"encoder": {"w": 0, "b": 0}}) == {"encoder": {"w": 1, "b": 2}}
 
 
-def test_a_sharding_that_does_not_fit_is_no_damage():
+def test_a_sharding_that_does_not_fit_is_a_mismatch():
     pts.save({"w": jnp.zeros(7)}, "model")
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("x"))

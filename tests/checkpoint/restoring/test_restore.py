@@ -1,4 +1,4 @@
-"""A part of a checkpoint, under other names, in other dtypes and shapes, in other places."""
+"""Partial restores, renaming, and the options of `restore`."""
 
 import re
 import shutil
@@ -29,14 +29,14 @@ def names_of(tree):
 
 
 def count_reads(patch):
-    """The names of the variables that are read from now on, in order."""
+    """Return a list to which the names of all variables that are read from now on are appended."""
     names = []
     reals = {method: getattr(NativeReader, method) for method in ("read", "read_boxes", "map")}
     for method, real in reals.items():
 
         def counted(self, positions, *args, real=real, **options):
-            asked = [positions] if isinstance(positions, int) else positions
-            names.extend(self.names[each[0] if isinstance(each, tuple) else each] for each in asked)
+            requested = [positions] if isinstance(positions, int) else positions
+            names.extend(self.names[each[0] if isinstance(each, tuple) else each] for each in requested)
             return real(self, positions, *args, **options)
 
         patch.setattr(NativeReader, method, counted)
@@ -53,7 +53,7 @@ def reads(monkeypatch):
 
 @given(pytrees(max_leaves=8), st.data())
 @settings(max_examples=150)
-def test_restoring_a_selection_is_restoring_each_of_its_leaves_alone(tree, data):
+def test_restoring_a_selection_equals_restoring_each_selected_leaf(tree, data):
     names = names_of(tree)
     assume(names)
     selection = data.draw(selections(names))
@@ -73,7 +73,7 @@ def test_restoring_a_selection_is_restoring_each_of_its_leaves_alone(tree, data)
 
 @given(pytrees(max_leaves=8), st.data())
 @settings(max_examples=100)
-def test_a_selection_without_a_template_is_that_part_of_the_tree(tree, data):
+def test_a_selection_without_a_template_returns_that_part_of_the_tree(tree, data):
     names = names_of(tree)
     assume(names)
     selection = data.draw(selections(names))
@@ -87,7 +87,7 @@ def test_a_selection_without_a_template_is_that_part_of_the_tree(tree, data):
         assert_trees_equal(dict(zip(part.names, part.leaves, strict=True)), chosen)
 
 
-def test_what_is_not_selected_is_not_read(reads):
+def test_only_selected_variables_are_read(reads):
     tree = {"a": {"w": np.ones(3), "b": 2.0}, "c": np.zeros(4), "key": jax.random.key(0)}
     path = pts.save(tree, "model")
     pts.restore(path, only="a")
@@ -97,7 +97,7 @@ def test_what_is_not_selected_is_not_read(reads):
     assert reads == ["c"]
     reads.clear()
     pts.restore(path, {"x": np.zeros(4), "y": np.zeros(4)}, rename={"x": "c", "y": "c"}, unexpected="ignore")
-    assert reads == ["c"]  # once, though two leaves take it
+    assert reads == ["c"]  # once, for two leaves
     reads.clear()
     pts.restore(path, {"c": np.zeros(4), "other": 1}, missing="keep", unexpected="ignore", mmap=True)
     assert reads == ["c"]
@@ -105,7 +105,7 @@ def test_what_is_not_selected_is_not_read(reads):
 
 @given(pytrees(max_leaves=6), st.data())
 @settings(max_examples=50)
-def test_the_plan_never_reads_a_variable_that_nothing_takes(tree, data):
+def test_each_selected_variable_is_read_once_and_no_other(tree, data):
     names = names_of(tree)
     assume(names)
     selection = data.draw(selections(names))
@@ -117,7 +117,7 @@ def test_the_plan_never_reads_a_variable_that_nothing_takes(tree, data):
     assert sorted(read) == sorted(taken)
 
 
-def test_a_selection_that_selects_nothing_shows_near_names():
+def test_the_error_for_a_selection_without_matches_suggests_names():
     path = pts.save({"encoder": {"kernel": 1, "bias": 2}, "head": 3}, "model")
     assert message_of(pts.VariableNotFoundError, lambda: pts.restore(path, only="encodr")) == (
         "the selection does not match the 3 variables of model:\n  'encodr' selects nothing; did you mean 'encoder'?"
@@ -137,14 +137,14 @@ def test_a_selection_that_selects_nothing_shows_near_names():
         pts.restore(path, only=3)
 
 
-def test_stored_variables_outside_of_the_selection_are_nobodys_business():
+def test_stored_variables_outside_of_the_selection_are_not_unexpected():
     path = pts.save({"encoder": {"w": 1, "extra": 2}, "head": 3}, "model")
     like = {"encoder": {"w": 0}, "tail": 9}
     assert message_of(pts.MismatchError, lambda: pts.restore(path, like, only="encoder")) == (
-        "1 variable of model does not fit:\n"
+        "1 variable of model does not match:\n"
         "in the checkpoint but not in the template (1):\n"
         "  encoder/extra\n"
-        '(unexpected="ignore" leaves what the template lacks)'
+        '(unexpected="ignore" ignores extra variables)'
     )
     assert pts.restore(path, like, only="encoder", unexpected="ignore") == {"encoder": {"w": 1}, "tail": 9}
 
@@ -159,16 +159,16 @@ def test_an_asynchronous_save_of_a_selection():
 
 @given(pytrees(max_leaves=8), st.data())
 @settings(max_examples=150)
-def test_renaming_there_and_back_is_the_identity(tree, data):
+def test_renaming_and_renaming_back_restores_the_tree(tree, data):
     names = names_of(tree)
     assume(names)
     back, rename = data.draw(renamings(names))
     path = save_anew(tree)
     leaves = dict(zip(names, flatten_tree(tree).leaves, strict=True))
     template = {new: leaves[old] for new, old in back.items()}
-    there = pts.restore(path, template, rename=rename)
-    assert_trees_equal(there, template)
-    again = pts.restore(save_anew(there, "renamed"), tree, rename={old: new for new, old in back.items()}.__getitem__)
+    renamed = pts.restore(path, template, rename=rename)
+    assert_trees_equal(renamed, template)
+    again = pts.restore(save_anew(renamed, "renamed"), tree, rename={old: new for new, old in back.items()}.__getitem__)
     assert_trees_equal(again, tree)
 
 
@@ -202,20 +202,20 @@ def test_the_forms_of_rename(form):
     assert restored == {"backbone": expected, "head": 4 if form == "compiled" else 3}
 
 
-def test_a_name_counts_before_a_prefix_and_a_long_prefix_before_a_short_one():
+def test_names_take_precedence_over_prefixes_and_longer_prefixes_over_shorter_ones():
     path = pts.save({"a": {"w": 1, "b": {"w": 2}}, "c": {"w": 3, "w2": 4}}, "model")
     like = {"x": {"w": 0, "b": {"w": 0}}, "y": {"w": 0}}
     rename = {"x/": "a/", "x/b/": "c/", "y/w": "a/b/w"}
     assert pts.restore(path, like, rename=rename, unexpected="ignore") == {"x": {"w": 1, "b": {"w": 3}}, "y": {"w": 2}}
 
 
-def test_the_first_regular_expression_that_is_found_counts():
+def test_only_the_first_regular_expression_that_matches_applies():
     path = pts.save({"left": {"w": 1}, "right": {"w": 2}}, "model")
     swapped = pts.restore(path, {"left": {"w": 0}, "right": {"w": 0}}, rename=[("^left", "right"), ("^right", "left")])
     assert swapped == {"left": {"w": 2}, "right": {"w": 1}}
 
 
-def test_a_slash_is_the_root():
+def test_a_slash_renames_from_or_to_the_root():
     path = pts.save({"params": {"w": (1, 2)}, "step": 7}, "state")
     assert pts.restore(path, {"w": (0, 0)}, rename={"/": "params/"}, unexpected="ignore") == {"w": (1, 2)}
     assert pts.restore(path, rename={"/": "params/"}, only="w") == {"w": (1, 2)}
@@ -226,7 +226,7 @@ def test_a_slash_is_the_root():
     assert_trees_equal(pts.restore(single, {"w": np.zeros(3, int)}, rename={"w/": "/"}), {"w": np.arange(3)})
 
 
-def test_without_a_template_what_is_renamed_keeps_its_containers():
+def test_renaming_without_a_template_keeps_the_containers():
     path = pts.save({"encoder": [{"w": 1}, (2, 3)], "head": {4: 5}}, "model")
     assert pts.restore(path, rename={"backbone/": "encoder/"}) == {"backbone": [{"w": 1}, (2, 3)], "head": {4: 5}}
     assert pts.restore(path, rename={"first": "encoder/0/w"}, only="first") == {"first": 1}
@@ -242,7 +242,7 @@ def test_without_a_template_what_is_renamed_keeps_its_containers():
     assert message.endswith("\n  head/4")
 
 
-def test_one_variable_into_several_leaves_that_share_no_memory():
+def test_leaves_that_take_the_same_variable_share_no_memory():
     path = pts.save({"w": np.arange(4.0), "big": jnp.zeros(1 << 19)}, "model")
     like = {"a": np.zeros(4), "b": np.zeros(4), "c": jnp.zeros(1 << 19), "d": np.zeros(1 << 19, np.float32)}
     rename = {"a": "w", "b": "w", "c": "big", "d": "big"}
@@ -254,22 +254,22 @@ def test_one_variable_into_several_leaves_that_share_no_memory():
         assert not restored["c"].any()
 
 
-def test_entries_that_match_nothing_are_refused_with_everything_else():
+def test_unused_entries_of_rename_are_in_the_error_with_all_other_differences():
     path = pts.save({"encoder": {"w": 1, "b": 2}, "head": 3}, "model")
     like = {"backbone": {"w": 0, "b": 0.5}, "head": 0}
     with pytest.raises(pts.MismatchError) as caught:
         pts.restore(path, like, rename={"bakbone/": "encoder/", "backbone/b": "encoder/b", "backbone/w": "encodr/w"})
     assert str(caught.value) == (
-        "3 variables of model do not fit:\n"
+        "3 variables of model do not match:\n"
         "entries of rename that match no variable of the template (1):\n"
         "  bakbone/; did you mean 'backbone/'?\n"
         "missing from the checkpoint (1):\n"
         "  backbone/w (looked for as encodr/w); did you mean 'encoder/w'?\n"
         "in the checkpoint but not in the template (1):\n"
         "  encoder/w\n"
-        "of another shape or dtype (1):\n"
+        "with a different shape or dtype (1):\n"
         "  backbone/b: expected float, found int\n"
-        '(missing="keep" keeps the template\'s own values; unexpected="ignore" leaves what the template lacks; '
+        '(missing="keep" keeps the template\'s own values; unexpected="ignore" ignores extra variables; '
         "cast=True converts to the template's dtypes)"
     )
     assert caught.value.unused == ["bakbone/"]
@@ -299,13 +299,13 @@ def test_entries_that_match_nothing_are_refused_with_everything_else():
         (lambda name: None, TypeError, "expected a function that returns a str, found None for 'w'"),
     ],
 )
-def test_renamings_that_make_no_sense(rename, error, said):
+def test_invalid_renamings(rename, error, said):
     path = pts.save({"w": 1}, "model")
     with pytest.raises(error, match=said):
         pts.restore(path, {"w": 0}, rename=rename)
 
 
-def test_a_mistyped_key_among_thousands_is_on_the_first_screen():
+def test_a_mistyped_key_among_thousands_is_listed_first():
     tree = {f"layer_{i}": {"attention": {"query": i}} for i in range(3000)}
     path = pts.save(tree, "model")
     like = dict(tree)
@@ -322,13 +322,13 @@ def test_a_mistyped_key_among_thousands_is_on_the_first_screen():
     assert first[1].startswith("  layer_2999/attention/qeury; did you mean 'layer_2999/attention/query'")
 
 
-def test_a_prefix_that_is_off_is_found():
+def test_a_wrong_prefix_is_detected():
     layers = {f"layer_{i}": {"w": i, "b": -i} for i in range(200)}
     path = pts.save({"params": layers, "step": 1}, "model")
     message = message_of(pts.MismatchError, lambda: pts.restore(path, layers))
     assert message.splitlines()[1:3] == [
         "missing from the checkpoint (400):",
-        "  all of them are there under another prefix: rename={'/': 'params/'} finds them",
+        "  all of them exist under another prefix: rename={'/': 'params/'} finds them",
     ]
     assert pts.restore(path, layers, rename={"/": "params/"}, unexpected="ignore") == layers
     message = message_of(pts.MismatchError, lambda: pts.restore(path, {"model": layers, "step": 0}))
@@ -337,7 +337,7 @@ def test_a_prefix_that_is_off_is_found():
     assert "under another prefix" not in message
 
 
-def test_only_what_is_renamed_moves():
+def test_only_renamed_variables_move():
     tree = {"net/~/lin": {"w": 1, "b": 2}, "opt": [{"m": 3}, (4, 5)], "ints": {0: 6, 1: 7}, "step": 8}
     path = pts.save(tree, "model")
     restored = pts.restore(path, rename={"net/~/lin/kernel": "net/~/lin/w", "ints/5": "ints/0", "opt/0/v": "step"})
@@ -351,7 +351,7 @@ def test_only_what_is_renamed_moves():
 
 
 @pytest.mark.parametrize("rename", [{"b": "a"}, {".": "a"}], ids=str)
-def test_a_name_cannot_be_a_leaf_and_a_container(rename):
+def test_a_name_cannot_be_both_a_leaf_and_a_container(rename):
     path = pts.save({"a": 1, "b": {"x": 1, "y": 2}}, "model")
     with pytest.raises(pts.DuplicateNameError, match=r"rename: [b.] would be a leaf of model"):
         pts.restore(path, rename=rename)
@@ -383,16 +383,16 @@ def test_a_name_cannot_be_a_leaf_and_a_container(rename):
     ],
     ids=str,
 )
-def test_branches_that_meet_are_joined(tree, rename, expected):
+def test_branches_with_the_same_name_are_merged(tree, rename, expected):
     assert pts.restore(pts.save(tree, "model"), rename=rename) == expected
 
 
 @given(pytrees(python_values(), max_leaves=10), st.data())
 @settings(max_examples=150)
-def test_renaming_prefixes_without_a_template_moves_what_is_under_them(tree, data):
+def test_renaming_a_prefix_without_a_template_moves_all_variables_under_it(tree, data):
     flat = flatten_tree(tree)
     under = sorted({f"{prefix}/" for name in flat.names for prefix in prefixes(name) if prefix != name} | {"/"})
-    # A key "." is not to be told from the name of a single leaf, nor an empty one from the end of a prefix.
+    # A key "." is ambiguous with the name of a single leaf, and an empty key with the end of a prefix.
     components = {component for name in flat.names for component in name.split("/")}
     assume(flat.names == ["."] or (components and not components & {".", ""}))
     old = data.draw(st.sampled_from(under))
@@ -417,7 +417,7 @@ def test_renaming_prefixes_without_a_template_moves_what_is_under_them(tree, dat
         assert_trees_equal(leaf, expected[name][0])
 
 
-def test_mistakes_in_a_mask_are_named():
+def test_the_error_for_a_wrong_mask_names_all_mistakes():
     path = pts.save({"a": 1, "l": [1, 2]}, "model")
     message = message_of(
         pts.VariableNotFoundError, lambda: pts.restore(path, only={"aa": True, "l": [True, False, True]})
@@ -431,7 +431,7 @@ def test_mistakes_in_a_mask_are_named():
     assert pts.restore(path, only={"a": np.True_, "l": np.False_}) == {"a": 1}
 
 
-def test_expressions_take_whatever_only_takes():
+def test_selector_expressions_as_only():
     path = pts.save({"a": 1, "b": {"c": 2, "d": 3}, "e": 4}, "model")
     assert pts.restore(path, only=pts.glob("a") | "b/c") == {"a": 1, "b": {"c": 2}}
     assert pts.restore(path, only="b" & ~pts.glob("b/c")) == {"b": {"d": 3}}
@@ -442,7 +442,7 @@ def test_expressions_take_whatever_only_takes():
         pts.regex("*")
 
 
-def test_options_that_are_passed_on_are_checked_at_once():
+def test_options_passed_to_savers_and_managers_are_checked():
     manager = pts.CheckpointManager("run", block=True)
     with pytest.raises(TypeError, match="restore_or_init has no argument 'onyl'"):
         manager.restore_or_init({"a": 1}, onyl="a")
@@ -457,7 +457,7 @@ def test_options_that_are_passed_on_are_checked_at_once():
     path = saver.save({"a": 1}, "saved")
     with pytest.raises(TypeError, match=r"Saver\.restore has no argument 'onyl'"):
         saver.restore(path, onyl="a")
-    with pytest.raises(ValueError, match="var_list gives the variables their names"):
+    with pytest.raises(ValueError, match="rename: cannot be combined with a var_list"):
         saver.restore(path, rename={"b": "A"})
     with pytest.raises(pts.VariableNotFoundError, match=r"\(var_list & 'A'\) selects nothing"):
         saver.restore(path, only="A")
@@ -472,7 +472,7 @@ def test_an_abstract_leaf_has_nothing_to_keep():
     path = pts.save({"a": 1}, "model")
     like = {"z": jax.ShapeDtypeStruct((1,), np.int32)}
     message = message_of(pts.MismatchError, lambda: pts.restore(path, like, missing="keep", unexpected="ignore"))
-    assert message.endswith("(a ShapeDtypeStruct has no value that could be kept)")
+    assert message.endswith("(a ShapeDtypeStruct has no value to keep)")
 
 
 def test_a_big_endian_variable_into_several_leaves():
@@ -482,8 +482,8 @@ def test_a_big_endian_variable_into_several_leaves():
         assert all(leaf.tolist() == [0, 1, 2, 3] and leaf.dtype == ">i4" for leaf in restored.values())
 
 
-def test_thousands_of_names_take_seconds_and_not_minutes():
-    """Each of these took from ten seconds to minutes when it compared every name with every other."""
+def test_thousands_of_names_are_fast():
+    """Each of these calls takes from ten seconds to minutes if it compares every name with every other name."""
     tree = {f"layer_{i}": {"w": i, "b": -i} for i in range(5000)}
     path = pts.save(tree, "model", durable=False)
     rename = {f"l_{i}/": f"layer_{i}/" for i in range(5000)}

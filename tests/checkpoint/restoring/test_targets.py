@@ -1,4 +1,4 @@
-"""Restored arrays go where they are wanted: to any sharding, into NumPy, into the file itself, and in little memory."""
+"""Targets of restored arrays: any sharding, NumPy, or mapped memory; and the peak memory of a restore."""
 
 import dataclasses
 import gc
@@ -38,22 +38,22 @@ def save_anew(tree, path="checkpoint"):
 
 @given(sharded_arrays(), st.data())
 @settings(max_examples=150)
-def test_any_sharding_to_any_sharding_is_the_identity(array, data):
+def test_resharding_keeps_the_values(array, data):
     wanted = data.draw(shardings(array.shape))
-    expected = jax.device_put(np.asarray(array), wanted)  # JAX moves some empty arrays to shards of a wrong shape
+    expected = jax.device_put(np.asarray(array), wanted)  # via NumPy: JAX reshards some empty arrays wrongly
     options = {"verify": data.draw(st.booleans()), "mmap": data.draw(st.booleans())}
     path = save_anew({"w": array, "k": np.arange(3)})
     template = {"w": jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=wanted), "k": np.zeros(3, int)}
     with pytest.MonkeyPatch.context() as patch:
-        if data.draw(st.booleans()):  # as if the array were large, in small pieces
+        if data.draw(st.booleans()):  # as if the array were large, with small blocks
             patch.setattr(reading, "_SMALL_NBYTES", 0)
             patch.setattr(reader, "SLICE_NBYTES", 8)
             patch.setattr(reader, "_GAP_NBYTES", 8)
         by_template = pts.restore(path, template, **options)
         by_argument = pts.restore(path, sharding=wanted, **options)
-        there = pts.restore(path, template, sharding={"w": wanted, "k": None}, **options)
-        back = pts.restore(save_anew(there, "again"), {"w": array, "k": np.zeros(3, int)}, **options)
-    for restored in (by_template, by_argument, there):
+        by_tree = pts.restore(path, template, sharding={"w": wanted, "k": None}, **options)
+        back = pts.restore(save_anew(by_tree, "again"), {"w": array, "k": np.zeros(3, int)}, **options)
+    for restored in (by_template, by_argument, by_tree):
         assert_trees_equal(restored["w"], expected)
         assert restored["w"].sharding == wanted
     assert_trees_equal(back["w"], array)
@@ -62,7 +62,7 @@ def test_any_sharding_to_any_sharding_is_the_identity(array, data):
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 @pytest.mark.parametrize("spec", [("x",), (None, "x"), ()], ids=str)
 @pytest.mark.parametrize("saved", [("x",), (None, "x"), None], ids=str)
-def test_large_arrays_go_from_eight_devices_to_any_number_and_back(saved, spec, count):
+def test_large_arrays_are_resharded_to_any_number_of_devices_and_back(saved, spec, count):
     values = np.arange(1024 * 1032, dtype=np.float32).reshape(1024, 1032)
     array = jnp.asarray(values) if saved is None else jax.device_put(values, spread(*saved))
     path = pts.save({"w": array}, "model")
@@ -85,7 +85,7 @@ def test_a_sharded_template_reads_the_variable_once(monkeypatch):
         assert 8 << 20 <= sum(nbytes) <= (8 << 20) + 20_000  # the rest is the header and the index
 
 
-def test_a_reader_asked_for_a_box_reads_the_blocks_that_it_touches(monkeypatch):
+def test_reading_a_box_reads_only_the_blocks_that_overlap_it(monkeypatch):
     from pytreesaver.formats.registry import open_reader
 
     pts.save({"w": np.arange(4096 * 2048, dtype=np.float32).reshape(4096, 2048)}, "model")  # 32 MiB
@@ -93,7 +93,7 @@ def test_a_reader_asked_for_a_box_reads_the_blocks_that_it_touches(monkeypatch):
     reader = open_reader("model")
     monkeypatch.setattr(filesystem, "read_into", lambda d, b, o: nbytes.append(b.nbytes) or real(d, b, o))
     part = np.empty((512, 2048), np.float32)
-    reader.read_boxes(0, [((512, 1024), (0, 2048))], [part], verify=True)  # what one of eight devices takes: 4 MiB
+    reader.read_boxes(0, [((512, 1024), (0, 2048))], [part], verify=True)  # the shard of one of eight devices: 4 MiB
     assert sum(nbytes) <= (4 << 20) + 20_000
     assert part[0, 0] == 512 * 2048
     reader.close()
@@ -137,34 +137,36 @@ def test_a_prefix_tree_and_a_function_of_shardings():
     assert pts.restore(path, sharding={"params": rows, "opt": None, "n": None})["params"]["w"].sharding == rows
 
 
-def test_shardings_that_make_no_sense():
+def test_invalid_shardings():
     tree = {"params": {"w": jnp.ones((6, 8)), "b": jnp.zeros(8)}, "step": jnp.int32(0)}
     path = pts.save(tree, "model")
     rows = spread("x")
     for like in (None, tree):
         message = message_of(pts.MismatchError, lambda like=like: pts.restore(path, like, sharding=rows))
-        assert message.startswith("2 variables of model do not fit:\nof another shape or dtype (2):\n  params/w: ")
+        assert message.startswith(
+            "2 variables of model do not match:\nwith a different shape or dtype (2):\n  params/w: "
+        )
         assert "step: expected int32[] with NamedSharding" in message
         message = message_of(
             pts.MismatchError, lambda like=like: pts.restore(path, like, sharding={"parms": {"b": rows}, "step": None})
         )
         assert message == (
-            "sharding is no prefix of the tree:\n"
-            "  params/b: expected a sharding or None, found nothing\n"
-            "  params/w: expected a sharding or None, found nothing\n"
-            "  parms/b: expected a part of the tree, found none; did you mean 'params/b' or 'params/w'?"
+            "sharding is not a prefix of the tree:\n"
+            "  params/b: expected a sharding or None, found no entry\n"
+            "  params/w: expected a sharding or None, found no entry\n"
+            "  parms/b: no leaf of the tree has this name or prefix; did you mean 'params/b' or 'params/w'?"
         )
-    for nonsense in (PartitionSpec("x"), {"params": "x", "step": None}, lambda name, shape: 3):
+    for invalid in (PartitionSpec("x"), {"params": "x", "step": None}, lambda name, shape: 3):
         with pytest.raises(TypeError, match=r"expected a jax\.sharding\.Sharding, a device or None, found"):
-            pts.restore(path, sharding=nonsense)
+            pts.restore(path, sharding=invalid)
     with pytest.raises(TypeError, match=r"NamedSharding\(mesh, spec\) makes one"):
         pts.restore(path, sharding={"params": PartitionSpec("x"), "step": None})
     with pytest.raises(ValueError, match="with as_numpy=True there are none"):
         pts.restore(path, sharding=rows, as_numpy=True)
 
 
-def test_the_mesh_of_the_saving_machine_is_not_needed():
-    """Saved over eight devices and restored where there is one, without a word."""
+def test_restore_does_not_need_the_mesh_of_the_save():
+    """A checkpoint of arrays on eight devices is restored on one device without warnings."""
     pts.save({"w": jax.device_put(jnp.arange(64.0).reshape(8, 8), spread("x", "y", over=(4, 2)))}, "model")
     program = """
         import jax, pytreesaver as pts
@@ -183,7 +185,7 @@ def test_the_mesh_of_the_saving_machine_is_not_needed():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_as_numpy_touches_no_device():
+def test_as_numpy_uses_no_device():
     tree = {"w": jnp.ones((4, 4)), "key": jax.random.key(1), "b": jnp.ones(3, jnp.bfloat16), "n": 1, "x": np.ones(2)}
     pts.save(tree, "model")
     program = """
@@ -193,7 +195,7 @@ def test_as_numpy_touches_no_device():
             restored = pts.restore("model", as_numpy=True, **options)
             assert (restored["w"] == 1).all() and isinstance(restored["w"], np.ndarray)
     """
-    environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}  # looking for a device would be an error
+    environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}  # initializing the devices would raise
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True, check=False
     )
@@ -205,7 +207,7 @@ def test_as_numpy_touches_no_device():
 
 @given(pytrees(max_leaves=6))
 @settings(max_examples=100)
-def test_any_tree_comes_back_mapped(tree):
+def test_restore_with_mmap_returns_the_saved_tree(tree):
     path = save_anew(tree)
     assert_trees_equal(pts.restore(path, mmap=True), tree)
     assert_trees_equal(pts.restore(path, tree, mmap=True, verify=False), tree)
@@ -222,7 +224,7 @@ def is_in_a_mapped_file(address):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_mapped_arrays_are_the_file_itself():
+def test_mapped_arrays_share_memory_with_the_file():
     big = np.arange(1 << 20, dtype=np.float32)
     tree = {"jax": jnp.asarray(big), "numpy": big, "bf16": jnp.ones((512, 512), jnp.bfloat16)}
     path = pts.save(tree, "model")
@@ -241,7 +243,7 @@ def test_mapped_arrays_are_the_file_itself():
     assert not mapped_files()
 
 
-def test_mapped_arrays_can_be_written_to_donated_and_outlive_their_file():
+def test_mapped_arrays_can_be_modified_or_donated_and_outlive_their_file():
     tree = {"jax": jnp.arange(1 << 18, dtype=jnp.float32), "numpy": np.arange(1 << 18)}
     path = pts.save(tree, "model")
     restored = pts.restore(path, mmap=True)
@@ -253,7 +255,7 @@ def test_mapped_arrays_can_be_written_to_donated_and_outlive_their_file():
     assert_trees_equal(again, tree)
 
 
-def test_mapped_bytes_are_verified_too():
+def test_mapped_bytes_are_verified():
     path = pts.save({"a": jnp.zeros(1 << 19), "b": np.ones(10), "c": jnp.zeros(1 << 19)}, "model")
     data = path / "data-00000-of-00001.safetensors"
     content = bytearray(data.read_bytes())
@@ -295,14 +297,14 @@ MIB = 1 << 20
     ],
     ids=str,
 )
-def test_restoring_a_huge_leaf_takes_the_result_and_a_window(options, result_nbytes, peak_memory):
+def test_peak_memory_of_restoring_a_huge_leaf(options, result_nbytes, peak_memory):
     pts.save({"w": np.zeros((1024, 64 << 10), np.float32)}, "model", durable=False)
     restored = pts.restore("model", **options)
     assert restored["w"].nbytes in (256 * MIB, 128 * MIB)
     assert peak_memory() <= result_nbytes + 64 * MIB
 
 
-def test_many_leaves_are_cast_in_groups(peak_memory):
+def test_peak_memory_of_casting_many_leaves(peak_memory):
     pts.save({str(i): np.zeros(MIB // 4, np.float32) for i in range(256)}, "model", durable=False)
     restored = pts.restore("model", cast=jnp.bfloat16)
     assert sum(leaf.nbytes for leaf in restored.values()) == 128 * MIB
@@ -312,7 +314,7 @@ def test_many_leaves_are_cast_in_groups(peak_memory):
 @pytest.mark.parametrize("options", [{}, {"cast": True}], ids=str)
 @pytest.mark.parametrize("saved", [None, ("x",), (None, "x")], ids=str)
 @pytest.mark.parametrize("wanted", [None, ("x",), (None, "x")], ids=str)
-def test_a_large_array_takes_another_shape(saved, wanted, options, peak_memory):
+def test_a_large_array_is_reshaped(saved, wanted, options, peak_memory):
     values = np.arange(4096 * 2048, dtype=np.float32).reshape(4096, 2048)  # 32 MiB
     path = pts.save({"w": values if saved is None else jax.device_put(values, spread(*saved))}, "model", durable=False)
     shape, dtype = (1024, 8, 1024), jnp.bfloat16 if options else jnp.float32
@@ -326,7 +328,7 @@ def test_a_large_array_takes_another_shape(saved, wanted, options, peak_memory):
 
 @given(sharded_arrays(), st.data())
 @settings(max_examples=75)
-def test_any_array_takes_any_shape_on_any_devices(array, data):
+def test_reshaping_and_resharding_keep_the_values(array, data):
     shape = data.draw(st.sampled_from([array.shape, (array.size,), (1, array.size, 1), array.shape[::-1]]))
     wanted = data.draw(shardings(shape))
     path = save_anew({"w": array})
@@ -341,7 +343,7 @@ def test_any_array_takes_any_shape_on_any_devices(array, data):
     assert np.asarray(restored).tobytes() == np.asarray(array).tobytes()
 
 
-def test_reshaping_what_was_sharded_takes_the_result_and_a_window(peak_memory):
+def test_peak_memory_of_reshaping_a_sharded_array(peak_memory):
     array = jax.device_put(np.zeros((1024, 64 << 10), np.float32), spread(None, "x"))
     pts.save({"w": array}, "model", durable=False)
     like = {"w": jax.ShapeDtypeStruct((2048, 32 << 10), jnp.float32, sharding=spread("x"))}
@@ -349,8 +351,8 @@ def test_reshaping_what_was_sharded_takes_the_result_and_a_window(peak_memory):
     assert peak_memory() <= (256 + 64) * MIB
 
 
-def test_only_bytes_that_lie_together_are_mapped(monkeypatch):
-    array = np.arange(1 << 21, dtype=np.float32).reshape(-1, 8)  # a row for each of 262,144 short stretches
+def test_only_contiguous_shards_are_mapped(monkeypatch):
+    array = np.arange(1 << 21, dtype=np.float32).reshape(-1, 8)  # each shard has 262,144 short ranges
     path = pts.save({"w": array}, "model", durable=False)
     nbytes, real = [], filesystem.read_into
     monkeypatch.setattr(filesystem, "read_into", lambda d, b, o: nbytes.append(b.nbytes) or real(d, b, o))
@@ -359,7 +361,7 @@ def test_only_bytes_that_lie_together_are_mapped(monkeypatch):
     assert sum(nbytes) <= array.nbytes + 20_000
 
 
-def test_an_item_of_many_long_strings_is_read_alone(peak_memory):
+def test_peak_memory_of_reading_one_item_of_long_strings(peak_memory):
     path = pts.save({"a": np.full(20_000, "é" * 999)}, "model", durable=False)  # 80 MB
     with pts.load_checkpoint(path) as checkpoint:
         assert checkpoint["a"][7] == "é" * 999
@@ -367,7 +369,7 @@ def test_an_item_of_many_long_strings_is_read_alone(peak_memory):
     assert not pts.diff(path, path)
 
 
-def test_damage_in_a_mapped_file_is_looked_for_once():
+def test_damage_in_a_mapped_file_is_found_quickly():
     path = pts.save({str(i): np.full(8, i) for i in range(3000)}, "model", durable=False)
     os.truncate(path / "data-00000-of-00001.safetensors", 20_000)
     with pytest.raises(pts.CorruptCheckpointError) as caught:
@@ -392,7 +394,7 @@ def test_a_tree_of_shardings_may_be_callable():
         pts.restore(path, module, sharding=spread("x").mesh)
 
 
-def test_a_tree_of_shardings_is_a_prefix_where_there_are_no_leaves():
+def test_a_tree_of_shardings_may_have_entries_where_the_tree_has_no_leaves():
     device = jax.devices()[3]
     tree = {"w": jnp.ones(2), "bias": None, "opt": (jnp.zeros(2), ())}
     path = pts.save(tree, "model")

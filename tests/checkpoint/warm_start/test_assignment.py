@@ -51,7 +51,7 @@ def test_the_forms_of_an_assignment_map(assignment_map, expected):
             assert leaf is own
 
 
-def test_a_leaf_itself_is_a_target():
+def test_a_leaf_is_given_as_the_object_itself():
     tree = blank()
     path = pts.save(SOURCE, "model")
     result = pts.init_from_checkpoint(tree, path, {"a/w": tree["new"]["w"], "root": tree["root"]})
@@ -63,7 +63,7 @@ def test_a_leaf_itself_is_a_target():
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("cuts", [[2, 4], [1, 1, 4], [6]])
-def test_slices_are_cut_along_one_axis(kind, axis, cuts):
+def test_a_variable_is_sliced_along_one_axis(kind, axis, cuts):
     array = np.arange(36, dtype=np.float32).reshape(6, 6)
     path = pts.save({"w": array}, "model")
     parts = np.split(np.zeros_like(array), np.cumsum(cuts)[:-1], axis)
@@ -71,7 +71,7 @@ def test_slices_are_cut_along_one_axis(kind, axis, cuts):
     assert_trees_equal(result, [kind(part) for part in np.split(array, np.cumsum(cuts)[:-1], axis)])
 
 
-def test_the_root_on_either_side():
+def test_prefixes_that_are_the_root():
     path = pts.save(SOURCE, "model")
     same = pts.init_from_checkpoint({"a": {"w": np.zeros((4, 2))}, "root": np.zeros(3)}, path, {"/": "/"})
     assert started(same) == ["a/w", "root"]
@@ -81,7 +81,7 @@ def test_the_root_on_either_side():
     assert started(above) == ["b", "w"]
 
 
-def test_everything_wrong_with_a_map_is_in_one_error():
+def test_one_error_lists_all_mistakes_in_a_map():
     tree = {**blank(), "extra": {"w": np.zeros((4, 2)), "more": np.zeros(1)}, "wrong": np.zeros(3, np.float32)}
     path = pts.save(SOURCE, "model")
     entries = [
@@ -104,32 +104,32 @@ def test_everything_wrong_with_a_map_is_in_one_error():
         "the assignment map does not fit model:\n"
         "  'nope': expected a variable of the checkpoint, found none\n"
         "  'a': expected a variable of the checkpoint, found none; a prefix ends in '/'\n"
-        "  'a/w': expected a leaf of the tree, found none that is called 'nwe/w'; did you mean 'new/w'?\n"
+        "  'a/w': expected a leaf of the tree, found 'nwe/w'; did you mean 'new/w'?\n"
         "  'a/': expected leaves of the tree under 'nothing/', found none\n"
         "  'a/': Assignment map with scope only name a/ should map to scope only new. "
         "Should be 'scope/': 'other_scope/'.\n"
-        "  'a/b': new/b is assigned by 'a/b' already\n"
-        "  'a/w': expected the name of a leaf, a leaf of the tree that is an array, or a list, found 3\n"
-        "  'a/w': expected the name of a leaf, a leaf of the tree that is an array, or a list, "
-        "found 0 places in the tree with this ndarray\n"
-        "2 variables of model do not fit:\n"
+        "  'a/b': new/b is already assigned by 'a/b'\n"
+        "  'a/w': expected the name of a leaf, an array that is a leaf of the tree, or a list, found 3\n"
+        "  'a/w': expected the name of a leaf, an array that is a leaf of the tree, or a list, "
+        "found an array that occurs 0 times in the tree\n"
+        "2 variables of model do not match:\n"
         "missing from the checkpoint (1):\n"
         "  extra/more (looked for as a/more)\n"
-        "of another shape or dtype (1):\n"
+        "with a different shape or dtype (1):\n"
         "  wrong: expected float32[3], found float64[3]\n"
-        "root: expected leaves that together are float64[3], cut along one axis, "
+        "root: expected slices of float64[3] along one axis, "
         "found parts/0: float64[1,2], parts/1: float64[3,2]"
     )
     with pytest.raises(pts.MismatchError, match="expected leaves of the tree, found an empty list"):
         pts.init_from_checkpoint(tree, path, {"a/w": []})
     with pytest.raises(pts.UnsupportedLeafError, match="w/0: expected an array"):
         pts.init_from_checkpoint({"w": [print, np.ones(1)]}, path, {"a/w": "w"})
-    for nonsense in ([("a/w",)], ["a/w"], {3: "new/w"}, None, "a/w", 3):
+    for invalid in ([("a/w",)], ["a/w"], {3: "new/w"}, None, "a/w", 3):
         with pytest.raises(TypeError, match="assignment_map: expected a dict, or a list of pairs"):
-            pts.init_from_checkpoint(tree, path, nonsense)
+            pts.init_from_checkpoint(tree, path, invalid)
 
 
-def test_slices_are_counted_and_not_spelled():
+def test_slices_are_in_numeric_order():
     path = pts.save({"emb": np.arange(13.0)}, "model")
     tree = {"emb": {f"part_{i}": np.zeros(1) for i in range(13)}}
     result = pts.init_from_checkpoint(tree, path, {"emb": "emb"})["emb"]

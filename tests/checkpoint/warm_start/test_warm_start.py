@@ -1,4 +1,4 @@
-"""Warm starts under TensorFlow's names: the semantics of its functions, and an error where it is silent on a typo."""
+"""`warm_start`: the semantics of TensorFlow, and errors on mistakes that it ignores."""
 
 import functools
 import re
@@ -54,14 +54,14 @@ def test_which_variables_are_warm_started(old, given_vars, expected):
         assert not leaf.any()
 
 
-def test_what_vars_to_warm_start_may_not_be(old):
+def test_invalid_vars_to_warm_start(old):
     with pytest.raises(ValueError, match=r"must be a `list` or `str`.  Given type is <class 'int'>"):
         pts.warm_start(NEW, old, 3)
     with pytest.raises(ValueError, match="must be all `str`"):
         pts.warm_start(NEW, old, ["v1", NEW["v1"]])
     assert message_of(pts.VariableNotFoundError, lambda: pts.warm_start(NEW, old, ["v1", "othr"])) == (
-        "vars_to_warm_start: expected regular expressions that match variables of the tree:\n"
-        "  'othr' matches none; did you mean 'other'?"
+        "vars_to_warm_start: some regular expressions match no variable of the tree:\n"
+        "  'othr' matches no variable; did you mean 'other'?"
     )
     with pytest.raises(pts.VariableNotFoundError, match="selects nothing"):
         pts.warm_start(NEW, old, pts.glob("nothing"))
@@ -73,7 +73,7 @@ def test_previous_names_may_be_shared(old):
     assert_trees_equal(restored, {"a": OLD["v2"], "b": OLD["v2"], "c": tree["c"]})
 
 
-def test_everything_that_does_not_fit_is_in_one_error(old):
+def test_one_error_lists_all_differences(old):
     tree = {"v1": np.zeros(3), "v2": np.zeros(2, np.int64), "new": np.zeros(2), "embed": np.zeros((4, 2))}
     info = pts.VocabInfo(["a"], 1, 3, ["a"])
     message = message_of(
@@ -91,23 +91,23 @@ def test_everything_that_does_not_fit_is_in_one_error(old):
         assert part in message
 
 
-def test_names_that_are_not_used_are_refused(old):
+def test_unused_names_are_errors(old):
     info = pts.VocabInfo(["a"], 1, 1, ["a"])
     with pytest.raises(pts.MismatchError) as caught:
         pts.warm_start(NEW, old, "v1", {"v11": "v1", "other": "v1"}, {"v2": info, "typo": info})
     assert str(caught.value) == (
-        "expected names of variables to warm-start, found others:\n"
+        "some names are not those of variables to warm-start:\n"
         "  var_name_to_prev_var_name: v11; did you mean 'v1'?\n"
         "  var_name_to_prev_var_name: other; vars_to_warm_start does not select it\n"
         "  var_name_to_vocab_info: v2; vars_to_warm_start does not select it\n"
         "  var_name_to_vocab_info: typo"
     )
     assert caught.value.unused == ["v11", "other", "v2", "typo"]
-    # As in TensorFlow, a previous name counts as used where nothing but vocabularies is warm-started.
+    # As in TensorFlow, a previous name counts as used if only variables with vocabularies are warm-started.
     assert started(pts.warm_start(NEW, old, None, {"v1": "v2"})) == []
 
 
-def test_a_run_directory_means_its_newest_checkpoint():
+def test_the_newest_checkpoint_of_a_run_directory_is_used():
     with pts.CheckpointManager("run", block=True) as manager:
         for step in (1, 2):
             manager.save(step, {"w": np.full(2, float(step))})
@@ -144,7 +144,7 @@ def test_rows_follow_their_tokens(as_file):
     assert result[:, 0].tolist() == [3, 2, 1, 0, 0, 0, 0]
 
 
-def test_columns_follow_their_tokens_and_all_old_ones_count():
+def test_columns_follow_their_tokens_and_all_old_tokens_are_used():
     path = pts.save({"out": np.arange(12.0).reshape(3, 4), "bias": np.arange(4.0)}, "model")
     tree = {"out": np.zeros((3, 5)), "bias": np.zeros(5)}
     info = functools.partial(pts.VocabInfo, ["d", "x", "a", "b"], 4, 1, ["a", "b", "c", "d"], 1)
@@ -163,7 +163,7 @@ def test_columns_follow_their_tokens_and_all_old_ones_count():
 
 @given(st.data())
 @settings(max_examples=100)
-def test_remapping_is_row_by_row(data):
+def test_every_row_is_copied_or_initialized(data):
     tokens = st.lists(st.text("abcd", max_size=2), unique=True, min_size=1, max_size=12)
     old, new = data.draw(tokens), data.draw(tokens)
     size, buckets, axis = (
@@ -200,7 +200,7 @@ def test_a_sharded_embedding_stays_sharded():
     assert result[:, 0].tolist() == [*range(10), *[0] * 6]
 
 
-def test_an_initializer_of_jax():
+def test_a_jax_initializer():
     path = pts.save({"embed": np.ones((1, 4), np.float32)}, "model")
     initializer = functools.partial(jax.nn.initializers.normal(0.5), jax.random.key(0))
     info = pts.VocabInfo(["a", "b"], 2, 0, ["a"], backup_initializer=initializer)
@@ -209,7 +209,7 @@ def test_an_initializer_of_jax():
     assert result["embed"][1].tolist() == np.asarray(initializer((2, 4), np.float32))[1].tolist()
     for wrong in (lambda shape, dtype: np.zeros(shape, np.float64), lambda shape, dtype: np.zeros(3, dtype)):
         info = pts.VocabInfo(["a", "b"], 2, 0, ["a"], backup_initializer=wrong)
-        with pytest.raises(ValueError, match="embed: expected a backup_initializer that gives float32"):
+        with pytest.raises(ValueError, match="embed: expected a backup_initializer that returns float32"):
             pts.warm_start({"embed": np.zeros((2, 4), np.float32)}, path, var_name_to_vocab_info={"embed": info})
 
 
@@ -218,28 +218,28 @@ def test_an_initializer_of_jax():
     [
         ((["a", "b"], 3, 0, ["a"]), "new_vocab: expected at least 3 tokens, found 2"),
         ((["a", "b", "c"], 3, 0, ["a"], 2), "old_vocab: expected at least 2 tokens, found 1"),
-        ((["a", "b", "c"], 3, 0, ["a", "b", "a"]), "old_vocab: expected every token once, found 'a' again"),
+        ((["a", "b", "c"], 3, 0, ["a", "b", "a"]), "old_vocab: expected distinct tokens, found 'a' twice"),
         ((["a", "b", "c"], 3, 0, ["a", "b", "c", "d", "e"]), "expected at most 4 tokens in old_vocab"),
         (
             (["a", "b", "c"], 2, 0, ["a"]),
-            r"expected float64\[2,2\] of 2 tokens and 0 buckets on axis 0, found float64",
+            r"expected float64\[2,2\] of 2 tokens and 0 buckets along axis 0, found float64",
         ),
         (
             (["a", "b"], 2, 0, ["a"], -1, None, 1),
-            r"expected float64\[4,2\] of 2 tokens .* on axis 1, found float64",
+            r"expected float64\[4,2\] of 2 tokens .* along axis 1, found float64",
         ),
-        (([1, 2, 3], 3, 0, ["a"]), "new_vocab: expected the path of a file or a list of str, found 1 in it"),
+        (([1, 2, 3], 3, 0, ["a"]), "new_vocab: expected the path of a file or a list of str, found a list with 1"),
     ],
     ids=str,
 )
-def test_vocabularies_that_do_not_fit(arguments, said):
+def test_vocabularies_that_do_not_match(arguments, said):
     path = pts.save({"embed": np.zeros((4, 2))}, "model")
     info = pts.VocabInfo(*arguments)
     with pytest.raises(pts.MismatchError, match=f"embed: {said}"):
         pts.warm_start({"embed": np.zeros((3, 2))}, path, var_name_to_vocab_info={"embed": info})
 
 
-def test_vocab_infos_that_make_no_sense():
+def test_invalid_vocab_infos():
     with pytest.raises(
         ValueError, match=r"The only supported values for the axis argument are 0 and 1\.  Provided axis: 2"
     ):
@@ -261,7 +261,7 @@ def test_vocab_infos_that_make_no_sense():
         pts.warm_start({"n": np.zeros(1, int)}, path, var_name_to_vocab_info={"n": info})
 
 
-def test_messages_name_no_arguments_that_there_are_not(old):
+def test_messages_do_not_suggest_arguments_of_restore(old):
     for call in (
         lambda: pts.warm_start({"v1": np.zeros(2, np.float32), "v9": np.zeros((1, 2))}, old),
         lambda: pts.init_from_checkpoint(
@@ -274,21 +274,21 @@ def test_messages_name_no_arguments_that_there_are_not(old):
         assert "missing=" not in message
 
 
-def test_more_that_makes_no_sense(old):
-    with pytest.raises(ValueError, match="no regular expression"):
+def test_more_invalid_arguments(old):
+    with pytest.raises(ValueError, match=r"vars_to_warm_start: '\*' is not a valid regular expression"):
         pts.warm_start(NEW, old, "*")
     info = pts.VocabInfo(["a", "b"], 2, 0, {"a", "b"})
     with pytest.raises(pts.MismatchError, match=r"v1: old_vocab: expected the path of a file or a list of str"):
         pts.warm_start(NEW, old, "v1", var_name_to_vocab_info={"v1": info})
     info = pts.VocabInfo(["a"], 1, 1, ["a"], axis=1)
-    with pytest.raises(pts.MismatchError, match=r"v1: expected an array of more than 1 axes, found float64\[2\]"):
+    with pytest.raises(pts.MismatchError, match=r"v1: expected an array with more than 1 axes, found float64\[2\]"):
         pts.warm_start(NEW, old, "v1", var_name_to_vocab_info={"v1": info})
     info = pts.VocabInfo(["a"], 1, 1, ["a"])
     with pytest.raises(pts.UnsupportedLeafError, match="v1: expected an array"):
         pts.warm_start({"v1": print}, old, None, var_name_to_vocab_info={"v1": info})
 
 
-def test_a_byte_order_mark_is_no_part_of_a_token():
+def test_a_byte_order_mark_is_not_part_of_a_token():
     Path("vocab.txt").write_bytes("\ufeffa\nb\n".encode())
     path = pts.save({"w": np.array([[1.0], [2.0]])}, "model")
     info = pts.VocabInfo(["b", "a"], 2, 0, "vocab.txt")

@@ -1,4 +1,4 @@
-"""The contents of reports."""
+"""Tests of the contents of reports."""
 
 import base64
 import json
@@ -106,7 +106,7 @@ def test_without_values_no_data_is_read(run):
     assert "class='notices'" not in Path("report.html").read_text()
 
 
-def test_damage_is_reported_beside_intact_variables(run):
+def test_damage_is_reported_and_intact_variables_are_shown(run):
     (data_file,) = Path("run/ckpt-30").glob("*.safetensors")
     content = bytearray(data_file.read_bytes())
     content[content.find(np.full(5, 2.0).tobytes()) + 3] ^= 1

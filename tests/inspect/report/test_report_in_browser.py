@@ -1,4 +1,4 @@
-"""Reports in a real Chromium, opened from disk. `make test-browser` runs these tests; they require Chromium."""
+"""Tests of reports opened from disk in Chromium. Run by `make test-browser`."""
 
 import contextlib
 import json
@@ -102,7 +102,7 @@ def test_all_plots_are_drawn_without_errors_or_network(browser, report):
     assert browser.execute_script("return document.querySelectorAll('img').length") == 0
 
 
-def test_the_search_filters_the_table_and_the_heat_map(browser, report):
+def test_the_search_filters_the_table_and_the_heatmap(browser, report):
     opened(browser, report)
     assert texts(browser, "#count") == ["25 of 25 variables"]
     browser.find_element("id", "search").send_keys("LAYER_1 kernel")
@@ -140,7 +140,7 @@ def test_a_click_on_a_row_draws_its_curve(browser, report):
     assert browser.execute_script(names) == ["params/layer_5/bias", "NaN or Inf"]
 
 
-def test_light_and_dark(browser, report):
+def test_light_and_dark_theme(browser, report):
     opened(browser, report)
     colour = "return getComputedStyle(document.body).backgroundColor"
     ink = "return document.getElementById('norms')._fullLayout.font.color"
