@@ -24,9 +24,17 @@ def test_examples_run(page, capsys):
 
 
 def test_links_between_pages_are_valid():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_modules_named_on_a_page_exist(page):
+    files = {f"/{file.relative_to(ROOT)}" for part in ("pytreesaver", "tests") for file in (ROOT / part).rglob("*.py*")}
+    names = re.findall(r"[A-Za-z_./]+\.pyi?\b", (ROOT / page).read_text())
+    assert names
+    assert [name for name in names if not any(file.endswith(f"/{name}") for file in files)] == []
 
 
 def test_format_page_lists_every_key_and_every_tag():

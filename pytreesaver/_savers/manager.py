@@ -106,7 +106,7 @@ class CheckpointManager:
         clock: Callable[[], float] = time.time,
         save_on_sigterm: bool = False,
     ) -> None:
-        self._shown = local_path(directory)
+        self._given_directory = local_path(directory)
         rule = manager_rule(max_to_keep, keep_checkpoint_every_n_hours, keep_every_n_steps, keep_best, policy)
         check_count("save_interval_steps", save_interval_steps, least=1, optional=False)
         check_duration("save_interval_secs", save_interval_secs, "seconds")
@@ -115,7 +115,7 @@ class CheckpointManager:
         format_named(format)  # raises if there is no such format
         self._format = format
         self._rule = rule
-        self._run = ManagedRun(self._shown, checkpoint_name, pad_step_number, rule, float(clock()))
+        self._run = ManagedRun(self._given_directory, checkpoint_name, pad_step_number, rule, float(clock()))
         self._schedule = SaveSchedule(save_interval_steps, save_interval_secs, self._last_on_disk)
         self._block = block
         self._copy = copy
@@ -127,7 +127,7 @@ class CheckpointManager:
     @property
     def directory(self) -> Path:
         """The run directory."""
-        return self._shown
+        return self._given_directory
 
     # Saving.
 
@@ -204,7 +204,7 @@ class CheckpointManager:
         progress: Progress,
     ) -> Path | None:
         if not force:
-            self._schedule.refuse_to_go_back(step, self._shown)
+            self._schedule.refuse_to_go_back(step, self._given_directory)
         if not (force or self.should_save(step)):
             return None
         self._raise_or_log_last_failure(wait=True)
@@ -215,7 +215,7 @@ class CheckpointManager:
             contents = contents_of(tree, metadata)
             lock, state = self._claim()
             if not force:
-                self._schedule.refuse_to_go_back(step, self._shown)
+                self._schedule.refuse_to_go_back(step, self._given_directory)
             newest = None if state.newest is None else state.newest.name
             record = Record(
                 step, now, checked, STATE_FILE_NAME, state.serial + 1, path.name, newest, encode_rule(self._rule)
@@ -228,14 +228,14 @@ class CheckpointManager:
             self._session.save(
                 contents,
                 path,
-                self._shown / path.name,
+                self._given_directory / path.name,
                 list_saved=partial(self._list_saved, path, saved, lock, state),
                 failed=self._forget_state,
                 block=self._block,
                 format=self._format,
                 progress=progress,
             )
-        return self._shown / path.name
+        return self._given_directory / path.name
 
     def _raise_or_log_last_failure(self, *, wait: bool = False) -> None:
         try:
@@ -317,7 +317,7 @@ class CheckpointManager:
             if not candidates:
                 raise self._run.no_such_step(number)
         elif not candidates:
-            raise CheckpointNotFoundError(f"{self._shown}: expected a checkpoint, found none")
+            raise CheckpointNotFoundError(f"{self._given_directory}: expected a checkpoint, found none")
         path = self._run.directory
 
         def restored(saved: SavedCheckpoint) -> Any:
@@ -326,12 +326,14 @@ class CheckpointManager:
 
         saved, tree, problems = first_intact(candidates, restored)
         if saved is not None:
-            warn_of_damaged(problems, str(self._shown / saved.path))
+            warn_of_damaged(problems, str(self._given_directory / saved.path))
             self._schedule.saved = LastSave(saved.step, saved.time, state.serial)
             return tree
         if len(problems) == 1:
             raise problems[0]
-        raise CorruptCheckpointError(f"{self._shown}: no checkpoint can be restored:\n" + "\n".join(map(str, problems)))
+        raise CorruptCheckpointError(
+            f"{self._given_directory}: no checkpoint can be restored:\n" + "\n".join(map(str, problems))
+        )
 
     @overload
     def restore_or_init(self, init: Callable[[], T], **options: Unpack[RestoreArguments]) -> T: ...
@@ -380,7 +382,7 @@ class CheckpointManager:
             self._run.candidates(self._state()),
             lambda saved: self._run.verify(self._run.directory / saved.path, every_byte=verify),
         )
-        warn_of_damaged(problems, "nothing" if saved is None else str(self._shown / saved.path))
+        warn_of_damaged(problems, "nothing" if saved is None else str(self._given_directory / saved.path))
         return None if saved is None else saved.step
 
     def best_step(self, metric: str | None = None, mode: Literal["min", "max"] = "min") -> int | None:

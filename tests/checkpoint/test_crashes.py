@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated_disk import SimulatedDisk, put_on_disk
+from checkpoint.simulated_disk import SimulatedDisk, put_on_disk
 
 import pytreesaver as pts
 from pytreesaver._io import files, filesystem

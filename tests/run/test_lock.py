@@ -8,15 +8,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import strategies as st
 
 import pytreesaver as pts
 from pytreesaver._io import filesystem
 from pytreesaver._run import lock
-
-PATHS = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=20)
-TIMES = st.floats(allow_nan=False)
-
 
 OTHER = """
 import sys, pytreesaver as pts

@@ -202,7 +202,7 @@ def _show_variable(
 
 
 def _statistics_of(variable: Variable, part: np.ndarray) -> Statistics:
-    if variable.kind in ("key", "str", "bytes") or part.dtype.kind in "OSUmM":
+    if variable.kind in ("key", "str", "bytes") or part.dtype.kind in "OSUmM" or part.dtype.names is not None:
         return Statistics(int(part.size))
     return accumulate(np.asarray(part)).result()
 

@@ -29,8 +29,8 @@ def write_report(
         directory: the run directory.
         path: the file to write. An existing report is replaced.
         only: the variables to include, selected as in `pytreesaver.restore`.
-        values: whether to read the values of the variables, at about 200 MB/s. If False, the report has no norms, drift
-            or NaN counts.
+        values: whether to read the values of the variables. If False, no arrays are read, and the report has no norms,
+            drift or NaN counts.
         overwrite: whether to replace a file at `path` that is not a report.
         progress: as in `pytreesaver.save`.
 

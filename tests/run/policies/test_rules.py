@@ -9,7 +9,7 @@ import pytest
 
 import pytreesaver as pts
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 BASE = 1e9
 TREE = {"w": np.zeros(2)}
 

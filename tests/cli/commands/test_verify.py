@@ -1,0 +1,30 @@
+"""``pytreesaver verify``."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pytreesaver as pts
+
+
+@pytest.mark.usefixtures("in_runs")
+def test_verify_continues_after_an_unreadable_checkpoint(call):
+    for name in "abc":
+        pts.save({"w": np.ones(3)}, f"newer/{name}")
+    index = Path("newer/b/index.json")
+    index.write_text(re.sub(r'"version": ?[0-9]+', '"version": 999', index.read_text()))
+    result = call("verify", "newer")
+    assert result.code == 1
+    assert sorted(line.split()[0] for line in result.out.splitlines() if line[0] != " ") == [
+        "DAMAGED",
+        "intact",
+        "intact",
+    ]
+    found = json.loads(call("verify", "newer", "--json").out)["checkpoints"]
+    assert {each["path"]: each["intact"] for each in found} == {"newer/a": True, "newer/b": False, "newer/c": True}
+    assert ["999" in each["problem"] for each in found if each["problem"]] == [True]
+    shutil.rmtree("newer")
