@@ -20,6 +20,7 @@ LAYERS = [
     ["inspect_checkpoint"],
     ["__init__", "__main__"],
 ]
+LARGE_CLASSES = ["_savers/manager.py"]
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")}
 
@@ -80,3 +81,12 @@ def test_other_modules_do_not_import_formats_directly():
 def test_a_package_has_at_most_ten_files(package):
     files = [each.name for each in package.glob("*.py") if each.name != "__init__.py"]
     assert len(files) <= 10, sorted(files)
+
+
+@pytest.mark.parametrize("folder", ["pytreesaver", "tests"])
+def test_a_file_has_at_most_400_lines(folder):
+    lines = {
+        file.relative_to(ROOT / folder).as_posix(): len(file.read_text().splitlines())
+        for file in (ROOT / folder).rglob("*.py")
+    }
+    assert {name: count for name, count in lines.items() if count > (500 if name in LARGE_CLASSES else 400)} == {}

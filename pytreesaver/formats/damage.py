@@ -1,4 +1,4 @@
-"""Damage that was found in several places of a checkpoint, as one error."""
+"""One error for damage in several places of a checkpoint."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,20 +12,20 @@ from pytreesaver.formats.protocol import CheckpointReader
 
 
 def add_damage(damage: list[CorruptCheckpointError], error: CorruptCheckpointError) -> None:
-    """Keep an error until the rest has been looked at. If it names no variable, nothing can be trusted: raise it."""
+    """Append an error to `damage`. Raise it if it names no variable: then nothing in the checkpoint can be trusted."""
     if not error.damaged:
         raise error
     damage.append(error)
 
 
 def joined_damage(reader: CheckpointReader, damage: Sequence[CorruptCheckpointError]) -> CorruptCheckpointError:
-    """One error that names every damaged variable, in the order of the checkpoint."""
+    """Return one error that names every damaged variable, in the order of the checkpoint."""
     if len(damage) == 1:
         return damage[0]
     damaged = {name for error in damage for name in error.damaged}
     names = [name for name in reader.names if name in damaged]
     count = f"{len(names)} of {len(reader.names)} variables damaged:"
-    # Each message names its variables after a line of this kind; what comes before says why.
+    # Each message states its reasons, then such a line, then the names.
     reasons = [str(error).rpartition(f"{reader.path}: {len(error.damaged)} of ")[0] for error in damage]
     lines = [line for line in dict.fromkeys("".join(reasons).splitlines()) if line]
     return CorruptCheckpointError(
@@ -34,7 +34,7 @@ def joined_damage(reader: CheckpointReader, damage: Sequence[CorruptCheckpointEr
 
 
 def value_of_bytes(reader: CheckpointReader, position: int, stored: np.ndarray) -> Any:
-    """The Python value of a variable; raises a CorruptCheckpointError if it is a str and its bytes are none."""
+    """Return the Python value of a variable. Raises CorruptCheckpointError if it is a str of invalid bytes."""
     try:
         return python_value(stored, reader.types[position])
     except UnicodeDecodeError as error:

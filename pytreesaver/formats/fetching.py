@@ -1,4 +1,4 @@
-"""Arrays on an accelerator, brought to the memory of the CPU shortly before they are wanted."""
+"""Transfer of arrays from accelerators to host memory, shortly before they are written."""
 
 import threading
 from collections.abc import Sequence
@@ -7,63 +7,63 @@ from typing import Any
 import jax
 
 _WINDOW_NBYTES = 64 << 20
-"""How many bytes may be on their way, or have come and wait, at a time."""
+"""The maximum number of bytes in transfer or waiting to be taken."""
 
 
 def is_on_cpu(array: jax.Array) -> bool:
-    """Whether the values of an array are in the memory of the CPU."""
+    """Return whether an array is in host memory."""
     device: Any = next(iter(array.sharding.device_set))  # a sharding is over devices of one kind
     return bool(device.platform == "cpu")
 
 
 class FetchedAhead:
-    """Gives arrays one by one, and has the next ones come to the CPU meanwhile. For any number of threads.
+    """Return arrays one by one and transfer the next ones to the host meanwhile. Thread-safe.
 
-    What was fetched is not kept with its array, as `numpy.asarray` would keep it: it is dropped when its user drops it.
+    A host copy is released with the last reference to it. `numpy.asarray` would keep it as long as its array.
 
     Args:
-        arrays: JAX arrays, and anything else, which is given as it is.
-        order: the positions in the order in which they are wanted, more or less.
+        arrays: JAX arrays, and any other values, which are returned unchanged.
+        order: the positions, in the approximate order in which they will be taken.
     """
 
     def __init__(self, arrays: Sequence[Any], order: Sequence[int]) -> None:
         self._arrays = arrays
-        self._far = _far(arrays, order)
-        self._next = iter([i for i in order if i in self._far])
-        self._under_way: dict[int, Any] = {}
+        self._remote = _remote_positions(arrays, order)
+        self._next = iter([i for i in order if i in self._remote])
+        self._in_flight: dict[int, Any] = {}
         self._lock = threading.Lock()
 
     def take(self, i: int) -> Any:
-        """Array number `i`; each is taken once."""
-        if i not in self._far:
+        """Return array number `i`. Each array is taken once."""
+        if i not in self._remote:
             return self._arrays[i]
         with self._lock:
-            fetched = self._under_way.pop(i, None)
-            self._far.discard(i)
-            nbytes = sum(each.nbytes for each in self._under_way.values())
+            fetched = self._in_flight.pop(i, None)
+            self._remote.discard(i)
+            nbytes = sum(each.nbytes for each in self._in_flight.values())
             while nbytes < _WINDOW_NBYTES:
                 following = next(self._next, None)
                 if following is None:
                     break
-                if following in self._far:  # nobody has taken it yet
-                    self._under_way[following] = _fetch(self._arrays[following])
+                if following in self._remote:  # not taken yet
+                    self._in_flight[following] = _fetch(self._arrays[following])
                     nbytes += self._arrays[following].nbytes
         return _fetch(self._arrays[i]) if fetched is None else fetched
 
 
-def _far(arrays: Sequence[Any], positions: Sequence[int]) -> set[int]:
-    """The positions of those arrays that are not in the memory of the CPU."""
+def _remote_positions(arrays: Sequence[Any], positions: Sequence[int]) -> set[int]:
+    """Return the positions of the arrays that are not in host memory."""
     of_jax = [i for i in positions if isinstance(arrays[i], jax.Array)]
-    if not of_jax or jax.default_backend() == "cpu":  # then there are hardly any, and each is fetched when it is read
+    if not of_jax or jax.default_backend() == "cpu":  # then few are, and each is transferred when it is read
         return set()
     return {i for i in of_jax if not is_on_cpu(arrays[i])}
 
 
 def _fetch(array: jax.Array) -> Any:
-    """The array on the CPU, or on its way there."""
+    """Start the transfer of an array to the host."""
     try:
         cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # a JAX without the CPU
+    except RuntimeError:  # JAX runs without the CPU backend
         array.copy_to_host_async()
         return array
     return jax.device_put(array, cpu)

@@ -1,4 +1,4 @@
-"""The formats in which a checkpoint can lie on disk: one module for each, all behind the same small protocol."""
+"""The protocol that every checkpoint format implements."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +11,20 @@ from pytreesaver._tree.boxes import Box
 from pytreesaver._tree.kinds import Cells, LeafType, storage_dtype
 
 PINNED_NAME = "pinned"
-"""A file of this name in the directory of a checkpoint tells retention to leave that checkpoint alone."""
+"""Retention never deletes a checkpoint whose directory contains a file of this name."""
 
 
 class TreeContents(NamedTuple):
-    """A tree ready to be written, in columns of one entry for each variable.
+    """A flattened tree to write, in columns with one entry for each variable.
 
-    `shapes` are those of the stored arrays (`pytreesaver._leaves.leaf_type_of`); `cells` hold the values; `structure`,
-    `metadata` and `record` are plain JSON data. The record is what a run directory needs to know of a checkpoint:
-    its step, time and metrics; None for a checkpoint outside of any run.
+    Attributes:
+        names: the names of the variables.
+        types: their types.
+        shapes: the shapes of the stored arrays; see `pytreesaver._tree.leaves.leaf_type_of`.
+        cells: their values.
+        structure: the containers of the tree, as plain JSON data.
+        metadata: the user's metadata, as plain JSON data.
+        record: the step, time and metrics of the checkpoint, as plain JSON data; None outside of a run directory.
     """
 
     names: Sequence[str]
@@ -32,14 +37,14 @@ class TreeContents(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """How many bytes all values have."""
+        """The total size of the values in bytes."""
         shapes = zip(self.types, self.shapes, strict=True)
         return sum(storage_dtype(leaf_type).itemsize * math.prod(shape) for leaf_type, shape in shapes)
 
 
 class Heading(NamedTuple):
-    """What is known of a checkpoint without its variables: `record` and `metadata` as in `TreeContents`, and the size
-    in bytes that each of its data files should have, by name."""
+    """What a checkpoint stores besides its variables: `record` and `metadata` as in `TreeContents`, and the expected
+    size of each data file in bytes, by name."""
 
     record: Any
     metadata: Any
@@ -47,8 +52,8 @@ class Heading(NamedTuple):
 
 
 class CheckpointReader(Protocol):
-    """An open checkpoint: what it holds is known, its arrays are read when asked for. A position is an index into the
-    columns `names`, `types`, `shapes` and `nbytes`."""
+    """An open checkpoint. Opening it reads everything but the arrays. A position is an index into the columns `names`,
+    `types`, `shapes` and `nbytes`."""
 
     path: Path
     format_name: str
@@ -57,27 +62,27 @@ class CheckpointReader(Protocol):
     types: Sequence[LeafType]
     shapes: Sequence[tuple[int, ...]]
     nbytes: Sequence[int]
-    """How many bytes each stored array has."""
+    """The size of each stored array in bytes."""
     structure: Any
-    """As in `TreeContents`; None if the format keeps none, and then the tree is nested dicts of the names."""
+    """As in `TreeContents`; None if the format stores none. The tree is then nested dicts of the names."""
     metadata: Any
     record: Any
 
     def check(self) -> None:
-        """Make sure that every file is there and has its size and heading, without reading the arrays.
+        """Check that every file exists and has the expected size and header, without reading the arrays.
 
         Raises:
-            CorruptCheckpointError: naming every file that is not whole.
+            CorruptCheckpointError: naming every missing or damaged file.
         """
         ...
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
-        """The stored arrays at these positions, in memory that nobody else writes to.
+        """Read the stored arrays at these positions. The caller owns their memory and may write to it.
 
-        Those of more than 1 MiB have memory of their own, which begins at a multiple of 64 bytes.
+        The memory of an array of more than 1 MiB is not shared with others and is aligned to 64 bytes.
 
         Raises:
-            CorruptCheckpointError: naming every variable whose bytes are damaged (only if `verify`) or not there.
+            CorruptCheckpointError: naming every variable whose bytes are missing or, if `verify`, damaged.
         """
         ...
 
@@ -91,105 +96,110 @@ class CheckpointReader(Protocol):
         shape: tuple[int, ...] | None = None,
         assign: Callable[[np.ndarray, np.ndarray], None] = np.copyto,
     ) -> None:
-        """Fill each output with one box of a stored array. Little more than the bytes of the boxes is read, once, and
-        a bounded part of them is held beside the outputs.
+        """Read one box of a stored array into each output.
+
+        Little more than the bytes of the boxes is read, each once. Memory beyond the outputs is bounded.
 
         Args:
-            position: which array.
+            position: the position of the array.
             boxes: parts of it.
             outputs: arrays of the shapes of the boxes.
-            verify: compare what is read with its checksums.
-            shape: another shape of as many elements, in which the boxes are meant.
-            assign: called with a part of an output and the stored values for it, in several threads. It may keep
-                neither.
+            verify: compare the bytes read with their checksums.
+            shape: the shape to which the boxes refer, with as many elements as the stored shape.
+            assign: called with a part of an output and the stored values for it, from several threads. It must not
+                keep references to them.
 
         Raises:
-            CorruptCheckpointError: the bytes are damaged (only if `verify`) or not there.
+            CorruptCheckpointError: if the bytes are missing or, if `verify`, damaged.
         """
         ...
 
     def map(self, places: Sequence[tuple[int, Box]], *, verify: bool) -> list[np.ndarray | None]:
-        """Boxes of stored arrays, each given as (position, box), as they lie in the file. They may be written to: the
-        file does not change.
+        """Memory-map boxes of stored arrays, each specified as (position, box), copy-on-write.
 
-        None for one that cannot be had in this way: if its bytes do not lie together, or are compressed.
+        The result is None for a box that cannot be mapped: its bytes are not contiguous, or are compressed.
 
         Raises:
-            CorruptCheckpointError: naming every variable whose bytes are damaged (only if `verify`) or not there.
+            CorruptCheckpointError: naming every variable whose bytes are missing or, if `verify`, damaged.
         """
         ...
 
     def digest(self, position: int) -> Any:
-        """A value that is the same for two variables of one type and shape only if their bytes are the same; or None.
+        """Return a value that is equal for two variables of one type and shape only if their bytes are equal, or None.
 
-        No array is read for it.
+        Reads no arrays.
         """
         ...
 
     def verify(self) -> None:
-        """Read every byte of every file.
+        """Read every byte of every file and compare it with its checksum.
 
         Raises:
-            CorruptCheckpointError: naming every variable whose bytes are damaged.
+            CorruptCheckpointError: naming every damaged variable.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         ...
 
 
 class Format(Protocol):
-    """One way for a checkpoint to lie on disk."""
+    """A checkpoint format."""
 
     name: str
 
     def write(
         self, path: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False
     ) -> None:
-        """Write a checkpoint so that at every moment either the old one or the new one is complete at `path`.
+        """Write a checkpoint atomically: at every moment, either the old or the new one is complete at `path`.
 
-        In the background it may take longer, if that disturbs the rest of the program less.
+        Args:
+            path: where to write it.
+            contents: the tree.
+            overwrite: replace an existing checkpoint.
+            durable: sync the files and their directory, so that the checkpoint survives a power failure.
+            in_background: prefer to disturb the rest of the program less over finishing early.
 
         Raises:
-            CheckpointExistsError: something is at `path` that may not be replaced.
+            CheckpointExistsError: if `path` exists and may not be replaced.
         """
         ...
 
     def remove(self, path: Path) -> None:
-        """Delete the checkpoint at `path` so that at every moment it is there whole or not at all.
+        """Delete a checkpoint atomically: at every moment, it is complete or does not exist.
 
         Raises:
-            CheckpointExistsError: there is something else in it; nothing was deleted.
-            OSError: it could not be removed, and is still there.
+            CheckpointExistsError: if its directory contains other files. Nothing is deleted then.
+            OSError: if it could not be deleted. It is intact then.
         """
         ...
 
     def remove_unlisted_files(self, path: Path) -> None:
-        """Delete what a killed overwrite has left in the checkpoint at `path`, and nothing that a living one writes.
+        """Delete leftovers of interrupted overwrites from the checkpoint at `path`, but no files of a live writer.
 
-        What is no checkpoint, and what cannot be removed, is left alone.
+        Does nothing if `path` is not a checkpoint, and keeps files that cannot be deleted.
         """
         ...
 
     def recognizes(self, path: Path) -> bool:
-        """Whether what is at `path` is of this format, complete or damaged. Reads little."""
+        """Return whether `path` is a checkpoint of this format, intact or damaged. Reads little."""
         ...
 
     def heading_file(self, path: Path) -> Path:
-        """The file that is written last, and whose time is that of the checkpoint at `path`."""
+        """Return the file that a save writes last. Its modification time is that of the checkpoint at `path`."""
         ...
 
     def read_heading(self, path: Path) -> Heading:
-        """What is known of a checkpoint without its variables. Raises what `open` raises, and reads less."""
+        """Read the heading of the checkpoint at `path`. Raises what `open` raises, and reads less."""
         ...
 
     def open(self, path: Path) -> CheckpointReader:
         """Open a checkpoint.
 
         Raises:
-            CheckpointNotFoundError: there is none.
-            CorruptCheckpointError: it contradicts itself.
-            UnsupportedVersionError: it is of a newer version.
+            CheckpointNotFoundError: if `path` is not a checkpoint.
+            CorruptCheckpointError: if its index is damaged or inconsistent.
+            UnsupportedVersionError: if it has a newer version of the format.
         """
         ...

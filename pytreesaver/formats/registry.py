@@ -1,4 +1,4 @@
-"""The formats by name and by what lies at a path: the only place that knows which formats there are."""
+"""The registry of formats: by name, or by the contents of a path. No other module names a format."""
 
 import importlib
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ from typing import Any, cast
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver.formats.protocol import CheckpointReader, Format
 
-# Modules are imported when a checkpoint of their format is met or asked for: some import heavy packages.
+# Modules are imported on first use: some import heavy packages.
 _MODULES = {"native": "pytreesaver.formats.native"}
 _DEFAULT = "native"
 
 
 def format_named(name: str | None) -> Format:
-    """The format of a name, the native one if None.
+    """Return the format called `name`, or the native format if None.
 
     Raises:
-        ValueError: there is no such format.
+        ValueError: if there is no such format.
 
     Example:
         >>> format_named(None).name
@@ -33,7 +33,7 @@ def format_named(name: str | None) -> Format:
 
 
 def format_at(path: Path) -> Format | None:
-    """The format of the checkpoint at `path`, complete or damaged, or None if there is no checkpoint.
+    """Return the format of the checkpoint at `path`, intact or damaged, or None if `path` is not a checkpoint.
 
     Example:
         >>> path = pytreesaver.save({"w": np.ones(3)}, "recognized")
@@ -44,21 +44,21 @@ def format_at(path: Path) -> Format | None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a checkpoint of any format lies at `path`, complete or damaged."""
+    """Return whether `path` is a checkpoint of any format, intact or damaged."""
     return format_at(path) is not None
 
 
 def format_to_read(path: Path) -> Format:
-    """The format in which to read what lies at `path`.
+    """Return the format of the checkpoint at `path`.
 
-    Where no format recognizes anything it is the native one, whose errors say what was found instead.
+    If no format recognizes it, return the native one, whose errors say what was found instead.
     """
     others = (name for name in _MODULES if name != _DEFAULT)
     return next((each for each in map(_imported, others) if each.recognizes(path)), _imported(_DEFAULT))
 
 
 def open_reader(path: PathLike) -> CheckpointReader:
-    """Open the checkpoint at `path`, whatever its format is. Raises what `Format.open` raises."""
+    """Open the checkpoint at `path`, of any format. Raises what `Format.open` raises."""
     source = local_path(path)
     with wrap_os_errors("read", source):
         return format_to_read(source).open(source)
@@ -66,7 +66,7 @@ def open_reader(path: PathLike) -> CheckpointReader:
 
 @contextmanager
 def opened(path: PathLike) -> Iterator[CheckpointReader]:
-    """As `open_reader`, in a ``with`` block that closes it."""
+    """Open the checkpoint at `path` for a ``with`` block, as `open_reader`."""
     reader = open_reader(path)
     try:
         with wrap_os_errors("read", reader.path):

@@ -13,7 +13,7 @@ from pytreesaver.testing import assert_trees_equal, jax_arrays, prng_keys, pytre
 
 def save_anew(tree):
     shutil.rmtree("checkpoint", ignore_errors=True)
-    pts.save(tree, "checkpoint", durable=False)  # overwriting would wait for the disk
+    pts.save(tree, "checkpoint", durable=False)  # overwriting would sync to disk
 
 
 @given(pytrees())

@@ -213,9 +213,7 @@ def test_invalid_paths_are_errors(path):
 
 
 def test_errors_about_missing_checkpoints_say_what_was_found(tmp_path):
-    with pytest.raises(
-        pts.CheckpointNotFoundError, match="nothing: expected a checkpoint, found nothing there"
-    ) as caught:
+    with pytest.raises(pts.CheckpointNotFoundError, match="nothing: expected a checkpoint, found nothing") as caught:
         pts.restore("nothing")
     assert isinstance(caught.value, FileNotFoundError)
     pathlib.Path("file").write_text("x")
@@ -223,7 +221,7 @@ def test_errors_about_missing_checkpoints_say_what_was_found(tmp_path):
         pts.restore("file")
     pts.save({}, "run/model-1")
     pts.save({}, "run/model-2")
-    with pytest.raises(pts.CheckpointNotFoundError, match=r"run: .* checkpoints in it, .*: model-1, model-2"):
+    with pytest.raises(pts.CheckpointNotFoundError, match="it contains checkpoints, the newest last: model-1, model-2"):
         pts.restore("run")
     with pytest.raises(pts.CheckpointIOError, match="cannot save to file/model"):
         pts.save({}, "file/model")

@@ -1,8 +1,8 @@
-"""Write the checkpoints of one version of pytreesaver, for all later versions to read.
+"""Write sample checkpoints with one version of pytreesaver, for the tests of all later versions.
 
     python tests/data/write_samples.py tests/data/VERSION
 
-Run once for each version that writes something new; what was written is never written again.
+Run it once for each version that changes what is written. Existing samples are never rewritten.
 """
 
 import collections
@@ -19,14 +19,14 @@ import pytreesaver as pts
 
 
 class Moments(NamedTuple):
-    """A namedtuple, as optax's states are."""
+    """A namedtuple, like the states of optax."""
 
     mu: Any
     nu: Any
 
 
 def sample_tree() -> Any:
-    """A leaf of every kind, in a container of every kind."""
+    """Return a tree with leaves and containers of every kind."""
     return {
         "params": {"dense_0": {"kernel": jnp.arange(12, dtype=jnp.float32).reshape(3, 4), "bias": jnp.zeros(4)}},
         "opt_state": (Moments([jnp.ones(2, jnp.bfloat16)], None), ()),
@@ -44,7 +44,7 @@ def sample_tree() -> Any:
 
 
 def sharded_tree() -> Any:
-    """Two arrays over a mesh of four devices: cut along both axes, and replicated along one."""
+    """Return two arrays on a mesh of four devices: sharded along both axes, and replicated along one."""
     mesh = jax.make_mesh((2, 2), ("x", "y"), devices=jax.devices()[:4])
     cut = jax.NamedSharding(mesh, jax.P("x", "y"))
     replicated = jax.NamedSharding(mesh, jax.P("x"))
@@ -85,6 +85,6 @@ def _clock() -> Any:
 
 
 if __name__ == "__main__":
-    import write_samples as importable  # so that the classes are recorded under a name that the test can import
+    import write_samples as importable  # the classes are recorded under a name that the test can import
 
     importable.write_samples(Path(sys.argv[1]))

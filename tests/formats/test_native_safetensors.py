@@ -1,4 +1,4 @@
-"""The data files are safetensors files, and safetensors' own readers agree on what is in them."""
+"""The data files are valid safetensors files, which the readers of safetensors load correctly."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def data_file(path):
 
 
 @given(pytrees())
-def test_safetensors_own_loader_reads_every_data_file(tree):
+def test_the_safetensors_loader_reads_every_data_file(tree):
     shutil.rmtree("checkpoint", ignore_errors=True)
     path = pts.save(tree, "checkpoint", durable=False)
     tensors = load_file(data_file(path))
@@ -57,7 +57,7 @@ def test_each_shard_is_a_tensor_of_its_own(tree):
             assert tensors[f"{name}[{box}]"].tobytes() == np.asarray(shard.data).tobytes()
 
 
-def test_the_usual_dtypes_are_themselves_in_safetensors():
+def test_common_dtypes_are_stored_as_themselves():
     tree = {
         name: np.ones(3, name)
         for name in ("bool", "int8", "uint16", "int64", "float16", "float32", "float64", "complex64")
@@ -69,7 +69,7 @@ def test_the_usual_dtypes_are_themselves_in_safetensors():
         assert tensor.tolist() == [1, 1, 1]
 
 
-def test_large_variables_begin_on_pages():
+def test_large_variables_are_page_aligned():
     tree = {f"odd{i}": np.zeros(i, np.int8) for i in range(1, 9)}
     tree |= {f"page{i}": np.zeros(4096 * i, np.int8) for i in range(1, 4)}
     tree |= {f"line{i}": np.zeros(64 * i, np.int8) for i in range(1, 20, 2)}
@@ -83,14 +83,14 @@ def test_large_variables_begin_on_pages():
         assert begin % (4096 if name.startswith("page") else 64 if name.startswith("line") else 1) == 0
 
 
-def test_the_same_tree_gives_the_same_bytes():
+def test_equal_trees_are_stored_as_equal_bytes():
     tree = {"w": jnp.arange(100.0), "key": jax.random.key(0), "s": "text"}
     first, second = (pts.save(tree, name, metadata={"a": 1}) for name in ("one", "two"))
     for name in ("index.json", "data-00000-of-00001.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_the_index_is_json_that_a_person_can_read():
+def test_the_index_is_readable_json():
     path = pts.save({"w": jnp.zeros((2, 3)), "n": (1, None)}, "checkpoint", metadata={"loss": 0.5})
     index = json.loads((path / "index.json").read_text())
     assert index["format"] == "pytreesaver"

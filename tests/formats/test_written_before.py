@@ -1,6 +1,6 @@
-"""Checkpoints and run directories written by earlier versions read as they did, now and for ever.
+"""Checkpoints and run directories that earlier versions wrote are read by all later versions.
 
-`tests/data/write_samples.py` wrote them; what it wrote is never written again.
+`tests/data/write_samples.py` wrote them. They are never rewritten.
 """
 
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import write_samples  # so that the namedtuple in it comes back as itself
+import write_samples  # defines the namedtuple in the samples
 
 import pytreesaver as pts
 from pytreesaver.testing import assert_trees_equal
@@ -22,7 +22,7 @@ def samples(request, tmp_path):
     return Path(shutil.copytree(DATA / request.param, tmp_path / "samples"))
 
 
-def test_a_checkpoint_comes_back_whole_with_and_without_a_template(samples):
+def test_a_checkpoint_is_restored_with_and_without_a_template(samples):
     expected = write_samples.sample_tree()
     assert_trees_equal(pts.restore(samples / "plain"), expected)
     assert_trees_equal(pts.restore(samples / "plain", like=expected), expected)
@@ -31,7 +31,7 @@ def test_a_checkpoint_comes_back_whole_with_and_without_a_template(samples):
         checkpoint.verify()
 
 
-def test_sharded_arrays_come_back(samples):
+def test_sharded_arrays_are_restored(samples):
     expected = write_samples.sharded_tree()
     assert_trees_equal(pts.restore(samples / "sharded", like=expected), expected)
     assert_trees_equal(
@@ -39,7 +39,7 @@ def test_sharded_arrays_come_back(samples):
     )
 
 
-def test_runs_are_listed_with_what_their_savers_keep(samples):
+def test_runs_are_listed_with_the_reasons_for_retention(samples):
     kept = {
         directory: [(each.step, each.time, each.reasons) for each in pts.list_checkpoints(samples / directory)]
         for directory in ("managed", "policy", "saved")
@@ -65,7 +65,7 @@ def test_runs_are_listed_with_what_their_savers_keep(samples):
     }
 
 
-def test_a_run_goes_on_from_where_it_was(samples):
+def test_a_run_is_resumed(samples):
     with pts.CheckpointManager(
         samples / "managed", max_to_keep=2, keep_best=(1, "loss"), keep_every_n_steps=100, block=True
     ) as manager:

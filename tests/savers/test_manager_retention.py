@@ -194,7 +194,7 @@ def test_failed_deletions_are_tried_again_after_a_restart():
     (Path("run/ckpt-1") / "notes").write_text("mine")
     for step in (2, 3, 4):
         now[0] = step * 4000.0
-        with pytest.warns(pts.RetentionWarning, match="notes in it too"):
+        with pytest.warns(pts.RetentionWarning, match="contains other files: notes"):
             manager.save(step, tree(step))
     manager.close()
     (Path("run/ckpt-1") / "notes").unlink()

@@ -123,7 +123,7 @@ def test_a_checkpoint_with_other_files_in_it_is_kept_with_a_warning():
     saver = pts.Saver(max_to_keep=1)
     path = saver.save(TREE, "run/model", 1)
     (Path(path) / "notes.txt").write_text("the best one")
-    with pytest.warns(pts.RetentionWarning, match=r"found notes\.txt in it too"):
+    with pytest.warns(pts.RetentionWarning, match=r"contains other files: notes\.txt"):
         saver.save(TREE, "run/model", 2)
     assert (Path(path) / "notes.txt").read_text() == "the best one"
     assert saver.last_checkpoints == ["run/model-1", "run/model-2"]

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pytreesaver._checkpoint.restoring.matching import (
-    LeafPlan,
-)
+from pytreesaver._checkpoint.restoring.matching import LeafPlan
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.targets import build_leaf
 from pytreesaver._errors import CorruptCheckpointError, MismatchError
@@ -21,13 +19,7 @@ from pytreesaver._progress import reporting
 from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import Box, box_shape, index_box, whole_box
 from pytreesaver._tree.casting import LossyCastError, convert
-from pytreesaver._tree.kinds import (
-    LeafType,
-    describe,
-    describe_dtype,
-    logical_shape,
-    storage_dtype,
-)
+from pytreesaver._tree.kinds import LeafType, describe, describe_dtype, logical_shape, storage_dtype
 from pytreesaver.formats.damage import add_damage, joined_damage
 from pytreesaver.formats.protocol import CheckpointReader
 

@@ -12,14 +12,7 @@ import numpy as np
 from pytreesaver._errors import MismatchError
 from pytreesaver._text import SINGLE_LEAF_NAME, prefixes, quoted, suggestions
 from pytreesaver._tree.casting import array_of_python_number, convert, convert_python_number
-from pytreesaver._tree.kinds import (
-    PYTHON_KINDS,
-    LeafType,
-    logical_shape,
-    numpy_value,
-    python_value,
-    storage_dtype,
-)
+from pytreesaver._tree.kinds import PYTHON_KINDS, LeafType, logical_shape, numpy_value, python_value, storage_dtype
 from pytreesaver._tree.leaves import LeafError, jax_array_type, key_type, leaf_type_of
 from pytreesaver._tree.structure import name_component
 

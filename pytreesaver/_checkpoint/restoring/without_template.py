@@ -3,20 +3,11 @@
 import warnings
 from typing import Any
 
-from pytreesaver._checkpoint.restoring.matching import (
-    LeafPlan,
-    StoredVariables,
-    check_targets,
-)
+from pytreesaver._checkpoint.restoring.matching import LeafPlan, StoredVariables, check_targets
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.reading import read_leaves
 from pytreesaver._checkpoint.restoring.targets import X64_DTYPES, Template, placement_of, x64_enabled
-from pytreesaver._errors import (
-    CorruptCheckpointError,
-    DuplicateNameError,
-    StructureWarning,
-    VariableNotFoundError,
-)
+from pytreesaver._errors import CorruptCheckpointError, DuplicateNameError, StructureWarning, VariableNotFoundError
 from pytreesaver._text import lines_with_suggestions, quoted
 from pytreesaver._tree.kinds import LeafType, is_floating, logical_shape
 from pytreesaver._tree.rebuild import MalformedStructureError, rebuild_tree

@@ -1,4 +1,4 @@
-"""pytreesaver's own format: a directory of safetensors files and an index. docs/format.md specifies it."""
+"""The native format: a directory of safetensors files and an index. docs/format.md is its specification."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -15,13 +15,10 @@ __all__ = ["heading_file", "name", "open", "read_heading", "recognizes", "remove
 name = "native"
 
 
-# Removing.
-
-
 def remove_unlisted_files(path: Path) -> None:
-    """Delete what a killed overwrite has left. See `pytreesaver.formats.Format.remove_unlisted_files`."""
+    """Delete leftovers of interrupted overwrites. See `pytreesaver.formats.Format.remove_unlisted_files`."""
     with suppress(OSError, CheckpointError):
-        # One data file and nothing else is how every save leaves it, and needs no reading of the index.
+        # A completed save leaves one data file: then the index need not be read.
         if sum(REPLACEABLE_FILES.fullmatch(entry) is not None for entry in filesystem.list_directory(path)) > 1:
             remove_unlisted(path, [])
 
@@ -33,17 +30,14 @@ def remove(path: Path) -> None:
     foreign = [entry for entry in filesystem.list_directory(path) if not OWN_FILES.fullmatch(entry)]
     if foreign:
         raise CheckpointExistsError(
-            f"{path}: expected nothing but a checkpoint to remove, found {', '.join(foreign[:3])} in it too; "
-            "move that elsewhere first"
+            f"{path}: the checkpoint to delete also contains other files: {', '.join(foreign[:3])}; "
+            "move them elsewhere first"
         )
     return remove_directory_atomically(path)
 
 
-# Reading.
-
-
 def heading_file(path: Path) -> Path:
-    """The file whose time is that of the checkpoint at `path`."""
+    """Return the index. See `pytreesaver.formats.Format.heading_file`."""
     return path / INDEX_NAME
 
 

@@ -1,4 +1,4 @@
-"""The open files of a native checkpoint: where each chunk lies in them, and whether they are what the index says."""
+"""The open files of a native checkpoint: where each chunk is stored, and checks against the index."""
 
 import re
 import weakref
@@ -31,14 +31,14 @@ from pytreesaver.formats.native.index import (
 from pytreesaver.formats.protocol import PINNED_NAME, Heading
 
 INDEX_NAME = "index.json"
-_MOST_INDEX_NBYTES = 4 << 30
+_MAX_INDEX_NBYTES = 4 << 30
 
 REPLACEABLE_FILES = re.compile(r"data-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.safetensors|\.index-[0-9a-f]{16}\.tmp")
 OWN_FILES = re.compile(rf"{re.escape(INDEX_NAME)}|{PINNED_NAME}|{REPLACEABLE_FILES.pattern}")
 
 
 def recognizes(path: Path) -> bool:
-    """Whether there is a directory with an index or a data file of ours, complete or damaged."""
+    """Return whether `path` contains an index or a data file of this format, intact or damaged."""
     if is_index(_head(path / INDEX_NAME)):
         return True
     try:
@@ -64,12 +64,12 @@ def _head(file: Path) -> bytes:
 
 
 def read_index(path: Path) -> Index:
-    """The index of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
+    """Read the index of the checkpoint at `path`. Raises what `NativeReader` raises."""
     return decode_index(_index_bytes(path), str(path / INDEX_NAME))
 
 
 def read_heading(path: Path) -> Heading:
-    """The heading of the checkpoint directory at `path`. Raises what `NativeReader` raises."""
+    """Read the heading of the checkpoint at `path`. Raises what `NativeReader` raises."""
     return decode_heading(_index_bytes(path), str(path / INDEX_NAME))
 
 
@@ -80,7 +80,7 @@ def _index_bytes(path: Path) -> bytes:
         raise CheckpointNotFoundError(_why_not_found(path)) from None
     try:
         size = filesystem.file_size(descriptor)
-        if size > _MOST_INDEX_NBYTES:
+        if size > _MAX_INDEX_NBYTES:
             raise CorruptCheckpointError(f"{path / INDEX_NAME}: expected an index, found a file of {size} bytes")
         return read_file(descriptor)
     finally:
@@ -89,27 +89,27 @@ def _index_bytes(path: Path) -> bytes:
 
 def _why_not_found(path: Path) -> str:
     if not path.exists():
-        return f"{path}: expected a checkpoint, found nothing there"
+        return f"{path}: expected a checkpoint, found nothing"
     if not path.is_dir():
         return f"{path}: expected a checkpoint, which is a directory, found a file"
     inside = sorted(path.glob(f"*/{INDEX_NAME}"), key=lambda index: index.stat().st_mtime)
     names = ", ".join(index.parent.name for index in inside[-3:])
-    hint = f"; there are checkpoints in it, the newest last: {names}" if inside else ""
+    hint = f"; it contains checkpoints, the newest last: {names}" if inside else ""
     return (
-        f"{path}: expected a checkpoint, found a directory without {INDEX_NAME}: "
-        f"it is none, or its save did not finish{hint}"
+        f"{path}: expected a checkpoint, found a directory without {INDEX_NAME}, "
+        f"the file that a complete checkpoint has{hint}"
     )
 
 
 class NativeFiles:
-    """The index and the data files of a checkpoint, open.
+    """The index and the open data files of a checkpoint.
 
     Attributes:
         path: the directory of the checkpoint.
-        index: what its index says.
-        block_nbytes: how many bytes of a chunk one checksum covers.
-        checksums: those of the blocks of all chunks, one chunk after the other.
-        descriptors: the file descriptors of the data files that are there, checked or not.
+        index: its index.
+        block_nbytes: the number of bytes that one checksum covers.
+        checksums: the checksums of the blocks of all chunks, in the order of the chunks.
+        descriptors: the file descriptors of the data files that exist, by position; not necessarily checked yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,9 +118,8 @@ class NativeFiles:
         self.block_nbytes = index.checksum_block_nbytes
         self.descriptors: dict[int, int] = {}
         self._checked: set[int] = set()
-        self._failures: dict[int, tuple[str, list[str]]] = {}  # to look for what is damaged takes time
+        self._failures: dict[int, tuple[str, list[str]]] = {}  # finding the damaged variables takes time
         self._maps: dict[int, np.ndarray] = {}
-        # Closes the files of a checkpoint that nobody closed.
         self._finalizer = weakref.finalize(self, _close_all, self.descriptors)
         self._chunk_nbytes = chunk_nbytes(index)
         self._first_chunk = first_positions(chunk_counts(index))
@@ -129,20 +128,20 @@ class NativeFiles:
         self._open_files()
 
     def close(self) -> None:
-        """Close the data files. What was mapped stays."""
+        """Close the data files. Mapped arrays stay valid."""
         self._maps.clear()
         self._finalizer()
 
     def was_replaced(self) -> bool:
-        """Whether a save has replaced the checkpoint between the reading of its index and the opening of its data."""
+        """Return whether the checkpoint was overwritten after its index was read and before its data was opened."""
         return len(self.descriptors) < len(self.index.files) and read_index(self.path).files != self.index.files
 
     def is_grid(self, position: int) -> bool:
-        """Whether a variable lies in several chunks."""
+        """Return whether a variable has several chunks."""
         return bool(self.index.grids) and str(position) in self.index.grids
 
     def size(self, file: int) -> int:
-        """The size of a data file in bytes, -1 if it is not there."""
+        """Return the size of a data file in bytes, or -1 if it does not exist."""
         return filesystem.file_size(self.descriptors[file]) if file in self.descriptors else -1
 
     @property
@@ -154,7 +153,7 @@ class NativeFiles:
         return [sum(self._chunk_nbytes[a:b]) for a, b in zip(self._first_chunk, ends, strict=True)]
 
     def chunks(self, position: int) -> Iterator[Chunk]:
-        """The chunks of a variable, in row-major order."""
+        """Yield the chunks of a variable, in row-major order."""
         boundaries = self.index.grids.get(str(position))
         if boundaries is None:
             shape = self.index.shapes[position]
@@ -164,22 +163,22 @@ class NativeFiles:
             yield self._chunk(i, start, shape)
 
     def single_chunks(self, positions: Sequence[int]) -> dict[int, tuple[Sequence[int], Sequence[int]]]:
-        """For each data file, which of the positions are those of variables that lie in one chunk, and in which."""
-        mine: Sequence[int] = range(len(positions))
+        """Return, for each data file, the indices into `positions` of its variables of one chunk, and their chunks."""
+        indices: Sequence[int] = range(len(positions))
         if self.index.grids:
-            mine = [i for i in mine if not self.is_grid(positions[i])]
-        chunks = [self._first_chunk[positions[i]] for i in mine]
+            indices = [i for i in indices if not self.is_grid(positions[i])]
+        chunks = [self._first_chunk[positions[i]] for i in indices]
         if len(self.index.files) == 1 and chunks:
-            return {0: (mine, chunks)}
+            return {0: (indices, chunks)}
         by_file: dict[int, tuple[list[int], list[int]]] = {}
-        for i, chunk in zip(mine, chunks, strict=True):
+        for i, chunk in zip(indices, chunks, strict=True):
             in_file = by_file.setdefault(self.index.chunk_files[chunk], ([], []))
             in_file[0].append(i)
             in_file[1].append(chunk)
         return dict(by_file)
 
     def ranges(self, chunks: Sequence[int], verify: bool) -> ReadRanges:
-        """Where the chunks of these numbers lie in their file."""
+        """Return where chunks are stored in their file, and their checksums if `verify`."""
         return ReadRanges(
             [self.index.chunk_offsets[i] for i in chunks],
             [self._chunk_nbytes[i] for i in chunks],
@@ -194,26 +193,26 @@ class NativeFiles:
         )
 
     def expected(self, chunk: Chunk, first: int = 0, stop: int | None = None) -> list[int]:
-        """The checksums of the blocks of a chunk, from number `first` up to `stop`."""
+        """Return the expected checksums of the blocks of a chunk, from number `first` up to `stop`."""
         blocks = -(-chunk.nbytes // self.block_nbytes)
         return self.checksums[chunk.first_block + first : chunk.first_block + (blocks if stop is None else stop)]
 
     def is_intact(self, chunk: Chunk, begin: int, data: np.ndarray) -> bool:
-        """Whether the bytes of a chunk from a block's `begin` on have the checksums they should have."""
+        """Return whether the bytes of a chunk, from the start of a block at `begin`, match their checksums."""
         block = self.block_nbytes
         first = begin // block
         expected = self.expected(chunk, first, first + block_count(data.nbytes, block))
         return list(block_checksums(data, block)) == expected
 
     def mapped(self, file: int) -> np.ndarray:
-        """A data file as uint8[n]; see `filesystem.map_file`."""
+        """Return a data file as uint8[n]; see `filesystem.map_file`."""
         descriptor = self.descriptor(file)
         if file not in self._maps:
             self._maps[file] = filesystem.map_file(descriptor, self.index.files[file].nbytes)
         return self._maps[file]
 
     def check(self) -> tuple[list[str], dict[str, None]]:
-        """What is wrong with the data files, one line each, and the names of the variables that are cut off by it."""
+        """Return what is wrong with the data files, one line each, and the names of the variables that are missing."""
         damaged: dict[str, None] = {}
         reasons: list[str] = []
         for file in range(len(self.index.files)):
@@ -224,10 +223,10 @@ class NativeFiles:
         return reasons, damaged
 
     def collect(self, error: CorruptCheckpointError, reasons: list[str], damaged: dict[str, None]) -> None:
-        """Keep what is wrong with one data file until the others have been looked at.
+        """Add an error of one data file to `reasons` and `damaged`.
 
         Raises:
-            CorruptCheckpointError: if it names no variable, and so nothing can be trusted.
+            CorruptCheckpointError: the error itself if it names no variable: then nothing can be trusted.
         """
         if not error.damaged:
             raise error
@@ -243,11 +242,11 @@ class NativeFiles:
             raise
 
     def descriptor(self, file: int) -> int:
-        """The file descriptor of a data file, which is checked when it is first used.
+        """Return the file descriptor of a data file, checked on its first use.
 
         Raises:
-            CorruptCheckpointError: it is not there, not whole, or that of another checkpoint.
-            ValueError: the checkpoint was closed.
+            CorruptCheckpointError: if the file is missing, damaged, or belongs to another checkpoint.
+            ValueError: if the checkpoint was closed.
         """
         if file in self._failures:
             reason, damaged = self._failures[file]
@@ -265,7 +264,7 @@ class NativeFiles:
             raise self._closed_error() from None
 
     def _check_file(self, file: int) -> None:
-        """Make sure that a data file is whole and the one that the index was written for."""
+        """Raise CorruptCheckpointError unless a data file is complete and belongs to the index."""
         expected = self.index.files[file]
         where = self.path / expected.name
         if not self._finalizer.alive:
@@ -279,19 +278,19 @@ class NativeFiles:
         header = np.empty(expected.header_nbytes, np.uint8)
         read_fully(descriptor, header, 0)
         if header_checksum(header.tobytes()) != expected.header_checksum:
-            raise CorruptCheckpointError(f"{where}: its header is damaged, or it is the data of another checkpoint")
+            raise CorruptCheckpointError(f"{where}: its header is damaged, or it belongs to another checkpoint")
 
     def _closed_error(self) -> ValueError:
         return ValueError(f"{self.path}: the checkpoint was closed; open it again to read more")
 
     def truncated(self, file: int, size: int) -> CorruptCheckpointError:
-        """The error that a data file has `size` bytes, which are not as many as it should have."""
+        """Return the error for a data file of the wrong size."""
         expected = self.index.files[file]
         reason = f"{self.path / expected.name}: expected {expected.nbytes} bytes, found {size}"
         return self.corrupt([reason], self._in_file(file, size))
 
     def _in_file(self, file: int, size: int) -> list[str]:
-        """The names of the variables with bytes of a file at `size` or beyond."""
+        """Return the names of the variables with bytes in a file at `size` or beyond."""
         return [
             name
             for position, name in enumerate(self.index.names)
@@ -299,7 +298,7 @@ class NativeFiles:
         ]
 
     def corrupt(self, reasons: Sequence[str], damaged: Iterable[str]) -> CorruptCheckpointError:
-        """The error that says what is wrong and which variables are damaged."""
+        """Return the error that states the reasons and names the damaged variables."""
         wanted = set(damaged)
         names = [name for name in self.index.names if name in wanted]
         lines = list(reasons)

@@ -1,4 +1,4 @@
-"""The safetensors header, after https://github.com/huggingface/safetensors#format: a length, JSON, then the bytes."""
+"""The safetensors header, as specified at https://github.com/huggingface/safetensors#format."""
 
 import struct
 from collections.abc import Container, Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-# Those dtypes of the specification that safetensors' own NumPy and flax readers can load: a single tensor of another
-# one makes them refuse the whole file. The others are stored as bytes, with their true dtype in our index.
+# The dtypes that the NumPy and flax readers of safetensors support: they refuse a file with any other dtype. Arrays of
+# other dtypes are stored as bytes, with their actual dtype in the index.
 _TAGS = {
     "bool": "BOOL",
     "int8": "I8",
@@ -28,7 +28,7 @@ _TAGS = {
 
 
 class Tensor(NamedTuple):
-    """One tensor of a header; `offset` counts from the start of the bytes, not of the file."""
+    """A tensor of a header. `offset` counts from the end of the header."""
 
     name: str
     dtype: np.dtype[Any]
@@ -38,10 +38,10 @@ class Tensor(NamedTuple):
 
 
 def encode_header(tensors: Sequence[Tensor], metadata: Mapping[str, str], alignment: int) -> bytes:
-    """The length and the JSON header, padded with spaces so that the bytes after it start at `alignment`."""
+    """Return the length and the JSON header, padded with spaces to a multiple of `alignment` bytes."""
     taken = {"__metadata__"}
     entries = ['"__metadata__":' + msgspec.json.encode(dict(metadata)).decode()]
-    kinds: dict[Any, str] = {}  # what the entries of tensors of one dtype and shape begin with
+    kinds: dict[Any, str] = {}  # the start of the entries of tensors with the same dtype and shape
     for name, dtype, shape, offset, nbytes in tensors:
         kind = kinds.get((dtype, *shape))
         if kind is None:
@@ -61,12 +61,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 def is_header(data: bytes) -> bool:
-    """Whether some bytes begin as a file does whose header `encode_header` made for us."""
+    """Return whether some bytes start like a data file of the native format."""
     return data[8:].startswith(b'{"__metadata__":{"format":"pytreesaver"')
 
 
 def _tag_and_suffix(dtype: np.dtype[Any]) -> tuple[str, list[int]]:
-    """The dtype of a tensor that holds arrays of `dtype`, and the axis that it has more if it holds their bytes."""
+    """Return the safetensors dtype for arrays of `dtype`, and the additional axes if it stores them as bytes."""
     tag = _TAGS.get(dtype.name)
     if tag is not None or dtype.itemsize == 1:
         return tag or "U8", []
@@ -74,7 +74,7 @@ def _tag_and_suffix(dtype: np.dtype[Any]) -> tuple[str, list[int]]:
 
 
 def _unique_name(name: str, taken: Container[str]) -> str:
-    # "__metadata__" is a reserved word of safetensors, and the name of a chunk may be that of another variable.
+    # "__metadata__" is reserved by safetensors, and the name of a chunk may equal that of another variable.
     while name in taken:
         name += "'"
     return name

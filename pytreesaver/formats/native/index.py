@@ -1,7 +1,6 @@
-"""The index of a native checkpoint: everything but the bytes, as JSON in columns, with a checksum of itself.
+"""The index of a native checkpoint: everything except the array data, as JSON with a checksum.
 
-docs/format.md is its specification. What comes out of `decode_index` is consistent in itself: every length, bound and
-size has been checked, before anything is allocated for it.
+docs/format.md is its specification. `decode_index` checks every length, bound and size before anything is allocated.
 """
 
 import binascii
@@ -23,11 +22,11 @@ from pytreesaver.formats.protocol import Heading
 FORMAT_NAME = "pytreesaver"
 VERSION = 1
 _FILE_NAME = re.compile(r"data-[0-9a-z-]+\.safetensors")
-_MOST_NBYTES = 2**63
+_MAX_NBYTES = 2**63
 
 
 class DataFile(msgspec.Struct, frozen=True):
-    """A data file: its name, its size, and the size and the checksum of its safetensors header (length included)."""
+    """A data file: its name and size, and the size and checksum of its header, including the length before it."""
 
     name: str
     nbytes: int
@@ -36,8 +35,8 @@ class DataFile(msgspec.Struct, frozen=True):
 
 
 class Index(msgspec.Struct):
-    """The columns of an index. `chunk_files`, `chunk_offsets` and `checksums` have their entries in the order of the
-    variables, and within a variable in the row-major order of its grid; only those of several chunks are in `grids`.
+    """The columns of an index. `chunk_files`, `chunk_offsets` and `checksums` list the chunks variable by variable, in
+    the row-major order of its grid. Only variables of several chunks are in `grids`.
     """
 
     names: list[str]
@@ -56,7 +55,7 @@ class Index(msgspec.Struct):
 
 
 class Chunk(NamedTuple):
-    """A box of an array: where it starts in the array and its shape, where its bytes lie, and its first checksum."""
+    """A box of an array: its start and shape, where its bytes are stored, and the number of its first checksum."""
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
@@ -66,13 +65,13 @@ class Chunk(NamedTuple):
     first_block: int
 
 
-# The order in which the parts stand in the file: what a person looks for comes first.
+# The order of the parts in the file: first what people look for.
 _PARTS = ("record", "metadata", "structure", "names", "types", "type_of", "shapes", "grids", "files")
 _CHUNK_PARTS = ("chunk_files", "chunk_offsets", "checksum_block_nbytes", "checksums")
 
 
 def encode_index(index: Index) -> bytes:
-    """The index as JSON, a line for each part, the last of which is the checksum of all that comes before it."""
+    """Return the index as JSON, one part per line. The last line is the checksum of the others."""
     parts: dict[str, Any] = {"format": FORMAT_NAME, "version": VERSION}
     parts |= {name: getattr(index, name) for name in (*_PARTS, *_CHUNK_PARTS)}
     if index.record is None:
@@ -92,17 +91,17 @@ class _Version(msgspec.Struct):
 
 
 def is_index(data: bytes) -> bool:
-    """Whether some bytes begin as `encode_index` begins them."""
+    """Return whether some bytes start like an index."""
     return data.startswith(b'{"format":"%s"' % FORMAT_NAME.encode())
 
 
 def decode_index(data: bytes, where: str) -> Index:
-    """The index that these bytes hold; `where` says in messages which file they are from.
+    """Decode and check an index. Messages name its file, `where`.
 
     Raises:
-        UnsupportedVersionError: it is intact, but of a newer version of the format.
-        CorruptCheckpointError: it is anything else than a complete, consistent index.
-        RecursionError: it is intact, and the stack too full to read it from here.
+        UnsupportedVersionError: if the index is intact but has a newer version of the format.
+        CorruptCheckpointError: if it is damaged, incomplete or inconsistent.
+        RecursionError: if it is intact but the call stack is too deep to decode it here.
     """
     if not data:
         raise CorruptCheckpointError(f"{where}: expected an index, found an empty file")
@@ -110,16 +109,16 @@ def decode_index(data: bytes, where: str) -> Index:
     intact = tail is not None and int(tail[1], 16) == checksum(body)
     try:
         heading = msgspec.json.decode(data, type=_Version)
-        of_version = f"version {heading.version} of the format, and this pytreesaver reads up to version {VERSION}"
+        of_version = f"version {heading.version} of the format; this pytreesaver reads versions up to {VERSION}"
         if heading.format != FORMAT_NAME:
             raise _BrokenRuleError(f'expected "format": "{FORMAT_NAME}", found "{heading.format}"')
         if not intact:
-            note = f" (it claims to be of {of_version})" if heading.version > VERSION else ""
-            raise _BrokenRuleError(f"the index does not fit its own checksum: it is damaged or was edited{note}")
+            note = f" (it claims {of_version})" if heading.version > VERSION else ""
+            raise _BrokenRuleError(f"the checksum of the index does not match: it is damaged or was edited{note}")
         if heading.version > VERSION:
-            raise UnsupportedVersionError(f"{where}: it is of {of_version}; a newer pytreesaver reads it")
+            raise UnsupportedVersionError(f"{where}: has {of_version}; upgrade pytreesaver to read it")
         if heading.version < 1:
-            raise _BrokenRuleError(f"expected a version from 1 on, found {heading.version}")
+            raise _BrokenRuleError(f"expected a version of at least 1, found {heading.version}")
         index = msgspec.json.decode(data, type=Index)
         _check(index)
     except _BrokenRuleError as error:
@@ -131,7 +130,7 @@ def decode_index(data: bytes, where: str) -> Index:
     except RecursionError:
         if intact:
             raise
-        raise CorruptCheckpointError(f"{where}: expected an index, found brackets without end") from None
+        raise CorruptCheckpointError(f"{where}: expected an index, found endlessly nested brackets") from None
     return index
 
 
@@ -142,10 +141,9 @@ class _Parts(msgspec.Struct):
 
 
 def decode_heading(data: bytes, where: str) -> Heading:
-    """What an index says of the whole checkpoint; the rest of it is only compared with its checksum.
+    """Decode the heading of an index. Its other parts are only compared with the checksum.
 
-    Raises:
-        What `decode_index` raises.
+    Raises what `decode_index` raises.
     """
     tail = _TAIL.fullmatch(data[-_TAIL_NBYTES:])
     parts: _Parts | Index
@@ -160,7 +158,7 @@ def decode_heading(data: bytes, where: str) -> Heading:
 
 
 class _BrokenRuleError(Exception):
-    """A rule of the format that an index breaks."""
+    """An index breaks a rule of the format."""
 
 
 def _check(index: Index) -> None:
@@ -175,10 +173,10 @@ def _check(index: Index) -> None:
     _require(len({file.name for file in index.files}) == len(index.files), "different data files")
     for file in index.files:
         _require(_FILE_NAME.fullmatch(file.name) is not None, f"a data file of the checkpoint, found {file.name!r}")
-        _require(0 <= file.header_nbytes <= file.nbytes < _MOST_NBYTES, f"a header within {file.name}")
+        _require(0 <= file.header_nbytes <= file.nbytes < _MAX_NBYTES, f"a header within {file.name}")
     for leaf_type in index.types:
         _check_type(leaf_type)
-    # Trees of thousands of leaves have few shapes: each is looked at once.
+    # Trees of thousands of leaves have few distinct shapes: each is checked once.
     distinct = dict(zip(zip(index.type_of, index.shapes, strict=True), index.names, strict=True))
     for (type_of, distinct_shape), name in distinct.items():
         leaf_type = index.types[type_of]
@@ -195,7 +193,7 @@ def _check(index: Index) -> None:
         ascending = all(a < b for axis in boundaries for a, b in itertools.pairwise(axis))
         whole = all(len(axis) > 1 and axis[0] == 0 for axis in boundaries)
         whole = whole and tuple(axis[-1] for axis in boundaries) == shape
-        _require(ascending and whole, f"{index.names[int(key)]}: a grid over {list(shape)}, found {boundaries}")
+        _require(ascending and whole, f"{index.names[int(key)]}: a grid for shape {list(shape)}, found {boundaries}")
     _check_chunks(index)
 
 
@@ -205,7 +203,7 @@ def _require(condition: bool, expected: str) -> None:
 
 
 _POSITION = re.compile("0|[1-9][0-9]{0,17}")
-_MOST_AXES = 64  # NumPy's limit
+_MAX_AXES = 64  # NumPy's limit
 
 
 def _check_type(leaf_type: LeafType) -> None:
@@ -219,11 +217,11 @@ def _check_type(leaf_type: LeafType) -> None:
 
 def _is_shape(shape: Sequence[int], itemsize: int) -> bool:
     nbytes = max(itemsize, 1)
-    if len(shape) > _MOST_AXES or (shape and min(shape) < 0):
+    if len(shape) > _MAX_AXES or (shape and min(shape) < 0):
         return False
     for length in shape:
-        nbytes *= max(length, 1)  # NumPy sets this limit to empty arrays too
-        if nbytes >= _MOST_NBYTES:
+        nbytes *= max(length, 1)  # NumPy limits empty arrays too
+        if nbytes >= _MAX_NBYTES:
             return False
     return True
 
@@ -246,7 +244,7 @@ def _check_chunks(index: Index) -> None:
     found = (len(index.chunk_files), len(index.chunk_offsets))
     _require(found == (total, total), f"{total} chunks, found {found[1]}")
     _require(_all_within(index.chunk_files, len(index.files)), f"positions among {len(index.files)} files")
-    _require(_all_within(index.chunk_offsets, _MOST_NBYTES), "offsets from 0 on, below 2**63")
+    _require(_all_within(index.chunk_offsets, _MAX_NBYTES), "offsets from 0 to 2**63 - 1")
     nbytes = chunk_nbytes(index)
     blocks = sum(block_count(n, index.checksum_block_nbytes) for n in nbytes)
     _require(len(index.checksums) == 16 * blocks, f"{blocks} checksums of 16 digits")
@@ -260,7 +258,7 @@ def _all_within(numbers: Sequence[int], bound: int) -> bool:
 
 
 def _check_places(index: Index, counts: Sequence[int], size: np.ndarray) -> None:
-    """Refuse chunks that are not within their file, or share bytes with another chunk or with the header."""
+    """Reject chunks that are not within their file, or overlap another chunk or the header."""
     file, offset = np.array(index.chunk_files, np.int64), np.array(index.chunk_offsets, np.int64)
     file_nbytes = np.array([each.nbytes for each in index.files], np.int64)[file]
     outside = (offset > file_nbytes) | (size > file_nbytes - np.minimum(offset, file_nbytes))
@@ -277,14 +275,14 @@ def _check_places(index: Index, counts: Sequence[int], size: np.ndarray) -> None
         i = int(shared[0])
         before = "the header" if first_in_file[i] else names[used[i - 1]]
         raise _BrokenRuleError(
-            f"{names[used[i]]}: expected bytes of its own, found them at {offset[used[i]]}, before the end of {before}"
+            f"{names[used[i]]}: expected no overlap, found its bytes at {offset[used[i]]}, before the end of {before}"
         )
     i = int(outside.argmax())
     raise _BrokenRuleError(f"{names[i]}: expected bytes within {index.files[file[i]].name}, found them at {offset[i]}")
 
 
 def chunk_counts(index: Index) -> list[int]:
-    """How many chunks each variable has."""
+    """Return the number of chunks of each variable."""
     counts = [1] * len(index.names)
     for key, boundaries in index.grids.items():
         counts[int(key)] = math.prod(len(axis) - 1 for axis in boundaries)
@@ -292,7 +290,7 @@ def chunk_counts(index: Index) -> list[int]:
 
 
 def chunk_nbytes(index: Index) -> list[int]:
-    """The size of every chunk in bytes."""
+    """Return the size of every chunk in bytes."""
     itemsizes = [storage_dtype(leaf_type).itemsize for leaf_type in index.types]
     kinds = list(zip(index.type_of, index.shapes, strict=True))
     size_of = {(type_of, shape): math.prod(shape) * itemsizes[type_of] for type_of, shape in set(kinds)}
@@ -313,23 +311,23 @@ def chunk_nbytes(index: Index) -> list[int]:
 
 
 def encode_checksums(checksums: np.ndarray) -> str:
-    """uint64[n] as 16 hexadecimal digits each."""
+    """Return uint64[n] as 16 hexadecimal digits each."""
     return checksums.astype(">u8").tobytes().hex()
 
 
 def decode_checksums(text: str) -> list[int]:
-    """The numbers that `encode_checksums` wrote."""
+    """Return the numbers that `encode_checksums` wrote."""
     numbers: list[int] = np.frombuffer(binascii.unhexlify(text), ">u8").tolist()
     return numbers
 
 
 def header_checksum(header: bytes) -> str:
-    """The checksum of the header of a data file as it stands in the index."""
+    """Return the checksum of the header of a data file in hexadecimal digits, as in the index."""
     return f"{checksum(header):016x}"
 
 
 def first_positions(counts: Sequence[int]) -> list[int]:
-    """Where the part of each variable begins in a column that has `counts[i]` entries for variable i.
+    """Return where the entries of each variable begin in a column with `counts[i]` entries for variable i.
 
     Example:
         >>> first_positions([1, 4, 2])

@@ -1,4 +1,4 @@
-"""Read a native checkpoint: whole variables in parallel, or the parts of them that are asked for."""
+"""Read a native checkpoint: variables in parallel, or parts of them."""
 
 import itertools
 import math
@@ -30,14 +30,14 @@ from pytreesaver._tree.kinds import LeafType, storage_dtype, stored_array
 from pytreesaver.formats.native.files import NativeFiles
 from pytreesaver.formats.native.index import FORMAT_NAME, VERSION, Chunk
 
-_WINDOW_NBYTES = 64 << 20  # how many bytes are held beside the result at a time
-_MOST_NUMBER_NBYTES = 16
-_RESHAPED_NBYTES = 32 << 20  # how many bytes of elements that change their shape are held at a time
-_GAP_NBYTES = 64 << 10  # it costs less to read this much than to make another system call
+_WINDOW_NBYTES = 64 << 20  # peak memory beyond the result
+_MAX_NUMBER_NBYTES = 16
+_RESHAPED_NBYTES = 32 << 20  # peak memory of the elements to reshape
+_GAP_NBYTES = 64 << 10  # reading this much costs less than another system call
 
 
 class _Place(NamedTuple):
-    """Bytes of a chunk, from `begin` to `end`."""
+    """The bytes of a chunk from `begin` to `end`."""
 
     chunk: Chunk
     begin: int
@@ -45,7 +45,7 @@ class _Place(NamedTuple):
 
 
 class _Check(NamedTuple):
-    """Mapped bytes of a variable's chunk, from the beginning of a block at `low` on."""
+    """Mapped bytes of a chunk to verify, from the start of a block at `low`."""
 
     position: int
     chunk: Chunk
@@ -73,7 +73,7 @@ class NativeReader:
         self.record = index.record
 
     def close(self) -> None:
-        """Close the data files. What was mapped stays."""
+        """Close the data files. Mapped arrays stay valid."""
         self._files.close()
 
     def was_replaced(self) -> bool:
@@ -96,26 +96,26 @@ class NativeReader:
     def _read_whole(
         self, positions: Sequence[int], verify: bool, reasons: list[str], damaged: dict[str, None]
     ) -> list[np.ndarray]:
-        """The variables that lie in one chunk, and anything for the others."""
+        """Read the variables of one chunk. The results for others are placeholders."""
         results: list[Any] = [None] * len(positions)
         type_of, dtypes = self._files.index.type_of, self._dtypes
-        for file, (mine, chunks) in self._files.single_chunks(positions).items():
+        for file, (indices, chunks) in self._files.single_chunks(positions).items():
             try:
                 data, bad = self._read_ranges(file, self._files.ranges(chunks, verify))
             except CorruptCheckpointError as error:
                 self._files.collect(error, reasons, damaged)
                 continue
-            for i, array in zip(mine, data, strict=True):
+            for i, array in zip(indices, data, strict=True):
                 position = positions[i]
                 results[i] = np.ndarray(self.shapes[position], dtypes[type_of[position]], array)
-            damaged |= dict.fromkeys(self.names[positions[mine[i]]] for i in bad)
+            damaged |= dict.fromkeys(self.names[positions[indices[i]]] for i in bad)
         return results
 
     def _read_grid(self, position: int, verify: bool, damaged: dict[str, None]) -> np.ndarray:
-        """A variable of several chunks."""
+        """Read a variable of several chunks."""
         leaf_type, shape = self.types[position], self.shapes[position]
         for chunk in self._files.chunks(position):
-            self._files.descriptor(chunk.file)  # a file that is too short shows before memory is taken for its bytes
+            self._files.descriptor(chunk.file)  # detects a truncated file before memory is allocated
         whole = stored_array(filesystem.new_memory(self.nbytes[position]), leaf_type, shape)
         if not self._read_boxes(position, [whole_box(shape)], [whole], verify, shape, np.copyto):
             damaged[self.names[position]] = None
@@ -148,7 +148,7 @@ class NativeReader:
         shape: tuple[int, ...],
         assign: Callable[[np.ndarray, np.ndarray], None],
     ) -> None:
-        """Read boxes of another shape than that of the chunks, over stretches of elements, which no shape changes."""
+        """Read boxes of another shape than the stored one, through runs of consecutive elements."""
         stored_shape, dtype = self.shapes[position], storage_dtype(self.types[position])
         size = math.prod(shape)
         most = max(_RESHAPED_NBYTES // dtype.itemsize, 1)
@@ -174,15 +174,15 @@ class NativeReader:
         shape: tuple[int, ...],
         assign: Callable[[np.ndarray, np.ndarray], None],
     ) -> bool:
-        """Read boxes of a variable window by window; False if a checksum does not fit."""
+        """Read boxes of a variable window by window. Return False if a checksum does not match."""
         dtype = storage_dtype(self.types[position])
         if dtype.itemsize == 0:
             return True
         block = self._files.block_nbytes if verify else _GAP_NBYTES
         bytes_of_items: tuple[int, ...] = ()
-        if dtype.itemsize <= _MOST_NUMBER_NBYTES:
+        if dtype.itemsize <= _MAX_NUMBER_NBYTES:
             block = math.lcm(block, dtype.itemsize)
-        else:  # strings may lie across the borders of blocks: their bytes are read
+        else:  # strings may cross the boundaries of blocks: read them as bytes
             bytes_of_items = (dtype.itemsize,)
             boxes = [(*box, (0, dtype.itemsize)) for box in boxes]
             outputs = [output[..., None].view(np.uint8) for output in outputs]
@@ -269,8 +269,8 @@ class NativeReader:
             raise self._files.corrupt(list(dict.fromkeys(reasons)), damaged)
         return results
 
-    def _place(self, position: int, box: Box) -> "_Place | None":
-        """Where all of a box lies, if it lies in one chunk and there is nothing else in between."""
+    def _place(self, position: int, box: Box) -> _Place | None:
+        """Return where a box is stored if it is contiguous in one chunk, else None."""
         shape = box_shape(box)
         itemsize = self._dtypes[self._files.index.type_of[position]].itemsize
         nbytes = math.prod(shape) * itemsize
@@ -285,19 +285,19 @@ class NativeReader:
                 return _Place(chunk, begin, end) if end - begin == nbytes else None
         return None
 
-    def _checks(self, position: int, place: "_Place", file: np.ndarray) -> "Iterator[_Check]":
-        """What is to be compared with checksums: the blocks around some bytes of a mapped file, in windows."""
+    def _checks(self, position: int, place: _Place, file: np.ndarray) -> Iterator[_Check]:
+        """Yield the blocks that cover some bytes of a mapped file, in windows."""
         block, chunk = self._files.block_nbytes, place.chunk
         window = max(SLICE_NBYTES // block, 1) * block
         end = min(-(-place.end // block) * block, chunk.nbytes)
         for low in range(place.begin // block * block, end, window):
             yield _Check(position, chunk, low, file[chunk.offset + low : chunk.offset + min(low + window, end)])
 
-    def _damaged(self, checks: "Sequence[_Check]") -> dict[str, None]:
-        """The names of the variables with bytes that do not fit their checksums."""
+    def _damaged(self, checks: Sequence[_Check]) -> dict[str, None]:
+        """Return the names of the variables whose bytes do not match their checksums."""
         damaged: dict[str, None] = {}
 
-        def check(some: "Sequence[_Check]") -> None:
+        def check(some: Sequence[_Check]) -> None:
             for position, chunk, low, data in some:
                 if not self._files.is_intact(chunk, low, data):
                     damaged[self.names[position]] = None
@@ -321,44 +321,39 @@ class NativeReader:
             raise self._files.corrupt(reasons, damaged)
 
     def verify(self) -> None:
-        """See `pytreesaver.formats.CheckpointReader.verify`. Holds a bounded part of the bytes in memory."""
+        """See `pytreesaver.formats.CheckpointReader.verify`. Memory use is bounded."""
         reasons, damaged = self._files.check()
         for group in _bounded(self._slices()):
-            # What a file lacks is counted as damaged already; the rest of it is looked at all the same.
-            there = [(i, c) for i, c in group if self._files.size(c.file) >= c.offset + c.nbytes]
-            chunks = [chunk for _, chunk in there]
+            # `reasons` covers what a truncated file lacks already; the rest is verified all the same.
+            present = [(i, c) for i, c in group if self._files.size(c.file) >= c.offset + c.nbytes]
+            chunks = [chunk for _, chunk in present]
             for file in {chunk.file for chunk in chunks}:
-                mine = [i for i, chunk in enumerate(chunks) if chunk.file == file]
+                in_file = [i for i, chunk in enumerate(chunks) if chunk.file == file]
                 ranges = ReadRanges(
-                    [chunks[i].offset for i in mine],
-                    [chunks[i].nbytes for i in mine],
-                    [chunks[i].first_block for i in mine],
+                    [chunks[i].offset for i in in_file],
+                    [chunks[i].nbytes for i in in_file],
+                    [chunks[i].first_block for i in in_file],
                     self._files.checksums,
                 )
-                # The arrays are dropped at once, before the next group is read.
+                # The arrays are released before the next group is read.
                 try:
                     bad = read_ranges(self._files.descriptors[file], ranges, self._files.block_nbytes)[1]
-                except EndOfFileError:  # somebody has made it shorter meanwhile
+                except EndOfFileError:  # truncated by another process meanwhile
                     raise self._files.truncated(file, self._files.size(file)) from None
-                damaged |= dict.fromkeys(self.names[there[mine[i]][0]] for i in bad)
+                damaged |= dict.fromkeys(self.names[present[in_file[i]][0]] for i in bad)
         if damaged or reasons:
             raise self._files.corrupt(reasons, damaged)
 
     def _slices(self) -> Iterator[tuple[int, Chunk]]:
-        """Every chunk with its variable, large ones in slices of whole blocks."""
+        """Yield every chunk with the position of its variable, large chunks in slices of blocks."""
         block = self._files.block_nbytes
         most = max(_WINDOW_NBYTES // block, 1) * block
         for position in range(len(self.names)):
             for chunk in self._files.chunks(position):
                 for begin in range(0, chunk.nbytes, most):
-                    yield (
-                        position,
-                        chunk._replace(
-                            offset=chunk.offset + begin,
-                            nbytes=min(most, chunk.nbytes - begin),
-                            first_block=chunk.first_block + begin // block,
-                        ),
-                    )
+                    offset, first_block = chunk.offset + begin, chunk.first_block + begin // block
+                    nbytes = min(most, chunk.nbytes - begin)
+                    yield position, chunk._replace(offset=offset, nbytes=nbytes, first_block=first_block)
 
     def _read_ranges(self, file: int, ranges: ReadRanges) -> tuple[list[np.ndarray], list[int]]:
         descriptor = self._files.descriptor(file)
@@ -369,7 +364,7 @@ class NativeReader:
 
 
 def _piece_values(elements: np.ndarray, first: int, box: Box) -> np.ndarray:
-    """The elements from number `first` on that form a box."""
+    """Return the elements that form a box, from number `first`."""
     shape = box_shape(box)
     return elements[first : first + math.prod(shape)].reshape(shape)
 
@@ -380,7 +375,7 @@ def _assign_piece(
     parts: Iterable[tuple[Box, np.ndarray]],
     assign: Callable[[np.ndarray, np.ndarray], None],
 ) -> None:
-    """Give each output what it shares with a piece; the parts are boxes with their outputs."""
+    """Assign to each output its intersection with a piece. The parts are boxes and their outputs."""
     lowest = [start for start, _ in piece]
     for box, output in parts:
         shared = intersection(box, piece)
@@ -390,7 +385,7 @@ def _assign_piece(
 
 
 def _bounded(chunks: Iterable[tuple[int, Chunk]]) -> Iterator[list[tuple[int, Chunk]]]:
-    """Chunks and their variables in groups of up to `_WINDOW_NBYTES`, or of a single larger chunk."""
+    """Yield chunks and their variables in groups of up to `_WINDOW_NBYTES`, or of a single larger chunk."""
     group: list[tuple[int, Chunk]] = []
     nbytes = 0
     for position, chunk in chunks:

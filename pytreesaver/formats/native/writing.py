@@ -1,4 +1,4 @@
-"""Write a native checkpoint, or replace one, so that at every moment one of them is complete."""
+"""Write or overwrite a native checkpoint atomically."""
 
 import errno
 import os
@@ -43,11 +43,8 @@ _DATA_NAME = "data-00000-of-00001"
 _ALIGNMENT = 4096
 
 
-# Writing.
-
-
-class _How(NamedTuple):
-    """The arguments of `write_ranges` of these names."""
+class _WriteOptions(NamedTuple):
+    """Arguments of `write_ranges`."""
 
     durable: bool
     in_background: bool
@@ -57,14 +54,14 @@ def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool,
     """Write a checkpoint directory. See `pytreesaver.formats.Format.write`."""
     if not os.path.lexists(path):
         try:
-            return _create(path, contents, _How(durable, in_background))
-        except CheckpointExistsError:  # someone else was faster
+            return _create(path, contents, _WriteOptions(durable, in_background))
+        except CheckpointExistsError:  # another process created it first
             if not overwrite:
                 raise
     if not overwrite:
         raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
     _refuse_foreign(path)
-    return _replace(path, contents, _How(durable=True, in_background=in_background))
+    return _replace(path, contents, _WriteOptions(durable=True, in_background=in_background))
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -79,21 +76,21 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _create(path: Path, contents: TreeContents, how: _How) -> None:
+def _create(path: Path, contents: TreeContents, options: _WriteOptions) -> None:
     made: list[Path] = []
     temporary = temporary_sibling(path)
     try:
         make_directories(path.parent, made)
         with ExitStack() as open_files:
-            # The lock tells those who remove leftovers that this is none. It is held until the directory has its name.
+            # The lock protects the directory from the removal of leftovers until it has its final name.
             make_locked_directory(temporary, open_files)
             remove_leftovers(path.parent)
-            _write_files(temporary, f"{_DATA_NAME}.safetensors", INDEX_NAME, contents, how, open_files)
+            _write_files(temporary, f"{_DATA_NAME}.safetensors", INDEX_NAME, contents, options, open_files)
             try:
                 filesystem.rename(temporary, path)
             except OSError as error:
                 if os.path.lexists(path):
-                    raise CheckpointExistsError(f"{path} was created by someone else during the save") from error
+                    raise CheckpointExistsError(f"{path} was created by another process during the save") from error
                 raise
     except BaseException:
         remove_tree(temporary)
@@ -101,27 +98,27 @@ def _create(path: Path, contents: TreeContents, how: _How) -> None:
             for directory in reversed(made):
                 filesystem.remove_directory(directory)
         raise
-    if how.durable:
+    if options.durable:
         sync_parents(path, made)
 
 
-def _replace(path: Path, contents: TreeContents, how: _How) -> None:
-    # The new index takes the place of the old one in a single rename. The new data file has a name of its own, so that
-    # a reader with the old index never meets new data. Whatever the caller wants, every step is made durable before
-    # the next: otherwise a power cut could cost the old checkpoint as well as the new one.
+def _replace(path: Path, contents: TreeContents, options: _WriteOptions) -> None:
+    # A single rename replaces the old index. The new data file has a new name, so readers of the old index never read
+    # new data. Every step is synced before the next, also without `durable`: a power failure could otherwise cost both
+    # checkpoints.
     replaced = _listed_files(path)
     token = secrets.token_hex(8)
     data_name, index_name = f"{_DATA_NAME}-{token}.safetensors", f".index-{token}.tmp"
     with ExitStack() as open_files:
         renaming = False
         try:
-            descriptors = _write_files(path, data_name, index_name, contents, how, open_files)
+            descriptors = _write_files(path, data_name, index_name, contents, options, open_files)
             if not all(map(filesystem.is_linked, descriptors)):
-                raise OSError(errno.ENOENT, "Someone removed the new files during the save", str(path))
+                raise OSError(errno.ENOENT, "Another process removed the new files during the save", str(path))
             renaming = True
             filesystem.rename(path / index_name, path / INDEX_NAME)
         except BaseException:
-            # An interrupt can come when the new index is in place already: then the data belongs to it.
+            # After an interrupt, the new index may be in place already: its data must stay.
             if not renaming or os.path.lexists(path / index_name):
                 for leftover in (index_name, data_name):
                     with suppress(OSError):
@@ -129,12 +126,12 @@ def _replace(path: Path, contents: TreeContents, how: _How) -> None:
             raise
     filesystem.sync_directory(path)
     sync_parents(path)
-    with suppress(OSError, CheckpointError):  # what cannot be removed now is removed by the next save
+    with suppress(OSError, CheckpointError):  # the next save tries again
         remove_unlisted(path, replaced)
 
 
 def _listed_files(path: Path) -> list[str]:
-    """The data files that the index at `path` lists, none if it is damaged or not there."""
+    """Return the data files that the index at `path` lists, or none if it is damaged or missing."""
     try:
         return [file.name for file in read_index(path).files]
     except CheckpointError:
@@ -142,10 +139,10 @@ def _listed_files(path: Path) -> list[str]:
 
 
 def remove_unlisted(path: Path, replaced: Sequence[str]) -> None:
-    """Delete the files of the replaced checkpoint, and those that savers which died have left.
+    """Delete the data files of the replaced checkpoint and leftovers of interrupted saves.
 
     Raises:
-        CheckpointError: the index cannot be read any more; then nothing else is deleted.
+        CheckpointError: if the index cannot be read. No further files are deleted then.
     """
     for entry in filesystem.list_directory(path):
         if not REPLACEABLE_FILES.fullmatch(entry):
@@ -153,7 +150,7 @@ def remove_unlisted(path: Path, replaced: Sequence[str]) -> None:
         with suppress(FileNotFoundError):
             descriptor = filesystem.open_to_lock(path / entry)
             try:
-                # The lock comes first: whoever had it has put the file in the index by now, or never will.
+                # The lock comes first: a writer that has released it has listed the file in the index, or never will.
                 unused = filesystem.try_lock(descriptor) or entry in replaced
                 if unused and entry not in [file.name for file in read_index(path).files]:
                     filesystem.remove_file(path / entry)
@@ -166,23 +163,23 @@ def _write_files(
     data_name: str,
     index_name: str,
     contents: TreeContents,
-    how: _How,
+    options: _WriteOptions,
     open_files: ExitStack,
 ) -> tuple[int, int]:
-    """Write the data and the index that belongs to it. The files stay locked until `open_files` is closed."""
+    """Write the data and its index. The files stay locked until `open_files` is closed."""
     data = open_locked(directory / data_name, open_files)
-    index = _write_data(data, data_name, contents, how)
-    if how.durable:
+    index = _write_data(data, data_name, contents, options)
+    if options.durable:
         filesystem.sync_file(data)
     index_file = open_locked(directory / index_name, open_files)
     write_fully(index_file, [encode_index(index)], 0)
-    if how.durable:
+    if options.durable:
         filesystem.sync_file(index_file)
         filesystem.sync_directory(directory)
     return data, index_file
 
 
-def _write_data(descriptor: int, data_name: str, contents: TreeContents, how: _How) -> Index:
+def _write_data(descriptor: int, data_name: str, contents: TreeContents, options: _WriteOptions) -> Index:
     types = list(dict.fromkeys(contents.types))
     type_positions = {leaf_type: i for i, leaf_type in enumerate(types)}
     index = Index(
@@ -213,9 +210,9 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, how: _H
     ranges = WriteRanges(
         [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(take(i), leaf_types[i])
     )
-    index.checksums = encode_checksums(write_ranges(descriptor, ranges, **how._asdict()))
+    index.checksums = encode_checksums(write_ranges(descriptor, ranges, **options._asdict()))
 
-    # The header names its contents by their checksums, so that an index never passes for that of other data.
+    # The header identifies its contents, so that an index is never used with the data of another checkpoint.
     content_id = header_checksum(index.checksums.encode())
     header = header.replace(_NO_CONTENT_ID.encode(), content_id.encode(), 1)
     write_fully(descriptor, [header], 0)
@@ -226,7 +223,7 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, how: _H
 
 
 def _taker(arrays: Sequence[Any], order: Sequence[int]) -> Callable[[int], Any]:
-    """Gives each array once; those on an accelerator are fetched ahead."""
+    """Return a function that returns each array once. Arrays on an accelerator are fetched ahead."""
     if "jax" not in sys.modules:
         return arrays.__getitem__
     from pytreesaver.formats.fetching import FetchedAhead
@@ -235,10 +232,10 @@ def _taker(arrays: Sequence[Any], order: Sequence[int]) -> Callable[[int], Any]:
 
 
 def plan_layout(sizes: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Offsets for chunks of these sizes without holes, and the order in which they lie.
+    """Return aligned offsets for chunks of these sizes without gaps, and the order of the chunks.
 
-    safetensors allows no holes, so alignment comes from order: what is a multiple of 4096 bytes comes first, then
-    multiples of 2048, and so on, each group beginning where its own alignment still holds.
+    safetensors allows no gaps, so alignment follows from the order: first the sizes that are multiples of 4096 bytes,
+    then of 2048, and so on. Each group starts at a multiple of its own alignment.
 
     Example:
         >>> plan_layout([10, 4096, 64])
@@ -253,7 +250,7 @@ def plan_layout(sizes: Sequence[int]) -> tuple[list[int], list[int]]:
     return offsets.tolist(), order.tolist()
 
 
-_NO_CONTENT_ID = "content_id to be"  # as long as a checksum in hexadecimal digits
+_NO_CONTENT_ID = "content_id to be"  # a placeholder with the length of a checksum in hexadecimal digits
 
 
 def _header(index: Index, sizes: Sequence[int], offsets: Sequence[int], order: Sequence[int]) -> bytes:

@@ -285,3 +285,36 @@ def test_a_sharding_that_does_not_fit_is_a_mismatch():
     with pytest.raises(pts.MismatchError, match=r"\n  w: expected float32\[7\] with NamedSharding") as caught:
         pts.restore("model", like=template)
     assert caught.value.missing == ["v"]
+
+
+def test_options_passed_to_savers_and_managers_are_checked():
+    manager = pts.CheckpointManager("run", block=True)
+    with pytest.raises(TypeError, match="restore_or_init has no argument 'onyl'"):
+        manager.restore_or_init({"a": 1}, onyl="a")
+    with pytest.raises(ValueError, match="missing: expected"):
+        manager.restore_or_init({"a": 1}, missing="kepe")
+    manager.save(1, {"a": 1, "b": np.ones(2)})
+    assert manager.restore(only="a") == {"a": 1}
+    assert manager.restore({"x": 0}, rename={"x": "a"}, only="x", step=1) == {"x": 1}
+    with pytest.raises(TypeError, match="restore has no argument 'onyl'"):
+        manager.restore(onyl="a")
+    saver = pts.Saver({"A": "a"})
+    path = saver.save({"a": 1}, "saved")
+    with pytest.raises(TypeError, match=r"Saver\.restore has no argument 'onyl'"):
+        saver.restore(path, onyl="a")
+    with pytest.raises(ValueError, match="rename: cannot be combined with a var_list"):
+        saver.restore(path, rename={"b": "A"})
+    with pytest.raises(pts.VariableNotFoundError, match=r"\(var_list & 'A'\) selects nothing"):
+        saver.restore(path, only="A")
+    reshaping = pts.Saver(reshape=True)
+    path = reshaping.save({"w": np.ones(2)}, "shaped")
+    assert reshaping.restore(path, {"w": np.ones((2, 1))})["w"].shape == (2, 1)
+    with pytest.raises(pts.MismatchError):
+        reshaping.restore(path, {"w": np.ones((2, 1))}, reshape=False)
+
+
+def test_an_abstract_leaf_has_nothing_to_keep():
+    path = pts.save({"a": 1}, "model")
+    like = {"z": jax.ShapeDtypeStruct((1,), np.int32)}
+    message = message_of(pts.MismatchError, lambda: pts.restore(path, like, missing="keep", unexpected="ignore"))
+    assert message.endswith("(a ShapeDtypeStruct has no value to keep)")
