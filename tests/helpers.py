@@ -1,10 +1,12 @@
 """Helpers for tests of several packages."""
 
+import json
 import subprocess
 import sys
 import textwrap
 
 import pytest
+import xxhash
 
 
 def message_of(error, call):
@@ -21,3 +23,13 @@ def run_program(program, *, returncode):
     assert result.returncode == returncode, result.stderr
     assert "not reached" not in result.stderr
     return result.stderr
+
+
+def rewrite(path, edit):
+    """Edit the index of a checkpoint as JSON and update its checksum, as an attacker would."""
+    file = path / "index.json"
+    index = json.loads(file.read_text())
+    del index["checksum"]
+    edit(index)
+    body = json.dumps(index)[:-1] + ","
+    file.write_text(f'{body}"checksum":"{xxhash.xxh3_64_hexdigest(body.encode())}"}}\n')

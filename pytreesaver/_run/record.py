@@ -62,9 +62,13 @@ def decode_record(encoded: Any, where: Path) -> Record:
     if encoded is None:
         return Record()
     try:
-        record = msgspec.convert(decode_value(encoded), Record)
+        fields = decode_value(encoded)
+        record = msgspec.convert(fields, Record)
     except (NotPlainError, msgspec.ValidationError) as error:
         raise CorruptCheckpointError(f"{where}: its record is malformed: {error}") from error
+    missing = [name for name in Record.__struct_fields__ if name not in fields and name != "retention"]
+    if missing:
+        raise CorruptCheckpointError(f"{where}: its record is malformed: it lacks {', '.join(missing)}")
     if record.time is not None and not math.isfinite(record.time):
         raise CorruptCheckpointError(f"{where}: its record is malformed: expected a finite time, found {record.time}")
     return record

@@ -7,21 +7,12 @@ import sys
 import numpy as np
 import pytest
 import xxhash
+from helpers import rewrite
 
 import pytreesaver as pts
 from pytreesaver.formats.native import reader as native_reader
 
 TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32), "step": 3, "name": "run"}
-
-
-def rewrite(path, edit):
-    """Edit the index as JSON and update its checksum, as an attacker would."""
-    file = path / "index.json"
-    index = json.loads(file.read_text())
-    del index["checksum"]
-    edit(index)
-    body = json.dumps(index)[:-1] + ","
-    file.write_text(f'{body}"checksum":"{xxhash.xxh3_64_hexdigest(body.encode())}"}}\n')
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@
 The rule of a saver is recorded with each checkpoint, so that other programs can show what the saver keeps and why.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,7 +24,7 @@ from pytreesaver._run.policies.retention import (
 )
 from pytreesaver._run.policies.rules import ManagerRule, SaverRule
 
-_POLICIES: dict[str, type[RetentionPolicy]] = {
+_POLICIES: dict[str, Any] = {
     policy.__name__: policy
     for policy in (KeepAll, KeepBest, KeepEveryHours, KeepEverySteps, KeepLast, KeepSteps, KeepYoungerThan)
 }
@@ -31,16 +32,15 @@ _POLICIES: dict[str, type[RetentionPolicy]] = {
 _Policies = list[tuple[str, dict[str, Any]]]  # the class name and the fields of each part
 
 
-class _RecordedManagerRule(msgspec.Struct):
-    max_to_keep: int | None = None
-    every_n_hours: float | None = None
+# A rule that lacks a field, or has one that this version does not know, is not supported: it could keep less or more.
+class _Limits(msgspec.Struct, forbid_unknown_fields=True):
+    max_to_keep: int | None
+    every_n_hours: float | None
     also: _Policies = []
-    policy: _Policies = []
 
 
-class _RecordedRule(msgspec.Struct):
-    saver: SaverRule | None = None
-    manager: _RecordedManagerRule | None = None
+class _Policy(msgspec.Struct, forbid_unknown_fields=True):
+    policy: _Policies
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,15 @@ def decode_rule(encoded: Any) -> ManagerRule | SaverRule | None:
         True
     """
     try:
-        recorded = msgspec.convert(encoded, _RecordedRule)
-        if recorded.manager is None:
-            return recorded.saver
-        policy, also = _decode_policy(recorded.manager.policy), _decode_policy(recorded.manager.also)
-    except msgspec.ValidationError:
+        ((kind, fields),) = msgspec.convert(encoded, dict[Literal["saver", "manager"], dict[str, Any]]).items()
+        if kind == "manager" and "policy" in fields:
+            return ManagerRule(None, policy=_decode_policy(msgspec.convert(fields, _Policy).policy))
+        limits = msgspec.convert(fields, _Limits)
+        if kind == "manager":
+            return ManagerRule(limits.max_to_keep, limits.every_n_hours, _decode_policy(limits.also))
+        return SaverRule(limits.max_to_keep, limits.every_n_hours) if not limits.also else None
+    except ValueError:  # `msgspec.ValidationError` is one
         return None
-    return ManagerRule(recorded.manager.max_to_keep, recorded.manager.every_n_hours, also, policy)
 
 
 def _decode_policy(encoded: _Policies) -> RetentionPolicy | None:
@@ -111,4 +113,8 @@ def _decode_part(name: str, fields: dict[str, Any]) -> RetentionPolicy:
         return UnknownPolicy(str(fields.get("repr")))
     if name not in _POLICIES:
         return UnknownPolicy(f"{name}, which this version does not support")
-    return msgspec.convert(fields, _POLICIES[name])
+    policy = _POLICIES[name]
+    if not fields.keys() <= {field.name for field in dataclasses.fields(policy)}:
+        raise ValueError(f"{name} with fields that this version does not support")
+    found: RetentionPolicy = msgspec.convert(fields, policy)
+    return found
