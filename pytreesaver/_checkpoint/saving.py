@@ -1,7 +1,6 @@
 """`save` and `save_async`: from a tree to a checkpoint."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,10 +227,22 @@ def save_async(
     """
     check_progress(progress)
     target = local_path(path)
+    with wrap_os_errors("save to", target):
+        location = target.absolute()  # the program may change its working directory during the save
     contents = snapshot(contents_of(tree, metadata, only=None if only is None else as_selection(only)), copy=copy)
-    write = partial(
-        write_contents, target, contents, overwrite=overwrite, durable=durable, in_background=True, progress=progress
-    )
+
+    def write() -> Path:
+        write_contents(
+            location,
+            contents,
+            overwrite=overwrite,
+            durable=durable,
+            in_background=True,
+            progress=progress,
+            what=f"saving {target}",
+        )
+        return target
+
     future = SaveFuture(f"the save of {target}")
     start_in_background(future, write)
     return future

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pytreesaver._errors import (
     CheckpointError,
+    CheckpointExistsError,
     CheckpointNotFoundError,
     RetentionWarning,
 )
@@ -61,6 +62,14 @@ def get_checkpoint_mtimes(paths: Iterable[PathLike]) -> list[float]:
         1
     """
     return [modified_time(path) for path in map(local_path, paths) if is_complete(path)]
+
+
+def check_run_directory(directory: Path) -> None:
+    """Raise a CheckpointExistsError if there is a checkpoint at the path of a run directory."""
+    if is_checkpoint(directory):
+        raise CheckpointExistsError(
+            f"{directory}: expected a run directory, found a checkpoint; pass the directory that contains it"
+        )
 
 
 def modified_time(path: Path) -> float:

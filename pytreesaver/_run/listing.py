@@ -15,7 +15,13 @@ from pytreesaver._io.paths import PathLike, canonical, local_path, wrap_os_error
 from pytreesaver._run.directory import is_pinned, modified_time, unlisted_to_adopt
 from pytreesaver._run.managed_run import ManagedRun
 from pytreesaver._run.policies.recording import decode_rule
-from pytreesaver._run.policies.retention import Decision, RetentionPolicy, SavedCheckpoint, decide
+from pytreesaver._run.policies.retention import (
+    Decision,
+    RetentionPolicy,
+    SavedCheckpoint,
+    check_policy,
+    decide,
+)
 from pytreesaver._run.policies.rules import ManagerRule, SaverRule
 from pytreesaver._run.record import Record, decode_record
 from pytreesaver._run.state_file import listed_checkpoints, tracks_nothing
@@ -68,6 +74,7 @@ def list_checkpoints(
 
     Raises:
         CheckpointNotFoundError: if the directory does not exist, or is itself a checkpoint.
+        TypeError: if `policy` is not a policy.
 
     Example:
         >>> with pytreesaver.CheckpointManager("listed", max_to_keep=2) as manager:
@@ -78,6 +85,8 @@ def list_checkpoints(
         listed/ckpt-2 {'loss': 0.5} ('last 2',)
         listed/ckpt-3 {'loss': 0.3333333333333333} ('newest', 'last 2')
     """
+    if policy is not None:
+        check_policy(policy)
     where = local_path(directory)
     with wrap_os_errors("read", where):
         try:

@@ -16,6 +16,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import make_durable_directory
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.paths import wrap_os_errors
+from pytreesaver._run.directory import check_run_directory
 from pytreesaver.formats.registry import format_at
 
 LOCK_NAME = ".pytreesaver.lock"
@@ -150,8 +151,10 @@ def claim(directory: Path, held: RunLock | None) -> RunLock:
     Raises:
         ConcurrentWriterError: if another live process is saving into the directory.
         CheckpointIOError: if the directory cannot be created or written to.
+        CheckpointExistsError: if there is a checkpoint at the path.
     """
     with wrap_os_errors("save to", directory):
+        check_run_directory(directory)
         make_durable_directory(directory)
         if held is not None and held.holds(directory):
             return held

@@ -38,6 +38,10 @@ class Record(msgspec.Struct, frozen=True):
     retention: Any = None
 
 
+_REQUIRED = ("step", "time", "metrics", "state_file", "serial", "name", "predecessor")
+"""The fields of every record. Fields that were added later are optional, so that older checkpoints stay readable."""
+
+
 def encode_record(record: Record) -> Any:
     """Return a record as JSON data.
 
@@ -66,7 +70,7 @@ def decode_record(encoded: Any, where: Path) -> Record:
         record = msgspec.convert(fields, Record)
     except (NotPlainError, msgspec.ValidationError) as error:
         raise CorruptCheckpointError(f"{where}: its record is malformed: {error}") from error
-    missing = [name for name in Record.__struct_fields__ if name not in fields and name != "retention"]
+    missing = [name for name in _REQUIRED if name not in fields]
     if missing:
         raise CorruptCheckpointError(f"{where}: its record is malformed: it lacks {', '.join(missing)}")
     if record.time is not None and not math.isfinite(record.time):

@@ -22,7 +22,7 @@ from pytreesaver._errors import (
 )
 from pytreesaver._io.paths import PathLike, local_path
 from pytreesaver._progress import Progress, check_progress
-from pytreesaver._run.directory import Deletions
+from pytreesaver._run.directory import Deletions, check_run_directory
 from pytreesaver._run.history import CheckpointEvent
 from pytreesaver._run.lock import RunLock
 from pytreesaver._run.managed_run import ManagedRun, RunState, first_intact, warn_of_damaged
@@ -77,6 +77,7 @@ class CheckpointManager:
 
     Raises:
         TypeError, ValueError: if an argument is invalid.
+        CheckpointExistsError: if `directory` is itself a checkpoint.
 
     Example:
         >>> with CheckpointManager("run", max_to_keep=2, save_interval_steps=10) as manager:
@@ -107,6 +108,7 @@ class CheckpointManager:
         save_on_sigterm: bool = False,
     ) -> None:
         self._given_directory = local_path(directory)
+        check_run_directory(self._given_directory)
         rule = manager_rule(max_to_keep, keep_checkpoint_every_n_hours, keep_every_n_steps, keep_best, policy)
         check_count("save_interval_steps", save_interval_steps, least=1, optional=False)
         check_duration("save_interval_secs", save_interval_secs, "seconds")

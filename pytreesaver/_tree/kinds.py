@@ -72,7 +72,8 @@ def dtype_from_name(name: str) -> np.dtype[Any]:
 
 
 Kind = Literal["jax", "key", "numpy", "numpy_scalar", "bool", "int", "float", "complex", "str", "bytes"]
-PYTHON_KINDS = frozenset({"bool", "int", "float", "complex", "str", "bytes"})
+NUMBER_KINDS = frozenset({"bool", "int", "float", "complex"})
+PYTHON_KINDS = NUMBER_KINDS | {"str", "bytes"}
 
 
 class LeafType(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -197,6 +197,18 @@ def test_invalid_arguments_raise_at_once():
         pts.save_async({"w": 1}, "")
 
 
+def test_a_relative_path_is_resolved_at_the_call(gate, tmp_path, monkeypatch):
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "before")
+    future = pts.save_async({"w": np.ones(3)}, "model")
+    monkeypatch.chdir(tmp_path / "after")
+    gate.set()
+    assert future.result() == Path("model")
+    assert pts.checkpoint_exists(tmp_path / "before" / "model")
+    assert not any((tmp_path / "after").iterdir())
+
+
 def test_the_future_raises_later_errors(monkeypatch):
     pts.save({"w": 1}, "taken")
     future = pts.save_async({"w": 2}, "taken")

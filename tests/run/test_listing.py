@@ -325,6 +325,28 @@ def test_a_checkpoint_is_not_a_run_directory():
             call(path)
 
 
+@pytest.mark.parametrize("saver", [pts.CheckpointManager, lambda path: pts.Saver().save({"w": 1}, f"{path}/model")])
+def test_nothing_is_saved_into_a_checkpoint(saver):
+    pts.save({"w": 1}, "model")
+    before = sorted(os.listdir("model"))
+    with pytest.raises(pts.CheckpointExistsError, match="model: expected a run directory, found a checkpoint"):
+        saver("model")
+    assert sorted(os.listdir("model")) == before
+
+
+def test_something_else_than_a_policy_is_named():
+    pts.save({"w": 1}, "run/model-1")
+    for use in (
+        lambda: pts.KeepLast(1) | 3,
+        lambda: 3 | pts.KeepLast(1),
+        lambda: pts.prune("run", 3),
+        lambda: pts.list_checkpoints("run", policy=3),
+        lambda: pts.CheckpointManager("run", policy=3),
+    ):
+        with pytest.raises(TypeError, match=r"policy: expected a policy such as .*, found 3"):
+            use()
+
+
 def test_a_renamed_checkpoint_is_not_tracked():
     saved("run", 1, 2, max_to_keep=1, checkpoint_name="a")
     os.rename("run/a-2", "run/best")

@@ -11,7 +11,7 @@ from pytreesaver._checkpoint.restoring.reading import read_leaves
 from pytreesaver._checkpoint.restoring.targets import Placement, Template, placement_of, template_of, x64_enabled
 from pytreesaver._errors import UnsupportedLeafError
 from pytreesaver._text import quoted
-from pytreesaver._tree.kinds import PYTHON_KINDS, python_value
+from pytreesaver._tree.kinds import NUMBER_KINDS, PYTHON_KINDS, python_value
 from pytreesaver._tree.leaves import LeafError
 from pytreesaver._tree.rename import Renaming
 from pytreesaver._tree.restructure import names_without_leaves
@@ -70,7 +70,7 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
     numbers = [
         i
         for i, (name, leaf_type) in enumerate(zip(reader.names, reader.types, strict=True))
-        if leaf_type.kind in PYTHON_KINDS and name in for_arrays
+        if leaf_type.kind in NUMBER_KINDS and name in for_arrays
     ]
     arrays = reader.read(numbers, verify=options.verify) if numbers else []
     values = {i: python_value(array, reader.types[i]) for i, array in zip(numbers, arrays, strict=True)}

@@ -49,6 +49,15 @@ class RetentionPolicy:
     def __or__(self, other: "RetentionPolicy") -> "AnyOf":
         return AnyOf((self, other))
 
+    def __ror__(self, other: "RetentionPolicy") -> "AnyOf":
+        return AnyOf((other, self))
+
+
+def check_policy(policy: object) -> None:
+    """Raise a TypeError if this is not a retention policy."""
+    if not isinstance(policy, RetentionPolicy):
+        raise TypeError(f"policy: expected a policy such as KeepLast(5) | KeepEverySteps(1000), found {policy!r}")
+
 
 def decide(policy: RetentionPolicy, checkpoints: Iterable[SavedCheckpoint], now: float) -> list[Decision]:
     """Return the decision for each checkpoint, oldest first.
@@ -84,6 +93,7 @@ class AnyOf(RetentionPolicy):
     def __post_init__(self) -> None:
         flat: list[RetentionPolicy] = []
         for part in self.parts:
+            check_policy(part)
             flat += part.parts if isinstance(part, AnyOf) else [part]
         object.__setattr__(self, "parts", tuple(dict.fromkeys(flat)))
 

@@ -15,6 +15,7 @@ from pytreesaver._run.policies.retention import (
     SavedCheckpoint,
     check_count,
     check_duration,
+    check_policy,
     decide,
 )
 
@@ -188,8 +189,7 @@ def manager_rule(
     also = [part for part in (None if every_n_steps is None else KeepEverySteps(every_n_steps), keep_best) if part]
     if policy is None:
         return ManagerRule(max_to_keep, every_n_hours, AnyOf(tuple(also)) if also else None)
-    if not isinstance(policy, RetentionPolicy):
-        raise TypeError(f"policy: expected a policy such as KeepLast(5) | KeepEverySteps(1000), found {policy!r}")
+    check_policy(policy)
     if also or every_n_hours is not None or max_to_keep != ManagerRule().max_to_keep:
         raise ValueError(
             "policy: cannot be combined with max_to_keep and keep_... arguments; add KeepLast, KeepEveryHours, "

@@ -318,3 +318,11 @@ def test_an_abstract_leaf_has_nothing_to_keep():
     like = {"z": jax.ShapeDtypeStruct((1,), np.int32)}
     message = message_of(pts.MismatchError, lambda: pts.restore(path, like, missing="keep", unexpected="ignore"))
     assert message.endswith("(a ShapeDtypeStruct has no value to keep)")
+
+
+def test_damaged_text_where_the_template_has_an_array_is_a_mismatch_like_any_other():
+    path = pts.save({"text": "réseau"}, "model")
+    data = next(path.glob("*.safetensors"))
+    data.write_bytes(data.read_bytes().replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(pts.MismatchError, match="text: expected float32"):
+        pts.restore(path, like={"text": np.zeros(3, np.float32)}, verify=False)
