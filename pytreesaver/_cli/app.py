@@ -81,10 +81,11 @@ def checkpoint_path(path: Path) -> Path:
         CheckpointNotFoundError: if `path` does not exist.
     """
     from pytreesaver._errors import CheckpointNotFoundError
+    from pytreesaver._io import filesystem
     from pytreesaver._run.directory import checkpoint_at
 
     found = checkpoint_at(path)
-    if found == path and not path.exists():
+    if found == path and not filesystem.may_exist(path):
         raise CheckpointNotFoundError(f"{path} does not exist: expected a checkpoint or a run directory")
     return found
 

@@ -4,11 +4,10 @@ Unfinished work has a hidden temporary name, and the process that writes it hold
 process. So any process can tell leftovers of an interrupted save from work in progress, and can remove them.
 """
 
-import os
 import re
 import secrets
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pytreesaver._io import filesystem
@@ -24,7 +23,7 @@ def temporary_sibling(path: Path) -> Path:
 
 def make_directories(directory: Path, created: list[Path]) -> None:
     """Create a directory and its parents. Append each created directory to `created`."""
-    if directory.exists():
+    if filesystem.status(directory) is not None:
         return
     make_directories(directory.parent, created)
     with suppress(FileExistsError):  # another process may create it concurrently
@@ -58,7 +57,7 @@ def make_locked_directory(path: Path, open_files: ExitStack) -> None:
         filesystem.make_directory(path)
         with suppress(FileNotFoundError):
             descriptor = filesystem.open_to_lock(path)
-            open_files.callback(filesystem.close, descriptor)
+            open_files.callback(filesystem.release, descriptor)
             filesystem.lock(descriptor)
             if filesystem.is_linked(descriptor):
                 return
@@ -66,13 +65,41 @@ def make_locked_directory(path: Path, open_files: ExitStack) -> None:
         # Another process locked and removed the directory as a leftover before the lock was taken. Try again.
 
 
-def open_locked(path: Path, open_files: ExitStack) -> int:
-    """Create a file and keep it open and locked until `open_files` is closed. Return its file descriptor."""
-    descriptor = filesystem.open_new(path)
-    open_files.callback(filesystem.close, descriptor)
-    filesystem.lock(descriptor)
-    # Another process may have removed the file as a leftover before the lock was taken.
-    return descriptor if filesystem.is_linked(descriptor) else open_locked(path, open_files)
+@contextmanager
+def new_locked_file(path: Path, locks: ExitStack) -> Iterator[tuple[int, int]]:
+    """Create a file for a ``with`` block, and keep it locked until `locks` is closed.
+
+    The file is closed at the end of the block, before anyone renames it: some file systems report failed writes only
+    then. The lock has a file descriptor of its own.
+
+    Yields:
+        The descriptors of the file and of its lock.
+    """
+    descriptor, locked = _open_new_locked(path, locks)
+    try:
+        yield descriptor, locked
+    except BaseException:
+        filesystem.release(descriptor)
+        raise
+    filesystem.close(descriptor)
+
+
+def _open_new_locked(path: Path, locks: ExitStack) -> tuple[int, int]:
+    while True:
+        descriptor = filesystem.open_new(path)
+        try:
+            with suppress(FileNotFoundError):
+                locked = filesystem.open_to_lock(path)
+                locks.callback(filesystem.release, locked)
+                filesystem.lock(locked)
+                if filesystem.is_linked(locked):
+                    return descriptor, locked
+        except BaseException:
+            filesystem.release(descriptor)
+            raise
+
+        # Another process removed the file as a leftover before the lock was taken. Try again.
+        filesystem.release(descriptor)
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -88,13 +115,13 @@ def remove_leftovers(directory: Path) -> None:
                     if filesystem.try_lock(descriptor):
                         remove_tree(directory / entry)
                 finally:
-                    filesystem.close(descriptor)
+                    filesystem.release(descriptor)
 
 
 def remove_tree(path: Path) -> None:
     """Delete a file or a directory of files. Ignore errors."""
     with suppress(OSError):
-        if path.is_symlink() or not path.is_dir():
+        if filesystem.is_link(path) or not filesystem.is_directory(path):
             filesystem.remove_file(path)
             return
         for entry in filesystem.list_directory(path):
@@ -127,14 +154,13 @@ def replace_file(path: Path, content: bytes) -> None:
             failed: then the new file exists but may not survive a power failure.
     """
     hidden = temporary_sibling(path)
-    with ExitStack() as open_files:
+    with ExitStack() as locks:
         try:
-            descriptor = open_locked(hidden, open_files)
-            write_fully(descriptor, [content], 0)
-            filesystem.sync_file(descriptor)
+            with new_locked_file(hidden, locks) as (descriptor, _):
+                write_fully(descriptor, [content], 0)
+                filesystem.sync_file(descriptor)
             filesystem.rename(hidden, path)
         except BaseException:
-            if os.path.lexists(hidden):
-                remove_tree(hidden)
+            remove_tree(hidden)
             raise
     filesystem.sync_directory(path.absolute().parent)

@@ -23,7 +23,7 @@ class DirectFile:
     def close(self) -> None:
         """Close the direct descriptor. The original descriptor stays open."""
         if self._direct is not None:
-            filesystem.close(self._direct)
+            (filesystem.close if self._to_write else filesystem.release)(self._direct)
 
     def perform(self, action: Callable[[int], None]) -> bool:
         """Call `action` with the direct descriptor. Return False if the file does not support direct I/O.

@@ -1,7 +1,8 @@
-"""Thin wrappers around every system call that opens, writes, syncs, renames or deletes files.
+"""Thin wrappers around every system call that looks at, opens, writes, syncs, renames or deletes files.
 
-The rest of pytreesaver modifies the disk only through these functions, so that tests can substitute a simulated file
-system and examine every state that a crash could leave.
+The rest of pytreesaver uses the file system only through these functions, so that tests can substitute a simulated one
+and examine every state that a crash could leave. A question about a path has three answers: yes, no, and an OSError if
+the system could not look. The functions of `os.path` and `pathlib` answer no to all errors.
 """
 
 import ctypes
@@ -30,9 +31,12 @@ def open_new(path: Path) -> int:
 def open_existing(path: Path) -> int:
     """Open a regular file for reading. Raise an OSError for anything else, without blocking on a pipe."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    except BaseException:
+        release(descriptor)
+        raise
     return descriptor
 
 
@@ -45,8 +49,14 @@ def open_to_lock(path: Path) -> int:
 
 
 def close(descriptor: int) -> None:
-    """Close a file descriptor."""
+    """Close a file that was written. Some file systems report failed writes only here."""
     os.close(descriptor)
+
+
+def release(descriptor: int) -> None:
+    """Close a file that was only read or locked, or whose contents no longer matter. Errors mean nothing then."""
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 def reserve(descriptor: int, nbytes: int) -> None:
@@ -144,7 +154,7 @@ def sync_directory(path: Path) -> None:
     try:
         os.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        release(descriptor)
 
 
 def try_lock(descriptor: int) -> bool:
@@ -178,6 +188,75 @@ def try_lock_if_supported(descriptor: int) -> bool:
     return True
 
 
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""The errors which say that a path does not exist. Every other error says that the system could not look."""
+
+
+def is_absence(error: OSError) -> bool:
+    """Return whether an error says that a path does not exist, rather than that the system could not look."""
+    return error.errno in _ABSENT
+
+
+def status(path: Path, *, follow_links: bool = True) -> os.stat_result | None:
+    """Return the status of a path, or None if it does not exist. Raise an OSError if the system could not look."""
+    try:
+        return os.stat(path, follow_symlinks=follow_links)
+    except OSError as error:
+        if is_absence(error):
+            return None
+        raise
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is something at `path`, even a broken link.
+
+    Raise an OSError if the system could not look.
+    """
+    return status(path, follow_links=False) is not None
+
+
+def may_exist(path: Path) -> bool:
+    """Return whether there is something at `path`, or the system could not look."""
+    try:
+        return exists(path)
+    except OSError:
+        return True
+
+
+def is_directory(path: Path) -> bool:
+    """Return whether `path` is a directory or a link to one. Raise an OSError if the system could not look."""
+    found = status(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def is_regular_file(path: Path) -> bool:
+    """Return whether `path` is a file or a link to one. Raise an OSError if the system could not look."""
+    found = status(path)
+    return found is not None and stat.S_ISREG(found.st_mode)
+
+
+def is_link(path: Path) -> bool:
+    """Return whether `path` is a symbolic link. Raise an OSError if the system could not look."""
+    found = status(path, follow_links=False)
+    return found is not None and stat.S_ISLNK(found.st_mode)
+
+
+def resolved(path: Path) -> Path:
+    """Return the absolute path without links. Raise an OSError if the system could not look.
+
+    Parts that do not exist are kept as they are.
+    """
+    existing, rest = path.absolute(), Path()
+    while True:
+        try:
+            return Path(os.path.realpath(existing, strict=True)) / rest
+        except OSError as error:
+            if not is_absence(error) or existing == existing.parent:
+                raise
+        rest = existing.name / rest
+        existing = existing.parent
+
+
 def identity(path: Path) -> tuple[int, int]:
     """Return the device and inode numbers, which identify a file or a directory independently of its name."""
     status = os.stat(path)
@@ -186,7 +265,7 @@ def identity(path: Path) -> tuple[int, int]:
 
 def fingerprint(path: Path) -> tuple[tuple[str, int, int, int], ...]:
     """Return (name, inode, size, mtime in ns) of a file or of each file in a directory, to detect changes."""
-    paths = [path / entry for entry in list_directory(path)] if path.is_dir() else [path]
+    paths = [path / entry for entry in list_directory(path)] if is_directory(path) else [path]
     return tuple((p.name, s.st_ino, s.st_size, s.st_mtime_ns) for p in paths for s in [os.stat(p)])
 
 

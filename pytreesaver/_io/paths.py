@@ -2,12 +2,21 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from pytreesaver._errors import CheckpointError, CheckpointIOError, CheckpointPermissionError
+from pytreesaver._errors import (
+    CheckpointError,
+    CheckpointIOError,
+    CheckpointPermissionError,
+    CorruptCheckpointError,
+)
+from pytreesaver._io import filesystem
+from pytreesaver._io.files import EndOfFileError
 
+T = TypeVar("T")
 PathLike = str | os.PathLike[str]
 
 
@@ -41,8 +50,10 @@ def canonical(path: PathLike) -> Path:
         >>> canonical("/usr/../usr/./model")
         PosixPath('/usr/model')
     """
-    absolute = Path(path).absolute()
-    return Path(os.path.realpath(absolute.parent)) / absolute.name
+    given = Path(path)
+    with wrap_os_errors("look at", given):
+        absolute = given.absolute()
+        return filesystem.resolved(absolute.parent) / absolute.name
 
 
 def _is_encodable(text: str) -> bool:
@@ -53,9 +64,20 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
+def again_after_io_error(look: Callable[[], T]) -> T:
+    """Call `look`, and once more after a CheckpointIOError: on network file systems, such errors often pass."""
+    try:
+        return look()
+    except CheckpointIOError:
+        return look()
+
+
 @contextmanager
 def wrap_os_errors(action: str, path: Path) -> Iterator[None]:
-    """Convert OSErrors in the block to `CheckpointIOError`, with `action` and `path` in the message."""
+    """Convert OSErrors in the block to `CheckpointIOError`, with `action` and `path` in the message.
+
+    A file that is shorter than the system said becomes a `CorruptCheckpointError`.
+    """
     try:
         yield
     except CheckpointError:
@@ -64,6 +86,8 @@ def wrap_os_errors(action: str, path: Path) -> Iterator[None]:
         raise CheckpointError(
             f"cannot {action} {path}: the call stack is too deep; call from fewer frames or use sys.setrecursionlimit"
         ) from None
+    except EndOfFileError as error:
+        raise CorruptCheckpointError(f"{path}: a file ended before all of its bytes were read") from error
     except OSError as error:
         denied = isinstance(error, PermissionError) or error.errno == errno.EROFS
         kind = CheckpointPermissionError if denied else CheckpointIOError

@@ -1,6 +1,5 @@
 """Deletion of checkpoints from a run directory, by a retention policy or by path."""
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +12,16 @@ from pytreesaver._errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     RetentionWarning,
+    UnsupportedVersionError,
 )
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, canonical, local_path, wrap_os_errors
-from pytreesaver._run.directory import delete_checkpoint, is_pinned, read_record, recorded_checkpoints
+from pytreesaver._run.directory import delete_checkpoint
 from pytreesaver._run.history import HISTORY_NAME, append_history, deletions
-from pytreesaver._run.listing import ListedCheckpoint, list_checkpoints
+from pytreesaver._run.listing import ListedCheckpoint, listed_and_unreadable
 from pytreesaver._run.lock import RunLock, claim
 from pytreesaver._run.policies.retention import AnyOf, KeepBest, KeepSteps, RetentionPolicy
+from pytreesaver._run.recorded import read_record, recorded_checkpoints
 from pytreesaver._run.state_file import get_checkpoint_state, path_in_state, state_file_name, write_state
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState, paths_in_order
 from pytreesaver.formats.registry import is_checkpoint
@@ -50,7 +51,8 @@ def prune(
         CheckpointNotFoundError: if the directory does not exist, or is itself a checkpoint.
         ConcurrentWriterError: if another live process is saving into the directory.
         ValueError: if the policy names a metric or a step that no checkpoint has.
-        CheckpointIOError: if some checkpoints could not be deleted. The message names them.
+        CheckpointIOError: if the system could not look at some checkpoints, or could not delete some. The message names
+            them. The others were deleted.
 
     Example:
         >>> for step in (1, 2, 3):
@@ -60,19 +62,21 @@ def prune(
         >>> [each.path.name for each in pytreesaver.list_checkpoints("pruned")]
         ['model-3']
     """
-    found = list_checkpoints(directory, policy=policy, clock=clock)
+    found, errors = listed_and_unreadable(directory, policy, clock)
     if policy is not None:
         _check_policy(policy, found)
-    if dry_run or all(each.keep for each in found):
+    if dry_run:
         return found
     where = local_path(directory)
-    with _locked(where) as lock:
-        # Another process may have saved or pinned a checkpoint before the directory was locked.
-        found = list_checkpoints(directory, policy=policy, clock=clock)
-        to_delete = [each.path for each in found if not each.keep and not is_pinned(each.path)]
-        errors = _delete_and_record(where, to_delete, lock)
-    if errors:
-        problems = "\n".join(f"  {error}" for error in errors)
+    failures: list[CheckpointError] = []
+    if not all(each.keep for each in found):
+        with _locked(where) as lock:
+            # Another process may have saved or pinned a checkpoint before the directory was locked.
+            found, errors = listed_and_unreadable(directory, policy, clock)
+            to_delete = [each.path for each in found if not each.keep]
+            failures = _delete_and_record(where, to_delete, lock)
+    if errors or failures:
+        problems = "\n".join(f"  {error}" for error in (*errors, *failures))
         raise CheckpointIOError(f"{where}: some checkpoints could not be deleted:\n{problems}")
     return found
 
@@ -114,8 +118,9 @@ def remove_checkpoint(path: PathLike, *, update_state: bool = False) -> bool:
     target = local_path(path)
     if not update_state:
         return delete_checkpoint(target)
-    if not os.path.lexists(target):
-        return False
+    with wrap_os_errors("remove", target):
+        if not filesystem.exists(target):
+            return False
     _remove(target.parent, [target])
     return True
 
@@ -139,7 +144,7 @@ def remove_all(paths: Sequence[Path]) -> None:
 
 def _remove(directory: Path, paths: Sequence[Path]) -> None:
     """Delete checkpoints of one directory. Lock it only if a state file or a history has to be updated."""
-    if not _states_that_list(directory, paths) and not os.path.lexists(directory / HISTORY_NAME):
+    if not _states_that_list(directory, paths) and not filesystem.may_exist(directory / HISTORY_NAME):
         for path in paths:
             delete_checkpoint(path)
         return
@@ -164,19 +169,21 @@ def _locked(directory: Path) -> Iterator[RunLock]:
 def _delete_and_record(directory: Path, paths: Sequence[Path], lock: RunLock) -> list[CheckpointError]:
     """Delete checkpoints, and update the state files and the history. Return the errors of failed deletions."""
     states = _states_that_list(directory, paths)
+    done: set[Path] = set()
     errors, problem = [], None
     try:
         for path in paths:
             try:
                 delete_checkpoint(path)
+                done.add(path)
             except CheckpointError as error:
                 errors.append(error)
     finally:
-        if deleted := [path for path in paths if not os.path.lexists(path)]:
+        if deleted := [path for path in paths if path in done or not filesystem.may_exist(path)]:
             for name, state in states.items():
-                _write_without_deleted(directory, name, state)
+                _write_without(directory, name, state, {canonical(path) for path in deleted})
             lock.wrote_last(_delete_and_record)  # so that savers of this process read the state file again
-            if states or os.path.lexists(directory / HISTORY_NAME):
+            if states or filesystem.may_exist(directory / HISTORY_NAME):
                 problem = append_history(directory, deletions(directory, deleted, time.time()))
     if problem:
         warnings.warn(problem, RetentionWarning, stacklevel=3)
@@ -188,7 +195,7 @@ def _states_that_list(directory: Path, wanted: Sequence[Path]) -> dict[str, Chec
     locations = {canonical(path) for path in wanted}
     names = {STATE_FILE_NAME}
     for path in wanted:
-        with suppress(CheckpointError, OSError):
+        with suppress(CheckpointNotFoundError, CorruptCheckpointError, UnsupportedVersionError):
             names.add(state_file_name(read_record(path).state_file))
     found = {}
     for name in sorted(names):
@@ -199,11 +206,15 @@ def _states_that_list(directory: Path, wanted: Sequence[Path]) -> dict[str, Chec
     return found
 
 
-def _write_without_deleted(directory: Path, name: str, state: CheckpointState) -> None:
-    """Write a state file without the checkpoints that no longer exist. Remove it if none of its run exists."""
+def _write_without(directory: Path, name: str, state: CheckpointState, deleted: set[Path]) -> None:
+    """Write a state file without deleted checkpoints and those that do not exist. Remove it if none of its run does."""
+
+    def remains(path: str) -> bool:
+        return canonical(path) not in deleted and filesystem.may_exist(Path(path))
+
     times = dict(zip(state.all_model_checkpoint_paths, state.all_model_checkpoint_timestamps, strict=False))
-    tracked = [path for path in dict.fromkeys(state.all_model_checkpoint_paths) if os.path.lexists(path)]
-    existing = [path for path in paths_in_order(state) if os.path.lexists(path)]
+    tracked = [path for path in dict.fromkeys(state.all_model_checkpoint_paths) if remains(path)]
+    existing = [path for path in paths_in_order(state) if remains(path)]
     if not existing:
         # The remaining checkpoints are kept permanently: the state file names the newest of them and lists none.
         existing = [str(path) for path, record in recorded_checkpoints(directory, name) if record.name == path.name]

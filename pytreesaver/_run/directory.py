@@ -4,7 +4,7 @@ State files have TensorFlow's format, checkpoints have pytreesaver's. Paths in a
 directory, so that a run directory can be moved and copied.
 """
 
-import os
+import errno
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,35 +14,54 @@ from typing import NamedTuple
 from pytreesaver._errors import (
     CheckpointError,
     CheckpointExistsError,
+    CheckpointIOError,
     CheckpointNotFoundError,
+    CorruptCheckpointError,
     RetentionWarning,
+    UnsupportedVersionError,
 )
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
+from pytreesaver._io.paths import PathLike, again_after_io_error, local_path, wrap_os_errors
 from pytreesaver._run.history import CheckpointEvent, append_history, deletions
-from pytreesaver._run.record import Record, decode_record
+from pytreesaver._run.recorded import modified_time, recorded_checkpoints, unlisted_checkpoints
 from pytreesaver._run.state_file import listed_checkpoints, state_file_name, write_state
 from pytreesaver._run.state_text import (
     CheckpointState,
 )
 from pytreesaver.formats.protocol import PINNED_NAME
-from pytreesaver.formats.registry import format_at, format_to_read, is_checkpoint, opened
+from pytreesaver.formats.registry import format_at, is_checkpoint, opened
 
 
 def is_complete(path: Path) -> bool:
-    """Return whether there is a checkpoint at `path` with an intact index and files of the right sizes."""
+    """Return whether there is a checkpoint at `path` with an intact index and files of the right sizes.
+
+    Raises:
+        CheckpointIOError: if the system could not look.
+    """
     try:
         with opened(path) as reader:
             reader.check()
-    except (CheckpointError, OSError):
+    except (CheckpointNotFoundError, CorruptCheckpointError, UnsupportedVersionError):
         return False
     return True
+
+
+def _is_usable(path: Path) -> bool:
+    try:
+        return again_after_io_error(lambda: is_complete(path))
+    except CheckpointIOError as error:
+        if error.errno != errno.EIO:
+            raise
+        return False  # a bad sector is damage
 
 
 def checkpoint_exists(path: PathLike) -> bool:
     """Return whether there is a complete checkpoint at exactly this path. After `tf.train.checkpoint_exists`.
 
     Only the index and the sizes of the files are checked; `verify` checks every byte.
+
+    Raises:
+        CheckpointIOError: if the system could not look.
 
     Example:
         >>> path = pytreesaver.save({"w": np.ones(3)}, "existing")
@@ -56,6 +75,9 @@ def get_checkpoint_mtimes(paths: Iterable[PathLike]) -> list[float]:
     """Return when checkpoints were written, in seconds since the epoch. After `tf.train.get_checkpoint_mtimes`.
 
     As in TensorFlow, a path without a complete checkpoint has no entry in the list.
+
+    Raises:
+        CheckpointIOError: if the system could not look.
 
     Example:
         >>> len(get_checkpoint_mtimes([pytreesaver.save({"w": np.ones(3)}, "timed"), "not there"]))
@@ -72,27 +94,16 @@ def check_run_directory(directory: Path) -> None:
         )
 
 
-def modified_time(path: Path) -> float:
-    """Return when a checkpoint was written, in seconds since the epoch."""
-    return filesystem.modified_ns(format_to_read(path).heading_file(path)) / 1e9
-
-
 def delete_checkpoint(target: Path) -> bool:
     """Delete the checkpoint at a path. Return whether it existed. Raises what `remove_checkpoint` raises."""
-    if not os.path.lexists(target):
-        return False
     with wrap_os_errors("remove", target):
+        if not filesystem.exists(target):
+            return False
         found = format_at(target)
         if found is None:
             raise CheckpointNotFoundError(f"{target}: expected a checkpoint to remove, found something else")
         found.remove(target)
     return True
-
-
-def read_record(path: Path) -> Record:
-    """Return the record of a checkpoint. Raises what `load_checkpoint` raises."""
-    with wrap_os_errors("read", path):
-        return decode_record(format_to_read(path).read_heading(path).record, path)
 
 
 def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = None) -> Path | None:
@@ -102,6 +113,9 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
     checkpoints that a `Saver` or `CheckpointManager` completed but did not list before its process ended, and if the
     newest checkpoint is damaged or missing, it returns the one before it, with a `RetentionWarning`. Only indexes and
     the sizes of files are checked; arrays are not read.
+
+    Raises:
+        CheckpointIOError: if the system could not look, for example because a permission is missing.
 
     Example:
         >>> saver = pytreesaver.Saver()
@@ -118,12 +132,12 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
             break
         unlisted = [path for path, _ in unlisted_checkpoints(directory, name, listed)]
         candidates = [*reversed(unlisted), *(path for path in reversed(listed) if path not in unlisted)]
-        newest = next(filter(is_complete, candidates[:1]), None)
+        newest = next(filter(_is_usable, candidates[:1]), None)
         if newest is not None or not candidates:
             return newest
         # A saver may have deleted it concurrently. Then the state file has changed too: read it again.
     older = [path for path, _ in reversed(recorded_checkpoints(directory, name)) if path not in candidates]
-    fallback = next(filter(is_complete, [*candidates, *older]), None)
+    fallback = next(filter(_is_usable, [*candidates, *older]), None)
     skipped = candidates[: candidates.index(fallback)] if fallback and fallback in candidates else candidates
     warnings.warn(
         f"damaged or missing: {', '.join(map(str, skipped))}; using instead: {fallback or 'nothing'}",
@@ -137,87 +151,6 @@ def checkpoint_at(path: PathLike) -> Path:
     """Return the path if it is a checkpoint, else the newest checkpoint of the run directory there, else the path."""
     target = local_path(path)
     return target if is_checkpoint(target) else latest_checkpoint(target) or target
-
-
-def recorded_checkpoints(directory: Path, name: str, written_since: int = 0) -> list[tuple[Path, Record]]:
-    """Return each checkpoint in a directory whose record names a state file, in the order of the saves.
-
-    Checkpoints that were written before `written_since`, in nanoseconds since the epoch, are skipped.
-    """
-    try:
-        entries = filesystem.list_directory(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    found = [
-        (directory / entry, record)
-        for entry in entries
-        if not entry.startswith(".") and (record := _record_for(directory / entry, name, written_since)) is not None
-    ]
-    return sorted(found, key=lambda each: (each[1].serial, each[1].time or 0.0))
-
-
-def _record_for(path: Path, name: str, written_since: int = 0) -> Record | None:
-    try:
-        if filesystem.modified_ns(format_to_read(path).heading_file(path)) < written_since:
-            return None
-        record = read_record(path)
-    except (CheckpointError, OSError):
-        return None
-    return record if record.state_file == name else None
-
-
-def last_serial(directory: Path, name: str, listed: Sequence[Path]) -> int:
-    """Return the serial number of the newest listed checkpoint that can be read, or 0."""
-    records = (_record_for(path, name) for path in reversed(listed))
-    return next((record.serial for record in records if record is not None), 0)
-
-
-def unlisted_checkpoints(directory: Path, name: str, listed: Sequence[Path]) -> list[tuple[Path, Record]]:
-    """Return the checkpoints that a saver completed but did not list before its process ended, oldest first.
-
-    They are newer than the state file, and each of them names the one before as its predecessor, beginning with the
-    newest listed one. This excludes copies of checkpoints of other runs. If nothing is listed, they are all checkpoints
-    that still have their recorded names.
-    """
-    try:
-        state_time = filesystem.modified_ns(directory / name) if listed else 0
-    except OSError:
-        state_time = 0
-    found = [
-        (path, record)
-        for path, record in recorded_checkpoints(directory, name, state_time)
-        if record.name == path.name and path not in listed[-1:]
-    ]
-    if not listed:
-        return found
-    chain: list[tuple[Path, Record]] = []
-    last, newest = last_serial(directory, name, listed) if found else 0, listed[-1].name
-    for path, record in found:
-        if record.predecessor == newest and record.serial > last:
-            chain.append((path, record))
-            last, newest = record.serial, path.name
-    return chain
-
-
-def unlisted_to_adopt(directory: Path, name: str, listed: Sequence[Path]) -> list[tuple[Path, Record]]:
-    """Return the unlisted checkpoints that retention may track, oldest first.
-
-    If nothing is listed, they are tracked only if they are one run from its first save, whose saver was killed before
-    it wrote the state file. Otherwise they may be a collection of checkpoints, which must not be deleted.
-    """
-    found = unlisted_checkpoints(directory, name, listed)
-    predecessors = [None, *(path.name for path, _ in found[:-1])]
-    is_one_run = all(record.predecessor == each for (_, record), each in zip(found, predecessors, strict=False))
-    return found if listed or is_one_run else []
-
-
-def saved_at(path: Path) -> float:
-    """Return when a checkpoint was saved: as recorded, else when it was written; 0 if it cannot be read."""
-    try:
-        recorded = read_record(path).time
-        return modified_time(path) if recorded is None else recorded
-    except (CheckpointError, OSError):
-        return 0.0
 
 
 class Deletions(NamedTuple):
@@ -261,9 +194,9 @@ def list_and_delete(
     on_listed()
     problems = []
     for path in to_delete:
-        if os.path.lexists(path / PINNED_NAME):
-            continue  # pinned after the decision
         try:
+            if is_pinned(path):
+                continue  # pinned after the decision
             delete_checkpoint(path)
         except CheckpointNotFoundError as error:
             problems.append(f"could not delete an old checkpoint: {error}; it is no longer tracked")
@@ -348,5 +281,15 @@ def _wait_for_next(directory: Path, last: Path | None, timeout: float | None) ->
 
 
 def is_pinned(path: Path) -> bool:
-    """Return whether a checkpoint is pinned, so that retention does not delete it."""
-    return os.path.lexists(path / PINNED_NAME)
+    """Return whether a checkpoint is pinned, so that retention does not delete it.
+
+    Raises:
+        CheckpointIOError: if the system could not look.
+    """
+    with wrap_os_errors("look at", path):
+        return filesystem.exists(path / PINNED_NAME)
+
+
+def may_be_pinned(path: Path) -> bool:
+    """Return whether a checkpoint is pinned, or the system could not look."""
+    return filesystem.may_exist(path / PINNED_NAME)

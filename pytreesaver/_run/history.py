@@ -14,7 +14,7 @@ import numpy as np
 from pytreesaver._errors import CheckpointNotFoundError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import replace_file
-from pytreesaver._io.files import write_fully
+from pytreesaver._io.files import read_file, write_fully
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value, encode_value
@@ -60,13 +60,24 @@ def get_checkpoint_history(directory: PathLike) -> list[CheckpointEvent]:
     """
     where = local_path(directory)
     with wrap_os_errors("read", where):
-        if not where.is_dir():
+        if not filesystem.is_directory(where):
             raise CheckpointNotFoundError(f"{where}: expected a run directory, found none")
-        try:
-            content = (where / HISTORY_NAME).read_bytes()
-        except FileNotFoundError:
-            return []
+        content = _content(where / HISTORY_NAME)
     return [event for event in map(_decoded, content.split(b"\n")) if event is not None]
+
+
+def _content(path: Path) -> bytes:
+    """Return the contents of a history, none if it does not exist. It may grow meanwhile."""
+    try:
+        descriptor = filesystem.open_existing(path)
+    except OSError as error:
+        if filesystem.is_absence(error):
+            return b""
+        raise
+    try:
+        return read_file(descriptor)
+    finally:
+        filesystem.release(descriptor)
 
 
 def append_history(directory: Path, events: Iterable[CheckpointEvent]) -> str | None:
@@ -90,10 +101,12 @@ def _append(path: Path, lines: bytes) -> None:
             filesystem.read_into(descriptor, last, size - 1)
         is_truncated = last.tobytes() != b"\n"
         write_fully(descriptor, [b"\n" + lines if is_truncated else lines], size)
-    finally:
-        filesystem.close(descriptor)
+    except BaseException:
+        filesystem.release(descriptor)
+        raise
+    filesystem.close(descriptor)
     if size > _MAX_NBYTES:
-        content = path.read_bytes()
+        content = _content(path)
         replace_file(path, content[content.find(b"\n", len(content) // 2) + 1 :])
 
 

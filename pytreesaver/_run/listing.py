@@ -1,7 +1,6 @@
 """The checkpoints of a run directory, with their steps, sizes and metrics, and the reasons to keep them."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -9,10 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pytreesaver._errors import CheckpointError, CheckpointNotFoundError
+from pytreesaver._errors import (
+    CheckpointIOError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    UnsupportedVersionError,
+)
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import PathLike, canonical, local_path, wrap_os_errors
-from pytreesaver._run.directory import is_pinned, modified_time, unlisted_to_adopt
+from pytreesaver._io.paths import PathLike, again_after_io_error, canonical, local_path, wrap_os_errors
 from pytreesaver._run.managed_run import ManagedRun
 from pytreesaver._run.policies.recording import decode_rule
 from pytreesaver._run.policies.retention import (
@@ -24,9 +27,11 @@ from pytreesaver._run.policies.retention import (
 )
 from pytreesaver._run.policies.rules import ManagerRule, SaverRule
 from pytreesaver._run.record import Record, decode_record
+from pytreesaver._run.recorded import is_visible, modified_time, unlisted_to_adopt
 from pytreesaver._run.state_file import listed_checkpoints, tracks_nothing
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value
+from pytreesaver.formats.protocol import PINNED_NAME
 from pytreesaver.formats.registry import format_to_read, is_checkpoint
 
 
@@ -85,18 +90,27 @@ def list_checkpoints(
         listed/ckpt-2 {'loss': 0.5} ('last 2',)
         listed/ckpt-3 {'loss': 0.3333333333333333} ('newest', 'last 2')
     """
+    return listed_and_unreadable(directory, policy, clock)[0]
+
+
+def listed_and_unreadable(
+    directory: PathLike, policy: RetentionPolicy | None, clock: Callable[[], float]
+) -> tuple[list[ListedCheckpoint], list[CheckpointIOError]]:
+    """Return what `list_checkpoints` returns, and an error for each path that the system could not look at."""
     if policy is not None:
         check_policy(policy)
     where = local_path(directory)
     with wrap_os_errors("read", where):
         try:
             names = filesystem.list_directory(where)
-        except (FileNotFoundError, NotADirectoryError):
-            found = "a file" if where.exists() else "nothing"
+        except OSError as error:
+            if not filesystem.is_absence(error):
+                raise
+            found = "nothing" if filesystem.status(where) is None else "a file"
             raise CheckpointNotFoundError(f"{where}: expected a run directory, found {found}") from None
     if is_checkpoint(where):
         raise CheckpointNotFoundError(f"{where}: expected a run directory, found a checkpoint")
-    found_entries = [_read_entry(where / name) for name in names if not name.startswith(".")]
+    found_entries = [_read_entry(where / name) for name in names if is_visible(name)]
     entries = [entry for entry in found_entries if entry is not None]
     tracked = {saver: _tracked(where, saver) for saver in dict.fromkeys(entry.saver for entry in entries) if saver}
     entries = _in_order(entries, tracked)
@@ -106,7 +120,7 @@ def list_checkpoints(
     for listed in (entry.listed for entry in entries):
         why = reasons.get(listed.path.name, ("no saver tracks it",)) if listed.problem is None else ()
         result.append(replace(listed, keep=bool(why) or listed.problem is not None, reasons=why))
-    return result
+    return result, [entry.error for entry in entries if entry.error is not None]
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,8 @@ class _Entry:
     record: Record
     order: float = 0.0
     is_newest: bool = False  # among the undamaged ones of its saver
+    is_pinned: bool = False
+    error: CheckpointIOError | None = None  # the system could not look at the checkpoint
 
     @property
     def saver(self) -> str | None:
@@ -128,27 +144,43 @@ class _Entry:
         """The checkpoint as policies see it."""
         listed = self.listed
         step = -1 if listed.step is None else listed.step
-        return SavedCheckpoint(listed.path.name, step, self.order, listed.metrics, is_pinned(listed.path))
+        return SavedCheckpoint(listed.path.name, step, self.order, listed.metrics, self.is_pinned)
 
 
 def _read_entry(path: Path) -> _Entry | None:
     """Read the checkpoint at a path. Return None if it is not a checkpoint."""
+    try:
+        return again_after_io_error(lambda: _look_at_entry(path))
+    except CheckpointIOError as error:
+        if not filesystem.may_exist(path):
+            return None  # a saver deleted it concurrently
+        return _Entry(ListedCheckpoint(path, None, _last_modified(path), 0, problem=str(error)), Record(), error=error)
+
+
+def _last_modified(path: Path) -> float:
+    with suppress(OSError):
+        return filesystem.modified_ns(path) / 1e9
+    return 0.0
+
+
+def _look_at_entry(path: Path) -> _Entry | None:
     if not is_checkpoint(path):
         return None
     nbytes = 0
     modified = 0.0
     try:
-        sizes = filesystem.file_sizes(path)
-        nbytes = sum(sizes.values())
-        modified = modified_time(path)
-        heading = format_to_read(path).read_heading(path)
+        with wrap_os_errors("read", path):
+            pinned = filesystem.exists(path / PINNED_NAME)
+            sizes = filesystem.file_sizes(path)
+            nbytes = sum(sizes.values())
+            modified = modified_time(path)
+            heading = format_to_read(path).read_heading(path)
         record = decode_record(heading.record, path)
         metadata = decode_value(heading.metadata)
-    except (CheckpointError, NotPlainError, OSError) as error:
-        if not os.path.lexists(path):
+    except (CheckpointNotFoundError, CorruptCheckpointError, UnsupportedVersionError, NotPlainError) as error:
+        if not filesystem.may_exist(path):
             return None  # a saver deleted it concurrently
-        with suppress(OSError):
-            modified = modified or filesystem.modified_ns(path) / 1e9
+        modified = modified or _last_modified(path)
         return _Entry(ListedCheckpoint(path, None, modified, nbytes, problem=str(error)), Record())
     wrong = [
         f"{name}: expected {size} bytes, found {sizes.get(name, 'no file')}"
@@ -157,7 +189,8 @@ def _read_entry(path: Path) -> _Entry | None:
     ]
     saved = modified if record.time is None else record.time
     problem = "; ".join(wrong) or None
-    return _Entry(ListedCheckpoint(path, record.step, saved, nbytes, record.metrics, metadata, problem=problem), record)
+    listed = ListedCheckpoint(path, record.step, saved, nbytes, record.metrics, metadata, problem=problem)
+    return _Entry(listed, record, is_pinned=pinned)
 
 
 def _in_order(entries: Sequence[_Entry], tracked: Mapping[str, Sequence[Path]]) -> list[_Entry]:
@@ -199,8 +232,8 @@ def _recorded_reasons(
         if rule is None:
             found = [Decision(entry.saved, ("its saver recorded no retention rule",)) for entry in own]
         elif isinstance(rule, SaverRule):
-            names = [] if tracks_nothing(directory, saver) else [path.name for path in paths if os.path.lexists(path)]
-            found = _saver_decisions(rule, names, own)
+            existing = [path.name for path in paths if filesystem.may_exist(path)]
+            found = _saver_decisions(rule, [] if tracks_nothing(directory, saver) else existing, own)
         else:
             found = _manager_decisions(directory, newest.record, rule, now)
         result |= {decision.checkpoint.path: decision.reasons for decision in found}
@@ -221,7 +254,7 @@ def _saver_decisions(rule: SaverRule, tracked: Sequence[str], own: Sequence[_Ent
     for entry in own:
         name = entry.listed.path.name
         reasons = ["newest"] if entry.is_newest else []
-        if is_pinned(entry.listed.path):
+        if entry.is_pinned:
             reasons.append("pinned")
         if name in last:
             reasons.append(f"last {count}" if rule.max_to_keep else "all")

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pytreesaver._errors import ConcurrentWriterError
+from pytreesaver._errors import CheckpointIOError, ConcurrentWriterError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import make_durable_directory
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.paths import wrap_os_errors
 from pytreesaver._run.directory import check_run_directory
+from pytreesaver._run.recorded import visible_entries
 from pytreesaver.formats.registry import format_at
 
 LOCK_NAME = ".pytreesaver.lock"
@@ -49,7 +50,7 @@ def _drop_released() -> None:
                 if claim.holders == 0:
                     if _claims.get(claim.identity) is claim:
                         del _claims[claim.identity]
-                    filesystem.close(claim.descriptor)
+                    filesystem.release(claim.descriptor)
         finally:
             _guard.release()
 
@@ -60,7 +61,7 @@ def _forget_claims() -> None:
     _guard = threading.Lock()
     _released.clear()
     for claim in _claims.values():
-        filesystem.close(claim.descriptor)
+        filesystem.release(claim.descriptor)
     _claims.clear()
 
 
@@ -123,7 +124,7 @@ def _open_lock_file(directory: Path) -> int:
             write_fully(descriptor, [f"process {os.getpid()} on {socket.gethostname()}, since {now}\n".encode()], 0)
         return descriptor
     except BaseException:
-        filesystem.close(descriptor)
+        filesystem.release(descriptor)
         raise
 
 
@@ -159,7 +160,17 @@ def claim(directory: Path, held: RunLock | None) -> RunLock:
         if held is not None and held.holds(directory):
             return held
         lock = RunLock(directory)
-        for entry in filesystem.list_directory(directory):
-            if not entry.startswith(".") and (found := format_at(directory / entry)) is not None:
-                found.remove_unlisted_files(directory / entry)
+        try:
+            _remove_unlisted_files(directory)
+        except BaseException:
+            lock.release()
+            raise
         return lock
+
+
+def _remove_unlisted_files(directory: Path) -> None:
+    for path in visible_entries(directory):
+        with suppress(CheckpointIOError):  # it could not be looked at: the next new lock tries again
+            found = format_at(path)
+            if found is not None:
+                found.remove_unlisted_files(path)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,12 +21,13 @@ from pytreesaver._errors import (
     UnsupportedVersionError,
 )
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import wrap_os_errors
-from pytreesaver._run.directory import (
-    Deletions,
-    is_pinned,
+from pytreesaver._io.paths import again_after_io_error, wrap_os_errors
+from pytreesaver._run.directory import Deletions, is_pinned, list_and_delete, may_be_pinned
+from pytreesaver._run.history import CheckpointEvent
+from pytreesaver._run.policies.retention import Decision, SavedCheckpoint
+from pytreesaver._run.policies.rules import ManagerDecisions, ManagerRule, manager_decisions
+from pytreesaver._run.recorded import (
     last_serial,
-    list_and_delete,
     modified_time,
     read_record,
     recorded_checkpoints,
@@ -33,9 +35,6 @@ from pytreesaver._run.directory import (
     unlisted_checkpoints,
     unlisted_to_adopt,
 )
-from pytreesaver._run.history import CheckpointEvent
-from pytreesaver._run.policies.retention import Decision, SavedCheckpoint
-from pytreesaver._run.policies.rules import ManagerDecisions, ManagerRule, manager_decisions
 from pytreesaver._run.state_file import get_checkpoint_state
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState
 from pytreesaver.formats.protocol import PINNED_NAME
@@ -90,7 +89,8 @@ class ManagedRun:
         padded, plain = self.directory / f"{self._name}-{step:08d}", self.directory / f"{self._name}-{step}"
         usual, other = (padded, plain) if self._pad else (plain, padded)
         # A checkpoint of this step that was saved with the other padding is overwritten, not duplicated.
-        return other if os.path.lexists(other) and not os.path.lexists(usual) else usual
+        with wrap_os_errors("look at", usual):
+            return other if filesystem.exists(other) and not filesystem.exists(usual) else usual
 
     def on_disk(self) -> dict[Path, SavedCheckpoint]:
         """Return the checkpoints by path, except those with a damaged index or a newer format version."""
@@ -98,19 +98,23 @@ class ManagedRun:
         seen = {}
         for path in self._named():
             try:
-                fingerprint = filesystem.fingerprint(path)
-                known = self._cached.get(path)
-                saved = known[1] if known is not None and known[0] == fingerprint else self._read(path)
+                fingerprint, saved = again_after_io_error(partial(self._look, path))
                 seen[path] = fingerprint, saved
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # it was deleted concurrently
-            except OSError:
+            except CheckpointIOError as error:
+                if filesystem.is_absence(error):
+                    continue  # it was deleted concurrently
                 # The error may be temporary. The checkpoint counts as pinned, so that it is not deleted.
                 saved = SavedCheckpoint(path.name, self._step_of(path), 0.0, {}, True)
             if saved is not None:
                 found[path] = saved
         self._cached = seen
         return found
+
+    def _look(self, path: Path) -> tuple[Any, SavedCheckpoint | None]:
+        with wrap_os_errors("look at", path):
+            fingerprint = filesystem.fingerprint(path)
+            known = self._cached.get(path)
+            return fingerprint, known[1] if known is not None and known[0] == fingerprint else self._read(path)
 
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints on disk, in ascending order."""
@@ -126,14 +130,20 @@ class ManagedRun:
         """Pin the checkpoint of a step. Raises a CheckpointNotFoundError if it does not exist."""
         marker = self._marker(step)
         with wrap_os_errors("pin", marker.parent):
-            filesystem.close(filesystem.open_or_create(marker))
+            descriptor = filesystem.open_or_create(marker)
+            try:
+                filesystem.sync_file(descriptor)
+            finally:
+                filesystem.release(descriptor)
+            filesystem.sync_directory(marker.parent)
 
     def unpin(self, step: int) -> None:
         """Unpin the checkpoint of a step. Raises a CheckpointNotFoundError if it does not exist."""
         marker = self._marker(step)
         with wrap_os_errors("unpin", marker.parent):
-            if os.path.lexists(marker):
+            with suppress(FileNotFoundError):
                 filesystem.remove_file(marker)
+            filesystem.sync_directory(marker.parent)
 
     def _marker(self, step: int) -> Path:
         for path, saved in self.on_disk().items():
@@ -193,8 +203,8 @@ class ManagedRun:
             mark, entries = now, []
         if self._rule.is_tensorflow_rule:
             # As in TensorFlow, checkpoints that are not newer than the last preserved one count as preserved too.
-            entries = [(path, time) for path, time in entries if min(time, now) > mark or is_pinned(path)]
-        tracked = [(p, min(t, now)) for p, t in entries if self._is_ours(p) and os.path.lexists(p)]
+            entries = [(path, time) for path, time in entries if min(time, now) > mark or may_be_pinned(path)]
+        tracked = [(p, min(t, now)) for p, t in entries if self._is_ours(p) and filesystem.may_exist(p)]
         paths = list(dict.fromkeys([*listed, newest]))
         serial = last_serial(self.directory, STATE_FILE_NAME, paths)
         return self._with_unlisted(RunState(tracked, mark, newest, serial), paths)
@@ -216,7 +226,7 @@ class ManagedRun:
     def decisions(self, state: RunState, now: float) -> ManagerDecisions:
         """Return the decisions of the rule for the tracked checkpoints that exist."""
         on_disk = self.on_disk()
-        tracked = [self._as_tracked(on_disk, path, time) for path, time in state.tracked if os.path.lexists(path)]
+        tracked = [self._as_tracked(on_disk, path, time) for path, time in state.tracked if filesystem.may_exist(path)]
         tracked_paths = {path for path, _ in state.tracked}
         others = [saved for path, saved in on_disk.items() if path not in tracked_paths]
         return manager_decisions(self._rule, tracked, others, state.mark, now)
@@ -236,7 +246,7 @@ class ManagedRun:
     def _as_tracked(self, on_disk: dict[Path, SavedCheckpoint], path: Path, time: float) -> SavedCheckpoint:
         if path in on_disk:
             return replace(on_disk[path], time=time)
-        return SavedCheckpoint(path.name, self._step_of(path), time, {}, is_pinned(path))
+        return SavedCheckpoint(path.name, self._step_of(path), time, {}, may_be_pinned(path))
 
     def retain(self, state: RunState, saved: CheckpointEvent) -> tuple[RunState, Deletions]:
         """Write the state file, then delete what the rule does not keep. Return the new state and the deletions.
@@ -270,11 +280,11 @@ class ManagedRun:
     def candidates(self, state: RunState) -> list[SavedCheckpoint]:
         """Return all checkpoints that may be restored, the newest first, including damaged ones."""
         on_disk = self.on_disk()
-        times = {path: saved_at(path) for path in self._named() if path not in on_disk and is_checkpoint(path)}
+        times = {path: saved_at(path) for path in self._named() if path not in on_disk and _may_be_checkpoint(path)}
         times |= {path: saved.time for path, saved in on_disk.items()}
         last = -math.inf
         for path, time in state.tracked:  # in the order of their saves, even if the clock was set back
-            if os.path.lexists(path):
+            if filesystem.may_exist(path):
                 times[path] = last = max(time, math.nextafter(last, math.inf))
         paths = sorted(times, key=lambda path: (path == state.newest, times[path]), reverse=True)
         return [self._as_tracked(on_disk, path, times[path]) for path in paths]
@@ -285,11 +295,15 @@ class ManagedRun:
         Raises:
             CorruptCheckpointError: if it is damaged.
             CheckpointNotFoundError: if it no longer exists.
+            CheckpointIOError: if the system could not look.
         """
-        try:
-            fingerprint = filesystem.fingerprint(path)
-        except OSError as error:
-            raise CheckpointNotFoundError(f"{path}: the checkpoint no longer exists") from error
+        with wrap_os_errors("verify", path):
+            try:
+                fingerprint = filesystem.fingerprint(path)
+            except OSError as error:
+                if not filesystem.is_absence(error):
+                    raise
+                raise CheckpointNotFoundError(f"{path}: the checkpoint no longer exists") from error
         if self._verified.get(path) == fingerprint:
             return
         with opened(path) as reader:
@@ -299,12 +313,19 @@ class ManagedRun:
 
     def trust(self, path: Path) -> None:
         """Treat a checkpoint that was just saved as intact until it changes."""
-        with suppress(FileNotFoundError):  # another saver of this run may have deleted it by now
+        with suppress(OSError):  # another saver of this run may have deleted it by now
             self._remember(path, filesystem.fingerprint(path))
 
     def _remember(self, path: Path, fingerprint: Any) -> None:
         # Replaced, not modified in place, since the thread that saves and readers use it concurrently.
-        self._verified = {p: f for p, f in self._verified.items() if os.path.lexists(p)} | {path: fingerprint}
+        self._verified = {p: f for p, f in self._verified.items() if filesystem.may_exist(p)} | {path: fingerprint}
+
+
+def _may_be_checkpoint(path: Path) -> bool:
+    try:
+        return is_checkpoint(path)
+    except CheckpointIOError:
+        return True
 
 
 def first_intact(

@@ -37,17 +37,19 @@ def get_checkpoint_state(checkpoint_dir: PathLike, latest_filename: str | None =
     """
     directory = local_path(checkpoint_dir)
     file = directory / state_file_name(latest_filename)
-    if file.is_dir():
-        return None
     with wrap_os_errors("read", file):
+        if filesystem.is_directory(file):
+            return None
         try:
             descriptor = filesystem.open_existing(file)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            if filesystem.is_absence(error):
+                return None
+            raise
         try:
             content = read_file(descriptor)
         finally:
-            filesystem.close(descriptor)
+            filesystem.release(descriptor)
     try:
         state = parse_state(content)
     except MalformedStateError as error:

@@ -18,10 +18,11 @@ from pytreesaver._checkpoint.restoring.restore import restore_with
 from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._io.paths import PathLike, canonical, local_path
 from pytreesaver._progress import Progress, check_progress
-from pytreesaver._run.directory import is_complete, saved_at
+from pytreesaver._run.directory import is_complete
 from pytreesaver._run.policies.recording import encode_rule
 from pytreesaver._run.policies.rules import SaverRule
 from pytreesaver._run.record import Record, as_step, encode_record
+from pytreesaver._run.recorded import saved_at
 from pytreesaver._run.state_file import state_file_name
 from pytreesaver._savers.saver_def import SaverDef, VariableList, checked_saver_def
 from pytreesaver._savers.saver_state import SaverState

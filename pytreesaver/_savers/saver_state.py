@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import PathLike, canonical, local_path
-from pytreesaver._run.directory import Deletions, last_serial, list_and_delete, saved_at, unlisted_to_adopt
+from pytreesaver._io.paths import PathLike, canonical, local_path, wrap_os_errors
+from pytreesaver._run.directory import Deletions, list_and_delete
 from pytreesaver._run.history import CheckpointEvent
 from pytreesaver._run.policies.rules import saver_eviction, saver_interval
 from pytreesaver._run.record import Record
+from pytreesaver._run.recorded import last_serial, saved_at, unlisted_to_adopt
 from pytreesaver._run.state_file import listed_checkpoints, tracks_nothing
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState
 from pytreesaver._text import duplicates
@@ -68,13 +69,13 @@ class SaverState:
         state_name = record.state_file or STATE_FILE_NAME
         result = saver_eviction(
             # Checkpoints that were deleted by others do not count.
-            [(where, time) for where, time in self._tracked if os.path.lexists(where)],
+            [(where, time) for where, time in self._tracked if filesystem.may_exist(Path(where))],
             (str(location), now),
             self.next_checkpoint_time,
             self._settings.max_to_keep or 0,
             self._settings.keep_checkpoint_every_n_hours or 0.0,
         )
-        directory = location.parent
+        directory, identity = location.parent, self._identity(location.parent)
         given_paths = {**self._given_paths, str(location): path}
         relative = self._settings.save_relative_paths or not os.path.isabs(path)  # noqa: PTH117
         times = dict(self._tracked)
@@ -92,7 +93,7 @@ class SaverState:
             # From here on this state agrees with the state file, even if a deletion fails.
             self._given_paths, self._tracked = given_paths, tracked_with(set(to_delete))
             self.next_checkpoint_time = result.mark
-            self._last[filesystem.identity(directory), state_name] = record.serial, location.name
+            self._last[identity, state_name] = record.serial, location.name
 
         saved = CheckpointEvent("saved", location.name, now, record.step)
         deletions = list_and_delete(directory, state_name, state_with, to_delete, saved, on_listed=on_listed)
@@ -108,7 +109,7 @@ class SaverState:
         `was_last_writer` is False if another saver of this process may have written to the directory since this one.
         """
         directory = location.parent
-        identity = filesystem.identity(directory)
+        identity = self._identity(directory)
         base = location.name if step is None else location.name.rpartition("-")[0]
         adopted = (identity, base, state_name) in self._adopted
         if not (was_last_writer and adopted and (identity, state_name) in self._last):
@@ -125,6 +126,11 @@ class SaverState:
         serial, newest = self._last[identity, state_name]
         return Record(step, state_file=state_name, serial=serial + 1, name=location.name, predecessor=newest)
 
+    @staticmethod
+    def _identity(directory: Path) -> tuple[int, int]:
+        with wrap_os_errors("look at", directory):
+            return filesystem.identity(directory)
+
     def _track_listed(
         self, directory: Path, base: str, listed: Sequence[Path], newer: Sequence[Path], absolute: bool
     ) -> None:
@@ -134,7 +140,7 @@ class SaverState:
         found: dict[str, float] = {}
         for path in [*(p for p in listed if p not in newer), *newer]:
             ours = path.parent == directory and of_same_name.fullmatch(path.name) is not None
-            wanted = ours and os.path.lexists(path) and not (self._is_set_by_user and path not in newer)
+            wanted = ours and filesystem.may_exist(path) and not (self._is_set_by_user and path not in newer)
             if str(path) in known or wanted:
                 found[str(path)] = known[str(path)] if str(path) in known else saved_at(path)
                 self._given_paths.setdefault(str(path), str(path) if absolute else os.path.relpath(path))

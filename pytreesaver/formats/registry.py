@@ -35,16 +35,20 @@ def format_named(name: str | None) -> Format:
 def format_at(path: Path) -> Format | None:
     """Return the format of the checkpoint at `path`, intact or damaged, or None if `path` is not a checkpoint.
 
+    Raises:
+        CheckpointIOError: if the system could not look.
+
     Example:
         >>> path = pytreesaver.save({"w": np.ones(3)}, "recognized")
         >>> format_at(path).name, format_at(path / "index.json")
         ('native', None)
     """
-    return next((each for each in map(_imported, _MODULES) if each.recognizes(path)), None)
+    with wrap_os_errors("read", path):
+        return next((each for each in map(_imported, _MODULES) if each.recognizes(path)), None)
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether `path` is a checkpoint of any format, intact or damaged."""
+    """Return whether `path` is a checkpoint of any format, intact or damaged. Raises what `format_at` raises."""
     return format_at(path) is not None
 
 
@@ -54,7 +58,8 @@ def format_to_read(path: Path) -> Format:
     If no format recognizes it, return the native one, whose errors say what was found instead.
     """
     others = (name for name in _MODULES if name != _DEFAULT)
-    return next((each for each in map(_imported, others) if each.recognizes(path)), _imported(_DEFAULT))
+    with wrap_os_errors("read", path):
+        return next((each for each in map(_imported, others) if each.recognizes(path)), _imported(_DEFAULT))
 
 
 def open_reader(path: PathLike) -> CheckpointReader:

@@ -10,6 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from pytreesaver._errors import CheckpointNotFoundError
+from pytreesaver._io import filesystem
+from pytreesaver._io.paths import wrap_os_errors
+
 Vocabulary = str | os.PathLike[str] | Sequence[str]
 
 
@@ -105,5 +109,9 @@ def _tokens(what: str, vocabulary: Vocabulary) -> list[bytes]:
             raise ValueError(f"{what}: expected the path of a file or a list of str, found a list with {wrong[0]!r}")
         return [token.encode("utf-8", "surrogatepass") for token in tokens]
     # As TensorFlow does, remove line ends and carriage returns.
-    lines = Path(vocabulary).expanduser().read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    path = Path(vocabulary).expanduser()
+    with wrap_os_errors("read", path):
+        if filesystem.status(path) is None:
+            raise CheckpointNotFoundError(f"{what}: expected a file of tokens, found no such file: {path}")
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     return [line.replace(b"\r", b"") for line in (lines if lines[-1] else lines[:-1])]

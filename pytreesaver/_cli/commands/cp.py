@@ -20,6 +20,7 @@ from pytreesaver._cli.app import (
 )
 from pytreesaver._cli.output import bytes_text, plural, write, write_json
 from pytreesaver._inspect.checkpoint import load_checkpoint
+from pytreesaver._io import filesystem
 from pytreesaver._text import duplicates, printable, quoted
 from pytreesaver.formats.registry import is_checkpoint
 
@@ -57,7 +58,7 @@ def copy(
     """
     path = checkpoint_path(source)
     destination = Path(target)
-    if target.endswith("/") or (destination.is_dir() and not is_checkpoint(destination)):
+    if target.endswith("/") or (filesystem.is_directory(destination) and not is_checkpoint(destination)):
         destination = destination / path.absolute().name
     pairs = [parse_rename(each) for each in rename or []]
     renamed = {new: old for old, new in pairs}

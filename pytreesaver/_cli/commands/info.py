@@ -7,7 +7,7 @@ from pytreesaver._cli.output import bytes_text, count_text, jsonable, number_tex
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._inspect.type_tree import TypeNode
 from pytreesaver._io import filesystem
-from pytreesaver._run.directory import modified_time
+from pytreesaver._run.recorded import modified_time
 from pytreesaver._text import printable, time_text
 from pytreesaver._tree.plain import encode_value
 

@@ -34,7 +34,8 @@ from pytreesaver._inspect.name_tree import (
     tree_rows,
     variable_tree,
 )
-from pytreesaver._run.directory import modified_time
+from pytreesaver._io import filesystem
+from pytreesaver._run.recorded import modified_time, visible_entries
 from pytreesaver._text import printable
 from pytreesaver._tree.select import Selector, selected_names
 from pytreesaver.formats.registry import is_checkpoint
@@ -126,14 +127,15 @@ def _write_run(path: Path, listed: "Sequence[ListedCheckpoint]") -> None:
 
 def _runs_below(path: Path) -> list[Path]:
     """Return up to 20 subdirectories that contain checkpoints."""
-    below = (each for each in sorted(path.iterdir()) if each.is_dir() and not each.is_symlink())
-    return list(itertools.islice((each for each in below if _contains_checkpoints(each)), 20))
+    return list(itertools.islice(filter(_contains_checkpoints, visible_entries(path)), 20))
 
 
 def _contains_checkpoints(path: Path) -> bool:
     try:
-        return any(is_checkpoint(entry) for entry in path.iterdir())
-    except OSError:
+        if filesystem.is_link(path) or not filesystem.is_directory(path):
+            return False
+        return any(is_checkpoint(entry) for entry in visible_entries(path))
+    except OSError:  # the list is only a hint
         return False
 
 

@@ -8,6 +8,7 @@ import typer
 from pytreesaver._cli.app import Debug, Json, Only, Regex, app, selection_of, shows_progress
 from pytreesaver._cli.output import bytes_text, write, write_json
 from pytreesaver._inspect.report import write_report
+from pytreesaver._io import filesystem
 from pytreesaver._text import printable
 
 
@@ -46,7 +47,7 @@ def report(
         overwrite=overwrite,
         progress=shows_progress(json),
     )
-    nbytes = written.stat().st_size
+    nbytes = sum(size for _, _, size, _ in filesystem.fingerprint(written))
     if json:
         write_json({"path": str(written), "nbytes": nbytes})
     else:

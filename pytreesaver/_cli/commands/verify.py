@@ -12,6 +12,7 @@ from pytreesaver._cli.output import bytes_text, plural, styled, write, write_jso
 from pytreesaver._cli.program import EXIT_FOUND, EXIT_OK, one_line
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._inspect.checkpoint import load_checkpoint
+from pytreesaver._io import filesystem
 from pytreesaver._run.listing import list_checkpoints
 from pytreesaver._text import printable, quoted
 from pytreesaver.formats.registry import is_checkpoint
@@ -50,7 +51,7 @@ def _checkpoints(path: Path) -> Iterator[Path]:
     if is_checkpoint(path):
         yield path
         return
-    listed = list_checkpoints(path) if path.is_dir() else []
+    listed = list_checkpoints(path) if filesystem.is_directory(path) else []
     if not listed:
         raise CheckpointNotFoundError(f"{path}: expected a checkpoint or a directory of checkpoints, found neither")
     yield from (each.path for each in listed)

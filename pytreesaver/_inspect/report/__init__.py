@@ -1,9 +1,9 @@
 """HTML reports about runs: the history of the checkpoints and how the variables change."""
 
-import os
 from pathlib import Path
 
 from pytreesaver._errors import CheckpointExistsError
+from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import replace_file
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress
@@ -53,8 +53,9 @@ def write_report(
     """
     check_progress(progress)
     target = local_path(path)
-    if target.is_symlink():
-        target = target.resolve()  # replace the target of the link, not the link
+    with wrap_os_errors("look at", target):
+        if filesystem.is_link(target):
+            target = filesystem.resolved(target)  # replace the target of the link, not the link
     _check_target(target, overwrite=overwrite)
     try:
         import plotly  # noqa: F401
@@ -75,13 +76,13 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
     from pytreesaver._inspect.report.page import MARK
 
     with wrap_os_errors("write", target):
-        if os.path.lexists(target) and not target.is_file():
-            found = "a directory" if target.is_dir() else "a special file"
-            raise CheckpointExistsError(f"{target}: expected a file to write, found {found}")
-        if not os.path.lexists(target):
-            if not target.absolute().parent.is_dir():
+        if not filesystem.exists(target):
+            if not filesystem.is_directory(target.absolute().parent):
                 raise FileNotFoundError(f"{target.parent}: no such directory")
             return
+        if not filesystem.is_regular_file(target):
+            found = "a directory" if filesystem.is_directory(target) else "a special file"
+            raise CheckpointExistsError(f"{target}: expected a file to write, found {found}")
         if overwrite:
             return
         with target.open("rb") as file:

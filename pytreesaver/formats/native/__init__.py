@@ -25,7 +25,7 @@ def remove_unlisted_files(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a checkpoint. See `pytreesaver.formats.Format.remove`."""
-    if path.is_symlink():
+    if filesystem.is_link(path):
         return filesystem.remove_file(path)
     foreign = [entry for entry in filesystem.list_directory(path) if not OWN_FILES.fullmatch(entry)]
     if foreign:

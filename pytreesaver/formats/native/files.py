@@ -38,28 +38,39 @@ OWN_FILES = re.compile(rf"{re.escape(INDEX_NAME)}|{PINNED_NAME}|{REPLACEABLE_FIL
 
 
 def recognizes(path: Path) -> bool:
-    """Return whether `path` contains an index or a data file of this format, intact or damaged."""
+    """Return whether `path` contains an index or a data file of this format, intact or damaged.
+
+    Raises:
+        OSError: if the system could not look.
+    """
     if is_index(_head(path / INDEX_NAME)):
         return True
     try:
         entries = filesystem.list_directory(path)
-    except OSError:
-        return False
+    except OSError as error:
+        if filesystem.is_absence(error):
+            return False
+        raise
     return any(is_header(_head(path / entry)) for entry in entries if REPLACEABLE_FILES.fullmatch(entry))
 
 
 def _head(file: Path) -> bytes:
+    """Return the first bytes of a regular file, or none if there is no such file."""
     try:
+        if not filesystem.is_regular_file(file):
+            return b""
         descriptor = filesystem.open_existing(file)
-    except OSError:
-        return b""
+    except OSError as error:
+        if filesystem.is_absence(error):
+            return b""
+        raise
     try:
         head = np.zeros(min(128, filesystem.file_size(descriptor)), np.uint8)
         read_fully(descriptor, head, 0)
-    except (OSError, EndOfFileError):
+    except EndOfFileError:
         return b""
     finally:
-        filesystem.close(descriptor)
+        filesystem.release(descriptor)
     return head.tobytes()
 
 
@@ -76,24 +87,35 @@ def read_heading(path: Path) -> Heading:
 def _index_bytes(path: Path) -> bytes:
     try:
         descriptor = filesystem.open_existing(path / INDEX_NAME)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if not filesystem.is_absence(error):
+            raise
         raise CheckpointNotFoundError(_why_not_found(path)) from None
+    size = 0
     try:
         size = filesystem.file_size(descriptor)
         if size > _MAX_INDEX_NBYTES:
             raise CorruptCheckpointError(f"{path / INDEX_NAME}: expected an index, found a file of {size} bytes")
         return read_file(descriptor)
+    except EndOfFileError as error:
+        raise CorruptCheckpointError(f"{path / INDEX_NAME}: expected {size} bytes, found fewer") from error
     finally:
-        filesystem.close(descriptor)
+        filesystem.release(descriptor)
 
 
 def _why_not_found(path: Path) -> str:
-    if not path.exists():
+    if filesystem.status(path) is None:
         return f"{path}: expected a checkpoint, found nothing"
-    if not path.is_dir():
+    if not filesystem.is_directory(path):
         return f"{path}: expected a checkpoint, which is a directory, found a file"
-    inside = sorted(path.glob(f"*/{INDEX_NAME}"), key=lambda index: index.stat().st_mtime)
-    names = ", ".join(index.parent.name for index in inside[-3:])
+    times = {}
+    with suppress(OSError):  # only a hint
+        for entry in filesystem.list_directory(path):
+            found = filesystem.status(path / entry / INDEX_NAME)
+            if found is not None:
+                times[entry] = found.st_mtime
+    inside = sorted(times, key=times.__getitem__)
+    names = ", ".join(inside[-3:])
     hint = f"; it contains checkpoints, the newest last: {names}" if inside else ""
     return (
         f"{path}: expected a checkpoint, found a directory without {INDEX_NAME}, "
@@ -276,7 +298,10 @@ class NativeFiles:
         if size != expected.nbytes:
             raise self.truncated(file, size)
         header = np.empty(expected.header_nbytes, np.uint8)
-        read_fully(descriptor, header, 0)
+        try:
+            read_fully(descriptor, header, 0)
+        except EndOfFileError as error:
+            raise CorruptCheckpointError(f"{where}: a part of its header could not be read") from error
         if header_checksum(header.tobytes()) != expected.header_checksum:
             raise CorruptCheckpointError(f"{where}: its header is damaged, or it belongs to another checkpoint")
 
@@ -314,4 +339,4 @@ def _note(error: CorruptCheckpointError, reasons: list[str], damaged: dict[str, 
 
 def _close_all(descriptors: dict[int, int]) -> None:
     while descriptors:
-        filesystem.close(descriptors.popitem()[1])
+        filesystem.release(descriptors.popitem()[1])

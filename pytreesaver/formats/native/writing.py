@@ -1,7 +1,6 @@
 """Write or overwrite a native checkpoint atomically."""
 
 import errno
-import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
     make_directories,
     make_locked_directory,
-    open_locked,
+    new_locked_file,
     remove_leftovers,
     remove_tree,
     sync_parents,
@@ -52,7 +51,7 @@ class _WriteOptions(NamedTuple):
 
 def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False) -> None:
     """Write a checkpoint directory. See `pytreesaver.formats.Format.write`."""
-    if not os.path.lexists(path):
+    if not filesystem.exists(path):
         try:
             return _create(path, contents, _WriteOptions(durable, in_background))
         except CheckpointExistsError:  # another process created it first
@@ -65,8 +64,8 @@ def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool,
 
 
 def _refuse_foreign(path: Path) -> None:
-    if not path.is_dir():
-        found = "a file" if path.exists() else "a broken link"
+    if not filesystem.is_directory(path):
+        found = "a broken link" if filesystem.status(path) is None else "a file"
         raise CheckpointExistsError(f"{path}: expected a checkpoint to overwrite, found {found}; remove it first")
     entries = filesystem.list_directory(path)
     if entries and not recognizes(path):
@@ -81,15 +80,15 @@ def _create(path: Path, contents: TreeContents, options: _WriteOptions) -> None:
     temporary = temporary_sibling(path)
     try:
         make_directories(path.parent, made)
-        with ExitStack() as open_files:
+        with ExitStack() as locks:
             # The lock protects the directory from the removal of leftovers until it has its final name.
-            make_locked_directory(temporary, open_files)
+            make_locked_directory(temporary, locks)
             remove_leftovers(path.parent)
-            _write_files(temporary, f"{_DATA_NAME}.safetensors", INDEX_NAME, contents, options, open_files)
+            _write_files(temporary, f"{_DATA_NAME}.safetensors", INDEX_NAME, contents, options, locks)
             try:
                 filesystem.rename(temporary, path)
             except OSError as error:
-                if os.path.lexists(path):
+                if filesystem.may_exist(path):
                     raise CheckpointExistsError(f"{path} was created by another process during the save") from error
                 raise
     except BaseException:
@@ -109,17 +108,17 @@ def _replace(path: Path, contents: TreeContents, options: _WriteOptions) -> None
     replaced = _listed_files(path)
     token = secrets.token_hex(8)
     data_name, index_name = f"{_DATA_NAME}-{token}.safetensors", f".index-{token}.tmp"
-    with ExitStack() as open_files:
+    with ExitStack() as locks:
         renaming = False
         try:
-            descriptors = _write_files(path, data_name, index_name, contents, options, open_files)
-            if not all(map(filesystem.is_linked, descriptors)):
+            locked = _write_files(path, data_name, index_name, contents, options, locks)
+            if not all(map(filesystem.is_linked, locked)):
                 raise OSError(errno.ENOENT, "Another process removed the new files during the save", str(path))
             renaming = True
             filesystem.rename(path / index_name, path / INDEX_NAME)
         except BaseException:
             # After an interrupt, the new index may be in place already: its data must stay.
-            if not renaming or os.path.lexists(path / index_name):
+            if not renaming or _is_known_to_exist(path / index_name):
                 for leftover in (index_name, data_name):
                     with suppress(OSError):
                         filesystem.remove_file(path / leftover)
@@ -155,7 +154,14 @@ def remove_unlisted(path: Path, replaced: Sequence[str]) -> None:
                 if unused and entry not in [file.name for file in read_index(path).files]:
                     filesystem.remove_file(path / entry)
             finally:
-                filesystem.close(descriptor)
+                filesystem.release(descriptor)
+
+
+def _is_known_to_exist(path: Path) -> bool:
+    try:
+        return filesystem.exists(path)
+    except OSError:
+        return False
 
 
 def _write_files(
@@ -164,19 +170,20 @@ def _write_files(
     index_name: str,
     contents: TreeContents,
     options: _WriteOptions,
-    open_files: ExitStack,
+    locks: ExitStack,
 ) -> tuple[int, int]:
-    """Write the data and its index. The files stay locked until `open_files` is closed."""
-    data = open_locked(directory / data_name, open_files)
-    index = _write_data(data, data_name, contents, options)
+    """Write the data and its index. Return the descriptors of their locks, which end when `locks` is closed."""
+    with new_locked_file(directory / data_name, locks) as (descriptor, data_lock):
+        index = _write_data(descriptor, data_name, contents, options)
+        if options.durable:
+            filesystem.sync_file(descriptor)
+    with new_locked_file(directory / index_name, locks) as (descriptor, index_lock):
+        write_fully(descriptor, [encode_index(index)], 0)
+        if options.durable:
+            filesystem.sync_file(descriptor)
     if options.durable:
-        filesystem.sync_file(data)
-    index_file = open_locked(directory / index_name, open_files)
-    write_fully(index_file, [encode_index(index)], 0)
-    if options.durable:
-        filesystem.sync_file(index_file)
         filesystem.sync_directory(directory)
-    return data, index_file
+    return data_lock, index_lock
 
 
 def _write_data(descriptor: int, data_name: str, contents: TreeContents, options: _WriteOptions) -> Index:
