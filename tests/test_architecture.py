@@ -77,6 +77,37 @@ def test_other_modules_do_not_import_formats_directly():
             assert not others & formats, module
 
 
+OS_FUNCTIONS = ("stat", "lstat", "fstat", "access", "scandir", "listdir", "readlink", "walk")
+OS_PATH_FUNCTIONS = ("exists", "lexists", "isdir", "isfile", "islink", "getsize", "getmtime", "realpath", "samefile")
+PATH_METHODS = (
+    *("exists", "is_dir", "is_file", "is_symlink", "stat", "lstat", "iterdir", "glob", "rglob", "resolve", "samefile"),
+    *("unlink", "rmdir", "mkdir", "touch", "readlink", "owner", "is_mount", "is_fifo"),
+)
+
+
+def file_system_calls(file):
+    """Yield the lines of a file that ask the file system something, without `pytreesaver._io.filesystem`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner, name = ast.unparse(node.func.value), node.func.attr
+            known = {"os": OS_FUNCTIONS, "os.path": OS_PATH_FUNCTIONS}.get(owner, PATH_METHODS)
+            if name in known and owner != "filesystem":
+                yield f"{file.relative_to(PACKAGE)}:{node.lineno}: {owner}.{name}"
+
+
+def test_only_one_module_asks_the_file_system():
+    files = [file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "_io" / "filesystem.py"]
+    calls = [call for file in files if "testing" not in file.parts for call in file_system_calls(file)]
+    # os.path.exists and the methods of pathlib answer "no" to every error.
+    assert calls == []
+
+
+def test_calls_of_the_file_system_are_found():
+    calls = list(file_system_calls(PACKAGE / "_io" / "filesystem.py"))
+    assert [call for call in calls if "os.stat" in call]
+    assert [call for call in calls if "os.path.realpath" in call]
+
+
 @pytest.mark.parametrize("package", [PACKAGE, *(each for each in PACKAGE.rglob("[!_]*") if each.is_dir())], ids=str)
 def test_a_package_has_at_most_ten_files(package):
     files = [each.name for each in package.glob("*.py") if each.name != "__init__.py"]

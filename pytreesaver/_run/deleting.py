@@ -22,8 +22,8 @@ from pytreesaver._run.listing import ListedCheckpoint, listed_and_unreadable
 from pytreesaver._run.lock import RunLock, claim
 from pytreesaver._run.policies.retention import AnyOf, KeepBest, KeepSteps, RetentionPolicy
 from pytreesaver._run.recorded import read_record, recorded_checkpoints
-from pytreesaver._run.state_file import get_checkpoint_state, path_in_state, state_file_name, write_state
-from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState, paths_in_order
+from pytreesaver._run.state_file import get_checkpoint_state, path_in_state, write_state
+from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState, paths_in_order, state_file_name
 from pytreesaver.formats.registry import is_checkpoint
 
 

@@ -24,10 +24,8 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, again_after_io_error, local_path, wrap_os_errors
 from pytreesaver._run.history import CheckpointEvent, append_history, deletions
 from pytreesaver._run.recorded import modified_time, recorded_checkpoints, unlisted_checkpoints
-from pytreesaver._run.state_file import listed_checkpoints, state_file_name, write_state
-from pytreesaver._run.state_text import (
-    CheckpointState,
-)
+from pytreesaver._run.state_file import listed_checkpoints, write_state
+from pytreesaver._run.state_text import CheckpointState, state_file_name
 from pytreesaver.formats.protocol import PINNED_NAME
 from pytreesaver.formats.registry import format_at, is_checkpoint, opened
 

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._run.state_text import state_file_name
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value, encode_value
 
@@ -75,6 +76,12 @@ def decode_record(encoded: Any, where: Path) -> Record:
         raise CorruptCheckpointError(f"{where}: its record is malformed: it lacks {', '.join(missing)}")
     if record.time is not None and not math.isfinite(record.time):
         raise CorruptCheckpointError(f"{where}: its record is malformed: expected a finite time, found {record.time}")
+    if record.state_file is not None:
+        try:
+            state_file_name(record.state_file)
+        except ValueError as error:
+            found = f"expected the name of a state file, found {record.state_file!r}"
+            raise CorruptCheckpointError(f"{where}: its record is malformed: {found}") from error
     return record
 
 

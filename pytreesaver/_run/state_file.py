@@ -12,12 +12,12 @@ from pytreesaver._io.atomic import replace_file
 from pytreesaver._io.files import read_file
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._run.state_text import (
-    STATE_FILE_NAME,
     CheckpointState,
     MalformedStateError,
     format_state,
     parse_state,
     paths_in_order,
+    state_file_name,
 )
 
 
@@ -62,21 +62,6 @@ def get_checkpoint_state(checkpoint_dir: PathLike, latest_filename: str | None =
         state.all_model_checkpoint_timestamps,
         state.last_preserved_timestamp,
     )
-
-
-def state_file_name(latest_filename: str | None) -> str:
-    """Return the name of a state file, `checkpoint` by default.
-
-    Raises:
-        ValueError: if `latest_filename` is not a plain file name.
-    """
-    if latest_filename is None:
-        return STATE_FILE_NAME
-    if latest_filename in ("", ".", ".."):
-        raise ValueError(f"latest_filename: expected a file name, found {latest_filename!r}")
-    if os.path.basename(latest_filename) != latest_filename or "\0" in latest_filename:  # noqa: PTH119
-        raise ValueError(f"'latest_filename' must not contain path components, found {latest_filename!r}")
-    return latest_filename
 
 
 def update_checkpoint_state(

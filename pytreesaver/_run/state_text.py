@@ -230,3 +230,18 @@ def _unescaped(quoted: str) -> bytes:
         return character
 
     return _ESCAPE.sub(resolved, quoted[1:-1]).encode("latin-1")
+
+
+def state_file_name(latest_filename: str | None) -> str:
+    """Return the name of a state file, `checkpoint` by default.
+
+    Raises:
+        ValueError: if `latest_filename` is not a plain file name.
+    """
+    if latest_filename is None:
+        return STATE_FILE_NAME
+    if latest_filename in ("", ".", ".."):
+        raise ValueError(f"latest_filename: expected a file name, found {latest_filename!r}")
+    if os.path.basename(latest_filename) != latest_filename or "\0" in latest_filename:  # noqa: PTH119
+        raise ValueError(f"'latest_filename' must not contain path components, found {latest_filename!r}")
+    return latest_filename

@@ -23,7 +23,7 @@ from pytreesaver._run.policies.recording import encode_rule
 from pytreesaver._run.policies.rules import SaverRule
 from pytreesaver._run.record import Record, as_step, encode_record
 from pytreesaver._run.recorded import saved_at
-from pytreesaver._run.state_file import state_file_name
+from pytreesaver._run.state_text import state_file_name
 from pytreesaver._savers.saver_def import SaverDef, VariableList, checked_saver_def
 from pytreesaver._savers.saver_state import SaverState
 from pytreesaver._savers.session import WriterSession

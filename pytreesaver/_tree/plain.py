@@ -139,7 +139,7 @@ def decode_value(encoded: Any, find_class: FindClass | None = None) -> Any:
                 return _decode_tagged(tag, body, find_class or (lambda reference: None))
             except NotPlainError:
                 raise
-            except (TypeError, ValueError, KeyError, AttributeError, struct.error) as error:
+            except (TypeError, ValueError, KeyError, AttributeError, OverflowError, struct.error) as error:
                 raise NotPlainError(f"malformed {tag} value: {error}") from error
     return {key: decode_value(item, find_class) for key, item in encoded.items()}
 

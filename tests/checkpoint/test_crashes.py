@@ -18,11 +18,11 @@ import pytreesaver as pts
 from pytreesaver._io import filesystem
 
 
-@pytest.mark.parametrize("name", ["open_new", "reserve", "write", "sync_file", "sync_directory", "rename"])
+@pytest.mark.parametrize("name", ["open_new", "reserve", "write", "sync_file", "sync_directory", "rename", "close"])
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_a_system_error_is_reported_and_changes_nothing(monkeypatch, tmp_path, name, overwrite, error):
-
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("error", [errno.EDQUOT, errno.EIO])
+def test_a_system_error_is_reported_and_changes_nothing(monkeypatch, tmp_path, name, overwrite, durable, error):
     path = tmp_path / "runs" / "model"
     if overwrite:
         pts.save(OLD, path)
@@ -33,13 +33,15 @@ def test_a_system_error_is_reported_and_changes_nothing(monkeypatch, tmp_path, n
 
         def failing(*args, calls=calls, call=call):
             if next(calls) == call:
+                if name == "close":  # a network file system reports a failed write when the file is closed
+                    real(*args)
                 raise OSError(error, os.strerror(error))
             return real(*args)
 
         with monkeypatch.context() as patch:
             patch.setattr(filesystem, name, failing)
             try:
-                pts.save(NEW, path, overwrite=overwrite)
+                pts.save(NEW, path, overwrite=overwrite, durable=durable)
                 break  # all calls have failed once
             except pts.CheckpointIOError as error_of_save:
                 caught = error_of_save
