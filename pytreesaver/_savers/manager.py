@@ -58,7 +58,7 @@ class CheckpointManager:
         directory: the run directory. The first save creates it.
         max_to_keep: the number of most recent checkpoints to keep; None keeps all.
         keep_checkpoint_every_n_hours: also keep one checkpoint per this many hours, permanently.
-        keep_every_n_steps: also keep the checkpoints whose step is a multiple of this number.
+        keep_every_n_steps: also keep the first checkpoint at or after each multiple of this number of steps.
         keep_best: also keep the best checkpoints by a metric: a `KeepBest`, or (count, metric) to minimize the metric,
             or (count, metric, "max") to maximize it.
         policy: a retention policy in place of the four arguments above; see `KeepLast` and the other policies.

@@ -20,6 +20,27 @@ def test_every_n_steps_are_kept():
     assert manager.all_steps() == [0, 40, 80, 90]
 
 
+def test_one_checkpoint_is_kept_for_every_n_steps_wherever_saves_fall():
+    with pts.CheckpointManager("run", save_interval_steps=100, keep_every_n_steps=1000, max_to_keep=2) as manager:
+        for step in range(1, 3502):
+            if manager.should_save(step):
+                manager.save(step, tree(step))
+    assert manager.all_steps() == [1, 1001, 2001, 3001, 3401, 3501]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_one_checkpoint_is_kept_for_every_n_steps_after_a_forced_save(restart):
+    settings = {"save_interval_steps": 100, "keep_every_n_steps": 500, "max_to_keep": 1}
+    manager = pts.CheckpointManager("run", **settings)
+    for step in range(0, 1600):
+        manager.save(step, tree(step), force=step == 337)
+        if restart and step % 250 == 0:
+            manager.close()
+            manager = pts.CheckpointManager("run", **settings)
+    manager.close()
+    assert manager.all_steps() == [0, 537, 1037, 1537]
+
+
 LOSSES = [0.5, math.nan, 0.2, 0.4, 0.1, math.nan, 0.3, 0.6]
 
 

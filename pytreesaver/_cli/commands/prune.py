@@ -27,7 +27,8 @@ def prune(
     directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
     keep_last: Annotated[int | None, typer.Option(metavar="N", min=1, help="Keep the last N checkpoints.")] = None,
     keep_every_steps: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Keep checkpoints whose step is a multiple of N.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Keep the first checkpoint at or after each multiple of N steps."),
     ] = None,
     keep_every_hours: Annotated[
         float | None, typer.Option(metavar="H", help="Keep one checkpoint for every H hours, starting with the oldest.")

@@ -67,12 +67,12 @@ def decide(policy: RetentionPolicy, checkpoints: Iterable[SavedCheckpoint], now:
 
     Example:
         >>> saves = [SavedCheckpoint(f"model-{step}", step, time=60.0 * step) for step in (1, 2, 3, 4)]
-        >>> for decision in decide(KeepLast(1) | KeepEverySteps(2), saves, now=300.0):
+        >>> for decision in decide(KeepLast(1) | KeepEverySteps(3), saves, now=300.0):
         ...     print(decision.checkpoint.path, decision.reasons)
-        model-1 ()
-        model-2 ('every 2 steps',)
-        model-3 ()
-        model-4 ('newest', 'last 1', 'every 2 steps')
+        model-1 ('every 3 steps',)
+        model-2 ()
+        model-3 ('every 3 steps',)
+        model-4 ('newest', 'last 1')
     """
     ordered = sorted(checkpoints, key=lambda checkpoint: (checkpoint.time, checkpoint.step, checkpoint.path))
     reasons: list[list[str]] = [["pinned"] if checkpoint.pinned else [] for checkpoint in ordered]
@@ -150,7 +150,15 @@ class KeepEveryHours(RetentionPolicy):
 
 @dataclass(frozen=True)
 class KeepEverySteps(RetentionPolicy):
-    """Keeps the checkpoints whose step is a multiple of `steps`."""
+    """Keeps the first checkpoint at or after each multiple of `steps`, including 0, wherever the saves fall.
+
+    Checkpoints at exact multiples are always kept.
+
+    Example:
+        >>> saves = [SavedCheckpoint(f"model-{step}", step, time=60.0 * step) for step in (17, 22, 27, 32, 50)]
+        >>> [saves[i].step for i in KeepEverySteps(10).kept(saves, now=3600.0)]
+        [17, 22, 32, 50]
+    """
 
     steps: int
 
@@ -160,7 +168,14 @@ class KeepEverySteps(RetentionPolicy):
     def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
         """See `RetentionPolicy.kept`."""
         reason = f"every {self.steps} steps"
-        return {i: reason for i, checkpoint in enumerate(checkpoints) if checkpoint.step % self.steps == 0}
+        result: dict[int, str] = {}
+        passed: set[int] = set()  # the multiples that a checkpoint has reached
+        for position, checkpoint in enumerate(checkpoints):
+            multiple, beyond = divmod(checkpoint.step, self.steps)
+            if beyond == 0 or (checkpoint.step > 0 and multiple not in passed):
+                result[position] = reason
+            passed.add(multiple)
+        return result
 
 
 @dataclass(frozen=True)

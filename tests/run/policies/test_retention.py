@@ -100,6 +100,19 @@ def test_checkpoints_kept_every_n_hours_are_that_far_apart_and_leave_no_gap(run,
 
 
 @given(runs(), COUNTS, NOW)
+def test_the_first_checkpoint_at_or_after_each_multiple_is_kept(run, count, now):
+    steps = sorted(checkpoint.step for checkpoint in run)
+    wanted = {next((step for step in steps if step >= multiple), None) for multiple in range(0, 51, count)}
+    decisions = decide(KeepEverySteps(count), run, now)
+    assert {d.checkpoint.step for d in decisions if f"every {count} steps" in d.reasons} == wanted - {None}
+
+
+def test_checkpoints_stay_kept_when_the_steps_go_back():
+    run = [SavedCheckpoint(f"m-{s}", s, float(i)) for i, s in enumerate([5, 17, 27, 12, 20, 22])]
+    assert kept(KeepEverySteps(10), run, 10.0) == {"m-5", "m-17", "m-27", "m-20", "m-22"}  # m-22 is the newest
+
+
+@given(runs(), COUNTS, NOW)
 def test_nan_and_missing_metrics_are_never_ranked_best(run, count, now):
     for decision in decide(KeepBest(count, "loss", "max"), run, now):
         if any(reason.startswith("best") for reason in decision.reasons):
