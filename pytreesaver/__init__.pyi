@@ -45,6 +45,7 @@ from ._run.directory import checkpoints_iterator as checkpoints_iterator
 from ._run.directory import get_checkpoint_mtimes as get_checkpoint_mtimes
 from ._run.directory import latest_checkpoint as latest_checkpoint
 from ._run.history import CheckpointEvent as CheckpointEvent
+from ._run.history import SaveTimings as SaveTimings
 from ._run.history import get_checkpoint_history as get_checkpoint_history
 from ._run.listing import ListedCheckpoint as ListedCheckpoint
 from ._run.listing import list_checkpoints as list_checkpoints
@@ -58,6 +59,12 @@ from ._run.policies.retention import KeepSteps as KeepSteps
 from ._run.policies.retention import KeepYoungerThan as KeepYoungerThan
 from ._run.policies.retention import RetentionPolicy as RetentionPolicy
 from ._run.policies.retention import SavedCheckpoint as SavedCheckpoint
+from ._run.policies.saving import SaveEverySeconds as SaveEverySeconds
+from ._run.policies.saving import SaveEverySteps as SaveEverySteps
+from ._run.policies.saving import SavePoint as SavePoint
+from ._run.policies.saving import SavePolicy as SavePolicy
+from ._run.policies.saving import SaveSteps as SaveSteps
+from ._run.policies.saving import SaveWhen as SaveWhen
 from ._run.state_file import get_checkpoint_state as get_checkpoint_state
 from ._run.state_file import update_checkpoint_state as update_checkpoint_state
 from ._run.state_text import CheckpointState as CheckpointState

@@ -22,7 +22,7 @@ from pytreesaver._run.listing import ListedCheckpoint, listed_and_unreadable
 from pytreesaver._run.lock import RunLock, claim
 from pytreesaver._run.policies.retention import AnyOf, KeepBest, KeepSteps, RetentionPolicy
 from pytreesaver._run.recorded import read_record, recorded_checkpoints
-from pytreesaver._run.state_file import get_checkpoint_state, path_in_state, write_state
+from pytreesaver._run.state_file import path_in_state, read_state_file, remove_state, write_state
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState, paths_in_order, state_file_name
 from pytreesaver.formats.registry import is_checkpoint
 
@@ -182,7 +182,7 @@ def _delete_and_record(directory: Path, paths: Sequence[Path], lock: RunLock) ->
         if deleted := [path for path in paths if path in done or not filesystem.may_exist(path)]:
             for name, state in states.items():
                 _write_without(directory, name, state, {canonical(path) for path in deleted})
-            lock.wrote_last(_delete_and_record)  # so that savers of this process read the state file again
+            lock.advance()  # so that savers of this process read the state file again
             if states or filesystem.may_exist(directory / HISTORY_NAME):
                 problem = append_history(directory, deletions(directory, deleted, time.time()))
     if problem:
@@ -200,8 +200,9 @@ def _states_that_list(directory: Path, wanted: Sequence[Path]) -> dict[str, Chec
     found = {}
     for name in sorted(names):
         with suppress(CorruptCheckpointError):  # a damaged state file lists nothing
-            state = get_checkpoint_state(directory, name)
-            if state is not None and locations & {canonical(path) for path in paths_in_order(state)}:
+            state, problem = read_state_file(directory, name)
+            listed = paths_in_order(state) if state is not None and problem is None else []
+            if state is not None and locations & {canonical(path) for path in listed}:
                 found[name] = state
     return found
 
@@ -219,8 +220,7 @@ def _write_without(directory: Path, name: str, state: CheckpointState, deleted: 
         # The remaining checkpoints are kept permanently: the state file names the newest of them and lists none.
         existing = [str(path) for path, record in recorded_checkpoints(directory, name) if record.name == path.name]
     if not existing:
-        with wrap_os_errors("write to", directory):
-            filesystem.remove_file(directory / name)
+        remove_state(directory, name)
         return
     write_state(
         directory,

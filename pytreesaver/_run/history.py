@@ -24,6 +24,23 @@ _MAX_NBYTES = 8 << 20  # the older half of a longer file is dropped
 
 
 @dataclass(frozen=True)
+class SaveTimings:
+    """How long a save took.
+
+    Attributes:
+        blocked_secs: the seconds until the training loop could go on: the copy of the tree or, if the save blocks, all.
+        waited_secs: the seconds of these in which the loop waited for the previous save.
+        wrote_secs: the seconds in which the checkpoint was written.
+        nbytes: the size of the checkpoint's files in bytes.
+    """
+
+    blocked_secs: float
+    waited_secs: float
+    wrote_secs: float
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class CheckpointEvent:
     """A save or a deletion of a checkpoint of a run directory.
 
@@ -33,6 +50,7 @@ class CheckpointEvent:
         time: when it happened, in seconds since the epoch.
         step: the step that was saved; None if the save had no step, and for deletions.
         metrics: the metrics that were passed to the save.
+        timings: how long the save took; None for deletions, and for saves of earlier versions.
     """
 
     kind: str
@@ -40,6 +58,7 @@ class CheckpointEvent:
     time: float
     step: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    timings: SaveTimings | None = field(default=None, compare=False)
 
 
 def get_checkpoint_history(directory: PathLike) -> list[CheckpointEvent]:
@@ -116,10 +135,11 @@ class _Line(msgspec.Struct, omit_defaults=True):
     time: float
     step: int | None = None
     metrics: dict[str, float] = {}
+    timings: SaveTimings | None = None
 
 
 def _encoded(event: CheckpointEvent) -> bytes:
-    line = _Line(event.kind, event.name, event.time, event.step, dict(event.metrics))
+    line = _Line(event.kind, event.name, event.time, event.step, dict(event.metrics), event.timings)
     return msgspec.json.encode(encode_value(msgspec.to_builtins(line), classes=False)) + b"\n"
 
 
@@ -129,8 +149,9 @@ def _decoded(line: bytes) -> CheckpointEvent | None:
         found = msgspec.convert(decode_value(msgspec.json.decode(line)), _Line)
     except (msgspec.DecodeError, NotPlainError):
         return None
-    is_known = math.isfinite(found.time)
-    return CheckpointEvent(found.event, found.name, found.time, found.step, found.metrics) if is_known else None
+    if not math.isfinite(found.time):
+        return None
+    return CheckpointEvent(found.event, found.name, found.time, found.step, found.metrics, found.timings)
 
 
 def deletions(directory: Path, paths: Sequence[Path], time: float) -> list[CheckpointEvent]:

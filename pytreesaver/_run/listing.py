@@ -266,5 +266,5 @@ def _saver_decisions(rule: SaverRule, tracked: Sequence[str], own: Sequence[_Ent
 
 def _manager_decisions(directory: Path, newest: Record, rule: ManagerRule, now: float) -> list[Decision]:
     name = newest.name.rpartition("-")[0]
-    run = ManagedRun(directory, name, False, rule, now)
+    run = ManagedRun(directory, name, False, rule, now, newest.state_file)
     return run.explain(run.read_state(now), now)

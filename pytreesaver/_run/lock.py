@@ -1,5 +1,6 @@
 """The lock of a run directory, so that only one process at a time saves into it. Readers need no lock."""
 
+import itertools
 import os
 import socket
 import threading
@@ -31,7 +32,11 @@ class _Claim:
         self.descriptor = descriptor
         self.holders = 0
         self.saving = threading.RLock()
-        self.last_writer: weakref.ref[object] | None = None
+        self.version = next(_versions)
+        self.state_owners: dict[str, str] = {}
+
+
+_versions = itertools.count()
 
 
 _claims: dict[tuple[int, int], _Claim] = {}
@@ -100,10 +105,20 @@ class RunLock:
             and filesystem.is_linked(self._claim.descriptor)
         )
 
-    def wrote_last(self, writer: object) -> bool:
-        """Return whether `writer` was the last saver of this process to write here. Record it as the last one."""
-        before, self._claim.last_writer = self._claim.last_writer, weakref.ref(writer)
-        return before is not None and before() is writer
+    @property
+    def version(self) -> int:
+        """A number that changes whenever a saver of this process has written to a state file of the directory."""
+        return self._claim.version
+
+    def advance(self) -> int:
+        """Change the version, after a write to a state file. Return the new one."""
+        self._claim.version = next(_versions)
+        return self._claim.version
+
+    @property
+    def state_owners(self) -> dict[str, str]:
+        """The `checkpoint_name` of the managers of this process that use each state file, by its name."""
+        return self._claim.state_owners
 
     def release(self) -> None:
         """Release the lock. Other processes can save once this process has released all its locks on the directory."""

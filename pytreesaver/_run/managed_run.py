@@ -1,11 +1,10 @@
 """The run directory of a CheckpointManager: its checkpoints, its state file, and retention."""
 
-import errno
 import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pytreesaver._errors import (
-    CheckpointError,
     CheckpointIOError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -35,8 +33,8 @@ from pytreesaver._run.recorded import (
     unlisted_checkpoints,
     unlisted_to_adopt,
 )
-from pytreesaver._run.state_file import get_checkpoint_state
-from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState
+from pytreesaver._run.state_file import read_state_file
+from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState, paths_in_order
 from pytreesaver.formats.protocol import PINNED_NAME
 from pytreesaver.formats.registry import is_checkpoint, opened
 
@@ -51,27 +49,46 @@ class RunState(NamedTuple):
         mark: the time of the last checkpoint that was preserved permanently.
         newest: the path of the newest checkpoint, tracked or not.
         serial: the number of saves so far.
+        state_name: the name of the state file.
     """
 
     tracked: list[tuple[Path, float]]
     mark: float
     newest: Path | None
     serial: int
+    state_name: str = STATE_FILE_NAME
 
     def with_saved(self, path: Path, time: float, serial: int) -> "RunState":
         """Return the state after one more save."""
         tracked = [*(entry for entry in self.tracked if entry[0] != path), (path, time)]
-        return RunState(tracked, self.mark, path, serial)
+        return self._replace(tracked=tracked, newest=path, serial=serial)
 
 
 class ManagedRun:
     """The checkpoints ``name-step`` of a directory, under a retention rule.
 
+    Args:
+        directory: the run directory.
+        name: the `checkpoint_name`.
+        pad: whether steps are padded to eight digits.
+        rule: the retention rule.
+        started: when the manager was created, in seconds since the epoch.
+        state_name: the name of the state file; None for ``checkpoint``, or ``checkpoint_name`` with the name if a
+            manager of another name uses ``checkpoint``.
+
     Raises:
         ValueError: if `name` is not a valid name for a checkpoint.
     """
 
-    def __init__(self, directory: Path, name: str, pad: bool, rule: ManagerRule, started: float) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        pad: bool,
+        rule: ManagerRule,
+        started: float,
+        state_name: str | None = None,
+    ) -> None:
         if not name or os.path.basename(name) != name or name.startswith(".") or "\0" in name:  # noqa: PTH119
             raise ValueError(f"checkpoint_name: expected a name without slashes or a leading dot, found {name!r}")
         self.directory = directory.absolute()
@@ -81,6 +98,7 @@ class ManagedRun:
         self._rule = rule
         self._started = started
         self._pattern = re.compile(re.escape(name) + r"-(0|[1-9][0-9]*|0[0-9]{7})")
+        self._state_name = state_name
         self._cached: dict[Path, tuple[Any, SavedCheckpoint | None]] = {}
         self._verified: dict[Path, Any] = {}
 
@@ -174,22 +192,31 @@ class ManagedRun:
 
     # The state file.
 
-    def read_state(self, now: float) -> RunState:
+    def read_state(self, now: float, owner: str | None = None) -> RunState:
         """Return the state in the state file, with checkpoints that were saved but not listed before a process ended.
 
         As in TensorFlow, checkpoints that are listed without times, as by a `Saver`, are not tracked. They are kept.
+
+        Args:
+            now: the time, in seconds since the epoch.
+            owner: the name of the manager of this process that uses the state file ``checkpoint``, if any.
         """
         started = self._started - 1.0  # as in TensorFlow, in case a manager is created again immediately
+        name = self._state_name or self._chosen_state_name(owner)
         try:
-            state = get_checkpoint_state(self.directory)
+            state, problem = read_state_file(self.directory, name)
         except CorruptCheckpointError as error:
             self._warn(f"{error}; the existing checkpoints will not be deleted")
-            found = recorded_checkpoints(self.directory, STATE_FILE_NAME)
-            return RunState([], started, found[-1][0] if found else None, found[-1][1].serial if found else 0)
-        if state is None:
-            found = unlisted_checkpoints(self.directory, STATE_FILE_NAME, [])
+            found = recorded_checkpoints(self.directory, name)
             newest = found[-1][0] if found else None
-            return self._with_unlisted(RunState([], started, newest, found[-1][1].serial if found else 0), [])
+            return RunState([], started, newest, found[-1][1].serial if found else 0, name)
+        if state is None:
+            found = unlisted_checkpoints(self.directory, name, [])
+            newest = found[-1][0] if found else None
+            return self._with_unlisted(RunState([], started, newest, found[-1][1].serial if found else 0, name), [])
+        if problem:
+            self._warn(f"{problem}; until then, the times that were recorded with the checkpoints count")
+            return self._state_by_records(state, name)
         mark = state.last_preserved_timestamp or 0.0
         newest = Path(state.model_checkpoint_path)
         listed = [Path(path) for path in state.all_model_checkpoint_paths]
@@ -206,11 +233,29 @@ class ManagedRun:
             entries = [(path, time) for path, time in entries if min(time, now) > mark or may_be_pinned(path)]
         tracked = [(p, min(t, now)) for p, t in entries if self._is_ours(p) and filesystem.may_exist(p)]
         paths = list(dict.fromkeys([*listed, newest]))
-        serial = last_serial(self.directory, STATE_FILE_NAME, paths)
-        return self._with_unlisted(RunState(tracked, mark, newest, serial), paths)
+        serial = last_serial(self.directory, name, paths)
+        return self._with_unlisted(RunState(tracked, mark, newest, serial, name), paths)
+
+    def _chosen_state_name(self, owner: str | None) -> str:
+        own = f"{STATE_FILE_NAME}_{self._name}"
+        with wrap_os_errors("look at", self.directory):
+            if filesystem.exists(self.directory / own):
+                return own
+        return STATE_FILE_NAME if (owner or managed_name(self.directory)) in (None, self._name) else own
+
+    def _state_by_records(self, state: CheckpointState, name: str) -> RunState:
+        """Return the state with the times that the listed checkpoints recorded, for a state file that was changed."""
+        recorded = {path: record for path, record in recorded_checkpoints(self.directory, name) if self._is_ours(path)}
+        listed = {Path(path) for path in state.all_model_checkpoint_paths}
+        tracked = [(path, record.time or 0.0) for path, record in recorded.items() if path in listed]
+        untracked = [record.time or 0.0 for path, record in recorded.items() if path not in listed]
+        oldest = tracked[0][1] if tracked else math.inf
+        mark = max((time for time in untracked if time <= oldest), default=0.0)
+        newest = next(reversed(recorded), None)
+        return RunState(tracked, mark, newest, recorded[newest].serial if newest else 0, name)
 
     def _with_unlisted(self, state: RunState, listed: Sequence[Path]) -> RunState:
-        for path, record in unlisted_to_adopt(self.directory, STATE_FILE_NAME, listed):
+        for path, record in unlisted_to_adopt(self.directory, state.state_name, listed):
             if self._is_ours(path):
                 state = state.with_saved(path, record.time or 0.0, record.serial)
         return state
@@ -272,7 +317,7 @@ class ManagedRun:
             names, times = [path.name for path, _ in tracked], [time for _, time in tracked]
             return CheckpointState(names[-1], names, times, mark)
 
-        deletions = list_and_delete(self.directory, STATE_FILE_NAME, state_with, to_delete, saved)
+        deletions = list_and_delete(self.directory, state.state_name, state_with, to_delete, saved)
         return state_after(deletions.remaining), deletions
 
     # Restoring.
@@ -321,36 +366,33 @@ class ManagedRun:
         self._verified = {p: f for p, f in self._verified.items() if filesystem.may_exist(p)} | {path: fingerprint}
 
 
+def managed_name(directory: Path) -> str | None:
+    """Return the `checkpoint_name` of the manager that uses the state file ``checkpoint`` of a directory, or None."""
+    try:
+        state, _ = read_state_file(directory, STATE_FILE_NAME)
+    except CorruptCheckpointError:
+        state = None
+    if state is None:
+        paths = [path for path, _ in recorded_checkpoints(directory, STATE_FILE_NAME)]
+    else:
+        paths = [Path(path) for path in paths_in_order(state)]
+    for path in reversed(paths):
+        if path.parent == directory and filesystem.may_exist(path):
+            is_managed = bool(state and state.all_model_checkpoint_timestamps) or _is_managed(path)
+            return path.name.rpartition("-")[0] if is_managed else None
+    return None
+
+
+def _is_managed(path: Path) -> bool:
+    try:
+        retention = again_after_io_error(lambda: read_record(path)).retention
+    except (CheckpointNotFoundError, CorruptCheckpointError, UnsupportedVersionError):
+        return False
+    return isinstance(retention, dict) and "manager" in retention
+
+
 def _may_be_checkpoint(path: Path) -> bool:
     try:
         return is_checkpoint(path)
     except CheckpointIOError:
         return True
-
-
-def first_intact(
-    candidates: Sequence[SavedCheckpoint], use: Callable[[SavedCheckpoint], T]
-) -> tuple[SavedCheckpoint | None, T | None, list[CheckpointError]]:
-    """Return the first undamaged checkpoint, the result of `use` for it, and the errors of those before it.
-
-    Raises:
-        The errors of `use` that do not mean damage, such as a missing permission or too many open files.
-    """
-    problems: list[CheckpointError] = []
-    for saved in candidates:
-        try:
-            return saved, use(saved), problems
-        except (CorruptCheckpointError, CheckpointNotFoundError) as error:
-            problems.append(error)
-        except CheckpointIOError as error:
-            if error.errno != errno.EIO:
-                raise
-            problems.append(error)
-    return None, None, problems
-
-
-def warn_of_damaged(problems: Sequence[CheckpointError], fallback: str) -> None:
-    """Warn about the checkpoints that `first_intact` skipped."""
-    if problems:
-        lines = "\n".join(map(str, problems))
-        warnings.warn(f"{lines}\nusing instead: {fallback}", RetentionWarning, stacklevel=3)

@@ -1,5 +1,10 @@
-"""Reads and writes of the state file of a run directory. As in `tf.train`."""
+"""Reads and writes of the state file of a run directory. As in `tf.train`.
 
+The state file has TensorFlow's format, which has no checksum. A hidden file beside it holds the checksums of its last
+two contents, so that a flipped bit in a path or a time is detected. Without that file, any content counts.
+"""
+
+import errno
 import os
 import warnings
 from collections.abc import Sequence
@@ -9,7 +14,8 @@ from pathlib import Path
 from pytreesaver._errors import CorruptCheckpointError, RetentionWarning
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import replace_file
-from pytreesaver._io.files import read_file
+from pytreesaver._io.checksums import checksum
+from pytreesaver._io.files import read_file, write_fully
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._run.state_text import (
     CheckpointState,
@@ -24,7 +30,8 @@ from pytreesaver._run.state_text import (
 def get_checkpoint_state(checkpoint_dir: PathLike, latest_filename: str | None = None) -> CheckpointState | None:
     """Return the state in a state file, or None if the file does not exist. After `tf.train.get_checkpoint_state`.
 
-    Relative paths in the file are joined to `checkpoint_dir`.
+    Relative paths in the file are joined to `checkpoint_dir`. A file that is damaged, or that another program changed,
+    causes a `RetentionWarning`.
 
     Raises:
         CorruptCheckpointError: if the state file is malformed. TensorFlow only logs this, and returns None.
@@ -35,33 +42,102 @@ def get_checkpoint_state(checkpoint_dir: PathLike, latest_filename: str | None =
         >>> get_checkpoint_state("run").model_checkpoint_path
         'run/model-1'
     """
-    directory = local_path(checkpoint_dir)
-    file = directory / state_file_name(latest_filename)
+    state, problem = read_state_file(local_path(checkpoint_dir), state_file_name(latest_filename))
+    if problem:
+        warnings.warn(problem, RetentionWarning, stacklevel=2)
+    return state
+
+
+def read_state_file(directory: Path, name: str) -> tuple[CheckpointState | None, str | None]:
+    """Return the state in a state file, or None, and a message if the file was not written by pytreesaver.
+
+    Raises:
+        CorruptCheckpointError: if the state file is malformed.
+        CheckpointIOError: if the system could not read it.
+    """
+    file = directory / name
     with wrap_os_errors("read", file):
-        if filesystem.is_directory(file):
-            return None
-        try:
-            descriptor = filesystem.open_existing(file)
-        except OSError as error:
-            if filesystem.is_absence(error):
-                return None
-            raise
-        try:
-            content = read_file(descriptor)
-        finally:
-            filesystem.release(descriptor)
+        content = _content(file)
+        if content is None:
+            return None, None
+        known = _known_checksums(directory, name)
     try:
         state = parse_state(content)
     except MalformedStateError as error:
         raise CorruptCheckpointError(f"{file}: {error}") from None
     if not state.model_checkpoint_path:
         raise CorruptCheckpointError(f"{file}: expected a model_checkpoint_path, found none")
-    return CheckpointState(
+    problem = None
+    if known and _checksum_text(content) not in known:
+        problem = (
+            f"{file}: expected the contents that were last saved, found others: the file is damaged, or another "
+            "program changed it; to choose a checkpoint, call update_checkpoint_state"
+        )
+    state = CheckpointState(
         str(directory / state.model_checkpoint_path),
         [str(directory / path) for path in state.all_model_checkpoint_paths],
         state.all_model_checkpoint_timestamps,
         state.last_preserved_timestamp,
     )
+    return state, problem
+
+
+def _content(file: Path) -> bytes | None:
+    """Return the contents of a file, or None if there is no such file."""
+    if filesystem.is_directory(file):
+        return None
+    try:
+        descriptor = filesystem.open_existing(file)
+    except OSError as error:
+        if filesystem.is_absence(error):
+            return None
+        raise
+    try:
+        return read_file(descriptor)
+    finally:
+        filesystem.release(descriptor)
+
+
+def checksums_file(name: str) -> str:
+    """Return the name of the file with the checksums of a state file.
+
+    Example:
+        >>> checksums_file("checkpoint")
+        '.pytreesaver.checkpoint.xxh3'
+    """
+    return f".pytreesaver.{name}.xxh3"
+
+
+def _checksum_text(content: bytes) -> str:
+    return f"{checksum(content):016x}"
+
+
+def _known_checksums(directory: Path, name: str) -> list[str]:
+    """Return the checksums that the state file may have; none if they are not known."""
+    try:
+        content = _content(directory / checksums_file(name))
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return []  # a bad sector, while the state file may be intact
+    *lines, last = (content or b"").decode("ascii", "replace").split() or [""]
+    return lines if last == _checksum_text("".join(lines).encode()) else []
+
+
+def _write_checksums(directory: Path, name: str, content: bytes) -> None:
+    """Write the checksums before the state file, so that after a crash in between the previous contents still count."""
+    previous = _content(directory / name)
+    lines = [_checksum_text(content), _checksum_text(content if previous is None else previous)]
+    lines.append(_checksum_text("".join(lines).encode()))
+    descriptor = filesystem.open_or_create(directory / checksums_file(name))
+    try:
+        # In place, since the text has always the same length and needs only one sync. If it is torn, it does not count.
+        write_fully(descriptor, ["".join(f"{line}\n" for line in lines).encode()], 0)
+        filesystem.sync_file(descriptor)
+    except BaseException:
+        filesystem.release(descriptor)
+        raise
+    filesystem.close(descriptor)
 
 
 def update_checkpoint_state(
@@ -138,16 +214,28 @@ def write_state(directory: Path, name: str, state: CheckpointState) -> None:
         raise ValueError(
             f"{directory / name}: the state file and the newest checkpoint have the same path; rename one of them"
         )
+    content = format_state(state)
     with wrap_os_errors("write", directory / name):
-        replace_file(directory / name, format_state(state))
+        _write_checksums(directory, name, content)
+        replace_file(directory / name, content)
+
+
+def remove_state(directory: Path, name: str) -> None:
+    """Delete a state file."""
+    with wrap_os_errors("write to", directory):
+        filesystem.remove_file(directory / name)
+        with suppress(OSError):
+            filesystem.remove_file(directory / checksums_file(name))
 
 
 def listed_checkpoints(directory: Path, name: str) -> list[Path]:
     """Return the paths in a state file, the newest last. If it is damaged, warn and return none."""
     try:
-        state = get_checkpoint_state(directory, name)
+        state, problem = read_state_file(directory, name)
     except CorruptCheckpointError as error:
-        warnings.warn(f"{error}; searching for checkpoints without it", RetentionWarning, stacklevel=3)
+        state, problem = None, str(error)
+    if problem:
+        warnings.warn(f"{problem}; searching for checkpoints without it", RetentionWarning, stacklevel=3)
         return []
     if state is None:
         return []
@@ -157,6 +245,6 @@ def listed_checkpoints(directory: Path, name: str) -> list[Path]:
 def tracks_nothing(directory: Path, name: str) -> bool:
     """Return whether the saver of a state file tracks no checkpoints: the named one is kept permanently."""
     with suppress(CorruptCheckpointError):
-        state = get_checkpoint_state(directory, name)
+        state, _ = read_state_file(directory, name)
         return state is not None and not state.all_model_checkpoint_paths
     return False

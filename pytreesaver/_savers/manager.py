@@ -3,44 +3,34 @@
 import logging
 import time
 import types
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar, Unpack, overload
 
 import jax
 
-from pytreesaver._checkpoint.background import close_on_exit
+from pytreesaver._checkpoint.background import SaveFuture, close_on_exit
 from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
 from pytreesaver._checkpoint.restoring.restore import restore_with
-from pytreesaver._checkpoint.saving import contents_of
-from pytreesaver._checkpoint.snapshot import snapshot
-from pytreesaver._errors import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    CorruptCheckpointError,
-)
+from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io.paths import PathLike, local_path
 from pytreesaver._progress import Progress, check_progress
-from pytreesaver._run.directory import Deletions, check_run_directory
-from pytreesaver._run.history import CheckpointEvent
-from pytreesaver._run.lock import RunLock
-from pytreesaver._run.managed_run import ManagedRun, RunState, first_intact, warn_of_damaged
-from pytreesaver._run.policies.recording import encode_rule
-from pytreesaver._run.policies.retention import (
-    Decision,
-    KeepBest,
-    RetentionPolicy,
-    SavedCheckpoint,
-    check_count,
-    check_duration,
-)
+from pytreesaver._run.directory import check_run_directory
+from pytreesaver._run.managed_run import ManagedRun
+from pytreesaver._run.policies.retention import Decision, KeepBest, RetentionPolicy, SavedCheckpoint
 from pytreesaver._run.policies.rules import manager_rule
-from pytreesaver._run.policies.schedule import LastSave, SaveSchedule
-from pytreesaver._run.record import Record, as_step, checked_metrics, encode_record
-from pytreesaver._run.state_text import STATE_FILE_NAME
-from pytreesaver._savers.preemption import Preemption
-from pytreesaver._savers.session import WriterSession
+from pytreesaver._run.policies.saving import SavePolicy
+from pytreesaver._run.record import as_step
+from pytreesaver._savers.fallback import first_intact, warn_of_damaged
+from pytreesaver._savers.managed_saves import (
+    ManagedSaves,
+    SaveArguments,
+    SaveSettings,
+    WhenBusy,
+    check_when_busy,
+    checked_save_policy,
+)
+from pytreesaver._savers.preemption import checked_signals
 from pytreesaver.formats.registry import format_named
 
 logger = logging.getLogger("pytreesaver")
@@ -65,15 +55,20 @@ class CheckpointManager:
         checkpoint_name: checkpoints are named ``checkpoint_name-step``.
         save_interval_steps: the minimum number of steps between two saves.
         save_interval_secs: the minimum number of seconds between two saves.
+        save_policy: a save policy in place of these two; see `SaveEverySteps` and the other policies.
+        when_busy: what `save` does if the previous save is still running: ``"wait"`` for it, or ``"skip"`` this one.
         pad_step_number: pad steps to eight digits, so that names sort in the order of steps.
         block: whether `save` returns only when the checkpoint is durable. By default it returns once the tree is safe
             to modify or donate, and the save continues asynchronously.
         copy: without `block`, as in `pytreesaver.save_async`.
         format: None, or ``"native"``.
         clock: returns the time, in seconds since the epoch.
-        save_on_sigterm: after a SIGTERM, which announces that the machine will be taken away, the next call of `save`
-            saves a last checkpoint regardless of the interval, and then the process ends. If there is no such call
-            within 20 seconds, or if a second signal arrives, the process ends once the pending save has finished.
+        save_on_signal: one or more signals that announce that the machine will be taken away, such as
+            ``signal.SIGUSR1``. After one, the next call of `save` saves a last checkpoint although none is due. Then
+            the previous handler of the signal is called, which ends the process by default. If a second signal arrives,
+            that happens once the pending save has finished.
+        save_on_sigterm: the same for SIGTERM. The process also ends if there is no such call within 20 seconds.
+        read_only: refuse to save, pin and unpin, as an evaluator does.
 
     Raises:
         TypeError, ValueError: if an argument is invalid.
@@ -106,35 +101,61 @@ class CheckpointManager:
         format: str | None = None,
         clock: Callable[[], float] = time.time,
         save_on_sigterm: bool = False,
+        save_on_signal: int | Iterable[int] | None = None,
+        save_policy: SavePolicy | None = None,
+        when_busy: WhenBusy = "wait",
+        read_only: bool = False,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name != "self"}
         self._given_directory = local_path(directory)
         check_run_directory(self._given_directory)
         rule = manager_rule(max_to_keep, keep_checkpoint_every_n_hours, keep_every_n_steps, keep_best, policy)
-        check_count("save_interval_steps", save_interval_steps, least=1, optional=False)
-        check_duration("save_interval_secs", save_interval_secs, "seconds")
-        if save_interval_secs == 0:
-            raise ValueError("save_interval_secs: expected a positive number or None, found 0")
+        saving = checked_save_policy(save_interval_steps, save_interval_secs, save_policy)
+        check_when_busy(when_busy)
+        signals = checked_signals(save_on_signal, save_on_sigterm)
         format_named(format)  # raises if there is no such format
-        self._format = format
         self._rule = rule
-        self._run = ManagedRun(self._given_directory, checkpoint_name, pad_step_number, rule, float(clock()))
-        self._schedule = SaveSchedule(save_interval_steps, save_interval_secs, self._last_on_disk)
-        self._block = block
-        self._copy = copy
         self._clock = clock
-        self._session = WriterSession("CheckpointManager")
-        self._held_state: RunState | None = None  # set while this process has claimed the directory
-        self._preemption = Preemption(self._finish, enabled=save_on_sigterm)
+        self._run = ManagedRun(self._given_directory, checkpoint_name, pad_step_number, rule, float(clock()))
+        settings = SaveSettings(saving, block, copy, format, when_busy, read_only, clock)
+        self._saves = ManagedSaves(
+            self._run, self._given_directory, checkpoint_name, rule, settings, () if read_only else signals
+        )
+        self._session = self._saves.session
+        self._arguments = arguments
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process has no pending save and no lock. It reads the directory again.
+        return self._arguments
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        self.__init__(**arguments)  # type: ignore[misc]
 
     @property
     def directory(self) -> Path:
         """The run directory."""
         return self._given_directory
 
+    @property
+    def preemption_requested(self) -> bool:
+        """Whether one of the signals of `save_on_signal` has arrived: the next `save` is the last one.
+
+        A long evaluation may poll this, and end early.
+        """
+        return self._saves.preemption.requested
+
+    @property
+    def pending(self) -> SaveFuture | None:
+        """The future of the save that is running or ended since the last `save` or `wait_until_finished`, or None.
+
+        ``manager.pending.add_done_callback(function)`` calls a function at its end.
+        """
+        return self._session.queue.pending
+
     # Saving.
 
     def should_save(self, step: SupportsIndex) -> bool:
-        """Return whether `save` would save this step: it is due by the interval, or a SIGTERM has arrived.
+        """Return whether `save` would save this step: it is due, or a signal to save for the last time has arrived.
 
         Example:
             >>> manager = CheckpointManager("due", save_interval_steps=100, block=True)
@@ -142,7 +163,7 @@ class CheckpointManager:
             >>> [step for step in (0, 50, 100) if manager.should_save(step)]
             [100]
         """
-        return self._schedule.is_due(as_step(step), float(self._clock()), at_once=self._preemption.requested)
+        return self._saves.is_due(as_step(step))
 
     def save(
         self,
@@ -152,6 +173,7 @@ class CheckpointManager:
         metrics: Mapping[str, SupportsFloat] | None = None,
         metadata: Mapping[str, Any] | None = None,
         force: bool = False,
+        restart: bool = False,
         progress: Progress = False,
     ) -> Path | None:
         """Save a tree as the checkpoint of a step if a save is due, then delete what retention does not keep.
@@ -163,8 +185,9 @@ class CheckpointManager:
             tree: the tree to save.
             metrics: numbers by name, for `keep_best`, `best_step` and policies.
             metadata: as in `pytreesaver.save`.
-            force: save regardless of the interval, even a step before the last one. A checkpoint of the same step is
-                overwritten.
+            force: save although no save is due. A checkpoint of the same step is overwritten.
+            restart: save even a step that is not after the last one, and go on from it. Retention then deletes the
+                later checkpoints as the older ones. Without this, restore the checkpoint of a step to go back to it.
             progress: as in `pytreesaver.save`.
 
         Returns:
@@ -173,7 +196,8 @@ class CheckpointManager:
 
         Raises:
             CheckpointExistsError: if the step is before the last one of the run, as when a loop that starts from the
-                beginning saves into the directory of another run.
+                beginning saves into the directory of another run, unless `restart` is True.
+            CheckpointPermissionError: if the manager is read-only.
             ConcurrentWriterError: if another live process is saving into the directory.
             TypeError, ValueError: if an argument is invalid.
             What `pytreesaver.save` raises, and the error of the previous save if that failed.
@@ -186,95 +210,9 @@ class CheckpointManager:
             ([1, 2], 1)
         """
         check_progress(progress)
-        number = as_step(step)
-        save = partial(self._save_if_due, number, tree, metrics, metadata, force, progress)
-        with self._session.turn:
-            self._session.check_open()
-            with self._preemption.saving():
-                self._raise_or_log_last_failure()
-                saved = save()
-                # A SIGTERM may have arrived after it was decided that no save is due.
-                return save() if saved is None and self._preemption.requested else saved
-
-    def _save_if_due(
-        self,
-        step: int,
-        tree: Any,
-        metrics: Mapping[str, SupportsFloat] | None,
-        metadata: Mapping[str, Any] | None,
-        force: bool,
-        progress: Progress,
-    ) -> Path | None:
-        if not force:
-            self._schedule.refuse_to_go_back(step, self._given_directory)
-        if not (force or self.should_save(step)):
-            return None
-        self._raise_or_log_last_failure(wait=True)
-        now = float(self._clock())
-        checked = checked_metrics(metrics)
-        path = self._run.path_of(step)
-        with jax.profiler.TraceAnnotation("CheckpointManager.save"):
-            contents = contents_of(tree, metadata)
-            lock, state = self._claim()
-            if not force:
-                self._schedule.refuse_to_go_back(step, self._given_directory)
-            newest = None if state.newest is None else state.newest.name
-            record = Record(
-                step, now, checked, STATE_FILE_NAME, state.serial + 1, path.name, newest, encode_rule(self._rule)
-            )
-            contents = contents._replace(record=encode_record(record))
-            if not self._block:
-                contents = snapshot(contents, copy=self._copy)
-            self._schedule.pending = LastSave(step, now, record.serial)
-            saved = CheckpointEvent("saved", path.name, now, step, checked)
-            self._session.save(
-                contents,
-                path,
-                self._given_directory / path.name,
-                list_saved=partial(self._list_saved, path, saved, lock, state),
-                failed=self._forget_state,
-                block=self._block,
-                format=self._format,
-                progress=progress,
-            )
-        return self._given_directory / path.name
-
-    def _raise_or_log_last_failure(self, *, wait: bool = False) -> None:
-        try:
-            if wait:
-                self._session.queue.wait()
-            else:
-                self._session.queue.raise_if_failed()
-        except CheckpointError:
-            if not self._preemption.requested:
-                raise
-            logger.exception("the save before the last one failed")
-
-    def _claim(self) -> tuple[RunLock, RunState]:
-        before = self._session.lock
-        lock = self._session.claim(self._run.directory)
-        alone = lock.wrote_last(self)
-        if lock is not before or self._held_state is None or not alone:
-            self._held_state = self._run.read_state(float(self._clock()))
-            known = self._schedule.saved
-            if known is not None and known.serial != self._held_state.serial:
-                self._schedule.saved = None  # another saver has saved since
-        return lock, self._held_state
-
-    def _list_saved(self, path: Path, saved: CheckpointEvent, lock: RunLock, state: RunState) -> Deletions:
-        if not lock.wrote_last(self):
-            state = self._run.read_state(saved.time)
-        state = state.with_saved(path, saved.time, state.serial + 1)
-        self._held_state, deletions = self._run.retain(state, saved)
-        self._run.trust(path)
-        self._schedule.saved = LastSave(saved.step, saved.time, state.serial)
-        self._schedule.pending = None
-        return deletions
-
-    def _forget_state(self) -> None:
-        """After a failed save, which may have left a complete checkpoint: what is on disk counts."""
-        self._held_state = None
-        self._schedule.pending = None
+        self._saves.check_writable("save")
+        arguments = SaveArguments(as_step(step), tree, metrics, metadata, force, restart, progress)
+        return self._saves.save(arguments, self.should_save)
 
     # Restoring.
 
@@ -311,7 +249,7 @@ class CheckpointManager:
         """
         checked = RestoreOptions.of("CheckpointManager.restore", options)
         self._session.queue.settle()
-        state = self._state()
+        state = self._saves.state()
         candidates = self._run.candidates(state)
         if step is not None:
             number = as_step(step)
@@ -329,7 +267,7 @@ class CheckpointManager:
         saved, tree, problems = first_intact(candidates, restored)
         if saved is not None:
             warn_of_damaged(problems, str(self._given_directory / saved.path))
-            self._schedule.saved = LastSave(saved.step, saved.time, state.serial)
+            self._saves.go_on_from(saved, state)
             return tree
         if len(problems) == 1:
             raise problems[0]
@@ -363,7 +301,7 @@ class CheckpointManager:
         tree = init() if is_function else init
         RestoreOptions.of("CheckpointManager.restore_or_init", options).checked(tree)
         self._session.queue.settle()
-        return self.restore(tree, **options) if self._run.candidates(self._state()) else tree
+        return self.restore(tree, **options) if self._run.candidates(self._saves.state()) else tree
 
     # Listing.
 
@@ -381,7 +319,7 @@ class CheckpointManager:
                 index and the sizes of the files are checked.
         """
         saved, _, problems = first_intact(
-            self._run.candidates(self._state()),
+            self._run.candidates(self._saves.state()),
             lambda saved: self._run.verify(self._run.directory / saved.path, every_byte=verify),
         )
         warn_of_damaged(problems, "nothing" if saved is None else str(self._given_directory / saved.path))
@@ -418,7 +356,7 @@ class CheckpointManager:
             ckpt-100 (step 100): kept: every 100 steps
             ckpt-200 (step 200): kept: newest, last 1, every 100 steps
         """
-        return self._run.explain(self._state(), float(self._clock()))
+        return self._run.explain(self._saves.state(), float(self._clock()))
 
     def pin(self, step: SupportsIndex) -> None:
         """Keep the checkpoint of a step, regardless of the policy, until `unpin`.
@@ -426,6 +364,7 @@ class CheckpointManager:
         Raises:
             CheckpointNotFoundError: if there is no checkpoint of that step.
         """
+        self._saves.check_writable("pin")
         self._session.queue.settle()
         with self._session.turn:
             self._run.pin(as_step(step))
@@ -436,6 +375,7 @@ class CheckpointManager:
         Raises:
             CheckpointNotFoundError: if there is no checkpoint of that step.
         """
+        self._saves.check_writable("unpin")
         self._run.unpin(as_step(step))
 
     # Asynchronous saves.
@@ -458,17 +398,7 @@ class CheckpointManager:
         Raises:
             What `wait_until_finished` raises. If the save is still pending, the manager stays open.
         """
-        try:
-            self._session.close(timeout, before=self._before_closing)
-        except CheckpointError:
-            if self._preemption.requested:
-                logger.exception("the last save before the end of the process failed")
-            raise
-
-    def _before_closing(self) -> None:
-        self._preemption.end_if_requested()
-        self._preemption.release()
-        self._held_state = None
+        self._saves.close(timeout)
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -479,21 +409,6 @@ class CheckpointManager:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        if error is not None and self._preemption.requested:
-            logger.error("the process ends after SIGTERM, and after this error", exc_info=error)
+        if error is not None and self.preemption_requested:
+            logger.error("the process ends after a signal, and after this error", exc_info=error)
         close_on_exit(self.close, error)
-
-    def _finish(self) -> None:
-        self._session.queue.settle()
-        if self._session.queue.pending is not None:
-            self._session.queue.pending.complain()
-
-    def _last_on_disk(self) -> LastSave:
-        state = self._state()
-        newest = next(iter(self._run.candidates(state)), None)
-        return LastSave(None, 0.0, state.serial) if newest is None else LastSave(newest.step, newest.time, state.serial)
-
-    def _state(self) -> RunState:
-        """Return the state of retention: held in memory while this process has claimed the directory, else on disk."""
-        state = self._held_state
-        return self._run.read_state(float(self._clock())) if state is None else state

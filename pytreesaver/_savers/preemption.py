@@ -1,11 +1,11 @@
-"""Preemption: after a SIGTERM, the next save is the last one, and then the process ends."""
+"""Preemption: after a signal such as SIGTERM, the next save is the last one, and then the process ends."""
 
 import logging
 import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -16,29 +16,66 @@ GRACE_SECS = 20.0
 logger = logging.getLogger("pytreesaver")
 
 
+def checked_signals(save_on_signal: Any, save_on_sigterm: Any) -> tuple[signal.Signals, ...]:
+    """Return the signals after which a manager saves for the last time.
+
+    Args:
+        save_on_signal: a signal or several, or None.
+        save_on_sigterm: whether SIGTERM is one of them.
+
+    Raises:
+        TypeError, ValueError: if an argument is not a signal that a process can handle.
+
+    Example:
+        >>> [each.name for each in checked_signals(signal.SIGUSR1, True)]
+        ['SIGUSR1', 'SIGTERM']
+    """
+    if not isinstance(save_on_sigterm, bool):
+        hint = "; pass save_on_signal for another signal" if isinstance(save_on_sigterm, int) else ""
+        raise TypeError(f"save_on_sigterm: expected True or False, found {save_on_sigterm!r}{hint}")
+    is_one = save_on_signal is None or isinstance(save_on_signal, int)
+    if not is_one and (isinstance(save_on_signal, str) or not isinstance(save_on_signal, Iterable)):
+        raise TypeError(
+            f"save_on_signal: expected a signal such as signal.SIGUSR1 or several, found {save_on_signal!r}"
+        )
+    given = [] if save_on_signal is None else [save_on_signal] if is_one else list(save_on_signal)
+    found = []
+    for each in [*given, *([signal.SIGTERM] if save_on_sigterm else [])]:
+        if isinstance(each, bool) or not isinstance(each, int):
+            raise TypeError(f"save_on_signal: expected a signal such as signal.SIGUSR1, found {each!r}")
+        if each not in signal.valid_signals() or each in (signal.SIGKILL, signal.SIGSTOP):
+            raise ValueError(f"save_on_signal: expected a signal that a process can handle, found {each!r}")
+        found.append(signal.Signals(each))
+    return tuple(dict.fromkeys(found))
+
+
 class Preemption:
-    """Handles SIGTERM, until the last enabled object is released or garbage collected.
+    """Handles signals, until the last object for a signal is released or garbage collected.
 
     Args:
         finish: waits for the pending save; called before the process ends.
-        enabled: whether to handle the signal at all.
+        signals: the signals to handle; none for no effect.
 
     Attributes:
-        requested: whether the signal has arrived.
+        requested: whether one of the signals has arrived.
 
     Raises:
         ValueError: if this is not the main thread. Only the main thread can handle signals.
     """
 
-    def __init__(self, finish: Callable[[], None], *, enabled: bool) -> None:
+    def __init__(self, finish: Callable[[], None], signals: tuple[signal.Signals, ...] = ()) -> None:
         self.requested = False
         self.finish = finish
+        self.signals = signals
         self.saves = 0
-        if not enabled:
+        if not signals:
             return
         if threading.current_thread() is not threading.main_thread():
-            raise ValueError("save_on_sigterm: expected the main thread, as other threads cannot handle signals")
-        _handler.install()
+            raise ValueError(
+                f"{', '.join(each.name for each in signals)}: expected the main thread, as other threads cannot "
+                "handle signals; create the manager there, or leave out save_on_signal and save_on_sigterm"
+            )
+        _handler.install(signals)
         _handler.live.add(self)
 
     @contextmanager
@@ -63,56 +100,69 @@ class Preemption:
             _handler.end()
 
     def release(self) -> None:
-        """Restore the previous handler of the signal, if no other object is live."""
+        """Restore the previous handlers of the signals that no other live object handles."""
         _handler.live.discard(self)
-        if not _handler.live:
-            _handler.uninstall()
+        _handler.uninstall_unused()
 
 
 class _Handler:
     def __init__(self) -> None:
         self.live: weakref.WeakSet[Preemption] = weakref.WeakSet()
-        self._previous: Any = None
+        self._previous: dict[signal.Signals, Any] = {}
         self._pid = 0
+        self._arrived = signal.SIGTERM
         self._timer: threading.Timer | None = None
         self._ending = False
         self._handled = threading.Event()
 
-    def install(self) -> None:
+    def install(self, signals: Iterable[signal.Signals]) -> None:
         self._pid = os.getpid()
-        if not self._is_installed():
-            self._previous = signal.signal(signal.SIGTERM, self)
+        for each in signals:
+            if not self._is_installed(each):
+                self._previous[each] = signal.signal(each, self)
 
-    def uninstall(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if threading.current_thread() is threading.main_thread() and self._is_installed():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
+    def uninstall_unused(self) -> None:
+        used = {each for live in self.live for each in live.signals}
+        self.uninstall([each for each in self._previous if each not in used])
 
-    def _is_installed(self) -> bool:
-        current: object = signal.getsignal(signal.SIGTERM)
+    def uninstall(self, signals: Iterable[signal.Signals]) -> None:
+        """Restore the previous handlers of these signals."""
+        for each in list(signals):
+            if each == signal.SIGTERM and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if threading.current_thread() is threading.main_thread() and self._is_installed(each):
+                previous = self._previous.pop(each, None)
+                signal.signal(each, signal.SIG_DFL if previous is None else previous)
+
+    def _is_installed(self, number: signal.Signals) -> bool:
+        current: object = signal.getsignal(number)
         return current is self
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        live = list(self.live)
+        arrived = signal.Signals(number)
+        live = [each for each in self.live if arrived in each.signals]
         is_repeated = all(each.requested for each in live)
         for each in live:
             each.requested = True
         if os.getpid() != self._pid:
-            self.uninstall()
-            os.kill(os.getpid(), signal.SIGTERM)
-        elif self._ending:  # the last save ran in another thread
+            self.uninstall(self._previous)
+            os.kill(os.getpid(), arrived)
+            return
+        if self._ending:  # the last save ran in another thread
             self.end()
-        elif any(each.saves for each in live):
-            logger.warning("SIGTERM: the process will end after the current save")
+            return
+        self._arrived = arrived
+        if any(each.saves for each in live):
+            logger.warning("%s: the process will end after the current save", arrived.name)
         elif is_repeated:
             self.end()
         else:
-            logger.warning("SIGTERM: the process will end after the next save")
-            self._timer = threading.Timer(GRACE_SECS, os.kill, (self._pid, signal.SIGTERM))
-            self._timer.daemon = True
-            self._timer.start()
+            logger.warning("%s: the process will end after the next save", arrived.name)
+            if arrived == signal.SIGTERM:
+                self._timer = threading.Timer(GRACE_SECS, os.kill, (self._pid, arrived))
+                self._timer.daemon = True
+                self._timer.start()
 
     def end(self) -> None:
         for each in list(self.live):
@@ -123,14 +173,15 @@ class _Handler:
         if threading.current_thread() is not threading.main_thread():
             self._ending = True
             self._handled.clear()
-            os.kill(os.getpid(), signal.SIGTERM)  # the main thread continues in __call__
+            os.kill(os.getpid(), self._arrived)  # the main thread continues in __call__
             self._handled.wait(GRACE_SECS)
             return
-        self.uninstall()
+        arrived = self._arrived
+        self.uninstall([arrived])
         for each in list(self.live):
             each.requested = False
         self._ending = False
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), arrived)
         self._handled.set()  # the previous handler did not end the process
 
     def forget(self) -> None:
@@ -138,7 +189,7 @@ class _Handler:
         if self.live:
             self.live.clear()
             self._ending, self._timer = False, None
-            self.uninstall()
+            self.uninstall(self._previous)
 
 
 _handler = _Handler()

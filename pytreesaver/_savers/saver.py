@@ -18,7 +18,9 @@ from pytreesaver._checkpoint.restoring.restore import restore_with
 from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._io.paths import PathLike, canonical, local_path
 from pytreesaver._progress import Progress, check_progress
-from pytreesaver._run.directory import is_complete
+from pytreesaver._run.directory import Deletions, is_complete
+from pytreesaver._run.history import SaveTimings
+from pytreesaver._run.lock import RunLock
 from pytreesaver._run.policies.recording import encode_rule
 from pytreesaver._run.policies.rules import SaverRule
 from pytreesaver._run.record import Record, as_step, encode_record
@@ -116,6 +118,17 @@ class Saver:
         self._clock = clock
         self._state = SaverState(given, float(clock()))
         self._session = WriterSession("Saver", self._label)
+        self._versions: dict[tuple[int, int], int] = {}  # of the state files that `_state` knows, by directory
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process has no pending save and no lock. It reads the state files again.
+        return {"settings": self._settings, "clock": self._clock, "state": self._state.copied()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._settings, self._clock, self._state = state["settings"], state["clock"], state["state"]
+        self._variables = VariableList(self._settings.var_list, self._settings.allow_empty)
+        self._session = WriterSession("Saver", self._label)
+        self._versions = {}
 
     # Saving.
 
@@ -166,7 +179,9 @@ class Saver:
         path = self._path(save_path, step, state_name)
         with self._session.turn:
             self._session.check_open()
+            started = time.monotonic()
             self.wait()
+            waited_secs = time.monotonic() - started
             now = float(self._clock())
             with jax.profiler.TraceAnnotation(f"{self._label}.save"):
                 contents = self._variables.contents(tree, metadata)
@@ -176,8 +191,9 @@ class Saver:
                 record = Record(step, name=location.name)
                 if write_state:
                     absolute = os.path.isabs(path)  # noqa: PTH117
-                    was_last = lock.wrote_last(self)
-                    record = self._state.adopt(location, step, state_name, absolute=absolute, was_last_writer=was_last)
+                    is_current = self._versions.get(lock.identity) == lock.version
+                    self._versions[lock.identity] = lock.version
+                    record = self._state.adopt(location, step, state_name, absolute=absolute, is_current=is_current)
                 rule = SaverRule(self._settings.max_to_keep, self._settings.keep_checkpoint_every_n_hours)
                 record = msgspec.structs.replace(record, time=now, retention=encode_rule(rule))
                 contents = contents._replace(record=encode_record(record))
@@ -185,13 +201,27 @@ class Saver:
                     contents if block else snapshot(contents, copy=copy),
                     location,
                     Path(path),
-                    list_saved=partial(self._state.list_saved, path, location, record, now) if write_state else None,
+                    list_saved=partial(self._list_saved, lock, path, location, record, now) if write_state else None,
                     failed=self._state.reread_directories,
                     block=block,
                     format=self._settings.format,
                     progress=progress,
+                    started=started,
+                    waited_secs=waited_secs,
                 )
         return path
+
+    def _list_saved(
+        self, lock: RunLock, path: str, location: Path, record: Record, now: float, timings: SaveTimings
+    ) -> Deletions:
+        is_current = self._versions.get(lock.identity) == lock.version
+        try:
+            deletions = self._state.list_saved(path, location, record, now, timings)
+        finally:
+            version = lock.advance()
+        if is_current:
+            self._versions[lock.identity] = version
+        return deletions
 
     @property
     def _label(self) -> str:

@@ -1,5 +1,6 @@
 """Retention state of a Saver: the tracked checkpoints, and the newest checkpoint of each directory."""
 
+import copy
 import math
 import os
 import re
@@ -10,7 +11,7 @@ from typing import Any
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, canonical, local_path, wrap_os_errors
 from pytreesaver._run.directory import Deletions, list_and_delete
-from pytreesaver._run.history import CheckpointEvent
+from pytreesaver._run.history import CheckpointEvent, SaveTimings
 from pytreesaver._run.policies.rules import saver_eviction, saver_interval
 from pytreesaver._run.record import Record
 from pytreesaver._run.recorded import last_serial, saved_at, unlisted_to_adopt
@@ -36,6 +37,13 @@ class SaverState:
         # The serial number and the name of the newest checkpoint, by directory and state file.
         self._last: dict[tuple[tuple[int, int], str], tuple[int, str | None]] = {}
 
+    def copied(self) -> "SaverState":
+        """Return a copy, which reads the state file of every directory again before its next save."""
+        other = copy.copy(self)
+        other._tracked, other._given_paths = list(self._tracked), dict(self._given_paths)
+        other._adopted, other._last = set(), {}
+        return other
+
     @property
     def paths(self) -> list[str]:
         """The tracked paths, as the user passed them."""
@@ -60,7 +68,7 @@ class SaverState:
         """Read the state file of every directory again before the next save, since a save failed halfway."""
         self._adopted.clear()
 
-    def list_saved(self, path: str, location: Path, record: Record, now: float) -> Deletions:
+    def list_saved(self, path: str, location: Path, record: Record, now: float, timings: SaveTimings) -> Deletions:
         """List a complete checkpoint in its state file, then delete what retention does not keep.
 
         Raises:
@@ -95,24 +103,22 @@ class SaverState:
             self.next_checkpoint_time = result.mark
             self._last[identity, state_name] = record.serial, location.name
 
-        saved = CheckpointEvent("saved", location.name, now, record.step)
+        saved = CheckpointEvent("saved", location.name, now, record.step, timings=timings)
         deletions = list_and_delete(directory, state_name, state_with, to_delete, saved, on_listed=on_listed)
         self._tracked = tracked_with(deletions.remaining)
         self._given_paths = {where: self._given_paths[where] for where, _ in self._tracked}
         return deletions
 
-    def adopt(
-        self, location: Path, step: int | None, state_name: str, *, absolute: bool, was_last_writer: bool
-    ) -> Record:
+    def adopt(self, location: Path, step: int | None, state_name: str, *, absolute: bool, is_current: bool) -> Record:
         """Track the checkpoints of the same name that an earlier Saver left. Return the record of the new checkpoint.
 
-        `was_last_writer` is False if another saver of this process may have written to the directory since this one.
+        `is_current` is False if another saver of this process may have written to the directory since this one.
         """
         directory = location.parent
         identity = self._identity(directory)
         base = location.name if step is None else location.name.rpartition("-")[0]
         adopted = (identity, base, state_name) in self._adopted
-        if not (was_last_writer and adopted and (identity, state_name) in self._last):
+        if not (is_current and adopted and (identity, state_name) in self._last):
             listed = [canonical(path) for path in listed_checkpoints(directory, state_name)]
             newer = [path for path, _ in unlisted_to_adopt(directory, state_name, listed)]
             self._last[identity, state_name] = (

@@ -2,13 +2,16 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from pytreesaver._checkpoint.background import SaveQueue, lock_within
 from pytreesaver._checkpoint.saving import write_contents
+from pytreesaver._io import filesystem
 from pytreesaver._progress import Progress
 from pytreesaver._run.directory import Deletions
+from pytreesaver._run.history import SaveTimings
 from pytreesaver._run.lock import RunLock, claim
 from pytreesaver.formats.protocol import TreeContents
 
@@ -52,11 +55,13 @@ class WriterSession:
         location: Path,
         path: Path,
         *,
-        list_saved: Callable[[], Deletions] | None,
+        list_saved: Callable[[SaveTimings], Deletions] | None,
         failed: Callable[[], None],
         block: bool,
         format: str | None,
         progress: Progress,
+        started: float,
+        waited_secs: float,
     ) -> None:
         """Write a checkpoint into the claimed directory and list it in the state file, now or asynchronously.
 
@@ -64,18 +69,23 @@ class WriterSession:
             contents: the checkpoint; without `block`, a snapshot that the caller can no longer change.
             location: its absolute path.
             path: the same path for messages, as the user gave it.
-            list_saved: called once the checkpoint is complete: updates the state file, and deletes what retention does
-                not keep. No other saver of this process writes to the directory meanwhile. None to list nothing.
+            list_saved: called with the timings once the checkpoint is complete: updates the state file, and deletes
+                what retention does not keep. No other saver of this process writes to the directory meanwhile. None to
+                list nothing.
             failed: called if any of this fails. The checkpoint may exist all the same.
             block: whether to return only when all is done.
             format: as in `write_contents`.
             progress: as in `write_contents`.
+            started: when the user called `save`, as `time.monotonic` gives it.
+            waited_secs: how long that call waited for the previous save.
         """
         lock = self.lock
         assert lock is not None, "call claim first"
+        blocked_secs = 0.0
 
         def work() -> Path:
             try:
+                began = time.monotonic()
                 write_contents(
                     location,
                     contents,
@@ -86,19 +96,24 @@ class WriterSession:
                     progress=progress,
                     what=f"{self._label}: saving {path}" if self._label else f"saving {path}",
                 )
+                ended = time.monotonic()
+                blocked = ended - started if block else blocked_secs
+                timings = SaveTimings(blocked, waited_secs, ended - began, _size_of(location))
                 if list_saved is not None:
                     with lock.saving:
-                        deletions = list_saved()
+                        deletions = list_saved(timings)
                     deletions.warn()
             except BaseException:
                 failed()
                 raise
-            logger.info("%s", f"{self._label} saved {path}" if self._label else f"saved {path}")
+            saved = f"{self._label} saved {path}" if self._label else f"saved {path}"
+            logger.info("%s", saved, extra={"timings": timings})
             return path
 
         if block:
             work()
         else:
+            blocked_secs = time.monotonic() - started
             self.queue.start(f"{self._label}'s save of {path}" if self._label else f"the save of {path}", work)
 
     def close(self, timeout: float | None, *, before: Callable[[], None] = lambda: None) -> None:
@@ -122,3 +137,10 @@ class WriterSession:
                     if self.lock is not None:
                         self.lock.release()
                         self.lock = None
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return sum(size for _, _, size, _ in filesystem.fingerprint(path))
+    except OSError:  # another program deleted it
+        return 0

@@ -227,7 +227,7 @@ def test_prune_decides_after_locking_the_directory(monkeypatch):
 
     def claim_after_others(directory, held):
         with pts.CheckpointManager("run", max_to_keep=None, block=True) as manager:
-            manager.save(0, {"w": np.zeros(3)}, force=True)  # now the newest
+            manager.save(0, {"w": np.zeros(3)}, restart=True)  # now the newest
             manager.pin(1)
         return real(directory, held)
 

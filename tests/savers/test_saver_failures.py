@@ -38,8 +38,12 @@ def test_a_failed_save_changes_no_state(monkeypatch, operation):
 def test_failing_to_write_the_state_file_loses_nothing(monkeypatch):
     saver = pts.Saver(max_to_keep=1)
     saver.save({"w": 1}, "run/model", 1)
+
+    def refuse(*args):
+        raise OSError(errno.EIO, "I/O error")
+
     with monkeypatch.context() as patch:
-        patch.setattr(state_file, "replace_file", lambda *a: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+        patch.setattr(state_file, "replace_file", refuse)
         with pytest.raises(pts.CheckpointIOError, match="I/O error"):
             saver.save({"w": 2}, "run/model", 2)
     assert on_disk() == ["model-1", "model-2"]

@@ -121,7 +121,7 @@ class KeepLast(RetentionPolicy):
     count: int
 
     def __post_init__(self) -> None:
-        _require_count("KeepLast.count", self.count)
+        require_count("KeepLast.count", self.count)
 
     def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
         """See `RetentionPolicy.kept`."""
@@ -135,7 +135,7 @@ class KeepEveryHours(RetentionPolicy):
     hours: float
 
     def __post_init__(self) -> None:
-        _require_positive("KeepEveryHours.hours", self.hours)
+        require_positive("KeepEveryHours.hours", self.hours)
 
     def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
         """See `RetentionPolicy.kept`."""
@@ -163,7 +163,7 @@ class KeepEverySteps(RetentionPolicy):
     steps: int
 
     def __post_init__(self) -> None:
-        _require_count("KeepEverySteps.steps", self.steps)
+        require_count("KeepEverySteps.steps", self.steps)
 
     def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
         """See `RetentionPolicy.kept`."""
@@ -190,7 +190,7 @@ class KeepBest(RetentionPolicy):
     mode: Literal["min", "max"] = "min"
 
     def __post_init__(self) -> None:
-        _require_count("KeepBest.count", self.count)
+        require_count("KeepBest.count", self.count)
         if self.mode not in ("min", "max"):
             raise ValueError(f'KeepBest.mode: expected "min" or "max", found {self.mode!r}')
 
@@ -228,7 +228,7 @@ class KeepYoungerThan(RetentionPolicy):
     seconds: float
 
     def __post_init__(self) -> None:
-        _require_positive("KeepYoungerThan.seconds", self.seconds)
+        require_positive("KeepYoungerThan.seconds", self.seconds)
 
     def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
         """See `RetentionPolicy.kept`."""
@@ -236,12 +236,14 @@ class KeepYoungerThan(RetentionPolicy):
         return {i: reason for i, checkpoint in enumerate(checkpoints) if now - checkpoint.time < self.seconds}
 
 
-def _require_count(what: str, value: object) -> None:
+def require_count(what: str, value: object) -> None:
+    """Raise a ValueError unless a field of a policy is a positive int."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{what}: expected a positive integer, found {value!r}")
 
 
-def _require_positive(what: str, value: object) -> None:
+def require_positive(what: str, value: object) -> None:
+    """Raise a ValueError unless a field of a policy is a positive number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise ValueError(f"{what}: expected a positive number, found {value!r}")
 
