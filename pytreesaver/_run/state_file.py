@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pytreesaver._errors import CorruptCheckpointError, RetentionWarning
 from pytreesaver._io import filesystem
-from pytreesaver._io.atomic import replace_file
+from pytreesaver._io.atomic import remove_leftovers, replace_file
 from pytreesaver._io.checksums import checksum
 from pytreesaver._io.files import read_file, write_fully
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
@@ -184,6 +184,7 @@ def update_checkpoint_state(
             f"(got paths {paths} and timestamps {times})"
         )
     relative = [path_in_state(path, directory) for path in paths]
+    remove_leftovers(directory)
     write_state(
         directory,
         state_file_name(latest_filename),

@@ -35,9 +35,7 @@ def checked_signals(save_on_signal: Any, save_on_sigterm: Any) -> tuple[signal.S
         raise TypeError(f"save_on_sigterm: expected True or False, found {save_on_sigterm!r}{hint}")
     is_one = save_on_signal is None or isinstance(save_on_signal, int)
     if not is_one and (isinstance(save_on_signal, str) or not isinstance(save_on_signal, Iterable)):
-        raise TypeError(
-            f"save_on_signal: expected a signal such as signal.SIGUSR1 or several, found {save_on_signal!r}"
-        )
+        raise TypeError(f"save_on_signal: expected one or more signals like signal.SIGUSR1, found {save_on_signal!r}")
     given = [] if save_on_signal is None else [save_on_signal] if is_one else list(save_on_signal)
     found = []
     for each in [*given, *([signal.SIGTERM] if save_on_sigterm else [])]:

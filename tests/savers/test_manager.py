@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax.training.train_state import TrainState
-from helpers import run_program
+from helpers import message_of, run_program
 from savers.saving import on_disk, saved, tree
 
 import pytreesaver as pts
@@ -72,6 +72,28 @@ def test_a_loop_cannot_start_over_in_the_directory_of_another_run():
     manager.close()
     assert pts.restore("run/ckpt-1") == {"again": 1}
     assert pts.CheckpointManager("run").latest_step() == 1
+
+
+def test_forced_saves_do_not_replace_the_checkpoints_of_a_trained_run():
+    saved(range(0, 301, 100), max_to_keep=2)
+    manager = pts.CheckpointManager("run", max_to_keep=2)
+    for step in (0, 1):
+        message = message_of(pts.CheckpointExistsError, lambda step=step: manager.save(step, tree(step), force=True))
+        assert "pass restart=True" in message
+        assert "force" not in message
+    assert manager.all_steps() == [200, 300]
+
+
+def test_a_restart_goes_on_from_its_step_by_the_usual_interval():
+    saved(range(0, 301, 100), max_to_keep=2)
+    manager = pts.CheckpointManager("run", max_to_keep=2, save_interval_steps=10)
+    assert [step for step in range(0, 25) if manager.save(step, tree(step), restart=step == 0)] == [0, 10, 20]
+    manager.close()
+    assert manager.all_steps() == [10, 20]
+    with pts.CheckpointManager("run") as manager:
+        assert manager.latest_step() == 20
+        assert manager.save(21, tree(21), restart=True)
+        assert manager.save(21, tree(21), restart=True)
 
 
 def test_after_restoring_an_older_step_the_run_continues_from_there():

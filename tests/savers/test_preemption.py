@@ -253,3 +253,90 @@ def test_an_error_in_a_with_block_after_the_signal_is_logged():
         raise RuntimeError("my own")
     """)
     assert "RuntimeError: my own" in errors
+
+
+@pytest.mark.parametrize(
+    ("argument", "number"),
+    [
+        ("signal.SIGUSR1", signal.SIGUSR1),
+        ("[signal.SIGUSR1, signal.SIGTERM]", signal.SIGUSR1),
+        ("[signal.SIGUSR1, signal.SIGTERM]", signal.SIGTERM),
+        ("10, save_on_sigterm=True", signal.SIGTERM),
+    ],
+)
+def test_the_signals_to_save_on_can_be_chosen(argument, number):
+    errors = run_program(
+        f"""
+    manager = pts.CheckpointManager("run", save_on_signal={argument}, save_interval_steps=100)
+    manager.save(0, {{"w": 0}})
+    assert not manager.preemption_requested
+    os.kill(os.getpid(), {int(number)})
+    assert manager.preemption_requested
+    assert manager.should_save(1)
+    manager.save(1, {{"w": 1}})
+    print("not reached", file=sys.stderr)
+    """,
+        returncode=-number,
+    )
+    assert f"{number.name}: the process will end after the next save" in errors
+    assert pts.CheckpointManager("run").restore() == {"w": 1}
+
+
+def test_the_process_may_run_longer_after_a_signal_that_is_not_sigterm():
+    run_program(
+        """
+    from pytreesaver._savers import preemption
+    preemption.GRACE_SECS = 0.1
+    manager = pts.CheckpointManager("run", save_on_signal=signal.SIGUSR1, save_interval_steps=100)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(0.5)
+    manager.save(1, {"w": 1})
+    """,
+        returncode=-signal.SIGUSR1,
+    )
+    assert pts.CheckpointManager("run").restore() == {"w": 1}
+
+
+def test_a_previous_handler_of_the_signal_lets_the_loop_go_on():
+    run_program(
+        """
+    seen = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    manager = pts.CheckpointManager("run", save_on_signal=signal.SIGUSR1, save_interval_steps=100, block=True)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert seen == []
+    manager.save(1, {"w": 1})
+    assert seen == [signal.SIGUSR1]
+    assert not manager.preemption_requested
+    assert manager.save(2, {"w": 2}) is None
+    """,
+        returncode=0,
+    )
+
+
+def test_closing_a_manager_restores_the_handlers_that_no_other_one_needs():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    first = pts.CheckpointManager("run", save_on_signal=[signal.SIGUSR1, signal.SIGTERM])
+    second = pts.CheckpointManager("other", save_on_sigterm=True)
+    first.close()
+    assert signal.getsignal(signal.SIGUSR1) == handlers[signal.SIGUSR1]
+    assert signal.getsignal(signal.SIGTERM) != handlers[signal.SIGTERM]
+    second.close()
+    assert signal.getsignal(signal.SIGTERM) == handlers[signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"save_on_sigterm": signal.SIGUSR1}, TypeError, "save_on_sigterm: .*pass save_on_signal for another signal"),
+        ({"save_on_sigterm": "yes"}, TypeError, "save_on_sigterm: expected True or False, found 'yes'"),
+        ({"save_on_signal": True}, TypeError, "save_on_signal: expected a signal such as"),
+        ({"save_on_signal": "SIGUSR1"}, TypeError, "save_on_signal: expected one or more signals"),
+        ({"save_on_signal": ["SIGUSR1"]}, TypeError, "save_on_signal: expected a signal such as"),
+        ({"save_on_signal": 4711}, ValueError, "save_on_signal: expected a signal that a process can handle"),
+        ({"save_on_signal": signal.SIGKILL}, ValueError, "save_on_signal: expected a signal that a process can handle"),
+    ],
+)
+def test_something_else_than_a_signal_is_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        pts.CheckpointManager("run", **arguments)

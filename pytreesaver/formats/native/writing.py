@@ -105,6 +105,7 @@ def _replace(path: Path, contents: TreeContents, options: _WriteOptions) -> None
     # A single rename replaces the old index. The new data file has a new name, so readers of the old index never read
     # new data. Every step is synced before the next, also without `durable`: a power failure could otherwise cost both
     # checkpoints.
+    remove_leftovers(path.parent)
     replaced = _listed_files(path)
     token = secrets.token_hex(8)
     data_name, index_name = f"{_DATA_NAME}-{token}.safetensors", f".index-{token}.tmp"
