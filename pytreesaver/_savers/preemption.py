@@ -36,7 +36,9 @@ def checked_signals(save_on_signal: Any, save_on_sigterm: Any) -> tuple[signal.S
     is_one = save_on_signal is None or isinstance(save_on_signal, int)
     if not is_one and (isinstance(save_on_signal, str) or not isinstance(save_on_signal, Iterable)):
         raise TypeError(f"save_on_signal: expected one or more signals like signal.SIGUSR1, found {save_on_signal!r}")
-    given = [] if save_on_signal is None else [save_on_signal] if is_one else list(save_on_signal)
+    given: list[Any] = [] if save_on_signal is None else [save_on_signal]
+    if not isinstance(save_on_signal, int) and save_on_signal is not None:
+        given = list(save_on_signal)
     found = []
     for each in [*given, *([signal.SIGTERM] if save_on_sigterm else [])]:
         if isinstance(each, bool) or not isinstance(each, int):

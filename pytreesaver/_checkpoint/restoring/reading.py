@@ -11,7 +11,7 @@ import numpy as np
 
 from pytreesaver._checkpoint.restoring.matching import LeafPlan
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
-from pytreesaver._checkpoint.restoring.targets import build_leaf
+from pytreesaver._checkpoint.restoring.targets import Template, build_leaf, with_layout
 from pytreesaver._errors import CorruptCheckpointError, MismatchError
 from pytreesaver._io import filesystem
 from pytreesaver._io.reading import ALIGNMENT
@@ -190,9 +190,14 @@ def _needs_no_conversion(reader: CheckpointReader, plan: LeafPlan, options: Rest
         and reader.shapes[plan.position] == target.shape
         and stored.kind in ("jax", "numpy")
         and wanted.kind in ("jax", "numpy")
-        and (options.as_numpy or wanted.kind == "numpy" or (target.sharding is None and not wanted.weak_type))
+        and (options.as_numpy or wanted.kind == "numpy" or _is_default(target))
         and not wanted.dtype.startswith(">")
     )
+
+
+def _is_default(target: Template) -> bool:
+    """Return whether `jax_arrays` makes such arrays."""
+    return target.sharding is None and target.layout is None and not target.type.weak_type
 
 
 def _loss_error(reader: CheckpointReader, losses: Mapping[str, tuple[LeafPlan, LossyCastError]]) -> MismatchError:
@@ -302,10 +307,12 @@ def _leaf(reader: CheckpointReader, plan: LeafPlan, source: np.ndarray | None, o
     sharding = None if options.as_numpy else target.sharding
     try:
         if source is None:
-            return _leaf_of_parts(reader, position, wanted, target.shape, sharding, options)
-        if shape != target.shape:
-            source = source.reshape(*target.shape, *source.shape[len(shape) :])
-        return build_leaf(source, stored, wanted, sharding)
+            leaf = _leaf_of_parts(reader, position, wanted, target.shape, sharding, options)
+        else:
+            if shape != target.shape:
+                source = source.reshape(*target.shape, *source.shape[len(shape) :])
+            leaf = build_leaf(source, stored, wanted, sharding)
+        return leaf if target.layout is None or options.as_numpy else with_layout(leaf, target.layout)
     except UnicodeDecodeError as error:
         raise CorruptCheckpointError(
             f"{reader.path}: {quoted(name)}: the stored bytes are not a valid str: {error}", damaged=[name]

@@ -5,6 +5,7 @@ from typing import Any, Protocol, Union
 
 import jax
 import jax.core
+import jax.experimental.layout
 import jax.numpy as jnp
 import msgspec
 import numpy as np
@@ -112,13 +113,15 @@ class Template(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         type: the type.
         shape: the shape.
-        sharding: the sharding; None means uncommitted on JAX's default device.
+        sharding: the sharding; None means uncommitted on JAX's default device. It may be over an abstract mesh.
+        layout: the layout of the elements in memory, a `jax.experimental.layout.Layout`; None means JAX's default.
         has_value: False for a `jax.ShapeDtypeStruct`, which has no value to keep.
     """
 
     type: LeafType
     shape: tuple[int, ...]
     sharding: Any = None
+    layout: Any = None
     has_value: bool = True
 
     def with_sharding(self, sharding: Any) -> "Template":
@@ -133,23 +136,56 @@ def template_of(leaf: Any) -> Template:
         LeafError: if leaves of this type cannot be restored.
     """
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        # The result of jax.eval_shape may be sharded over an abstract mesh, which has no devices.
-        abstract = isinstance(getattr(leaf.sharding, "mesh", None), jax.sharding.AbstractMesh)
-        sharding = None if abstract else leaf.sharding
         leaf_type = jax_array_type(leaf)
         if leaf_type is None:
             impls: list[Any] = []
             jax.eval_shape(lambda keys: impls.append(jax.random.key_impl(keys)), leaf)
             leaf_type = key_type(impls[0])
-        return Template(leaf_type, leaf.shape, sharding, False)
+        layout = None if leaf_type.kind == "key" else leaf.format.layout
+        return Template(leaf_type, leaf.shape, over_devices(leaf.sharding), layout, has_value=False)
     if isinstance(leaf, jax.core.Tracer):
         raise LeafError("that is a JAX tracer: restore was called inside jit or another transformation")
     if isinstance(leaf, jax.Array):
         sharding = leaf.sharding if leaf.committed else None
-        leaf_type = jax_array_type(leaf) or key_type(jax.random.key_impl(leaf))
-        return Template(leaf_type, leaf.shape, sharding)
+        leaf_type = jax_array_type(leaf)
+        if leaf_type is None:
+            return Template(key_type(jax.random.key_impl(leaf)), leaf.shape, sharding)
+        return Template(leaf_type, leaf.shape, sharding, None if sharding is None else _unusual_layout(leaf))
     leaf_type, stored_shape = leaf_type_of(leaf)
     return Template(leaf_type, logical_shape(leaf_type, stored_shape))
+
+
+def is_abstract(sharding: Any) -> bool:
+    """Return whether a sharding is over an abstract mesh, which has no devices, as those of `jax.eval_shape` are."""
+    return isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh)
+
+
+def over_devices(sharding: Any) -> Any:
+    """Return a sharding with its abstract mesh replaced by the active mesh of devices, if that has the same axes.
+
+    Otherwise, return the sharding as it is. A sharding over an empty mesh is None.
+    """
+    if not is_abstract(sharding):
+        return sharding
+    if sharding.mesh.empty:
+        return None
+    active = jax.sharding.get_mesh()
+    if active.empty or dict(active.shape) != dict(sharding.mesh.shape):
+        return sharding
+    return jax.sharding.NamedSharding(active, sharding.spec, memory_kind=sharding.memory_kind)
+
+
+def _unusual_layout(array: Any) -> Any:
+    """Return the layout of an array if its axes are not in the usual order, from major to minor, otherwise None."""
+    if array.ndim < 2:
+        return None
+    layout = array.format.layout
+    return None if layout.major_to_minor == tuple(range(array.ndim)) else layout
+
+
+def with_layout(array: Any, layout: Any) -> Any:
+    """Return a JAX array with this layout in memory."""
+    return jax.device_put(array, jax.experimental.layout.Format(layout, array.sharding))
 
 
 def value_fits(value: Any, target: LeafType) -> bool:

@@ -8,8 +8,15 @@ import jax
 from pytreesaver._checkpoint.restoring.matching import LeafPlan, StoredVariables, match_template
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.reading import read_leaves
-from pytreesaver._checkpoint.restoring.targets import Placement, Template, placement_of, template_of, x64_enabled
-from pytreesaver._errors import UnsupportedLeafError
+from pytreesaver._checkpoint.restoring.targets import (
+    Placement,
+    Template,
+    is_abstract,
+    placement_of,
+    template_of,
+    x64_enabled,
+)
+from pytreesaver._errors import MismatchError, UnsupportedLeafError
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import NUMBER_KINDS, PYTHON_KINDS, python_value
 from pytreesaver._tree.leaves import LeafError
@@ -108,6 +115,7 @@ def _templates_of(
 ) -> dict[str, Template]:
     templates: dict[str, Template] = {}
     problems = []
+    without_devices: dict[str, Any] = {}
     for name, leaf, flag in zip(flat.names, flat.leaves, flags, strict=True):
         if not flag:
             continue
@@ -119,11 +127,29 @@ def _templates_of(
         if template.type.kind in ("jax", "key") and not options.as_numpy:
             sharding = placed(name, template.shape)
             templates[name] = template if sharding is None else template.with_sharding(sharding)
+            if is_abstract(templates[name].sharding):
+                without_devices[name] = templates[name].sharding
         else:
             templates[name] = template.with_sharding(None)
     if problems:
         raise UnsupportedLeafError("the template (like) has leaves that cannot be restored:\n" + "\n".join(problems))
+    if without_devices:
+        raise _no_devices_error(without_devices)
     return templates
+
+
+def _no_devices_error(shardings: Mapping[str, Any]) -> MismatchError:
+    active = jax.sharding.get_mesh()
+    found = "no active mesh" if active.empty else f"the active mesh {dict(active.shape)}"
+    lines = [
+        f"  {quoted(name)}: {sharding.spec} over the axes {dict(sharding.mesh.shape)}"
+        for name, sharding in shardings.items()
+    ]
+    return MismatchError(
+        f"the template has shardings over an abstract mesh, which has no devices: expected an active mesh of the same "
+        f"axes, found {found}; restore under jax.set_mesh(mesh), or pass shardings over devices as sharding=:\n"
+        + "\n".join(lines)
+    )
 
 
 def named_template(name: str, leaf: Any) -> Template:
