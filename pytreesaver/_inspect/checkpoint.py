@@ -13,13 +13,13 @@ from pytreesaver._inspect.type_tree import TypeNode, type_tree
 from pytreesaver._inspect.variable import Variable
 from pytreesaver._io.paths import PathLike, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
+from pytreesaver._run.directory import open_checkpoint
 from pytreesaver._run.record import decode_record
 from pytreesaver._text import did_you_mean
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value
 from pytreesaver._tree.select import Selection, as_selection, selected_names
 from pytreesaver.formats.protocol import CheckpointReader
-from pytreesaver.formats.registry import open_reader
 
 
 class Checkpoint(Mapping[str, Variable]):
@@ -186,6 +186,8 @@ class Checkpoint(Mapping[str, Variable]):
 def load_checkpoint(path: PathLike) -> Checkpoint:
     """Open a checkpoint for inspection. Arrays are read only on request.
 
+    If `path` is a run directory, its newest checkpoint is opened, which is logged.
+
     Raises:
         CheckpointNotFoundError: if there is no complete checkpoint at `path`.
         CorruptCheckpointError: if its index is damaged.
@@ -197,7 +199,7 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
         ...     checkpoint["dense/kernel"].shape, checkpoint["dense/kernel"].read().sum()
         ((784, 10), np.float32(0.0))
     """
-    reader = open_reader(path)
+    reader = open_checkpoint(path)
     try:
         with wrap_os_errors("read", reader.path):
             return Checkpoint(reader)

@@ -11,6 +11,7 @@ import numpy as np
 from pytreesaver._inspect.checkpoint import Checkpoint
 from pytreesaver._io.paths import PathLike, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
+from pytreesaver._run.directory import open_checkpoint
 from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import Box, box_shape, split_box, whole_box
 from pytreesaver._tree.kinds import (
@@ -24,7 +25,6 @@ from pytreesaver._tree.kinds import (
 )
 from pytreesaver._tree.select import Selection, as_selection, selected_names
 from pytreesaver.formats.protocol import CheckpointReader
-from pytreesaver.formats.registry import open_reader
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def diff(
 
 @contextmanager
 def _open_reader(given: PathLike | Checkpoint) -> Iterator[CheckpointReader]:
-    reader = given._reader if isinstance(given, Checkpoint) else open_reader(given)
+    reader = given._reader if isinstance(given, Checkpoint) else open_checkpoint(given)
     try:
         with wrap_os_errors("read", reader.path):
             yield reader

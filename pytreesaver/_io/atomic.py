@@ -119,13 +119,13 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a file or a directory of files. Ignore errors."""
+    """Delete a file, or a directory with all that is in it. Ignore errors."""
     with suppress(OSError):
         if filesystem.is_link(path) or not filesystem.is_directory(path):
             filesystem.remove_file(path)
             return
         for entry in filesystem.list_directory(path):
-            filesystem.remove_file(path / entry)
+            remove_tree(path / entry)
         filesystem.remove_directory(path)
 
 

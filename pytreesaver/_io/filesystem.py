@@ -60,14 +60,33 @@ def release(descriptor: int) -> None:
 
 
 def reserve(descriptor: int, nbytes: int) -> None:
-    """Allocate disk space for `nbytes`, so that a full disk is detected before anything is written."""
+    """Allocate disk space for `nbytes`, so that a full disk is detected before anything is written.
+
+    Do nothing if the file system cannot: then a full disk is detected later.
+    """
     if nbytes and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, nbytes)
+        try:
+            os.posix_fallocate(descriptor, 0, nbytes)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+
+
+_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
+"""The errors with which file systems refuse a call that they do not support."""
 
 
 def write(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
     """Write up to `MAX_BUFFERS` buffers contiguously at `offset`. Return the number of bytes written."""
-    return os.pwritev(descriptor, buffers, offset)  # type: ignore[arg-type]
+    try:
+        return os.pwritev(descriptor, buffers, offset)  # type: ignore[arg-type]
+    except OSError as error:
+        if error.errno in (errno.ESPIPE, errno.EOPNOTSUPP):
+            error.strerror = (
+                f"{error.strerror}; the file system cannot write at any position of a file, as some mounted object "
+                "stores cannot: save to a local disk and copy the checkpoint from there"
+            )
+        raise
 
 
 def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
@@ -149,10 +168,16 @@ def sync_file(descriptor: int) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Flush the entries of a directory to the disk, so that its names survive a power failure."""
+    """Flush the entries of a directory to the disk, so that its names survive a power failure.
+
+    Do nothing if the file system cannot: those that refuse, as some of networks and of FUSE do, need no such call.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
     finally:
         release(descriptor)
 
@@ -301,8 +326,18 @@ def remove_directory(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or a directory atomically, replacing an existing file or empty directory at `target`."""
-    os.rename(source, target)
+    """Rename a file or a directory atomically, replacing an existing file or empty directory at `target`.
+
+    A network file system that repeats a request whose answer was lost reports that `source` does not exist, although
+    the first request succeeded. That is no error.
+    """
+    before = os.lstat(source)
+    try:
+        os.rename(source, target)
+    except FileNotFoundError:
+        after = status(target, follow_links=False)
+        if after is None or (after.st_dev, after.st_ino) != (before.st_dev, before.st_ino):
+            raise
 
 
 def remove_file(path: Path) -> None:

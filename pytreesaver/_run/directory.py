@@ -5,9 +5,13 @@ directory, so that a run directory can be moved and copied.
 """
 
 import errno
+import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +27,19 @@ from pytreesaver._errors import (
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, again_after_io_error, local_path, wrap_os_errors
 from pytreesaver._run.history import CheckpointEvent, append_history, deletions
-from pytreesaver._run.recorded import modified_time, recorded_checkpoints, unlisted_checkpoints
+from pytreesaver._run.recorded import (
+    modified_time,
+    recorded_checkpoints,
+    saved_at,
+    unlisted_checkpoints,
+    visible_entries,
+)
 from pytreesaver._run.state_file import listed_checkpoints, write_state
 from pytreesaver._run.state_text import CheckpointState, state_file_name
-from pytreesaver.formats.protocol import PINNED_NAME
-from pytreesaver.formats.registry import format_at, is_checkpoint, opened
+from pytreesaver.formats.protocol import PINNED_NAME, CheckpointReader
+from pytreesaver.formats.registry import format_at, is_checkpoint, open_reader, opened
+
+logger = logging.getLogger("pytreesaver")
 
 
 def is_complete(path: Path) -> bool:
@@ -109,8 +121,9 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
 
     This is the checkpoint that the state file names as the newest. Unlike TensorFlow, this function also finds newer
     checkpoints that a `Saver` or `CheckpointManager` completed but did not list before its process ended, and if the
-    newest checkpoint is damaged or missing, it returns the one before it, with a `RetentionWarning`. Only indexes and
-    the sizes of files are checked; arrays are not read.
+    newest checkpoint is damaged or missing, it returns the one before it, with a `RetentionWarning`. Without a state
+    file, it finds the newest checkpoint that `pytreesaver.save` wrote with a name like ``ckpt-100``. Only indexes and
+    the sizes of files are checked; arrays are not read. ``""`` is the working directory.
 
     Raises:
         CheckpointIOError: if the system could not look, for example because a permission is missing.
@@ -121,7 +134,8 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
         >>> latest_checkpoint("latest"), latest_checkpoint("no such run")
         (PosixPath('latest/model-100'), None)
     """
-    directory, name = local_path(checkpoint_dir), state_file_name(latest_filename)
+    directory = Path() if checkpoint_dir == "" else local_path(checkpoint_dir)
+    name = state_file_name(latest_filename)
     listed: list[Path] | None = None
     candidates: list[Path] = []
     while True:
@@ -131,24 +145,82 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
         unlisted = [path for path, _ in unlisted_checkpoints(directory, name, listed)]
         candidates = [*reversed(unlisted), *(path for path in reversed(listed) if path not in unlisted)]
         newest = next(filter(_is_usable, candidates[:1]), None)
-        if newest is not None or not candidates:
+        if newest is not None:
             return newest
+        if not candidates:
+            return _newest_plain(directory) if latest_filename is None else None
         # A saver may have deleted it concurrently. Then the state file has changed too: read it again.
     older = [path for path, _ in reversed(recorded_checkpoints(directory, name)) if path not in candidates]
     fallback = next(filter(_is_usable, [*candidates, *older]), None)
     skipped = candidates[: candidates.index(fallback)] if fallback and fallback in candidates else candidates
-    warnings.warn(
-        f"damaged or missing: {', '.join(map(str, skipped))}; using instead: {fallback or 'nothing'}",
-        RetentionWarning,
-        stacklevel=2,
-    )
+    _warn_of_skipped(skipped, fallback)
     return fallback
 
 
+def _newest_plain(directory: Path) -> Path | None:
+    """Return the newest complete checkpoint whose name ends in a step, or None. Nothing lists such checkpoints."""
+    try:
+        entries = visible_entries(directory)
+    except CheckpointIOError as error:
+        if filesystem.is_absence(error):
+            return None
+        raise
+    steps = {path: int(match[1]) for path in entries if (match := _ENDS_IN_STEP.fullmatch(path.name))}
+    found = [path for path in steps if again_after_io_error(partial(is_checkpoint, path))]
+    found.sort(key=lambda path: (saved_at(path), steps[path]), reverse=True)
+    newest = next(filter(_is_usable, found), None)
+    skipped = found[: found.index(newest)] if newest else found
+    if skipped:
+        _warn_of_skipped(skipped, newest)
+    return newest
+
+
+_ENDS_IN_STEP = re.compile(r".*-([0-9]+)", re.DOTALL)
+
+
+def _warn_of_skipped(skipped: Sequence[Path], fallback: Path | None) -> None:
+    instead = f"using instead: {fallback}" if fallback else "no usable checkpoint is left"
+    warnings.warn(
+        f"damaged or missing: {', '.join(map(str, skipped))}; {instead}",
+        RetentionWarning,
+        stacklevel=3,
+    )
+
+
 def checkpoint_at(path: PathLike) -> Path:
-    """Return the path if it is a checkpoint, else the newest checkpoint of the run directory there, else the path."""
+    """Return the path if it is a checkpoint, else the newest checkpoint of the run directory there, else the path.
+
+    The newest checkpoint of a run directory is logged, since the caller did not name it.
+    """
     target = local_path(path)
-    return target if is_checkpoint(target) else latest_checkpoint(target) or target
+    if is_checkpoint(target):
+        return target
+    newest = latest_checkpoint(target)
+    if newest is not None:
+        logger.info("%s is a run directory; its newest checkpoint is %s", target, newest)
+    return newest or target
+
+
+def open_checkpoint(path: PathLike) -> CheckpointReader:
+    """Open a checkpoint, or the newest one of a run directory. Raises what `open_reader` raises."""
+    try:
+        return open_reader(path)
+    except CheckpointNotFoundError:
+        newest = checkpoint_at(path)
+        if newest == local_path(path):
+            raise
+        return open_reader(newest)
+
+
+@contextmanager
+def opened_checkpoint(path: PathLike) -> Iterator[CheckpointReader]:
+    """Open a checkpoint for a ``with`` block, as `open_checkpoint`."""
+    reader = open_checkpoint(path)
+    try:
+        with wrap_os_errors("read", reader.path):
+            yield reader
+    finally:
+        reader.close()
 
 
 class Deletions(NamedTuple):

@@ -140,9 +140,9 @@ class ManagedRun:
 
     def no_such_step(self, step: int) -> CheckpointNotFoundError:
         """Return the error for a step without a checkpoint. It names the steps that exist."""
-        return CheckpointNotFoundError(
-            f"{self._given_directory}: expected a checkpoint of step {step}, found the steps {self.steps()}"
-        )
+        steps = self.steps()
+        found = f"the steps {steps}" if steps else "no checkpoints"
+        return CheckpointNotFoundError(f"{self._given_directory}: expected a checkpoint of step {step}, found {found}")
 
     def pin(self, step: int) -> None:
         """Pin the checkpoint of a step. Raises a CheckpointNotFoundError if it does not exist."""

@@ -3,16 +3,19 @@
 import errno
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from pytreesaver._errors import (
     CheckpointError,
+    CheckpointExistsError,
     CheckpointIOError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
     RetentionWarning,
 )
 from pytreesaver._run.policies.retention import SavedCheckpoint
+from pytreesaver.formats.foreign import foreign_steps
 
 T = TypeVar("T")
 
@@ -43,3 +46,21 @@ def warn_of_damaged(problems: Sequence[CheckpointError], fallback: str) -> None:
     if problems:
         lines = "\n".join(map(str, problems))
         warnings.warn(f"{lines}\nusing instead: {fallback}", RetentionWarning, stacklevel=3)
+
+
+def refuse_foreign_steps(directory: Path) -> None:
+    """Raise a CheckpointExistsError if a run directory without checkpoints contains steps of another library.
+
+    Otherwise a run that was started with that library would silently start over.
+    """
+    try:
+        found = foreign_steps(directory)
+    except OSError:  # the read or the save that follows reports it
+        return
+    if found:
+        library, steps = found
+        raise CheckpointExistsError(
+            f"{directory}: expected checkpoints of pytreesaver or none, found steps of {library}: "
+            f"{', '.join(map(str, steps))}; restore them with {library} and save them here under another name, or use "
+            "another directory"
+        )

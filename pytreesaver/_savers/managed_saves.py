@@ -27,6 +27,7 @@ from pytreesaver._run.policies.saving import SaveInterval, SavePolicy, check_sav
 from pytreesaver._run.policies.schedule import LastSave, SaveSchedule
 from pytreesaver._run.record import Record, checked_metrics, encode_record
 from pytreesaver._run.state_text import STATE_FILE_NAME
+from pytreesaver._savers.fallback import refuse_foreign_steps
 from pytreesaver._savers.preemption import Preemption
 from pytreesaver._savers.session import WriterSession
 
@@ -159,6 +160,8 @@ class ManagedSaves:
             self.schedule.refuse_to_go_back(step, self._given_directory)
         if not (arguments.force or goes_back or is_due(step)):
             return None
+        if self.schedule.last.step is None:
+            refuse_foreign_steps(self._given_directory)
         self._raise_or_log_last_failure(wait=True)
         waited_secs = time.monotonic() - started
         now = float(self._settings.clock())

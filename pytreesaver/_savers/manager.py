@@ -21,7 +21,7 @@ from pytreesaver._run.policies.retention import Decision, KeepBest, RetentionPol
 from pytreesaver._run.policies.rules import manager_rule
 from pytreesaver._run.policies.saving import SavePolicy
 from pytreesaver._run.record import as_step
-from pytreesaver._savers.fallback import first_intact, warn_of_damaged
+from pytreesaver._savers.fallback import first_intact, refuse_foreign_steps, warn_of_damaged
 from pytreesaver._savers.managed_saves import (
     ManagedSaves,
     SaveArguments,
@@ -257,6 +257,7 @@ class CheckpointManager:
             if not candidates:
                 raise self._run.no_such_step(number)
         elif not candidates:
+            refuse_foreign_steps(self._given_directory)
             raise CheckpointNotFoundError(f"{self._given_directory}: expected a checkpoint, found none")
         path = self._run.directory
 
@@ -289,6 +290,7 @@ class CheckpointManager:
 
         Raises:
             What `restore` raises, if there is a checkpoint.
+            CheckpointExistsError: if there is none, but the directory contains steps of another library.
 
         Example:
             >>> manager = CheckpointManager("resumed", block=True)
@@ -301,7 +303,10 @@ class CheckpointManager:
         tree = init() if is_function else init
         RestoreOptions.of("CheckpointManager.restore_or_init", options).checked(tree)
         self._session.queue.settle()
-        return self.restore(tree, **options) if self._run.candidates(self._saves.state()) else tree
+        if self._run.candidates(self._saves.state()):
+            return self.restore(tree, **options)
+        refuse_foreign_steps(self._given_directory)
+        return tree
 
     # Listing.
 

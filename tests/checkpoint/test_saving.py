@@ -221,7 +221,11 @@ def test_errors_about_missing_checkpoints_say_what_was_found(tmp_path):
         pts.restore("file")
     pts.save({}, "run/model-1")
     pts.save({}, "run/model-2")
-    with pytest.raises(pts.CheckpointNotFoundError, match="it contains checkpoints, the newest last: model-1, model-2"):
+    with pytest.raises(pts.CheckpointNotFoundError, match=r"run contains checkpoints, the .* model-1, model-2"):
+        pts.restore("run/model-3")
+    pathlib.Path("run/model-1").rename("run/first")
+    pathlib.Path("run/model-2").rename("run/second")
+    with pytest.raises(pts.CheckpointNotFoundError, match="it contains checkpoints, the newest last: first, second"):
         pts.restore("run")
     with pytest.raises(pts.CheckpointIOError, match="cannot save to file/model"):
         pts.save({}, "file/model")

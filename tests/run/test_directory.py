@@ -190,7 +190,7 @@ def test_latest_skips_damaged_checkpoints_with_a_warning():
     ):
         assert pts.latest_checkpoint("run") == Path("run/model-1")
     pts.remove_checkpoint("run/model-1")
-    with pytest.warns(pts.RetentionWarning, match="using instead: nothing"):
+    with pytest.warns(pts.RetentionWarning, match="run/model-1; no usable checkpoint is left"):
         assert pts.latest_checkpoint("run") is None
 
 

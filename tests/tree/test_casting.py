@@ -306,7 +306,9 @@ def test_the_error_suggests_reshape_if_it_helps():
         "with a different shape or dtype (2):\n"
         "  x: expected float64[2,3], found int64[6]\n"
         "  y: expected int64[4], found int64[3]\n"
-        "(cast=True converts to the template's dtypes; reshape=True accepts any shape with the same number of elements)"
+        "(cast=True converts to the template's dtypes; "
+        "reshape=True accepts any shape with the same number of elements; "
+        'mismatched="keep" keeps the template\'s own values of another shape)'
     )
     restored = pts.restore(path, {"x": np.zeros((2, 3))}, only="x", cast=True, reshape=True)
     assert_trees_equal(restored, {"x": np.arange(6.0).reshape(2, 3)})

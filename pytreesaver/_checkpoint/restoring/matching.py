@@ -50,7 +50,8 @@ class Problems:
         label: the name of the argument that holds the renaming.
         nothing_to_keep: whether leaves are missing because their template has no value to keep.
         hints: whether the message may suggest arguments of `restore`.
-        cast_helps, reshape_helps, narrowing_helps: whether an argument of `restore` would resolve some differences.
+        cast_helps, reshape_helps, keeping_helps, narrowing_helps: whether an argument of `restore` would resolve some
+            differences.
     """
 
     where: str
@@ -65,6 +66,7 @@ class Problems:
     label: str = "rename"
     cast_helps: bool = False
     reshape_helps: bool = False
+    keeping_helps: bool = False
     narrowing_helps: bool = False
     nothing_to_keep: bool = False
     hints: bool = True
@@ -133,6 +135,8 @@ class Problems:
             ways.append("cast=True converts to the template's dtypes")
         if self.reshape_helps:
             ways.append("reshape=True accepts any shape with the same number of elements")
+        if self.keeping_helps:
+            ways.append('mismatched="keep" keeps the template\'s own values of another shape')
         if any(difference.note == X64_NOTE for difference in self.differ.values()):
             ways.append('jax.config.update("jax_enable_x64", True) enables 64 bits, as_numpy=True returns NumPy arrays')
         if self.narrowing_helps:
@@ -154,6 +158,7 @@ def joined(errors: Sequence[MismatchError]) -> MismatchError:
 
 Missing = Literal["error", "keep"]
 Unexpected = Literal["error", "ignore"]
+Mismatched = Literal["error", "keep"]
 
 
 class StoredVariables(NamedTuple):
@@ -175,6 +180,18 @@ class LeafPlan(msgspec.Struct, frozen=True, gc=False):
     target: Template
 
 
+class Match(NamedTuple):
+    """How a template matches a checkpoint.
+
+    Attributes:
+        plans: a plan for each leaf of the template, or None for a leaf that keeps its own value.
+        kept: why each such leaf keeps its value, by its name.
+    """
+
+    plans: list[LeafPlan | None]
+    kept: dict[str, str]
+
+
 def match_template(
     template: Mapping[str, Template],
     stored: StoredVariables,
@@ -182,6 +199,7 @@ def match_template(
     where: str,
     missing: Missing = "error",
     unexpected: Unexpected = "error",
+    mismatched: Mismatched = "error",
     cast: bool = False,
     reshape: bool = False,
     renaming: Renaming | None = None,
@@ -190,8 +208,8 @@ def match_template(
     hints: bool = True,
     value_of: Callable[[int], Any],
     x64_enabled: bool,
-) -> list[LeafPlan | None]:
-    """Return a plan for each leaf of the template, or None for a leaf that keeps its own value.
+) -> Match:
+    """Return which variable each leaf of the template takes, and which leaves keep their own values.
 
     Args:
         template: the leaves to restore, by their names.
@@ -199,6 +217,7 @@ def match_template(
         where: the name of the checkpoint in messages.
         missing: as in `pytreesaver.restore`.
         unexpected: as in `pytreesaver.restore`.
+        mismatched: as in `pytreesaver.restore`.
         cast: whether to accept numbers of any other dtype.
         reshape: whether to accept arrays of another shape with the same number of elements.
         renaming: maps the names of leaves to names in the checkpoint.
@@ -216,6 +235,7 @@ def match_template(
     positions = {name: i for i, name in enumerate(stored.names)}
     stored_names = {name: renaming.stored_name(name) if renaming else name for name in template}
     plan: list[LeafPlan | None] = []
+    kept: dict[str, str] = {}
     absent: dict[str, str] = {}
     problems = Problems(where, stored.names, hints=hints)
     if renaming is not None:
@@ -241,15 +261,20 @@ def match_template(
         same_shape = found_shape == wanted.shape
         castable = note not in (None, X64_NOTE) and is_castable(found, wanted.type)
         reshapable = not same_shape and _is_reshapable(found, found_shape, wanted)
-        if (note is None or castable) and (same_shape or reshapable):
+        if (note is None or castable) and (same_shape or reshapable or mismatched == "keep"):
             problems.cast_helps |= castable and not cast
             problems.reshape_helps |= reshapable and not reshape
         if castable and cast:
             note = None
         if reshapable and reshape:
             same_shape = True
+        if not same_shape and mismatched == "keep" and wanted.has_value:
+            plan[-1] = None
+            kept[name] = f"expected {describe(wanted.type, wanted.shape)}, found {describe(found, found_shape)}"
+            continue
         if not same_shape:
             problems.shape[name] = (wanted.shape, found_shape)
+            problems.keeping_helps |= wanted.has_value
         if note is not None:
             problems.dtype[name] = (describe_dtype(wanted.type), describe_dtype(found))
         if note is not None or not same_shape:
@@ -264,7 +289,7 @@ def match_template(
         name: stored_name for name, stored_name in absent.items() if missing == "error" or not template[name].has_value
     }
     problems.raise_if_any()
-    return plan
+    return Match(plan, kept | dict.fromkeys(absent, "missing from the checkpoint"))
 
 
 def _is_reshapable(found: LeafType, found_shape: tuple[int, ...], wanted: Template) -> bool:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from jax.typing import DTypeLike
 
-from pytreesaver._checkpoint.restoring.matching import Missing, Unexpected
+from pytreesaver._checkpoint.restoring.matching import Mismatched, Missing, Unexpected
 from pytreesaver._checkpoint.restoring.targets import ShardingRule
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._text import did_you_mean
@@ -21,6 +21,7 @@ class RestoreArguments(TypedDict, total=False):
     rename: Rename | None
     missing: Missing
     unexpected: Unexpected
+    mismatched: Mismatched
     cast: bool | DTypeLike
     reshape: bool
     sharding: ShardingRule | None
@@ -43,6 +44,7 @@ class RestoreOptions(NamedTuple):
     rename: Any = None
     missing: Missing = "error"
     unexpected: Unexpected = "error"
+    mismatched: Mismatched = "error"
     cast: Any = False
     reshape: bool = False
     sharding: ShardingRule | None = None
@@ -77,6 +79,8 @@ class RestoreOptions(NamedTuple):
             raise ValueError(f'missing: expected "error" or "keep", found {self.missing!r}')
         if self.unexpected not in ("error", "ignore"):
             raise ValueError(f'unexpected: expected "error" or "ignore", found {self.unexpected!r}')
+        if self.mismatched not in ("error", "keep"):
+            raise ValueError(f'mismatched: expected "error" or "keep", found {self.mismatched!r}')
         for flag in ("reshape", "as_numpy", "mmap", "verify"):
             if not isinstance(getattr(self, flag), bool | np.bool_):
                 raise TypeError(f"{flag}: expected True or False, found {getattr(self, flag)!r}")
@@ -87,8 +91,10 @@ class RestoreOptions(NamedTuple):
         renaming = None if self.rename is None else as_renaming(self.rename)
         cast = bool(self.cast) if isinstance(self.cast, bool | np.bool_) else floating_dtype(self.cast)
         if like is None:
-            if (self.missing, self.unexpected, self.reshape) != ("error", "error", False):
-                raise ValueError("missing, unexpected and reshape compare with a template: pass one as like=")
+            if (self.missing, self.unexpected, self.mismatched, self.reshape) != ("error", "error", "error", False):
+                raise ValueError(
+                    "missing, unexpected, mismatched and reshape compare with a template: pass one as like="
+                )
             if renaming is not None and not isinstance(renaming, ByName):
                 raise ValueError(
                     "rename: a function or regular expressions say how the names of a template are called in the "

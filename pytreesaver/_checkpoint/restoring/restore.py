@@ -4,16 +4,16 @@ from typing import Any, TypeVar, Unpack, overload
 
 from jax.typing import DTypeLike
 
-from pytreesaver._checkpoint.restoring.matching import Missing, Unexpected
+from pytreesaver._checkpoint.restoring.matching import Mismatched, Missing, Unexpected
 from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
 from pytreesaver._checkpoint.restoring.targets import ShardingRule
 from pytreesaver._checkpoint.restoring.with_template import plan_restore
 from pytreesaver._checkpoint.restoring.without_template import restore_as_stored
 from pytreesaver._io.paths import PathLike
 from pytreesaver._progress import Progress
+from pytreesaver._run.directory import opened_checkpoint
 from pytreesaver._tree.rename import Rename
 from pytreesaver._tree.select import Selection
-from pytreesaver.formats.registry import opened
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklevel: int = 3) -> Any:
     """Restore as `pytreesaver.restore` does, with options that may be a `Saver`'s. Raises what `restore` raises."""
     options = options.checked(like)
-    with opened(path) as reader:
+    with opened_checkpoint(path) as reader:
         if like is None:
             return restore_as_stored(reader, options, stacklevel)
         plan = plan_restore(reader, like, options)
@@ -40,6 +40,7 @@ def restore(
     rename: Rename | None = None,
     missing: Missing = "error",
     unexpected: Unexpected = "error",
+    mismatched: Mismatched = "error",
     cast: bool | DTypeLike = False,
     reshape: bool = False,
     sharding: ShardingRule | None = None,
@@ -59,7 +60,7 @@ def restore(
     between a Python number and a 0-d array. Leaves that are not restored are the template's own objects.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or a run directory, whose newest checkpoint is restored.
         like: the template: a tree of arrays, `jax.ShapeDtypeStruct`, and Python values, such as the result of
             `jax.eval_shape`.
         only: the variables to restore, by their names in the result: a glob as for `pytreesaver.glob`, a compiled
@@ -74,6 +75,8 @@ def restore(
         missing: ``"keep"`` keeps the template's leaf if the checkpoint has no such variable. A `jax.ShapeDtypeStruct`
             has no value to keep, and stays an error.
         unexpected: ``"ignore"`` ignores variables that the template does not have.
+        mismatched: ``"keep"`` keeps the template's leaf if the stored shape is another one. The names of all leaves
+            that were kept, by this or by `missing`, are logged as a warning.
         cast: whether to convert numbers to the template's dtypes. Without `like`, a dtype for all floating-point
             arrays, or True for what JAX makes of 64-bit dtypes while ``jax_enable_x64`` is off. Floats are rounded to
             nearest. Overflow, and integers or fractions that the dtype cannot represent, are errors.
@@ -120,6 +123,7 @@ def restore(
         rename=rename,
         missing=missing,
         unexpected=unexpected,
+        mismatched=mismatched,
         cast=cast,
         reshape=reshape,
         sharding=sharding,

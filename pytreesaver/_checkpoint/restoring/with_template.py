@@ -1,5 +1,6 @@
 """Restoring into a template: plan which variable each leaf takes, then read what the plan needs."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -26,6 +27,7 @@ from pytreesaver._tree.select import Selector, selected
 from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
 from pytreesaver.formats.protocol import CheckpointReader
 
+logger = logging.getLogger("pytreesaver")
 T = TypeVar("T")
 
 
@@ -81,12 +83,13 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
     ]
     arrays = reader.read(numbers, verify=options.verify) if numbers else []
     values = {i: python_value(array, reader.types[i]) for i, array in zip(numbers, arrays, strict=True)}
-    plan = match_template(
+    match = match_template(
         templates,
         StoredVariables(reader.names, reader.types, reader.shapes),
         where=str(reader.path),
         missing=options.missing,
         unexpected=options.unexpected,
+        mismatched=options.mismatched,
         cast=options.cast,
         reshape=options.reshape,
         renaming=renaming,
@@ -96,7 +99,11 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
         value_of=values.__getitem__,
         x64_enabled=x64_enabled() or options.as_numpy,
     )
-    return TreePlan(like, flat, {name: each for name, each in zip(templates, plan, strict=True) if each is not None})
+    if match.kept:
+        kept = "".join(f"\n  {quoted(name)}: {why}" for name, why in match.kept.items())
+        logger.warning("%s: the template keeps its own values of these variables:%s", reader.path, kept)
+    plans = {name: each for name, each in zip(templates, match.plans, strict=True) if each is not None}
+    return TreePlan(like, flat, plans)
 
 
 def _is_asked_for(options: RestoreOptions) -> Callable[[str], bool]:

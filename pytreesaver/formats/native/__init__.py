@@ -6,7 +6,14 @@ from pathlib import Path
 from pytreesaver._errors import CheckpointError, CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
-from pytreesaver.formats.native.files import INDEX_NAME, OWN_FILES, REPLACEABLE_FILES, read_heading, recognizes
+from pytreesaver.formats.native.files import (
+    INDEX_NAME,
+    OWN_FILES,
+    REPLACEABLE_FILES,
+    SYSTEM_FILES,
+    read_heading,
+    recognizes,
+)
 from pytreesaver.formats.native.reader import NativeReader
 from pytreesaver.formats.native.writing import remove_unlisted, write
 
@@ -27,7 +34,8 @@ def remove(path: Path) -> None:
     """Delete a checkpoint. See `pytreesaver.formats.Format.remove`."""
     if filesystem.is_link(path):
         return filesystem.remove_file(path)
-    foreign = [entry for entry in filesystem.list_directory(path) if not OWN_FILES.fullmatch(entry)]
+    names = filesystem.list_directory(path)
+    foreign = [name for name in names if not (OWN_FILES.fullmatch(name) or SYSTEM_FILES.fullmatch(name))]
     if foreign:
         raise CheckpointExistsError(
             f"{path}: the checkpoint to delete also contains other files: {', '.join(foreign[:3])}; "

@@ -15,6 +15,7 @@ from pytreesaver._io.files import EndOfFileError, read_file, read_fully
 from pytreesaver._io.reading import ReadRanges
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import grid_cells
+from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.native.header import is_header
 from pytreesaver.formats.native.index import (
     Chunk,
@@ -35,6 +36,8 @@ _MAX_INDEX_NBYTES = 4 << 30
 
 REPLACEABLE_FILES = re.compile(r"data-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.safetensors|\.index-[0-9a-f]{16}\.tmp")
 OWN_FILES = re.compile(rf"{re.escape(INDEX_NAME)}|{PINNED_NAME}|{REPLACEABLE_FILES.pattern}")
+SYSTEM_FILES = re.compile(r"\.DS_Store|\._.*|\.nfs.*|\.fuse_hidden.*|Thumbs\.db|desktop\.ini|\.ipynb_checkpoints")
+"""What file managers, network file systems and notebooks leave in directories. It is deleted with a checkpoint."""
 
 
 def recognizes(path: Path) -> bool:
@@ -104,23 +107,33 @@ def _index_bytes(path: Path) -> bytes:
 
 
 def _why_not_found(path: Path) -> str:
+    kind = foreign_kind(path)
+    if kind:
+        return f"{path}: expected a checkpoint of pytreesaver, found what looks like {kind}"
     if filesystem.status(path) is None:
-        return f"{path}: expected a checkpoint, found nothing"
+        names = _checkpoints_in(path.absolute().parent)
+        hint = f"; {path.parent} contains checkpoints, the newest last: {names}" if names else ""
+        return f"{path}: expected a checkpoint, found nothing{hint}"
     if not filesystem.is_directory(path):
         return f"{path}: expected a checkpoint, which is a directory, found a file"
-    times = {}
-    with suppress(OSError):  # only a hint
-        for entry in filesystem.list_directory(path):
-            found = filesystem.status(path / entry / INDEX_NAME)
-            if found is not None:
-                times[entry] = found.st_mtime
-    inside = sorted(times, key=times.__getitem__)
-    names = ", ".join(inside[-3:])
-    hint = f"; it contains checkpoints, the newest last: {names}" if inside else ""
+    names = _checkpoints_in(path)
+    hint = f"; it contains checkpoints, the newest last: {names}" if names else ""
     return (
         f"{path}: expected a checkpoint, found a directory without {INDEX_NAME}, "
         f"the file that a complete checkpoint has{hint}"
     )
+
+
+def _checkpoints_in(directory: Path) -> str:
+    """Return the names of the newest checkpoints in a directory, as a hint for messages."""
+    times = {}
+    with suppress(OSError):
+        for entry in filesystem.list_directory(directory):
+            found = filesystem.status(directory / entry / INDEX_NAME)
+            if found is not None:
+                times[entry] = found.st_mtime
+    newest = sorted(times, key=times.__getitem__)[-5:]
+    return ", ".join(["..."] * (len(times) > len(newest)) + newest)
 
 
 class NativeFiles:

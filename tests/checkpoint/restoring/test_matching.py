@@ -36,7 +36,8 @@ def test_one_error_lists_all_differences_by_name():
         "with a different shape or dtype (2):\n"
         "  params/dense/kernel: expected float32[784,512], found bfloat16[784,256]\n"
         "  step: expected str, found int\n"
-        '(missing="keep" keeps the template\'s own values; unexpected="ignore" ignores extra variables)'
+        '(missing="keep" keeps the template\'s own values; unexpected="ignore" ignores extra variables; '
+        'mismatched="keep" keeps the template\'s own values of another shape)'
     )
     assert caught.value.missing == ["params/dense/bais"]
     assert caught.value.unexpected == ["old", "params/dense/bias"]
@@ -87,6 +88,46 @@ def test_missing_keep_and_unexpected_ignore():
         pts.restore("model", like={}, missing="ignore")
     with pytest.raises(ValueError, match=r"expected .* found 'drop'"):
         pts.restore("model", like={}, unexpected="drop")
+
+
+def test_values_of_another_shape_can_be_kept_and_are_logged(caplog):
+    pts.save({"body": {"w": np.ones((2, 3))}, "head": {"w": np.ones((3, 10)), "b": np.ones(10)}}, "model")
+    own = np.zeros((3, 7))
+    like = {"body": {"w": np.zeros((2, 3))}, "head": {"w": own, "b": np.zeros(7)}, "new": 5}
+    restored = pts.restore("model", like=like, missing="keep", mismatched="keep")
+    assert restored["body"]["w"].tolist() == [[1.0] * 3] * 2
+    assert restored["head"]["w"] is own
+    assert restored["new"] == 5
+    (message,) = caplog.messages
+    assert message.splitlines() == [
+        "model: the template keeps its own values of these variables:",
+        "  head/b: expected float64[7], found float64[10]",
+        "  head/w: expected float64[3,7], found float64[3,10]",
+        "  new: missing from the checkpoint",
+    ]
+
+
+def test_only_shapes_can_be_mismatched():
+    pts.save({"a": np.ones(3), "b": np.ones(3), "c": np.ones(3)}, "model")
+    like = {"a": np.zeros(3, np.int32), "b": jax.ShapeDtypeStruct((4,), jnp.float32), "c": np.zeros(4)}
+    with pytest.raises(pts.MismatchError) as caught:
+        pts.restore("model", like=like, mismatched="keep")
+    assert caught.value.dtype.keys() == {"a", "b"}
+    assert caught.value.shape.keys() == {"b"}  # it has no value to keep
+    reshaped = pts.restore(
+        "model",
+        {"a": np.zeros((3, 1)), "b": np.zeros((3, 2))},
+        only=["a", "b"],
+        reshape=True,
+        mismatched="keep",
+        unexpected="ignore",
+    )
+    assert reshaped["a"].tolist() == [[1.0]] * 3
+    assert not reshaped["b"].any()
+    with pytest.raises(ValueError, match="pass one as like="):
+        pts.restore("model", mismatched="keep")
+    with pytest.raises(ValueError, match='expected "error" or "keep", found \'ignore\''):
+        pts.restore("model", like={}, mismatched="ignore")
 
 
 def test_no_array_is_read_if_the_template_does_not_match(monkeypatch):

@@ -1,0 +1,137 @@
+"""Run directories where a checkpoint is expected, plain saves as a run, and directories of other libraries."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import serialization
+from helpers import message_of
+
+import pytreesaver as pts
+
+
+@pytest.fixture
+def run():
+    with pts.CheckpointManager("run") as manager:
+        for step in (1, 2):
+            manager.save(step, {"w": np.full(3, step)})
+
+
+DOORS = {
+    "restore": lambda path: pts.restore(path)["w"].tolist(),
+    "restore with a template": lambda path: pts.restore(path, {"w": np.zeros(3, int)})["w"].tolist(),
+    "load_variable": lambda path: pts.load_variable(path, "w").tolist(),
+    "list_variables": pts.list_variables,
+    "verify": pts.verify,
+    "diff": lambda path: pts.diff(path, "run/ckpt-1").changed.keys(),
+    "diff, the other one": lambda path: pts.diff("run/ckpt-1", path).changed.keys(),
+}
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("name", DOORS)
+def test_the_newest_checkpoint_of_a_run_directory_is_used_and_logged(name, caplog):
+    expected = DOORS[name]("run/ckpt-2")
+    assert caplog.messages == []
+    with caplog.at_level("INFO", "pytreesaver"):
+        assert DOORS[name]("run") == expected
+    assert caplog.messages == ["run is a run directory; its newest checkpoint is run/ckpt-2"]
+
+
+@pytest.mark.usefixtures("run")
+def test_a_checkpoint_that_was_loaded_from_a_run_directory_knows_its_path():
+    with pts.load_checkpoint("run") as checkpoint:
+        assert checkpoint.path == Path("run/ckpt-2")
+        assert checkpoint.step == 2
+
+
+def test_the_empty_path_is_the_working_directory(run, monkeypatch):
+    monkeypatch.chdir("run")
+    assert pts.latest_checkpoint("") == Path("ckpt-2")
+
+
+@pytest.mark.usefixtures("run")
+def test_a_step_that_does_not_exist_is_an_error_with_the_steps_that_do():
+    message = message_of(pts.CheckpointNotFoundError, lambda: pts.restore("run/ckpt-300"))
+    assert message.endswith(
+        "expected a checkpoint, found nothing; run contains checkpoints, the newest last: ckpt-1, ckpt-2"
+    )
+    manager = pts.CheckpointManager("empty")
+    message = message_of(pts.CheckpointNotFoundError, lambda: manager.restore(step=3))
+    assert message == "empty: expected a checkpoint of step 3, found no checkpoints"
+
+
+def test_plain_saves_are_found_as_the_manager_finds_them():
+    for step in (0, 2, 10):
+        pts.save({"w": np.full(3, step)}, f"run/ckpt-{step}")
+    pts.save({"w": 0}, "run/best")
+    assert pts.latest_checkpoint("run") == Path("run/ckpt-10")
+    assert pts.CheckpointManager("run").latest_step() == 10
+    assert pts.restore("run")["w"].tolist() == [10] * 3
+    os.truncate("run/ckpt-10/index.json", 5)
+    with pytest.warns(pts.RetentionWarning, match="run/ckpt-10; using instead: run/ckpt-2"):
+        assert pts.latest_checkpoint("run") == Path("run/ckpt-2")
+    assert pts.latest_checkpoint("run", "another") is None
+
+
+def orbax_steps(directory):
+    with ocp.CheckpointManager(Path(directory).absolute()) as manager:
+        for step in (100, 200):
+            manager.save(step, args=ocp.args.StandardSave({"w": np.ones(3)}))
+        manager.wait_until_finished()
+
+
+def flax_steps(directory):
+    Path(directory).mkdir()
+    for step in (100, 200):
+        Path(directory, f"checkpoint_{step}").write_bytes(serialization.to_bytes({"w": np.ones(3)}))
+
+
+def tensorflow_steps(directory):
+    Path(directory).mkdir()
+    for step in (100, 200):
+        for ending in ("index", "data-00000-of-00001"):
+            Path(directory, f"model.ckpt-{step}.{ending}").write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    ("library", "make"), [("Orbax", orbax_steps), ("Flax", flax_steps), ("TensorFlow", tensorflow_steps)]
+)
+def test_a_manager_does_not_start_over_in_the_directory_of_another_library(library, make):
+    make("run")
+    before = sorted(Path("run").rglob("*"))
+    manager = pts.CheckpointManager("run")
+    for use in (lambda: manager.restore_or_init({"w": 0}), lambda: manager.save(0, {"w": 0}), manager.restore):
+        message = message_of(pts.CheckpointExistsError, use)
+        assert f"found steps of {library}: 100, 200; restore them with {library}" in message
+    assert sorted(Path("run").rglob("*")) == before
+    message = message_of(pts.CheckpointNotFoundError, lambda: pts.restore("run"))
+    assert "found what looks like a directory of " in message
+    assert library in message
+
+
+KINDS = {
+    "model.h5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    "model.pt": (b"PK\x03\x04", "a zip archive, such as a file of PyTorch"),
+    "old.pt": (b"\x80\x02ctorch", "a pickle"),
+    "weights.gguf": (b"GGUF\x03", "a GGUF file"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+    "page": (b"<!DOCTYPE html><html>", "an HTML page"),
+    "empty": (b"", "an empty file"),
+    "model.safetensors": (b"\x02\0\0\0\0\0\0\0{}", "a safetensors file"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_of_another_library_is_named(name):
+    content, kind = KINDS[name]
+    Path(name).write_bytes(content)
+    assert f"found what looks like {kind}" in message_of(pts.CheckpointNotFoundError, lambda: pts.restore(name))
+
+
+def test_one_orbax_step_is_named():
+    orbax_steps("run")
+    for path in ("run/100", "run/100/default"):
+        assert "Orbax" in message_of(pts.CheckpointNotFoundError, lambda path=path: pts.restore(path))
