@@ -12,7 +12,7 @@ import jax
 
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import FindClass, class_reference, decode_value
-from pytreesaver._tree.structure import DEFAULT_FACTORIES, KEY_TYPES, MAX_DEPTH
+from pytreesaver._tree.structure import DEFAULT_FACTORIES, MAX_DEPTH, is_dict_key
 
 _registry = jax.tree_util.default_registry
 _DEFAULT_FACTORIES_BY_NAME = {name: cls for cls, name in DEFAULT_FACTORIES.items()}
@@ -129,7 +129,7 @@ class _Builder:
 
     def _key(self, encoded: Any) -> Any:
         key = decode_value(encoded)
-        if type(key) not in KEY_TYPES:
+        if not is_dict_key(key):
             raise MalformedStructureError(f"expected a dict key, found {encoded!r}")
         return key
 
@@ -182,6 +182,10 @@ class _Builder:
                 )
                 return jax.tree_util.tree_unflatten(treedef, values)
             except Exception as error:  # raised by the class's own code, or its auxiliary data could not be stored
+                if issubclass(cls, Mapping) and isinstance(children, dict):
+                    mapping = _mapping_of_class(cls, children)
+                    if mapping is not None:
+                        return mapping
                 reason = f"it could not be rebuilt ({error})"
         self._problem(reference, cls, f"a {type(children).__name__} of its children", reason)
         return children
@@ -202,6 +206,15 @@ def _instance_of_dataclass(cls: type, fields: Mapping[str, Any]) -> Any:
         object.__setattr__(draft, name, value)
     # Flatten and unflatten one level with the functions of the class, as jax.tree.map would.
     return jax.tree.map(lambda child: child, draft, is_leaf=lambda node: node is not draft)
+
+
+def _mapping_of_class(cls: Any, children: dict[Any, Any]) -> Any:
+    """Return an immutable mapping of these children, or None if its class makes something else of them."""
+    try:
+        mapping = cls(children)
+        return mapping if set(mapping) == set(children) else None
+    except Exception:  # raised by the class's own code
+        return None
 
 
 @functools.lru_cache(maxsize=256)

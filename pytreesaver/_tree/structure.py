@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from pytreesaver._errors import DuplicateNameError, UnsupportedLeafError
 from pytreesaver._text import SINGLE_LEAF_NAME, duplicates, quoted
+from pytreesaver._tree.keyless import child_names, children_by_key, is_keyless, is_nested_mapping
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import class_reference, encode_value
 
@@ -23,7 +25,12 @@ _registry = jax.tree_util.default_registry
 MAX_DEPTH = 100
 """Maximum nesting of a tree: safe for the stack of any reader."""
 
-KEY_TYPES = (str, int, bool, float, type(None))
+_KEY_TYPES = (str, int, bool, float, type(None))
+
+
+def is_dict_key(key: Any) -> bool:
+    """Return whether dicts with this key can be stored: a str, int, bool, float or None, or a tuple of such keys."""
+    return all(map(is_dict_key, key)) if type(key) is tuple else type(key) in _KEY_TYPES
 
 
 def name_component(entry: Any) -> str:
@@ -52,12 +59,16 @@ class FlatTree:
         leaves: the leaves, in the same order.
         structure: the containers, as JSON data.
         problems: maps a variable name or prefix to the reason why it cannot be stored.
+        older_names: maps variable names to those that earlier versions gave to the same leaves, where they differ.
+        child_names: for each leaf in nodes without keys, the names that these give to their children, outermost first.
     """
 
     names: list[str]
     leaves: list[Any]
     structure: Any
     problems: dict[str, str]
+    older_names: dict[str, str] = dataclasses.field(default_factory=dict)
+    child_names: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 def flatten_tree(tree: Any) -> FlatTree:
@@ -75,7 +86,14 @@ def flatten_tree(tree: Any) -> FlatTree:
     flattener = _Flattener()
     try:
         structure = flattener.visit(tree, None)
-        return FlatTree(flattener.names, flattener.leaves, structure, flattener.problems)
+        return FlatTree(
+            flattener.names,
+            flattener.leaves,
+            structure,
+            flattener.problems,
+            flattener.older_names,
+            flattener.child_names,
+        )
     finally:
         flattener.clear()
 
@@ -87,6 +105,8 @@ class _Flattener:
         self.names: list[str] = []
         self.leaves: list[Any] = []
         self.problems: dict[str, str] = {}
+        self.older_names: dict[str, str] = {}
+        self.child_names: dict[str, tuple[str, ...]] = {}
         self._level = 0
         # None means that the type is a leaf. Not cached across trees: a class may be registered with JAX later.
         self._visitors: dict[type, Callable[[Any, str | None], Any] | None] = {
@@ -157,10 +177,11 @@ class _Flattener:
         items = []
         for key in keys:
             child_name = prefix + str(key)
-            if type(key) not in KEY_TYPES:
+            if not is_dict_key(key):
+                hint = "; convert it with .item()" if isinstance(key, np.generic) else ""
                 self.problems[child_name] = (
-                    f"expected a dict key of type str, int, bool, float or None, found {key!r} "
-                    f"of type {type(key).__module__}.{type(key).__qualname__}"
+                    "expected a dict key of type str, int, bool, float or None, or a tuple of these, "
+                    f"found {key!r} of type {type(key).__module__}.{type(key).__qualname__}{hint}"
                 )
             items.append([_encode_or_opaque(key), self.visit(node[key], child_name)])
         return items
@@ -182,6 +203,8 @@ class _Flattener:
     def _visit_registered(self, node: Any, name: str | None) -> Any:
         keyed_children, auxiliary = _registry.flatten_one_level_with_keys(node)
         keyed_children = list(keyed_children)
+        if is_keyless([entry for entry, _ in keyed_children]):
+            return self._visit_keyless(node, name, [child for _, child in keyed_children], auxiliary)
         prefix = _prefix(name)
         visited = [self.visit(child, prefix + name_component(entry)) for entry, child in keyed_children]
         entries = [entry for entry, _ in keyed_children]
@@ -197,6 +220,43 @@ class _Flattener:
                 }
                 return {"$dataclass": [reference, children, static]}
         return {"$node": [reference, _named_children(entries, visited), _encode_or_opaque(auxiliary)]}
+
+    def _visit_keyless(self, node: Any, name: str | None, children: Sequence[Any], auxiliary: Any) -> Any:
+        prefix, reference = _prefix(name), class_reference(type(node))
+        encoded = _encode_or_opaque(auxiliary)
+        by_key = children_by_key(node, children)
+        if by_key is None and is_nested_mapping(node, children):
+            first = len(self.names)
+            structure = self._visit_nested(node, name, encoded)
+            for i, leaf in enumerate(self.names[first:]):
+                self.older_names[leaf] = f"{prefix}{i}"
+            return structure
+        keys = list(range(len(children))) if by_key is None else list(by_key)
+        known = child_names(encoded, len(children)) if by_key is None else list(map(str, keys))
+        visited_children = []
+        for i, (key, child) in enumerate(zip(keys, children, strict=True)):
+            first, child_name = len(self.names), f"{prefix}{key}"
+            visited_children.append(self.visit(child, child_name))
+            for leaf in self.names[first:]:
+                older = self.older_names.get(leaf, leaf).removeprefix(child_name)
+                if by_key is not None or leaf in self.older_names:
+                    self.older_names[leaf] = f"{prefix}{i}{older}"
+                if known is not None:
+                    self.child_names[leaf] = (known[i], *self.child_names.get(leaf, ()))
+        if by_key is None:
+            return {"$node": [reference, visited_children, encoded]}
+        items = [[_encode_or_opaque(key), child] for key, child in zip(keys, visited_children, strict=True)]
+        return {"$node": [reference, {"$dict": items}, encoded]}
+
+    def _visit_nested(self, node: Mapping[Any, Any], name: str | None, auxiliary: Any) -> Any:
+        """Visit the mappings inside of a mapping that JAX flattens all at once, in the order of JAX."""
+        prefix, items = _prefix(name), []
+        for key in sorted(node):
+            child, child_name = node[key], f"{prefix}{key}"
+            is_inside = isinstance(child, type(node))
+            visited = self._visit_nested(child, child_name, auxiliary) if is_inside else self.visit(child, child_name)
+            items.append([_encode_or_opaque(key), visited])
+        return {"$node": [class_reference(type(node)), {"$dict": items}, auxiliary]}
 
 
 _ONLY_STR = {str}
@@ -229,9 +289,7 @@ def _named_children(entries: Sequence[Any], children: Sequence[Any]) -> Any:
     """Return the children of a registered node as the container that replaces it if its class is unavailable."""
     positional = (jax.tree_util.SequenceKey, jax.tree_util.FlattenedIndexKey)
     keys = [
-        entry.key
-        if isinstance(entry, jax.tree_util.DictKey) and type(entry.key) in KEY_TYPES
-        else name_component(entry)
+        entry.key if isinstance(entry, jax.tree_util.DictKey) and is_dict_key(entry.key) else name_component(entry)
         for entry in entries
     ]
     if len(set(keys)) < len(keys) or all(isinstance(entry, positional) for entry in entries):

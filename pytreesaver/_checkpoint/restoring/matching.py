@@ -46,6 +46,7 @@ class Problems:
         surplus: the names of all variables that no leaf takes.
         shape, dtype: as in `MismatchError`.
         differ: the difference of each variable with another shape or dtype, by its name.
+        misplaced: (expected, found) names of leaves in containers without keys, whose children have no other names.
         unused: the entries of the renaming that match no variable of the template, each with a hint for the message.
         label: the name of the argument that holds the renaming.
         nothing_to_keep: whether leaves are missing because their template has no value to keep.
@@ -62,6 +63,7 @@ class Problems:
     shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     dtype: dict[str, tuple[str, str]] = field(default_factory=dict)
     differ: dict[str, Difference] = field(default_factory=dict)
+    misplaced: dict[str, tuple[str, str]] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     label: str = "rename"
     cast_helps: bool = False
@@ -73,7 +75,7 @@ class Problems:
 
     def raise_if_any(self) -> None:
         """Raise a `MismatchError` if there are any differences."""
-        if self.missing or self.unexpected or self.differ or self.unused:
+        if self.missing or self.unexpected or self.differ or self.misplaced or self.unused:
             raise MismatchError(
                 "\n".join(self._lines()),
                 missing=list(self.missing),
@@ -84,7 +86,7 @@ class Problems:
             )
 
     def _lines(self) -> list[str]:
-        count = len(self.missing) + len(self.unexpected) + len(self.differ)
+        count = len(self.missing) + len(self.unexpected) + len(self.differ) + len(self.misplaced)
         lines = []
         if count:
             lines.append(
@@ -104,6 +106,12 @@ class Problems:
             lines += [
                 f"  {quoted(name)}: expected {d.expected}, found {d.found}{f' ({d.note})' if d.note else ''}"
                 for name, d in self.differ.items()
+            ]
+        if self.misplaced:
+            lines.append(f"in another place of a container without keys ({len(self.misplaced)}):")
+            lines += [
+                f"  {quoted(name)}: expected {expected}, found {found}"
+                for name, (expected, found) in self.misplaced.items()
             ]
         ways = self._ways_out()
         return [*lines, f"({'; '.join(ways)})"] if ways else lines
@@ -139,6 +147,8 @@ class Problems:
             ways.append('mismatched="keep" keeps the template\'s own values of another shape')
         if any(difference.note == X64_NOTE for difference in self.differ.values()):
             ways.append('jax.config.update("jax_enable_x64", True) enables 64 bits, as_numpy=True returns NumPy arrays')
+        if self.misplaced:
+            ways.append("rename= says which variable each leaf takes")
         if self.narrowing_helps:
             ways.append("cast=True converts to 32 bits")
         return ways
@@ -204,6 +214,7 @@ def match_template(
     reshape: bool = False,
     renaming: Renaming | None = None,
     template_names: Sequence[str],
+    misplaced: Mapping[str, tuple[str, str]],
     considered: Callable[[str], bool],
     hints: bool = True,
     value_of: Callable[[int], Any],
@@ -222,6 +233,7 @@ def match_template(
         reshape: whether to accept arrays of another shape with the same number of elements.
         renaming: maps the names of leaves to names in the checkpoint.
         template_names: the names of all leaves, restored or not: each entry of the renaming must match one of them.
+        misplaced: (expected, found) names of the leaves that would take the place of another one.
         considered: whether a stored variable that no leaf takes counts as unexpected, by its name.
         hints: whether the message may suggest arguments of `pytreesaver.restore`.
         value_of: returns the value of a stored Python number by its position: an int fits into an int32 leaf only if it
@@ -249,6 +261,9 @@ def match_template(
             plan.append(None)
             continue
         plan.append(LeafPlan(position, wanted))
+        if name in misplaced:
+            problems.misplaced[name] = misplaced[name]
+            continue
         found, found_shape = stored.types[position], stored.logical_shape(position)
         misfit = _sharding_problem(wanted)
         if misfit:

@@ -6,6 +6,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 
+from pytreesaver._checkpoint.restoring.aliases import names_for_template
 from pytreesaver._checkpoint.restoring.matching import LeafPlan, StoredVariables, match_template
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.reading import read_leaves
@@ -19,6 +20,7 @@ from pytreesaver._checkpoint.restoring.targets import (
 )
 from pytreesaver._errors import MismatchError, UnsupportedLeafError
 from pytreesaver._text import quoted
+from pytreesaver._tree.keyless import names_of_stored_children
 from pytreesaver._tree.kinds import NUMBER_KINDS, PYTHON_KINDS, python_value
 from pytreesaver._tree.leaves import LeafError
 from pytreesaver._tree.rename import Renaming
@@ -75,17 +77,19 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
         for name, template in templates.items()
         if template.type.kind not in PYTHON_KINDS
     }
+    # A renaming gives the names in the checkpoint as they are.
+    names = names_for_template(flat, reader.names, reader.structure) if renaming is None else reader.names
     # Whether a Python number fits an array depends on its value, so these numbers are read first.
     numbers = [
         i
-        for i, (name, leaf_type) in enumerate(zip(reader.names, reader.types, strict=True))
+        for i, (name, leaf_type) in enumerate(zip(names, reader.types, strict=True))
         if leaf_type.kind in NUMBER_KINDS and name in for_arrays
     ]
     arrays = reader.read(numbers, verify=options.verify) if numbers else []
     values = {i: python_value(array, reader.types[i]) for i, array in zip(numbers, arrays, strict=True)}
     match = match_template(
         templates,
-        StoredVariables(reader.names, reader.types, reader.shapes),
+        StoredVariables(names, reader.types, reader.shapes),
         where=str(reader.path),
         missing=options.missing,
         unexpected=options.unexpected,
@@ -94,6 +98,7 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
         reshape=options.reshape,
         renaming=renaming,
         template_names=flat.names,
+        misplaced=_misplaced_children(flat, names, reader.structure) if renaming is None else {},
         considered=_is_asked_for(options),
         hints=options.hints,
         value_of=values.__getitem__,
@@ -104,6 +109,22 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
         logger.warning("%s: the template keeps its own values of these variables:%s", reader.path, kept)
     plans = {name: each for name, each in zip(templates, match.plans, strict=True) if each is not None}
     return TreePlan(like, flat, plans)
+
+
+def _misplaced_children(flat: FlatTree, names: Sequence[str], structure: Any) -> dict[str, tuple[str, str]]:
+    """Return (name in the template, name in the checkpoint) of each leaf whose containers name it differently.
+
+    These are containers without keys, whose children are matched by position.
+    """
+    if not flat.child_names:
+        return {}
+    stored = names_of_stored_children(structure)
+    found = {name: stored[i] for i, name in enumerate(names) if i in stored}
+    return {
+        name: ("/".join(expected), "/".join(found[name]))
+        for name, expected in flat.child_names.items()
+        if name in found and found[name] != expected
+    }
 
 
 def _is_asked_for(options: RestoreOptions) -> Callable[[str], bool]:

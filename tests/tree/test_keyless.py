@@ -1,0 +1,243 @@
+"""Containers without keys, immutable mappings, boxes of Flax, and tuples as dict keys."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import message_of, rewrite
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pytreesaver as pts
+from pytreesaver.testing import assert_trees_equal
+
+
+class Positional:
+    """Attributes whose names are the auxiliary data, without keys."""
+
+    def __init__(self, **fields):
+        self.fields = fields
+
+    def tree_flatten(self):
+        return list(self.fields.values()), tuple(self.fields)
+
+    @classmethod
+    def tree_unflatten(cls, names, children):
+        return cls(**dict(zip(names, children, strict=True)))
+
+
+jax.tree_util.register_pytree_node_class(Positional)
+
+
+class FrozenMap(Mapping):
+    def __init__(self, *args, **items):
+        self.items_ = dict(*args, **items)
+
+    def __getitem__(self, key):
+        return self.items_[key]
+
+    def __iter__(self):
+        return iter(self.items_)
+
+    def __len__(self):
+        return len(self.items_)
+
+    def __eq__(self, other):
+        return type(other) is FrozenMap and self.items_ == other.items_
+
+    __hash__ = None
+
+
+jax.tree_util.register_pytree_node(
+    FrozenMap,
+    lambda node: (tuple(node.values()), tuple(node)),
+    lambda keys, children: FrozenMap(zip(keys, children, strict=True)),
+)
+
+
+@pytest.mark.parametrize("names", [("b", "w"), ("weight", "b"), ("w", "bias")])
+@pytest.mark.parametrize("around", [lambda node: node, lambda node: {"layer": [node]}], ids=["root", "nested"])
+def test_children_without_keys_are_not_swapped_or_renamed(names, around):
+    pts.save(around(Positional(w=np.ones(2), b=np.zeros(2))), "model")
+    template = around(Positional(**dict.fromkeys(names, np.full(2, 5.0))))
+    message = message_of(pts.MismatchError, lambda: pts.restore("model", template))
+    prefix = "" if isinstance(template, Positional) else "layer/0/"
+    assert "in another place of a container without keys" in message
+    for i, (expected, found) in enumerate(zip(names, ("w", "b"), strict=True)):
+        assert (f"  {prefix}{i}: expected {expected}, found {found}" in message) == (expected != found)
+
+
+def test_an_extra_child_without_a_key_does_not_shift_the_others():
+    pts.save(Positional(extra=np.full(2, 3.0), w=np.ones(2), b=np.zeros(2)), "model")
+    template = Positional(w=np.ones(2), b=np.zeros(2))
+    assert "expected w, found extra" in message_of(
+        pts.MismatchError, lambda: pts.restore("model", template, unexpected="ignore")
+    )
+
+
+def test_children_without_keys_are_restored_by_position_or_by_a_renaming():
+    saved = Positional(w=np.ones(2), b=np.zeros(2))
+    pts.save(saved, "model")
+    assert pts.restore("model", Positional(w=np.full(2, 5.0), b=np.full(2, 5.0))).fields["w"].tolist() == [1, 1]
+    swapped = pts.restore("model", Positional(b=np.full(2, 5.0), w=np.full(2, 5.0)), rename={"0": "1", "1": "0"})
+    assert {name: leaf.tolist() for name, leaf in swapped.fields.items()} == {"b": [0, 0], "w": [1, 1]}
+    assert pts.restore("model").fields.keys() == saved.fields.keys()
+
+
+def test_an_immutable_mapping_has_the_names_of_a_dict():
+    tree = FrozenMap(w=jnp.ones(2), inner=FrozenMap(a=1, b=[2.0, None]))
+    plain = {"w": jnp.ones(2), "inner": {"a": 1, "b": [2.0, None]}}
+    pts.save({"frozen": tree}, "frozen")
+    pts.save({"frozen": plain}, "plain")
+    assert pts.list_variables("frozen") == pts.list_variables("plain")
+    for path in ("frozen", "plain"):
+        assert_trees_equal(pts.restore(path, {"frozen": tree}), {"frozen": tree})
+        assert_trees_equal(pts.restore(path, {"frozen": plain}), {"frozen": plain})
+    assert_trees_equal(pts.restore("frozen"), {"frozen": tree})
+    assert_trees_equal(pts.restore("plain"), {"frozen": plain})
+    reordered = FrozenMap(inner=FrozenMap(b=[0.0, None], a=0), w=jnp.zeros(2))
+    restored = pts.restore("frozen", {"frozen": reordered})["frozen"]
+    assert restored["w"].tolist() == [1, 1]
+    assert (restored["inner"]["a"], restored["inner"]["b"]) == (1, [2.0, None])
+
+
+def haiku_params(order=("linear", "a")):
+    params = {"linear": {"w": jnp.ones((2, 2)), "b": jnp.zeros(2)}, "a": {"w": jnp.full(3, 2.0)}}
+    return {name: params[name] for name in order}
+
+
+def test_haiku_flat_maps_and_dicts_are_interchangeable():
+    plain = haiku_params()
+    flat = hk.data_structures.to_immutable_dict(plain)
+    pts.save(flat, "flat")
+    pts.save(plain, "plain")
+    for path in ("flat", "plain"):
+        assert pts.list_variables(path) == [("a/w", (3,)), ("linear/b", (2,)), ("linear/w", (2, 2))]
+        assert_trees_equal(pts.restore(path, flat), flat)
+        assert_trees_equal(pts.restore(path, plain), plain)
+    assert type(pts.restore("flat")) is type(flat)
+    assert_trees_equal(pts.restore("flat"), flat)
+    renamed = hk.data_structures.to_immutable_dict({"linear": plain["linear"], "z": plain["a"]})
+    with pytest.raises(pts.MismatchError) as caught:
+        pts.restore("flat", renamed)
+    assert (caught.value.missing, caught.value.unexpected) == (["z/w"], ["a/w"])
+
+
+def written_before(path, tree_kind, leaves):
+    """Save a mapping as earlier versions did: with positions as names."""
+    pts.save(Positional(**{f"x{i}": leaf for i, leaf in enumerate(leaves)}), path)
+
+    def edit(index):
+        _, children, auxiliary = index["structure"]["$node"]
+        index["structure"] = {"$node": [f"{tree_kind.__module__}:{tree_kind.__qualname__}", children, auxiliary]}
+
+    return edit
+
+
+def test_a_mapping_that_was_saved_with_positions_stays_readable():
+    flat = hk.data_structures.to_immutable_dict(haiku_params())
+    path = "old"
+    edit = written_before(path, type(flat), jax.tree.leaves(flat))
+
+    def with_opaque_auxiliary_data(index):
+        edit(index)
+        index["structure"]["$node"][2] = {"$opaque": "a PyTreeDef"}
+
+    rewrite(Path(path), with_opaque_auxiliary_data)
+    assert_trees_equal(pts.restore(path, jax.tree.map(jnp.zeros_like, flat)), flat)
+
+
+def test_a_mapping_with_stored_keys_and_positions_is_compared_by_its_keys():
+    edit = written_before("old", FrozenMap, [np.ones(2), np.zeros(2)])
+
+    def with_keys(index):
+        edit(index)
+        index["structure"]["$node"][2] = {"$tuple": ["w", "b"]}
+
+    rewrite(Path("old"), with_keys)
+    assert pts.restore("old", FrozenMap(w=np.full(2, 5.0), b=np.full(2, 5.0)))["w"].tolist() == [1, 1]
+    with pytest.raises(pts.MismatchError, match="expected b, found w"):
+        pts.restore("old", FrozenMap(b=np.full(2, 5.0), w=np.full(2, 5.0)))
+
+
+def test_a_state_of_nnx_and_its_pure_dict_are_interchangeable():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(2, 3, rngs=rngs)
+            self.rest = nnx.List([nnx.Linear(3, 3, rngs=rngs)])
+
+    state = nnx.state(Model(nnx.Rngs(0)))
+    pure = nnx.to_pure_dict(state)
+    zero_state, zero_pure = (jax.tree.map(jnp.zeros_like, tree) for tree in (state, pure))
+    pts.save(state, "state")
+    pts.save(pure, "pure")
+    for path in ("state", "pure"):
+        assert_trees_equal(pts.restore(path, zero_state), state)
+        assert_trees_equal(pts.restore(path, zero_pure), pure)
+
+
+def test_boxed_and_bare_parameters_are_interchangeable():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            init = nn.with_partitioning(nn.initializers.normal(), ("x", None))
+            return nn.Dense(3, kernel_init=init)(x)
+
+    boxed = Model().init(jax.random.key(0), jnp.ones((1, 2)))
+    bare = nn.meta.unbox(boxed)
+    pts.save(boxed, "boxed")
+    pts.save(bare, "bare")
+    for path in ("boxed", "bare"):
+        assert_trees_equal(pts.restore(path, jax.tree.map(jnp.zeros_like, boxed)), boxed)
+        assert_trees_equal(pts.restore(path, jax.tree.map(jnp.zeros_like, bare)), bare)
+
+
+def test_a_dict_with_the_key_value_is_not_a_box():
+    pts.save({"w": {"value": 1}}, "model")
+    with pytest.raises(pts.MismatchError):
+        pts.restore("model", {"w": 0})
+    pts.save({"w": 1}, "bare")
+    with pytest.raises(pts.MismatchError):
+        pts.restore("bare", {"w": {"value": 0}})
+
+
+KEYS = st.recursive(
+    st.text(max_size=3) | st.integers(-3, 3), lambda keys: st.lists(keys, max_size=3).map(tuple), max_leaves=4
+).filter(lambda key: isinstance(key, tuple))
+
+
+@given(st.lists(KEYS, unique_by=repr, max_size=4))
+def test_tuples_as_dict_keys_round_trip_under_different_names(keys):
+    tree = {"state": {}}
+    for i, key in enumerate(keys):
+        try:
+            sorted([*tree["state"], key])
+        except TypeError:
+            continue
+        if key not in tree["state"]:
+            tree["state"][key] = np.full(2, i)
+    pts.save(tree, "model", overwrite=True)
+    assert len(pts.list_variables("model")) == len(tree["state"])
+    assert_trees_equal(pts.restore("model"), tree)
+    assert_trees_equal(pts.restore("model", jax.tree.map(np.zeros_like, tree)), tree)
+
+
+def test_a_variable_under_a_tuple_can_be_selected_and_renamed():
+    tree = {("mu", "sigma"): np.ones(2), ("mu", "tau"): np.zeros(2)}
+    pts.save(tree, "model")
+    name = "('mu', 'sigma')"
+    assert_trees_equal(pts.restore("model", only=name), {("mu", "sigma"): np.ones(2)})
+    assert pts.restore("model", {"x": np.zeros(2)}, rename={"x": name}, unexpected="ignore")["x"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("key", [np.int64(3), (1, np.int64(3)), frozenset([1]), b"x", (b"x",)], ids=repr)
+def test_other_dict_keys_are_errors(key):
+    message = message_of(pts.UnsupportedLeafError, lambda: pts.save({key: 1}, "model"))
+    assert "or a tuple of these" in message
+    assert ("convert it with .item()" in message) == isinstance(key, np.generic)
