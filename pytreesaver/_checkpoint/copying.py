@@ -99,6 +99,13 @@ def _contents(reader: CheckpointReader, names: list[str], positions: list[int], 
     if reader.record is not None:
         saved = decode_record(reader.record, reader.path)
         record = encode_record(Record(saved.step, saved.time, saved.metrics))
+    # A variable under two names, or whose earlier one is not copied, is stored again.
+    places = {position: i for i, position in reversed(list(enumerate(positions)))}
+    same_as = {
+        places[position]: places[earlier]
+        for position, earlier in reader.same_as.items()
+        if position in places and places.get(earlier, len(places)) < places[position]
+    }
     return TreeContents(
         names,
         types,
@@ -107,6 +114,7 @@ def _contents(reader: CheckpointReader, names: list[str], positions: list[int], 
         structure,
         reader.metadata,
         record,
+        same_as,
     )
 
 

@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.core
+import numpy as np
+
 from pytreesaver._checkpoint.background import SaveFuture, start_in_background
 from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._errors import UnsupportedLeafError
@@ -13,7 +17,7 @@ from pytreesaver._run.record import Record, encode_record
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError
 from pytreesaver._tree.leaves import LeafError, cells_of, leaf_type_of
-from pytreesaver._tree.plain import encode_value
+from pytreesaver._tree.plain import MAX_DEPTH, encode_value
 from pytreesaver._tree.restructure import prune_structure, structure_of_names
 from pytreesaver._tree.select import Selection, Selector, as_selection, selected
 from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
@@ -43,6 +47,8 @@ def contents_of(
     if only is not None:
         flat = _selected_part(flat, selected(only, flat.names, "the tree", may_be_empty=may_be_empty))
     problems = dict(flat.problems)
+    same_as: dict[int, int] = {}
+    first: dict[int, int] = {}
     leaf_types: list[LeafType] = []
     shapes: list[tuple[int, ...]] = []
     for name, leaf in zip(flat.names, flat.leaves, strict=True):
@@ -54,11 +60,13 @@ def contents_of(
         except UnicodeEncodeError:
             problems[name] = "expected a name that can be written as UTF-8, found one with a lone surrogate"
         else:
+            if leaf_type.kind in _SHARED_KINDS and (earlier := first.setdefault(id(leaf), len(shapes))) != len(shapes):
+                same_as[len(shapes)] = earlier
             leaf_types.append(leaf_type)
             shapes.append(shape)
     encoded_metadata: Any = None
     try:
-        encoded_metadata = {} if metadata is None else encode_value(dict(metadata), classes=False)
+        encoded_metadata = {} if metadata is None else encode_value(_without_scalars(dict(metadata)), classes=False)
     except NotPlainError as problem:
         problems["metadata"] = str(problem)
     if problems:
@@ -68,7 +76,27 @@ def contents_of(
         )
     cells = [cells_of(leaf, leaf_type) for leaf, leaf_type in zip(flat.leaves, leaf_types, strict=True)]
     encoded_record = None if record is None else encode_record(record)
-    return TreeContents(flat.names, leaf_types, shapes, cells, flat.structure, encoded_metadata, encoded_record)
+    return TreeContents(
+        flat.names, leaf_types, shapes, cells, flat.structure, encoded_metadata, encoded_record, same_as
+    )
+
+
+def _without_scalars(value: Any, level: int = 0) -> Any:
+    """Return metadata with NumPy scalars and 0-d arrays, of NumPy or JAX, replaced by Python numbers."""
+    if level > MAX_DEPTH:
+        return value  # encoding it is an error
+    if type(value) is dict:
+        return {key: _without_scalars(each, level + 1) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)([_without_scalars(each, level + 1) for each in value])
+    is_array = isinstance(value, np.generic | np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
+    if is_array and value.shape == () and value.dtype.kind in "biufcV" and hasattr(value, "item"):
+        return value.item()
+    return value
+
+
+_SHARED_KINDS = ("jax", "key", "numpy")
+"""The kinds of leaves whose identity matters: the others are immutable, and Python shares some of them by itself."""
 
 
 def _selected_part(flat: FlatTree, flags: Sequence[bool]) -> FlatTree:

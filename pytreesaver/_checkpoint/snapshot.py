@@ -31,7 +31,10 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
                 array.copy_to_host_async()
     to_copy: list[tuple[list[Any], int]] = []
     safe: list[Cells] = []
-    for cells in contents.cells:
+    for position, cells in enumerate(contents.cells):
+        if position in contents.same_as:
+            safe.append(safe[contents.same_as[position]])
+            continue
         arrays = [_safe(array) for array in cells.arrays]
         safe.append(Cells(arrays, cells.boundaries))
         if copy:

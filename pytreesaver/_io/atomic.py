@@ -112,7 +112,8 @@ def remove_leftovers(directory: Path) -> None:
             with suppress(OSError):
                 descriptor = filesystem.open_to_lock(directory / entry)
                 try:
-                    if filesystem.try_lock(descriptor):
+                    # It may have been removed before the lock was taken, and created again under the same name.
+                    if filesystem.try_lock(descriptor) and filesystem.is_linked(descriptor):
                         remove_tree(directory / entry)
                 finally:
                     filesystem.release(descriptor)

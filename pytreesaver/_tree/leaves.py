@@ -137,7 +137,12 @@ def _advice(leaf: Any) -> str:
         return "; remove functions from the tree first, for example with equinox.filter(tree, equinox.is_array)"
     if isinstance(leaf, bool | int | float | complex | str | bytes):
         return f"; convert it to a plain {next(t.__name__ for t in _PYTHON_TYPES if isinstance(leaf, t))}"
-    return "; convert it to an array, register its class with JAX as a pytree node, or remove it from the tree"
+    if type(leaf).__name__ == "Ref" and type(leaf).__module__.startswith("jax"):
+        return "; save its value, ref[...]"
+    return (
+        "; convert it to an array, register its class with JAX as a pytree node, or remove it from the tree; "
+        "metadata= takes the settings of a model as a dict"
+    )
 
 
 def cells_of(leaf: Any, leaf_type: LeafType) -> Cells:

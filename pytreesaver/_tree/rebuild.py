@@ -12,7 +12,7 @@ import jax
 
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import FindClass, class_reference, decode_value
-from pytreesaver._tree.structure import DEFAULT_FACTORIES, MAX_DEPTH, is_dict_key
+from pytreesaver._tree.structure import DEFAULT_FACTORIES, FUNCTION, MAX_DEPTH, function_reference, is_dict_key
 
 _registry = jax.tree_util.default_registry
 _DEFAULT_FACTORIES_BY_NAME = {name: cls for cls, name in DEFAULT_FACTORIES.items()}
@@ -29,6 +29,12 @@ def find_imported_class(reference: str) -> type | None:
         >>> find_imported_class("collections:OrderedDict"), find_imported_class("no_such_module:Thing")
         (<class 'collections.OrderedDict'>, None)
     """
+    found = _imported_object(reference)
+    return found if issubclass(type(found), type) and class_reference(found) == reference else None
+
+
+def _imported_object(reference: str) -> Any:
+    """Return the object ``module:qualified.name`` of a module that is already imported, otherwise None."""
     module_name, _, qualified_name = reference.partition(":")
     found: Any = sys.modules.get(module_name)
     for part in qualified_name.split("."):
@@ -38,7 +44,7 @@ def find_imported_class(reference: str) -> type | None:
             return None
         namespace = type.__getattribute__(found, "__dict__") if is_class else object.__getattribute__(found, "__dict__")
         found = namespace.get(part)
-    return found if issubclass(type(found), type) and class_reference(found) == reference else None
+    return found
 
 
 def rebuild_tree(
@@ -114,6 +120,8 @@ class _Builder:
                     return self._build_dataclass(reference, {n: self.build(c) for n, c in children.items()}, static)
                 case "$node":
                     reference, children, auxiliary = body
+                    if children == [] and auxiliary == {"$opaque": FUNCTION}:
+                        return self._find_function(reference)
                     return self._build_registered(reference, self.build(children), auxiliary)
         except MalformedStructureError:
             raise
@@ -189,6 +197,13 @@ class _Builder:
                 reason = f"it could not be rebuilt ({error})"
         self._problem(reference, cls, f"a {type(children).__name__} of its children", reason)
         return children
+
+    def _find_function(self, reference: str) -> Any:
+        found = _imported_object(reference)
+        if callable(found) and function_reference(found) == reference:
+            return found
+        self.problems[f"the function {reference} is restored as None: it is not imported in this process"] = None
+        return None
 
     def _problem(self, reference: str, cls: type | None, substitute: str, reason: str = "") -> None:
         why = reason or (

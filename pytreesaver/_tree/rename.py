@@ -218,8 +218,10 @@ def _pair(entry: Any) -> tuple[re.Pattern[str], str]:
         raise ValueError(f"rename: {pattern!r} is not a valid regular expression: {error}") from error
 
 
-def likely_renaming(missing: Sequence[str], surplus: Sequence[str]) -> dict[str, str] | None:
-    """Return a change of prefix that maps all missing variables to surplus ones, or None if there is none.
+def likely_renaming(
+    missing: Sequence[str], surplus: Sequence[str], fits: Callable[[str, str], bool] = lambda name, other: True
+) -> dict[str, str] | None:
+    """Return a change of prefix that maps all missing variables to surplus ones that fit, or None if there is none.
 
     Example:
         >>> likely_renaming(["backbone/w", "backbone/b"], ["encoder/w", "encoder/b", "head/w"])
@@ -238,7 +240,12 @@ def likely_renaming(missing: Sequence[str], surplus: Sequence[str]) -> dict[str,
         if name == first[end:] or name.endswith(f"/{first[end:]}")
     )
     for prefix, other in islice(candidates, _MAX_CANDIDATES):
-        if all(_is_under(name, prefix) and _joined(other, _rest(name, prefix)) in surplus_names for name in missing):
+        new_names = [_joined(other, _rest(name, prefix)) for name in missing if _is_under(name, prefix)]
+        if (
+            len(new_names) == len(missing)
+            and surplus_names.issuperset(new_names)
+            and all(map(fits, missing, new_names))
+        ):
             return {prefix: other}
     return None
 

@@ -8,6 +8,7 @@ docs/format.md lists them.
 import bisect
 import collections
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,8 @@ class FlatTree:
         problems: maps a variable name or prefix to the reason why it cannot be stored.
         older_names: maps variable names to those that earlier versions gave to the same leaves, where they differ.
         child_names: for each leaf in nodes without keys, the names that these give to their children, outermost first.
+        functions: the functions in Equinox modules, by their positions among the leaves of `jax.tree.leaves`. They have
+            no names, and are not stored.
     """
 
     names: list[str]
@@ -69,6 +72,14 @@ class FlatTree:
     problems: dict[str, str]
     older_names: dict[str, str] = dataclasses.field(default_factory=dict)
     child_names: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    functions: dict[int, Any] = dataclasses.field(default_factory=dict)
+
+    def all_leaves(self, restored: Mapping[str, Any]) -> list[Any]:
+        """Return the leaves of `jax.tree.leaves`, those of some names replaced."""
+        leaves = [restored.get(name, own) for name, own in zip(self.names, self.leaves, strict=True)]
+        for position, function in sorted(self.functions.items()):
+            leaves.insert(position, function)
+        return leaves
 
 
 def flatten_tree(tree: Any) -> FlatTree:
@@ -93,6 +104,7 @@ def flatten_tree(tree: Any) -> FlatTree:
             flattener.problems,
             flattener.older_names,
             flattener.child_names,
+            flattener.functions,
         )
     finally:
         flattener.clear()
@@ -107,6 +119,11 @@ class _Flattener:
         self.problems: dict[str, str] = {}
         self.older_names: dict[str, str] = {}
         self.child_names: dict[str, tuple[str, ...]] = {}
+        self.functions: dict[int, Any] = {}
+        self._equinox_module = getattr(sys.modules.get("equinox"), "Module", None)
+        self._modules = 0  # how many Equinox modules enclose the current node
+        self._identities: dict[int, str] = {}
+        self._kinds_with_identity = _kinds_with_identity()
         self._level = 0
         # None means that the type is a leaf. Not cached across trees: a class may be registered with JAX later.
         self._visitors: dict[type, Callable[[Any, str | None], Any] | None] = {
@@ -138,6 +155,9 @@ class _Flattener:
             visited = visitor(node, name)
             self._level -= 1
             return visited
+        if self._modules and callable(node):
+            self.functions[len(self.leaves) + len(self.functions)] = node
+            return {"$node": [function_reference(node), [], {"$opaque": FUNCTION}]}
         self.names.append(SINGLE_LEAF_NAME if name is None else name)
         self.leaves.append(node)
         return len(self.leaves) - 1
@@ -200,7 +220,27 @@ class _Flattener:
         fields = {field: self.visit(getattr(node, field), prefix + field) for field in node._fields}
         return {"$namedtuple": [class_reference(type(node)), fields]}
 
+    def _note_shared(self, node: Any, name: str | None) -> None:
+        """Note a node with an identity that was visited before: it would come back as two."""
+        where = SINGLE_LEAF_NAME if name is None else name
+        first = self._identities.setdefault(id(node), where)
+        if first != where:
+            self.problems[where] = (
+                f"the same {type(node).__name__} object as {quoted(first)}, which would be restored as two; "
+                "save nnx.state(model) or nnx.split(model)[1], which holds it once"
+            )
+
     def _visit_registered(self, node: Any, name: str | None) -> Any:
+        if self._equinox_module is not None and isinstance(node, self._equinox_module):
+            self._modules += 1
+            visited = self._visit_children(node, name)
+            self._modules -= 1
+            return visited
+        if isinstance(node, self._kinds_with_identity):
+            self._note_shared(node, name)
+        return self._visit_children(node, name)
+
+    def _visit_children(self, node: Any, name: str | None) -> Any:
         keyed_children, auxiliary = _registry.flatten_one_level_with_keys(node)
         keyed_children = list(keyed_children)
         if is_keyless([entry for entry, _ in keyed_children]):
@@ -259,6 +299,13 @@ class _Flattener:
         return {"$node": [class_reference(type(node)), {"$dict": items}, auxiliary]}
 
 
+def _kinds_with_identity() -> tuple[type, ...]:
+    """Return the classes of nodes whose library, if it is imported, tells two equal ones from one in two places."""
+    nnx = sys.modules.get("flax.nnx")
+    found = (getattr(nnx, name, None) for name in ("Pytree", "Object", "Module", "Variable"))
+    return tuple(kind for kind in found if isinstance(kind, type))
+
+
 _ONLY_STR = {str}
 
 
@@ -266,6 +313,17 @@ def _has_tag(sorted_keys: Sequence[str]) -> bool:
     """Return whether a key starts with ``$``, which would be mistaken for the tag of a container."""
     first = bisect.bisect_left(sorted_keys, "$")
     return first < len(sorted_keys) and sorted_keys[first].startswith("$")
+
+
+FUNCTION = "a function"
+"""The auxiliary data of a function in an Equinox module, which has no children and is not stored."""
+
+
+def function_reference(function: Any) -> str:
+    """Return the reference to a function, ``module:qualified.name``."""
+    kind = type(function)
+    module = getattr(function, "__module__", None) or kind.__module__
+    return f"{module}:{getattr(function, '__qualname__', kind.__qualname__)}"
 
 
 def _prefix(name: str | None) -> str:
@@ -302,7 +360,8 @@ def check_unique_names(flat: FlatTree, tree: Any) -> None:
     if len(set(flat.names)) == len(flat.names):
         return
     paths: dict[str, list[str]] = {}
-    for name, (key_path, _) in zip(flat.names, jax.tree_util.tree_flatten_with_path(tree)[0], strict=True):
+    leaves = [each for i, each in enumerate(jax.tree_util.tree_flatten_with_path(tree)[0]) if i not in flat.functions]
+    for name, (key_path, _) in zip(flat.names, leaves, strict=True):
         paths.setdefault(name, []).append(jax.tree_util.keystr(key_path))
     lines = [f"  {quoted(name)}: {' and '.join(paths[name])}" for name in duplicates(flat.names)]
     raise DuplicateNameError(

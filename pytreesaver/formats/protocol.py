@@ -25,6 +25,8 @@ class TreeContents(NamedTuple):
         structure: the containers of the tree, as plain JSON data.
         metadata: the user's metadata, as plain JSON data.
         record: the step, time and metrics of the checkpoint, as plain JSON data; None outside of a run directory.
+        same_as: {position: earlier position} of the variables that are the same array object as an earlier one. A
+            format may store such an array once.
     """
 
     names: Sequence[str]
@@ -34,6 +36,7 @@ class TreeContents(NamedTuple):
     structure: Any
     metadata: Any
     record: Any = None
+    same_as: Mapping[int, int] = {}
 
     @property
     def nbytes(self) -> int:
@@ -67,6 +70,8 @@ class CheckpointReader(Protocol):
     """As in `TreeContents`; None if the format stores none. The tree is then nested dicts of the names."""
     metadata: Any
     record: Any
+    same_as: Mapping[int, int]
+    """As in `TreeContents`; empty if the format stores no such information."""
 
     def check(self) -> None:
         """Check that every file exists and has the expected size and header, without reading the arrays.

@@ -93,12 +93,12 @@ def test_the_error_for_a_donated_array_says_that_it_was_deleted():
 
 
 def test_unsupported_dict_keys_are_errors():
-    message = message_of_save({(1, 2): 1, (3, 4): 2})
+    message = message_of_save({b"x": 1, b"y": 2})
     assert (
-        "(1, 2): expected a dict key of type str, int, bool, float or None, found (1, 2) of type builtins.tuple"
-        in message
-    )
-    assert "(3, 4)" in message
+        "b'x': expected a dict key of type str, int, bool, float or None, or a tuple of these, found b'x' of type "
+        "builtins.bytes"
+    ) in message
+    assert "found b'y'" in message
     assert "found <Color.RED: 1>" in message_of_save({Color.RED: 1})
     assert "x: expected sortable dict keys, as JAX requires, found 1, 'a'" in message_of_save({"x": {1: 2, "a": 3}})
 
@@ -171,7 +171,7 @@ def test_metadata_is_restored_exactly():
         assert repr(checkpoint.metadata) == repr(metadata)
         assert checkpoint.metadata["shape"] == (1, [2, {"x": None}])
     assert "array" in message_of_save_with_metadata({"x": {"y": np.ones(2)}})
-    assert "['x']['y']" in message_of_save_with_metadata({"x": {"y": np.float32(2)}})
+    assert "['x']['y']" in message_of_save_with_metadata({"x": {"y": object()}})
 
 
 def message_of_save_with_metadata(metadata):

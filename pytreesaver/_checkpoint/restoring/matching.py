@@ -51,6 +51,8 @@ class Problems:
         label: the name of the argument that holds the renaming.
         nothing_to_keep: whether leaves are missing because their template has no value to keep.
         hints: whether the message may suggest arguments of `restore`.
+        fits: returns whether a variable of the template has the shape of a variable of the checkpoint, by their names.
+        is_empty: whether the template has no leaves.
         cast_helps, reshape_helps, keeping_helps, narrowing_helps: whether an argument of `restore` would resolve some
             differences.
     """
@@ -72,6 +74,8 @@ class Problems:
     narrowing_helps: bool = False
     nothing_to_keep: bool = False
     hints: bool = True
+    fits: Callable[[str, str], bool] = lambda name, other: True
+    is_empty: bool = False
 
     def raise_if_any(self) -> None:
         """Raise a `MismatchError` if there are any differences."""
@@ -118,7 +122,7 @@ class Problems:
 
     def _missing_lines(self) -> list[str]:
         if all(name == stored for name, stored in self.missing.items()):
-            renaming = likely_renaming(list(self.missing), self.surplus)
+            renaming = likely_renaming(list(self.missing), self.surplus, self.fits)
             if renaming is not None:
                 hint = f"  all of them exist under another prefix: rename={renaming} finds them"
                 return [hint, *(f"  {quoted(name)}" for name in self.missing)]
@@ -137,6 +141,11 @@ class Problems:
             ways.append("a ShapeDtypeStruct has no value to keep")
         elif self.missing:
             ways.append('missing="keep" keeps the template\'s own values')
+        if self.unexpected and self.is_empty:
+            ways.append(
+                "the template has no leaves; equinox.filter(tree, equinox.is_array) removes those of an abstract model, "
+                "which is a template as it is"
+            )
         if self.unexpected:
             ways.append('unexpected="ignore" ignores extra variables')
         if self.cast_helps:
@@ -249,7 +258,8 @@ def match_template(
     plan: list[LeafPlan | None] = []
     kept: dict[str, str] = {}
     absent: dict[str, str] = {}
-    problems = Problems(where, stored.names, hints=hints)
+    problems = Problems(where, stored.names, hints=hints, is_empty=not template_names)
+    problems.fits = lambda name, other: template[name].shape == stored.logical_shape(positions[other])
     if renaming is not None:
         problems.label = renaming.label
         problems.unused = renaming.unused(template_names)

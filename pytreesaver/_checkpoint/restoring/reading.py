@@ -281,6 +281,12 @@ def _read_group(
             arrays |= zip(rest, reader.read(rest, verify=options.verify), strict=True)
         except CorruptCheckpointError as error:
             add_damage(damage, error)
+    origins: set[int] = set()
+    for position in sorted(arrays) if reader.same_as else ():
+        origin = reader.same_as.get(position, position)
+        if origin in origins:  # stored once, but here the leaves must not share memory
+            arrays[position] = arrays[position].copy()
+        origins.add(origin)
     return arrays
 
 

@@ -53,8 +53,7 @@ class TreePlan(NamedTuple, Generic[T]):
 
     def with_leaves(self, restored: Mapping[str, Any]) -> T:
         """Return the template with these leaves replaced."""
-        leaves = [restored.get(name, own) for name, own in zip(self.flat.names, self.flat.leaves, strict=True)]
-        tree: T = jax.tree.unflatten(jax.tree.structure(self.like), leaves)
+        tree: T = jax.tree.unflatten(jax.tree.structure(self.like), self.flat.all_leaves(restored))
         return tree
 
 

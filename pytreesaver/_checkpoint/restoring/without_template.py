@@ -1,6 +1,8 @@
 """Restoring a tree as it was saved, or selected and renamed parts of it, without a template."""
 
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from pytreesaver._checkpoint.restoring.matching import LeafPlan, StoredVariables, check_targets
@@ -36,7 +38,7 @@ def restore_as_stored(reader: CheckpointReader, options: RestoreOptions, stackle
         targets[name] = Template(_target_type(leaf_type, options), logical, sharding)
     check_targets(targets, stored, where=str(reader.path), x64_enabled=x64_enabled() or options.as_numpy)
     plans = [LeafPlan(position, target) for position, target in zip(positions, targets.values(), strict=True)]
-    leaves = read_leaves(reader, plans, names, options)
+    leaves = _read_once(reader, plans, names, options)
     try:
         tree, problems = rebuild_tree(structure, leaves)
     except MalformedStructureError as error:
@@ -50,6 +52,26 @@ def restore_as_stored(reader: CheckpointReader, options: RestoreOptions, stackle
             stacklevel=stacklevel + 1,
         )
     return tree
+
+
+def _read_once(
+    reader: CheckpointReader, plans: Sequence[LeafPlan], names: Sequence[str], options: RestoreOptions
+) -> list[Any]:
+    """Read the leaves. Those that were one array object when the tree was saved are one object again."""
+    if not reader.same_as:
+        return read_leaves(reader, plans, names, options)
+    first: dict[tuple[Any, ...], int] = {}
+    uses: Counter[int] = Counter()
+    sources = []
+    for i, plan in enumerate(plans):
+        origin = reader.same_as.get(plan.position, plan.position)
+        # A variable that `rename` gives several names becomes several objects.
+        sources.append(first.setdefault((origin, uses[plan.position], plan.target.type, plan.target.sharding), i))
+        uses[plan.position] += 1
+    needed = sorted(set(sources))
+    read = read_leaves(reader, [plans[i] for i in needed], [names[i] for i in needed], options)
+    leaf_of = dict(zip(needed, read, strict=True))
+    return [leaf_of[source] for source in sources]
 
 
 def _target_type(stored: LeafType, options: RestoreOptions) -> LeafType:

@@ -52,6 +52,7 @@ class Index(msgspec.Struct):
     structure: Any
     metadata: Any
     record: Any = None
+    same_as: dict[str, int] = {}
 
 
 class Chunk(NamedTuple):
@@ -76,6 +77,8 @@ def encode_index(index: Index) -> bytes:
     parts |= {name: getattr(index, name) for name in (*_PARTS, *_CHUNK_PARTS)}
     if index.record is None:
         del parts["record"]
+    if index.same_as:
+        parts["same_as"] = index.same_as
     lines = [b'"%s":%s' % (name.encode(), msgspec.json.encode(value)) for name, value in parts.items()]
     body = b"{" + b",\n".join(lines) + b",\n"
     return body + b'"checksum":"%016x"}\n' % checksum(body)
@@ -197,6 +200,25 @@ def _check(index: Index) -> None:
     _check_chunks(index)
 
 
+def _check_same(index: Index, first_chunk: Sequence[int], counts: Sequence[int]) -> None:
+    """Reject a variable that is said to be the same as an earlier one, but has another type, shape or place."""
+
+    def chunks(position: int) -> list[tuple[int, int]]:
+        part = slice(first_chunk[position], first_chunk[position] + counts[position])
+        return list(zip(index.chunk_files[part], index.chunk_offsets[part], strict=True))
+
+    for key, earlier in index.same_as.items():
+        known = _POSITION.fullmatch(key) is not None and 0 <= earlier < int(key) < len(index.names)
+        _require(known, f"the positions of a variable and an earlier one in same_as, found {key[:20]!r}: {earlier}")
+        later = int(key)
+        alike = (index.type_of[later], index.shapes[later]) == (index.type_of[earlier], index.shapes[earlier])
+        alike = alike and index.grids.get(key) == index.grids.get(str(earlier)) and str(earlier) not in index.same_as
+        _require(
+            alike and chunks(later) == chunks(earlier),
+            f"{index.names[later]}: the same array as {index.names[earlier]}",
+        )
+
+
 def _require(condition: bool, expected: str) -> None:
     if not condition:
         raise _BrokenRuleError(f"expected {expected}")
@@ -249,8 +271,14 @@ def _check_chunks(index: Index) -> None:
     blocks = sum(block_count(n, index.checksum_block_nbytes) for n in nbytes)
     _require(len(index.checksums) == 16 * blocks, f"{blocks} checksums of 16 digits")
     _require(re.fullmatch("[0-9a-f]*", index.checksums) is not None, "checksums in lower-case hexadecimal digits")
+    size = np.array(nbytes, np.int64)
+    if index.same_as:
+        first_chunk = first_positions(counts)
+        _check_same(index, first_chunk, counts)
+        for position in map(int, index.same_as):  # bytes that are shared on purpose overlap nothing
+            size[first_chunk[position] : first_chunk[position] + counts[position]] = 0
     if index.files:
-        _check_places(index, counts, np.array(nbytes, np.int64))
+        _check_places(index, counts, size)
 
 
 def _all_within(numbers: Sequence[int], bound: int) -> bool:

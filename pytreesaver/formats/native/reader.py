@@ -71,6 +71,7 @@ class NativeReader:
         self.structure = index.structure
         self.metadata = index.metadata
         self.record = index.record
+        self.same_as = {int(position): earlier for position, earlier in index.same_as.items()}
 
     def close(self) -> None:
         """Close the data files. Mapped arrays stay valid."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from pytreesaver._io.atomic import (
     sync_parents,
     temporary_sibling,
 )
-from pytreesaver._io.checksums import BLOCK_NBYTES
+from pytreesaver._io.checksums import BLOCK_NBYTES, block_count
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.writing import WriteRanges, write_ranges
 from pytreesaver._tree.kinds import cell_bytes, grid_cells, storage_dtype
@@ -31,13 +31,16 @@ from pytreesaver.formats.native.index import (
     FORMAT_NAME,
     DataFile,
     Index,
+    chunk_counts,
     chunk_nbytes,
     encode_checksums,
     encode_index,
+    first_positions,
     header_checksum,
 )
 from pytreesaver.formats.protocol import TreeContents
 
+T = TypeVar("T")
 _DATA_NAME = "data-00000-of-00001"
 _ALIGNMENT = 4096
 
@@ -152,6 +155,7 @@ def remove_unlisted(path: Path, replaced: Sequence[str]) -> None:
             try:
                 # The lock comes first: a writer that has released it has listed the file in the index, or never will.
                 unused = filesystem.try_lock(descriptor) or entry in replaced
+                unused = unused and filesystem.is_linked(descriptor)
                 if unused and entry not in [file.name for file in read_index(path).files]:
                     filesystem.remove_file(path / entry)
             finally:
@@ -205,29 +209,56 @@ def _write_data(descriptor: int, data_name: str, contents: TreeContents, options
         metadata=contents.metadata,
         record=contents.record,
     )
-    sizes = chunk_nbytes(index)
+    index.same_as = {str(position): earlier for position, earlier in contents.same_as.items()}
+    stored_as = _stored_chunks(index)
+    stored = np.unique(stored_as).tolist() if index.same_as else range(len(stored_as))
+    sizes = _at(chunk_nbytes(index), stored)
     offsets, order = plan_layout(sizes)
-    header = _header(index, sizes, offsets, order)
+    header = _header(_at(_tensors(index), stored), sizes, offsets, order)
     nbytes = len(header) + sum(sizes)
     filesystem.reserve(descriptor, nbytes)
 
-    leaf_types = [
-        leaf_type for leaf_type, cells in zip(contents.types, contents.cells, strict=True) for _ in cells.arrays
-    ]
-    take = _taker([array for cells in contents.cells for array in cells.arrays], order)
+    leaf_types = _at(
+        [leaf_type for leaf_type, cells in zip(contents.types, contents.cells, strict=True) for _ in cells.arrays],
+        stored,
+    )
+    take = _taker(_at([array for cells in contents.cells for array in cells.arrays], stored), order)
     ranges = WriteRanges(
         [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(take(i), leaf_types[i])
     )
-    index.checksums = encode_checksums(write_ranges(descriptor, ranges, **options._asdict()))
+    checksums = write_ranges(descriptor, ranges, **options._asdict())
+    places = list(ranges.offsets)
+    if index.same_as:
+        where = np.searchsorted(stored, stored_as)
+        counts = [block_count(size, BLOCK_NBYTES) for size in sizes]
+        parts = np.split(checksums, np.cumsum(counts)[:-1])
+        checksums = np.concatenate([parts[i] for i in where])
+        places = [places[i] for i in where]
+    index.checksums = encode_checksums(checksums)
 
     # The header identifies its contents, so that an index is never used with the data of another checkpoint.
     content_id = header_checksum(index.checksums.encode())
     header = header.replace(_NO_CONTENT_ID.encode(), content_id.encode(), 1)
     write_fully(descriptor, [header], 0)
     index.files = [DataFile(data_name, nbytes, len(header), header_checksum(header))]
-    index.chunk_files = [0] * len(sizes)
-    index.chunk_offsets = list(ranges.offsets)
+    index.chunk_files = [0] * len(places)
+    index.chunk_offsets = places
     return index
+
+
+def _stored_chunks(index: Index) -> list[int]:
+    """Return for each chunk the one whose bytes it has: itself, or one of the variable that its own is the same as."""
+    counts = chunk_counts(index)
+    result = list(range(sum(counts)))
+    first = first_positions(counts)
+    for position, earlier in index.same_as.items():
+        here, there = first[int(position)], first[earlier]
+        result[here : here + counts[earlier]] = range(there, there + counts[earlier])
+    return result
+
+
+def _at(values: Sequence[T], positions: Sequence[int]) -> Sequence[T]:
+    return values if len(positions) == len(values) else [values[i] for i in positions]
 
 
 def _taker(arrays: Sequence[Any], order: Sequence[int]) -> Callable[[int], Any]:
@@ -261,8 +292,12 @@ def plan_layout(sizes: Sequence[int]) -> tuple[list[int], list[int]]:
 _NO_CONTENT_ID = "content_id to be"  # a placeholder with the length of a checksum in hexadecimal digits
 
 
-def _header(index: Index, sizes: Sequence[int], offsets: Sequence[int], order: Sequence[int]) -> bytes:
-    tensors: list[tuple[str, np.dtype[Any], Sequence[int]]] = []
+_Named = tuple[str, np.dtype[Any], Sequence[int]]
+
+
+def _tensors(index: Index) -> list[_Named]:
+    """Return the name, dtype and shape of each chunk."""
+    tensors: list[_Named] = []
     dtypes = [storage_dtype(leaf_type) for leaf_type in index.types]
     for i, (name, type_of, shape) in enumerate(zip(index.names, index.type_of, index.shapes, strict=True)):
         boundaries = index.grids.get(str(i)) if index.grids else None
@@ -272,5 +307,9 @@ def _header(index: Index, sizes: Sequence[int], offsets: Sequence[int], order: S
         for start, cell_shape in grid_cells(boundaries):
             box = ", ".join(f"{a}:{a + n}" for a, n in zip(start, cell_shape, strict=True))
             tensors.append((f"{name}[{box}]", dtypes[type_of], cell_shape))
+    return tensors
+
+
+def _header(tensors: Sequence[_Named], sizes: Sequence[int], offsets: Sequence[int], order: Sequence[int]) -> bytes:
     metadata = {"format": FORMAT_NAME, "content_id": _NO_CONTENT_ID}
     return encode_header([Tensor(*tensors[i], offsets[i], sizes[i]) for i in order], metadata, _ALIGNMENT)
