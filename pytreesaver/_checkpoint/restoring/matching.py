@@ -143,8 +143,8 @@ class Problems:
             ways.append('missing="keep" keeps the template\'s own values')
         if self.unexpected and self.is_empty:
             ways.append(
-                "the template has no leaves; equinox.filter(tree, equinox.is_array) removes those of an abstract model, "
-                "which is a template as it is"
+                "the template has no leaves; equinox.filter(tree, equinox.is_array) removes those of an abstract "
+                "model, which is a template as it is"
             )
         if self.unexpected:
             ways.append('unexpected="ignore" ignores extra variables')
