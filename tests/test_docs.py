@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/partial.md", "docs/training.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/guide.md", "docs/partial.md", "docs/training.md", "docs/recipes.md"]
+)
 def test_examples_run(page, capsys):
     text = (ROOT / page).read_text()
     names = {}
