@@ -62,7 +62,7 @@ def _read_once(
         return read_leaves(reader, plans, names, options)
     first: dict[tuple[Any, ...], int] = {}
     uses: Counter[int] = Counter()
-    sources = []
+    sources: list[int] = []
     for i, plan in enumerate(plans):
         origin = reader.same_as.get(plan.position, plan.position)
         # A variable that `rename` gives several names becomes several objects.
