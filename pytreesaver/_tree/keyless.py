@@ -1,6 +1,6 @@
 """Nodes whose class is registered with JAX without keys: names for their children, where the node itself knows some."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,7 +48,8 @@ def _sorted(node: Mapping[Any, Any]) -> list[Any]:
 def child_names(auxiliary: Any, count: int) -> list[str] | None:
     """Return the names that the auxiliary data of a node gives to its `count` children, or None if it gives none.
 
-    These are the first sequence of as many different strings. With one child, a string may mean anything.
+    These are the first list of as many different strings, or else the keys of a dict of as many. With one child, a
+    string may mean anything.
 
     Args:
         auxiliary: the auxiliary data, as `encode_value` encodes it.
@@ -60,21 +61,26 @@ def child_names(auxiliary: Any, count: int) -> list[str] | None:
     """
     if count < 2:
         return None
-    return next((found for found in _strings(auxiliary) if len(found) == len(set(found)) == count), None)
+    found = [*_lists_of_strings(auxiliary), *_keys_of_dicts(auxiliary)]
+    return next((names for names in found if len(names) == len(set(names)) == count), None)
 
 
-def _strings(encoded: Any) -> Iterator[list[str]]:
-    """Yield each list of strings in encoded data, and the keys of each dict."""
-    if isinstance(encoded, dict):
-        if not any(key.startswith("$") for key in encoded):
-            yield list(encoded)
-        for value in encoded.values():
-            yield from _strings(value)
-    elif isinstance(encoded, list):
-        if encoded and all(isinstance(each, str) for each in encoded):
-            yield encoded
-        for value in encoded:
-            yield from _strings(value)
+def _lists_of_strings(encoded: Any) -> Iterator[list[str]]:
+    if isinstance(encoded, list) and encoded and all(isinstance(each, str) for each in encoded):
+        yield encoded
+    for value in _inside(encoded):
+        yield from _lists_of_strings(value)
+
+
+def _keys_of_dicts(encoded: Any) -> Iterator[list[str]]:
+    if isinstance(encoded, dict) and not any(key.startswith("$") for key in encoded):
+        yield list(encoded)
+    for value in _inside(encoded):
+        yield from _keys_of_dicts(value)
+
+
+def _inside(encoded: Any) -> Iterable[Any]:
+    return encoded.values() if isinstance(encoded, dict) else encoded if isinstance(encoded, list) else ()
 
 
 def names_of_stored_children(structure: Any) -> dict[int, tuple[str, ...]]:

@@ -81,6 +81,29 @@ def test_an_extra_child_without_a_key_does_not_shift_the_others():
     )
 
 
+@pytest.mark.parametrize(
+    "auxiliary",
+    [
+        lambda names: {"keys": names, "version": 1},
+        lambda names: (3, {"fields": tuple(names)}),
+        lambda names: dict.fromkeys(names, True),
+        lambda names: [["relu"], list(names)],
+    ],
+)
+def test_the_names_are_found_anywhere_in_the_auxiliary_data(auxiliary):
+    class Node:
+        def __init__(self, children, names):
+            self.children, self.names = children, names
+
+    jax.tree_util.register_pytree_node(
+        Node, lambda node: (node.children, auxiliary(node.names)), lambda names, children: Node(list(children), names)
+    )
+    pts.save({"node": Node([1.0, 2.0], ["w", "b"])}, "model")
+    assert pts.restore("model", {"node": Node([0.0, 0.0], ["w", "b"])})["node"].children == [1.0, 2.0]
+    with pytest.raises(pts.MismatchError, match="node/0: expected b, found w"):
+        pts.restore("model", {"node": Node([0.0, 0.0], ["b", "w"])})
+
+
 def test_children_without_keys_are_restored_by_position_or_by_a_renaming():
     saved = Positional(w=np.ones(2), b=np.zeros(2))
     pts.save(saved, "model")
