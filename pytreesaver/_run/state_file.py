@@ -57,10 +57,9 @@ def read_state_file(directory: Path, name: str) -> tuple[CheckpointState | None,
     """
     file = directory / name
     with wrap_os_errors("read", file):
-        content = _content(file)
+        content, known = _content_and_known_checksums(directory, name)
         if content is None:
             return None, None
-        known = _known_checksums(directory, name)
     try:
         state = parse_state(content)
     except MalformedStateError as error:
@@ -80,6 +79,21 @@ def read_state_file(directory: Path, name: str) -> tuple[CheckpointState | None,
         state.last_preserved_timestamp,
     )
     return state, problem
+
+
+def _content_and_known_checksums(directory: Path, name: str) -> tuple[bytes | None, list[str]]:
+    """Return the contents of a state file, or None, and the checksums that it may have; none if they are not known.
+
+    A saver may write both files between the two reads. Then the contents have changed when they are read again.
+    """
+    content = _content(directory / name)
+    while True:
+        known = _known_checksums(directory, name)
+        if content is None or not known or _checksum_text(content) in known:
+            return content, known
+        before, content = content, _content(directory / name)
+        if content == before:
+            return content, known
 
 
 def _content(file: Path) -> bytes | None:

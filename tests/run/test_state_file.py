@@ -10,6 +10,7 @@ import pytest
 from savers.saving import on_disk, tree
 
 import pytreesaver as pts
+from pytreesaver._io import filesystem
 
 HOUR = 3600.0
 
@@ -100,3 +101,19 @@ def test_the_state_file_of_an_older_version_counts():
     with pts.CheckpointManager("run", max_to_keep=2) as manager:
         manager.save(4, tree(4))
     assert on_disk() == ["ckpt-3", "ckpt-4"]
+
+
+def test_saves_between_the_reads_of_a_state_file_and_of_its_checksums_are_no_damage(monkeypatch):
+    saver = pts.Saver(max_to_keep=2)
+    saver.save(tree(0), "run/model", 0)
+    later = iter(range(1, 3))
+    open_existing = filesystem.open_existing
+
+    def save_twice_first(path, *arguments):
+        if Path(path).suffix == ".xxh3":
+            for step in later:
+                saver.save(tree(step), "run/model", step)
+        return open_existing(path, *arguments)
+
+    monkeypatch.setattr(filesystem, "open_existing", save_twice_first)
+    assert pts.latest_checkpoint("run") == Path("run/model-2")
