@@ -44,7 +44,7 @@ def test_format_page_lists_every_key_and_every_tag():
 
     import pytreesaver._tree.plain
     import pytreesaver._tree.rebuild
-    from pytreesaver.formats.native.index import DataFile, Index
+    from pytreesaver.formats.indexed.index import DataFile, Index
 
     text = (ROOT / "docs/format.md").read_text()
     for key in (*Index.__struct_fields__, *DataFile.__struct_fields__):

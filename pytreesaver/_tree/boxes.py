@@ -1,7 +1,7 @@
 """Boxes of row-major arrays and the byte ranges that contain them. Pure functions on shapes."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,3 +155,24 @@ def pieces_of_run(shape: Sequence[int], begin: int, end: int) -> Iterator[Piece]
             for first, box in pieces_of_run(shape[1:], column, stop):
                 yield Piece(row * stride + first, ((row, row + 1), *box))
             begin += stop - column
+
+
+def piece_values(elements: np.ndarray, first: int, box: Box) -> np.ndarray:
+    """Return the elements that form a box, from number `first`."""
+    shape = box_shape(box)
+    return elements[first : first + math.prod(shape)].reshape(shape)
+
+
+def assign_piece(
+    values: np.ndarray,
+    piece: Box,
+    parts: Iterable[tuple[Box, np.ndarray]],
+    assign: Callable[[np.ndarray, np.ndarray], None],
+) -> None:
+    """Assign to each output its intersection with a piece. The parts are boxes and their outputs."""
+    lowest = [start for start, _ in piece]
+    for box, output in parts:
+        shared = intersection(box, piece)
+        if shared is not None:
+            into = box_index(shifted(shared, [start for start, _ in box]))
+            assign(output[into], values[box_index(shifted(shared, lowest))])

@@ -10,7 +10,7 @@ import xxhash
 from helpers import rewrite
 
 import pytreesaver as pts
-from pytreesaver.formats.native import reader as native_reader
+from pytreesaver.formats.indexed import reader as native_reader
 
 TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32), "step": 3, "name": "run"}
 

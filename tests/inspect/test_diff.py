@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import pytreesaver as pts
 from pytreesaver._inspect import diff
 from pytreesaver._tree.structure import flatten_tree
-from pytreesaver.formats.native.reader import NativeReader
+from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.testing import pytrees, tree_differences
 
 
@@ -77,7 +77,7 @@ def test_every_variable_is_in_exactly_one_category(first, second):
 @settings(max_examples=50)
 def test_a_tree_equals_itself_when_checksums_are_ignored(tree):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NativeReader, "digest", lambda self, position: None)
+        patch.setattr(IndexedReader, "digest", lambda self, position: None)
         result = diff_of(tree, tree)
     assert not result
     assert result.equal == flatten_tree(tree).names
@@ -126,9 +126,9 @@ def test_variables_with_equal_checksums_are_not_read(monkeypatch):
     tree = {"a": np.zeros(1 << 18), "b": np.ones(5), "c": np.arange(3)}
     pts.save(tree, "first")
     pts.save({**tree, "c": np.arange(1, 4)}, "second")
-    read, real = [], NativeReader.read_boxes
+    read, real = [], IndexedReader.read_boxes
     monkeypatch.setattr(
-        NativeReader, "read_boxes", lambda self, i, *a, **o: read.append(self.names[i]) or real(self, i, *a, **o)
+        IndexedReader, "read_boxes", lambda self, i, *a, **o: read.append(self.names[i]) or real(self, i, *a, **o)
     )
     assert list(pts.diff("first", "second").changed) == ["c"]
     assert read == ["c", "c"]

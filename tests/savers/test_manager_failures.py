@@ -67,11 +67,11 @@ def test_a_run_of_damaged_checkpoints_without_a_state_file_does_not_start_over()
 def test_latest_step_reads_a_checkpoint_once(monkeypatch):
     manager = saved(range(2), close=False)
     manager.wait_until_finished()
-    from pytreesaver.formats.native.reader import NativeReader
+    from pytreesaver.formats.indexed.reader import IndexedReader
 
     verified = []
-    verify = NativeReader.verify
-    monkeypatch.setattr(NativeReader, "verify", lambda self: verified.append(self.path.name) or verify(self))
+    verify = IndexedReader.verify
+    monkeypatch.setattr(IndexedReader, "verify", lambda self: verified.append(self.path.name) or verify(self))
     manager.latest_step()
     assert verified == []
     other = pts.CheckpointManager("run")

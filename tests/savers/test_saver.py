@@ -216,15 +216,15 @@ def test_reshape_requires_the_same_number_of_elements():
 def test_restore_sequentially_reads_one_variable_at_a_time(monkeypatch):
     tree = {str(i): np.full(1000, i) for i in range(5)}
     path = pts.save(tree, "model")
-    from pytreesaver.formats.native.reader import NativeReader
+    from pytreesaver.formats.indexed.reader import IndexedReader
 
-    reads, real = [], NativeReader.read
+    reads, real = [], IndexedReader.read
 
     def read(self, positions, **options):
         reads.append(list(positions))
         return real(self, positions, **options)
 
-    monkeypatch.setattr(NativeReader, "read", read)
+    monkeypatch.setattr(IndexedReader, "read", read)
     assert_trees_equal(pts.Saver(restore_sequentially=True).restore(path), tree)
     assert reads == [[0], [1], [2], [3], [4]]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import pytreesaver as pts
 from pytreesaver._checkpoint.restoring import reading
 from pytreesaver._tree.casting import LossyCastError, convert
-from pytreesaver.formats.native import reader
+from pytreesaver.formats.indexed import reader
 from pytreesaver.testing import assert_trees_equal, dtypes
 
 NUMBERS = [

@@ -6,15 +6,17 @@ from pathlib import Path
 from pytreesaver._errors import CheckpointError, CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
+from pytreesaver.formats.indexed.index import FORMAT_NAME, VERSION
+from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.formats.native.files import (
     INDEX_NAME,
     OWN_FILES,
     REPLACEABLE_FILES,
     SYSTEM_FILES,
     read_heading,
+    read_index,
     recognizes,
 )
-from pytreesaver.formats.native.reader import NativeReader
 from pytreesaver.formats.native.writing import remove_unlisted, write
 
 __all__ = ["heading_file", "name", "open", "read_heading", "recognizes", "remove", "remove_unlisted_files", "write"]
@@ -49,12 +51,15 @@ def heading_file(path: Path) -> Path:
     return path / INDEX_NAME
 
 
-def open(path: Path) -> NativeReader:
+def open(path: Path) -> IndexedReader:
     """Open a checkpoint directory. See `pytreesaver.formats.Format.open`."""
     while True:
-        reader = NativeReader(path)
+        index = read_index(path)
+        files = [path / file.name for file in index.files]
+        reader = IndexedReader(path, index, files, format_name=FORMAT_NAME, format_version=VERSION)
         try:
-            if not reader.was_replaced():
+            # It may have been overwritten after its index was read and before its data was opened.
+            if not reader.lacks_files or read_index(path).files == index.files:
                 return reader
         except BaseException:
             reader.close()

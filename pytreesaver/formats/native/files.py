@@ -1,8 +1,6 @@
-"""The open files of a native checkpoint: where each chunk is stored, and checks against the index."""
+"""The files of a native checkpoint: their names, whether a path is one, and its index."""
 
 import re
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,25 +8,10 @@ import numpy as np
 
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import block_checksums, block_count
 from pytreesaver._io.files import EndOfFileError, read_file, read_fully
-from pytreesaver._io.reading import ReadRanges
-from pytreesaver._text import quoted
-from pytreesaver._tree.kinds import grid_cells
 from pytreesaver.formats.foreign import foreign_kind
-from pytreesaver.formats.native.header import is_header
-from pytreesaver.formats.native.index import (
-    Chunk,
-    Index,
-    chunk_counts,
-    chunk_nbytes,
-    decode_checksums,
-    decode_heading,
-    decode_index,
-    first_positions,
-    header_checksum,
-    is_index,
-)
+from pytreesaver.formats.indexed.header import is_header
+from pytreesaver.formats.indexed.index import Index, decode_heading, decode_index, is_index
 from pytreesaver.formats.protocol import PINNED_NAME, Heading
 
 INDEX_NAME = "index.json"
@@ -78,12 +61,12 @@ def _head(file: Path) -> bytes:
 
 
 def read_index(path: Path) -> Index:
-    """Read the index of the checkpoint at `path`. Raises what `NativeReader` raises."""
+    """Read the index of the checkpoint at `path`. Raises what `open` raises."""
     return decode_index(_index_bytes(path), str(path / INDEX_NAME))
 
 
 def read_heading(path: Path) -> Heading:
-    """Read the heading of the checkpoint at `path`. Raises what `NativeReader` raises."""
+    """Read the heading of the checkpoint at `path`. Raises what `open` raises."""
     return decode_heading(_index_bytes(path), str(path / INDEX_NAME))
 
 
@@ -134,222 +117,3 @@ def _checkpoints_in(directory: Path) -> str:
                 times[entry] = found.st_mtime
     newest = sorted(times, key=times.__getitem__)[-5:]
     return ", ".join(["..."] * (len(times) > len(newest)) + newest)
-
-
-class NativeFiles:
-    """The index and the open data files of a checkpoint.
-
-    Attributes:
-        path: the directory of the checkpoint.
-        index: its index.
-        block_nbytes: the number of bytes that one checksum covers.
-        checksums: the checksums of the blocks of all chunks, in the order of the chunks.
-        descriptors: the file descriptors of the data files that exist, by position; not necessarily checked yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.index = index = read_index(path)
-        self.block_nbytes = index.checksum_block_nbytes
-        self.descriptors: dict[int, int] = {}
-        self._checked: set[int] = set()
-        self._failures: dict[int, tuple[str, list[str]]] = {}  # finding the damaged variables takes time
-        self._maps: dict[int, np.ndarray] = {}
-        self._finalizer = weakref.finalize(self, _close_all, self.descriptors)
-        self._chunk_nbytes = chunk_nbytes(index)
-        self._first_chunk = first_positions(chunk_counts(index))
-        self._first_block = first_positions([block_count(n, index.checksum_block_nbytes) for n in self._chunk_nbytes])
-        self.checksums = decode_checksums(index.checksums)
-        self._open_files()
-
-    def close(self) -> None:
-        """Close the data files. Mapped arrays stay valid."""
-        self._maps.clear()
-        self._finalizer()
-
-    def was_replaced(self) -> bool:
-        """Return whether the checkpoint was overwritten after its index was read and before its data was opened."""
-        return len(self.descriptors) < len(self.index.files) and read_index(self.path).files != self.index.files
-
-    def is_grid(self, position: int) -> bool:
-        """Return whether a variable has several chunks."""
-        return bool(self.index.grids) and str(position) in self.index.grids
-
-    def size(self, file: int) -> int:
-        """Return the size of a data file in bytes, or -1 if it does not exist."""
-        return filesystem.file_size(self.descriptors[file]) if file in self.descriptors else -1
-
-    @property
-    def nbytes(self) -> list[int]:
-        """The size of every variable in bytes."""
-        if not self.index.grids:
-            return self._chunk_nbytes
-        ends = [*self._first_chunk[1:], len(self._chunk_nbytes)]
-        return [sum(self._chunk_nbytes[a:b]) for a, b in zip(self._first_chunk, ends, strict=True)]
-
-    def chunks(self, position: int) -> Iterator[Chunk]:
-        """Yield the chunks of a variable, in row-major order."""
-        boundaries = self.index.grids.get(str(position))
-        if boundaries is None:
-            shape = self.index.shapes[position]
-            yield self._chunk(self._first_chunk[position], (0,) * len(shape), shape)
-            return
-        for i, (start, shape) in enumerate(grid_cells(boundaries), self._first_chunk[position]):
-            yield self._chunk(i, start, shape)
-
-    def single_chunks(self, positions: Sequence[int]) -> dict[int, tuple[Sequence[int], Sequence[int]]]:
-        """Return, for each data file, the indices into `positions` of its variables of one chunk, and their chunks."""
-        indices: Sequence[int] = range(len(positions))
-        if self.index.grids:
-            indices = [i for i in indices if not self.is_grid(positions[i])]
-        chunks = [self._first_chunk[positions[i]] for i in indices]
-        if len(self.index.files) == 1 and chunks:
-            return {0: (indices, chunks)}
-        by_file: dict[int, tuple[list[int], list[int]]] = {}
-        for i, chunk in zip(indices, chunks, strict=True):
-            in_file = by_file.setdefault(self.index.chunk_files[chunk], ([], []))
-            in_file[0].append(i)
-            in_file[1].append(chunk)
-        return dict(by_file)
-
-    def ranges(self, chunks: Sequence[int], verify: bool) -> ReadRanges:
-        """Return where chunks are stored in their file, and their checksums if `verify`."""
-        return ReadRanges(
-            [self.index.chunk_offsets[i] for i in chunks],
-            [self._chunk_nbytes[i] for i in chunks],
-            [self._first_block[i] for i in chunks],
-            self.checksums if verify else None,
-        )
-
-    def _chunk(self, i: int, start: tuple[int, ...], shape: tuple[int, ...]) -> Chunk:
-        index = self.index
-        return Chunk(
-            start, shape, index.chunk_files[i], index.chunk_offsets[i], self._chunk_nbytes[i], self._first_block[i]
-        )
-
-    def expected(self, chunk: Chunk, first: int = 0, stop: int | None = None) -> list[int]:
-        """Return the expected checksums of the blocks of a chunk, from number `first` up to `stop`."""
-        blocks = -(-chunk.nbytes // self.block_nbytes)
-        return self.checksums[chunk.first_block + first : chunk.first_block + (blocks if stop is None else stop)]
-
-    def is_intact(self, chunk: Chunk, begin: int, data: np.ndarray) -> bool:
-        """Return whether the bytes of a chunk, from the start of a block at `begin`, match their checksums."""
-        block = self.block_nbytes
-        first = begin // block
-        expected = self.expected(chunk, first, first + block_count(data.nbytes, block))
-        return list(block_checksums(data, block)) == expected
-
-    def mapped(self, file: int) -> np.ndarray:
-        """Return a data file as uint8[n]; see `filesystem.map_file`."""
-        descriptor = self.descriptor(file)
-        if file not in self._maps:
-            self._maps[file] = filesystem.map_file(descriptor, self.index.files[file].nbytes)
-        return self._maps[file]
-
-    def check(self) -> tuple[list[str], dict[str, None]]:
-        """Return what is wrong with the data files, one line each, and the names of the variables that are missing."""
-        damaged: dict[str, None] = {}
-        reasons: list[str] = []
-        for file in range(len(self.index.files)):
-            try:
-                self._check_file(file)
-            except CorruptCheckpointError as error:
-                _note(error, reasons, damaged)
-        return reasons, damaged
-
-    def collect(self, error: CorruptCheckpointError, reasons: list[str], damaged: dict[str, None]) -> None:
-        """Add an error of one data file to `reasons` and `damaged`.
-
-        Raises:
-            CorruptCheckpointError: the error itself if it names no variable: then nothing can be trusted.
-        """
-        if not error.damaged:
-            raise error
-        _note(error, reasons, damaged)
-
-    def _open_files(self) -> None:
-        try:
-            for file, expected in enumerate(self.index.files):
-                with suppress(FileNotFoundError):
-                    self.descriptors[file] = filesystem.open_existing(self.path / expected.name)
-        except BaseException:
-            self.close()
-            raise
-
-    def descriptor(self, file: int) -> int:
-        """Return the file descriptor of a data file, checked on its first use.
-
-        Raises:
-            CorruptCheckpointError: if the file is missing, damaged, or belongs to another checkpoint.
-            ValueError: if the checkpoint was closed.
-        """
-        if file in self._failures:
-            reason, damaged = self._failures[file]
-            raise CorruptCheckpointError(reason, damaged=damaged)
-        if file not in self._checked:
-            try:
-                self._check_file(file)
-            except CorruptCheckpointError as error:
-                self._failures[file] = str(error), error.damaged
-                raise
-            self._checked.add(file)
-        try:
-            return self.descriptors[file]
-        except KeyError:
-            raise self._closed_error() from None
-
-    def _check_file(self, file: int) -> None:
-        """Raise CorruptCheckpointError unless a data file is complete and belongs to the index."""
-        expected = self.index.files[file]
-        where = self.path / expected.name
-        if not self._finalizer.alive:
-            raise self._closed_error()
-        if file not in self.descriptors:
-            raise self.corrupt([f"{where}: expected a data file, found none"], self._in_file(file, 0))
-        descriptor = self.descriptors[file]
-        size = filesystem.file_size(descriptor)
-        if size != expected.nbytes:
-            raise self.truncated(file, size)
-        header = np.empty(expected.header_nbytes, np.uint8)
-        try:
-            read_fully(descriptor, header, 0)
-        except EndOfFileError as error:
-            raise CorruptCheckpointError(f"{where}: a part of its header could not be read") from error
-        if header_checksum(header.tobytes()) != expected.header_checksum:
-            raise CorruptCheckpointError(f"{where}: its header is damaged, or it belongs to another checkpoint")
-
-    def _closed_error(self) -> ValueError:
-        return ValueError(f"{self.path}: the checkpoint was closed; open it again to read more")
-
-    def truncated(self, file: int, size: int) -> CorruptCheckpointError:
-        """Return the error for a data file of the wrong size."""
-        expected = self.index.files[file]
-        reason = f"{self.path / expected.name}: expected {expected.nbytes} bytes, found {size}"
-        return self.corrupt([reason], self._in_file(file, size))
-
-    def _in_file(self, file: int, size: int) -> list[str]:
-        """Return the names of the variables with bytes in a file at `size` or beyond."""
-        return [
-            name
-            for position, name in enumerate(self.index.names)
-            if any(c.file == file and c.nbytes and c.offset + c.nbytes > size for c in self.chunks(position))
-        ]
-
-    def corrupt(self, reasons: Sequence[str], damaged: Iterable[str]) -> CorruptCheckpointError:
-        """Return the error that states the reasons and names the damaged variables."""
-        wanted = set(damaged)
-        names = [name for name in self.index.names if name in wanted]
-        lines = list(reasons)
-        if names:
-            lines.append(f"{self.path}: {len(names)} of {len(self.index.names)} variables damaged:")
-        return CorruptCheckpointError("\n".join([*lines, *(f"  {quoted(name)}" for name in names)]), damaged=names)
-
-
-def _note(error: CorruptCheckpointError, reasons: list[str], damaged: dict[str, None]) -> None:
-    reasons.append(str(error).partition("\n")[0])
-    damaged |= dict.fromkeys(error.damaged)
-
-
-def _close_all(descriptors: dict[int, int]) -> None:
-    while descriptors:
-        filesystem.release(descriptors.popitem()[1])

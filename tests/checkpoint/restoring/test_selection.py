@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 import pytreesaver as pts
 from pytreesaver._tree.select import as_selection
 from pytreesaver._tree.structure import flatten_tree
-from pytreesaver.formats.native.reader import NativeReader
+from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.testing import assert_trees_equal, pytrees, selections
 
 
 def count_reads(patch):
     """Return a list to which the names of all variables that are read from now on are appended."""
     names = []
-    reals = {method: getattr(NativeReader, method) for method in ("read", "read_boxes", "map")}
+    reals = {method: getattr(IndexedReader, method) for method in ("read", "read_boxes", "map")}
     for method, real in reals.items():
 
         def counted(self, positions, *args, real=real, **options):
@@ -29,7 +29,7 @@ def count_reads(patch):
             names.extend(self.names[each[0] if isinstance(each, tuple) else each] for each in requested)
             return real(self, positions, *args, **options)
 
-        patch.setattr(NativeReader, method, counted)
+        patch.setattr(IndexedReader, method, counted)
     return names
 
 

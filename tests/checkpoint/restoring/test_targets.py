@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec, SingleDeviceSharding
 import pytreesaver as pts
 from pytreesaver._checkpoint.restoring import reading
 from pytreesaver._io import filesystem
-from pytreesaver.formats.native import reader
+from pytreesaver.formats.indexed import reader
 from pytreesaver.testing import assert_trees_equal, sharded_arrays, shardings
 
 

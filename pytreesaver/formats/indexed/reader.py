@@ -1,4 +1,4 @@
-"""Read a native checkpoint: variables in parallel, or parts of them."""
+"""Read a checkpoint through its index: variables in parallel, or parts of them."""
 
 import itertools
 import math
@@ -17,18 +17,20 @@ from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
 from pytreesaver._io.reading import ReadRanges, read_ranges
 from pytreesaver._tree.boxes import (
     Box,
+    assign_piece,
     box_index,
     box_shape,
     byte_runs,
     byte_span,
     intersection,
+    piece_values,
     pieces_of_run,
     shifted,
     whole_box,
 )
 from pytreesaver._tree.kinds import LeafType, storage_dtype, stored_array
-from pytreesaver.formats.native.files import NativeFiles
-from pytreesaver.formats.native.index import FORMAT_NAME, VERSION, Chunk
+from pytreesaver.formats.indexed.files import IndexedFiles
+from pytreesaver.formats.indexed.index import Chunk, Index
 
 _WINDOW_NBYTES = 64 << 20  # peak memory beyond the result
 _MAX_NUMBER_NBYTES = 16
@@ -53,16 +55,24 @@ class _Check(NamedTuple):
     data: np.ndarray
 
 
-class NativeReader:
-    """An open native checkpoint. See `pytreesaver.formats.CheckpointReader`."""
+class IndexedReader:
+    """An open checkpoint with an index. See `pytreesaver.formats.CheckpointReader`.
 
-    format_name = FORMAT_NAME
-    format_version = VERSION
+    Args:
+        path: the checkpoint, as messages name it.
+        index: its index.
+        paths: the data files that the index lists.
+        format_name: the name of its format.
+        format_version: the version of its format.
+    """
 
-    def __init__(self, path: Path) -> None:
-        self._files = NativeFiles(path)
-        index = self._files.index
+    def __init__(
+        self, path: Path, index: Index, paths: Sequence[Path], *, format_name: str, format_version: int
+    ) -> None:
+        self._files = IndexedFiles(path, index, paths)
         self.path = path
+        self.format_name = format_name
+        self.format_version = format_version
         self.names: Sequence[str] = index.names
         self.types: Sequence[LeafType] = [index.types[i] for i in index.type_of]
         self.shapes: Sequence[tuple[int, ...]] = index.shapes
@@ -77,14 +87,16 @@ class NativeReader:
         """Close the data files. Mapped arrays stay valid."""
         self._files.close()
 
-    def was_replaced(self) -> bool:
-        """See `NativeFiles.was_replaced`."""
-        return self._files.was_replaced()
+    @property
+    def lacks_files(self) -> bool:
+        """Whether a data file was missing when the checkpoint was opened."""
+        return len(self._files.descriptors) < len(self._files.paths)
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """See `pytreesaver.formats.CheckpointReader.read`."""
         reasons: list[str] = []
         damaged: dict[str, None] = {}
+        verify = verify and self._files.has_checksums
         results = self._read_whole(positions, verify, reasons, damaged)
         if self._files.index.grids:
             for i, position in enumerate(positions):
@@ -134,6 +146,7 @@ class NativeReader:
     ) -> None:
         """See `pytreesaver.formats.CheckpointReader.read_boxes`."""
         stored_shape = self.shapes[position]
+        verify = verify and self._files.has_checksums
         shape = stored_shape if shape is None else shape
         if shape != stored_shape and self._files.is_grid(position):
             self._read_reshaped_grid(position, boxes, outputs, verify, shape, assign)
@@ -158,13 +171,11 @@ class NativeReader:
             elements = memory[: min(most, size - begin)]
             end = begin + elements.size
             pieces = list(pieces_of_run(stored_shape, begin, end))
-            parts = [_piece_values(elements, first - begin, box) for first, box in pieces]
+            parts = [piece_values(elements, first - begin, box) for first, box in pieces]
             if not self._read_boxes(position, [box for _, box in pieces], parts, verify, stored_shape, np.copyto):
                 raise self._files.corrupt([], [self.names[position]])
             for first, box in pieces_of_run(shape, begin, end):
-                _assign_piece(
-                    _piece_values(elements, first - begin, box), box, zip(boxes, outputs, strict=True), assign
-                )
+                assign_piece(piece_values(elements, first - begin, box), box, zip(boxes, outputs, strict=True), assign)
 
     def _read_boxes(
         self,
@@ -240,8 +251,8 @@ class NativeReader:
             return
         elements = data.view(dtype)
         for first, piece in pieces_of_run(shape, begin // dtype.itemsize, end // dtype.itemsize):
-            values = _piece_values(elements, first - begin // dtype.itemsize, piece)
-            _assign_piece(values, piece, parts, assign)
+            values = piece_values(elements, first - begin // dtype.itemsize, piece)
+            assign_piece(values, piece, parts, assign)
         advance(end - begin)
 
     def map(self, places: Sequence[tuple[int, Box]], *, verify: bool) -> list[np.ndarray | None]:
@@ -263,7 +274,7 @@ class NativeReader:
             begin = place.chunk.offset + place.begin
             data = file[begin : begin + place.end - place.begin]
             results[-1] = np.ndarray(box_shape(box), self._dtypes[self._files.index.type_of[position]], data)
-            if verify:
+            if verify and self._files.has_checksums:
                 checks += self._checks(position, place, file)
         damaged |= self._damaged(checks)
         if damaged:
@@ -312,6 +323,8 @@ class NativeReader:
 
     def digest(self, position: int) -> Any:
         """See `pytreesaver.formats.CheckpointReader.digest`."""
+        if not self._files.has_checksums:
+            return None
         checksums = [self._files.expected(chunk) for chunk in self._files.chunks(position)]
         return self._files.block_nbytes, self._files.index.grids.get(str(position)), checksums
 
@@ -334,7 +347,7 @@ class NativeReader:
                     [chunks[i].offset for i in in_file],
                     [chunks[i].nbytes for i in in_file],
                     [chunks[i].first_block for i in in_file],
-                    self._files.checksums,
+                    self._files.checksums if self._files.has_checksums else None,
                 )
                 # The arrays are released before the next group is read.
                 try:
@@ -362,27 +375,6 @@ class NativeReader:
             return read_ranges(descriptor, ranges, self._files.block_nbytes)
         except EndOfFileError:
             raise self._files.truncated(file, filesystem.file_size(descriptor)) from None
-
-
-def _piece_values(elements: np.ndarray, first: int, box: Box) -> np.ndarray:
-    """Return the elements that form a box, from number `first`."""
-    shape = box_shape(box)
-    return elements[first : first + math.prod(shape)].reshape(shape)
-
-
-def _assign_piece(
-    values: np.ndarray,
-    piece: Box,
-    parts: Iterable[tuple[Box, np.ndarray]],
-    assign: Callable[[np.ndarray, np.ndarray], None],
-) -> None:
-    """Assign to each output its intersection with a piece. The parts are boxes and their outputs."""
-    lowest = [start for start, _ in piece]
-    for box, output in parts:
-        shared = intersection(box, piece)
-        if shared is not None:
-            into = box_index(shifted(shared, [start for start, _ in box]))
-            assign(output[into], values[box_index(shifted(shared, lowest))])
 
 
 def _bounded(chunks: Iterable[tuple[int, Chunk]]) -> Iterator[list[tuple[int, Chunk]]]:

@@ -1,4 +1,4 @@
-"""The index of a native checkpoint: everything except the array data, as JSON with a checksum.
+"""The index of a checkpoint: everything except the array data, as JSON with a checksum.
 
 docs/format.md is its specification. `decode_index` checks every length, bound and size before anything is allocated.
 """

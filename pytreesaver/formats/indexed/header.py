@@ -27,6 +27,10 @@ _TAGS = {
 }
 
 
+MAX_HEADER_NBYTES = 100_000_000
+"""The limit of the safetensors library."""
+
+
 class Tensor(NamedTuple):
     """A tensor of a header. `offset` counts from the end of the header."""
 
@@ -37,10 +41,23 @@ class Tensor(NamedTuple):
     nbytes: int
 
 
-def encode_header(tensors: Sequence[Tensor], metadata: Mapping[str, str], alignment: int) -> bytes:
-    """Return the length and the JSON header, padded with spaces to a multiple of `alignment` bytes."""
+def encode_header(entries: bytes, metadata: Mapping[str, str], alignment: int) -> bytes:
+    """Return the length and the JSON header, padded with spaces to a multiple of `alignment` bytes.
+
+    Args:
+        entries: the tensors, from `encode_entries`.
+        metadata: the metadata.
+        alignment: the alignment of the data that follows.
+    """
+    header = b'{"__metadata__":' + msgspec.json.encode(dict(metadata)) + entries + b"}"
+    header += b" " * (-(8 + len(header)) % alignment)
+    return struct.pack("<Q", len(header)) + header
+
+
+def encode_entries(tensors: Sequence[Tensor]) -> bytes:
+    """Return the entries of tensors in a header, each after a comma."""
     taken = {"__metadata__"}
-    entries = ['"__metadata__":' + msgspec.json.encode(dict(metadata)).decode()]
+    entries = [""]
     kinds: dict[Any, str] = {}  # the start of the entries of tensors with the same dtype and shape
     for name, dtype, shape, offset, nbytes in tensors:
         kind = kinds.get((dtype, *shape))
@@ -52,9 +69,7 @@ def encode_header(tensors: Sequence[Tensor], metadata: Mapping[str, str], alignm
             name = _unique_name(name, taken)
         taken.add(name)
         entries.append(f"{_encode(name).decode()}:{kind}{offset},{offset + nbytes}]}}")
-    header = b"{" + ",".join(entries).encode() + b"}"
-    header += b" " * (-(8 + len(header)) % alignment)
-    return struct.pack("<Q", len(header)) + header
+    return ",".join(entries).encode()
 
 
 _encode = msgspec.json.Encoder().encode

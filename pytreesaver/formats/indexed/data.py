@@ -1,0 +1,191 @@
+"""Writing of a data file: the arrays of a tree in a safetensors file, and the index that says where they are."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from pytreesaver._errors import UnsupportedLeafError
+from pytreesaver._io import filesystem
+from pytreesaver._io.checksums import BLOCK_NBYTES, block_count
+from pytreesaver._io.files import write_fully
+from pytreesaver._io.writing import WriteRanges, write_ranges
+from pytreesaver._tree.kinds import cell_bytes, grid_cells, storage_dtype
+from pytreesaver.formats.indexed.header import MAX_HEADER_NBYTES, Tensor, encode_entries, encode_header
+from pytreesaver.formats.indexed.index import (
+    DataFile,
+    Index,
+    chunk_counts,
+    chunk_nbytes,
+    encode_checksums,
+    first_positions,
+    header_checksum,
+)
+from pytreesaver.formats.protocol import TreeContents
+
+T = TypeVar("T")
+_ALIGNMENT = 4096
+
+
+class WriteOptions(NamedTuple):
+    """Arguments of `write_ranges`."""
+
+    durable: bool
+    in_background: bool
+
+
+def new_index(contents: TreeContents) -> Index:
+    """Return the index of a tree that is not in any data file yet."""
+    types = list(dict.fromkeys(contents.types))
+    type_positions = {leaf_type: i for i, leaf_type in enumerate(types)}
+    return Index(
+        names=list(contents.names),
+        types=types,
+        type_of=[type_positions[leaf_type] for leaf_type in contents.types],
+        shapes=list(contents.shapes),
+        grids={str(i): c.boundaries for i, c in enumerate(contents.cells) if c.boundaries is not None},
+        files=[],
+        chunk_files=[],
+        chunk_offsets=[],
+        checksum_block_nbytes=BLOCK_NBYTES,
+        checksums="",
+        structure=contents.structure,
+        metadata=contents.metadata,
+        record=contents.record,
+        same_as={str(position): earlier for position, earlier in contents.same_as.items()},
+    )
+
+
+def write_data(
+    descriptor: int,
+    name: str,
+    contents: TreeContents,
+    options: WriteOptions,
+    metadata_of: Callable[[Index], Mapping[str, str]],
+    *,
+    alignment: int = _ALIGNMENT,
+) -> Index:
+    """Write the arrays of a tree to a new file.
+
+    Args:
+        descriptor: the file.
+        name: its name in the index.
+        contents: the tree.
+        options: how to write.
+        metadata_of: returns the metadata of the header for an index whose offsets count from the end of the header. It
+            is called twice, first without the checksums, and has to return texts of the same lengths.
+        alignment: the size of the header is a multiple of it.
+
+    Returns:
+        The index of the tree.
+
+    Raises:
+        UnsupportedLeafError: if the header would be larger than readers of safetensors accept.
+    """
+    index = new_index(contents)
+    stored_as = _stored_chunks(index)
+    stored = np.unique(stored_as).tolist() if index.same_as else range(len(stored_as))
+    where = np.searchsorted(stored, stored_as).tolist() if index.same_as else stored
+    sizes = _at(chunk_nbytes(index), stored)
+    offsets, order = plan_layout(sizes)
+    tensors = _at(_tensors(index), stored)
+    entries = encode_entries([Tensor(*tensors[i], offsets[i], sizes[i]) for i in order])
+
+    blocks = [block_count(size, BLOCK_NBYTES) for size in sizes]
+    index.checksums = _NO_CHECKSUM * sum(blocks[i] for i in where)
+    index.files = [DataFile(name, sum(sizes), 0, "")]
+    index.chunk_files = [0] * len(where)
+    index.chunk_offsets = [offsets[i] for i in where]
+    header = encode_header(entries, metadata_of(index), alignment)
+    if len(header) > MAX_HEADER_NBYTES + 8:
+        raise UnsupportedLeafError(
+            f"expected names, shapes and metadata of at most {MAX_HEADER_NBYTES} bytes, which is what readers of "
+            f"safetensors accept, found {len(header)} bytes; save fewer variables in one file"
+        )
+    nbytes = len(header) + sum(sizes)
+    filesystem.reserve(descriptor, nbytes)
+
+    leaf_types = _at(
+        [leaf_type for leaf_type, cells in zip(contents.types, contents.cells, strict=True) for _ in cells.arrays],
+        stored,
+    )
+    take = _taker(_at([array for cells in contents.cells for array in cells.arrays], stored), order)
+    ranges = WriteRanges(
+        [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(take(i), leaf_types[i])
+    )
+    checksums = write_ranges(descriptor, ranges, **options._asdict())
+    if index.same_as:
+        parts = np.split(checksums, np.cumsum(blocks)[:-1])
+        checksums = np.concatenate([parts[i] for i in where])
+    index.checksums = encode_checksums(checksums)
+
+    header = encode_header(entries, metadata_of(index), alignment)
+    write_fully(descriptor, [header], 0)
+    index.files = [DataFile(name, nbytes, len(header), header_checksum(header))]
+    index.chunk_offsets = [ranges.offsets[i] for i in where]
+    return index
+
+
+_NO_CHECKSUM = "0" * 16
+
+
+def _stored_chunks(index: Index) -> list[int]:
+    """Return for each chunk the one whose bytes it has: itself, or one of the variable that its own is the same as."""
+    counts = chunk_counts(index)
+    result = list(range(sum(counts)))
+    first = first_positions(counts)
+    for position, earlier in index.same_as.items():
+        here, there = first[int(position)], first[earlier]
+        result[here : here + counts[earlier]] = range(there, there + counts[earlier])
+    return result
+
+
+def _at(values: Sequence[T], positions: Sequence[int]) -> Sequence[T]:
+    return values if len(positions) == len(values) else [values[i] for i in positions]
+
+
+def _taker(arrays: Sequence[Any], order: Sequence[int]) -> Callable[[int], Any]:
+    """Return a function that returns each array once. Arrays on an accelerator are fetched ahead."""
+    if "jax" not in sys.modules:
+        return arrays.__getitem__
+    from pytreesaver.formats.fetching import FetchedAhead
+
+    return FetchedAhead(arrays, order).take
+
+
+def plan_layout(sizes: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return aligned offsets for chunks of these sizes without gaps, and the order of the chunks.
+
+    safetensors allows no gaps, so alignment follows from the order: first the sizes that are multiples of 4096 bytes,
+    then of 2048, and so on. Each group starts at a multiple of its own alignment.
+
+    Example:
+        >>> plan_layout([10, 4096, 64])
+        ([4160, 0, 4096], [1, 2, 0])
+    """
+    size = np.array(sizes, np.int64)
+    alignment = np.minimum(size & -size, _ALIGNMENT)
+    alignment[size == 0] = _ALIGNMENT
+    order = np.argsort(-alignment, kind="stable")
+    offsets = np.zeros(len(size), np.int64)
+    offsets[order] = np.cumsum(size[order]) - size[order]
+    return offsets.tolist(), order.tolist()
+
+
+_Named = tuple[str, np.dtype[Any], Sequence[int]]
+
+
+def _tensors(index: Index) -> list[_Named]:
+    """Return the name, dtype and shape of each chunk."""
+    tensors: list[_Named] = []
+    dtypes = [storage_dtype(leaf_type) for leaf_type in index.types]
+    for i, (name, type_of, shape) in enumerate(zip(index.names, index.type_of, index.shapes, strict=True)):
+        boundaries = index.grids.get(str(i)) if index.grids else None
+        if boundaries is None:
+            tensors.append((name, dtypes[type_of], shape))
+            continue
+        for start, cell_shape in grid_cells(boundaries):
+            box = ", ".join(f"{a}:{a + n}" for a, n in zip(start, cell_shape, strict=True))
+            tensors.append((f"{name}[{box}]", dtypes[type_of], cell_shape))
+    return tensors
