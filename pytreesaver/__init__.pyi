@@ -76,6 +76,7 @@ from ._tree.select import Selection as Selection
 from ._tree.select import Selector as Selector
 from ._tree.select import glob as glob
 from ._tree.select import regex as regex
+from .formats.registry import register_format as register_format
 from .inspect_checkpoint import print_tensors_in_checkpoint_file as print_tensors_in_checkpoint_file
 
 __version__: str

@@ -13,6 +13,7 @@ from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._errors import UnsupportedLeafError
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
+from pytreesaver._run.policies.retention import check_count
 from pytreesaver._run.record import Record, encode_record
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError
@@ -21,8 +22,8 @@ from pytreesaver._tree.plain import MAX_DEPTH, encode_value
 from pytreesaver._tree.restructure import prune_structure, structure_of_names
 from pytreesaver._tree.select import Selection, Selector, as_selection, selected
 from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
-from pytreesaver.formats.protocol import TreeContents
-from pytreesaver.formats.registry import format_named
+from pytreesaver.formats.protocol import Format, TreeContents
+from pytreesaver.formats.registry import format_to_write
 
 
 def contents_of(
@@ -128,6 +129,7 @@ def write_contents(
     durable: bool,
     in_background: bool = False,
     format: str | None = None,
+    shard_nbytes: int | None = None,
     progress: Progress = False,
     what: str | None = None,
 ) -> Path:
@@ -139,15 +141,35 @@ def write_contents(
         overwrite: as in `save`.
         durable: as in `save`.
         in_background: as in `Format.write`.
-        format: the name of the format; the native one if None.
+        format: as in `save`.
+        shard_nbytes: as in `save`.
         progress: as in `save`.
         what: the text of the progress line.
     """
     nbytes = 0 if progress is False else contents.nbytes
     with wrap_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
-        writer = format_named(format)
-        writer.write(target, contents, overwrite=overwrite, durable=durable, in_background=in_background)
+        writer: Any = check_format(target, format, shard_nbytes)
+        options = {} if shard_nbytes is None else {"shard_nbytes": int(shard_nbytes)}
+        writer.write(target, contents, overwrite=overwrite, durable=durable, in_background=in_background, **options)
     return target
+
+
+def check_format(target: Path, format: str | None, shard_nbytes: int | None) -> Format:
+    """Return the format in which `save` writes to a path.
+
+    Raises:
+        TypeError, ValueError: if there is no such format, or it takes no `shard_nbytes`.
+    """
+    writer = format_to_write(target, format)
+    if shard_nbytes is not None:
+        check_count("shard_nbytes", shard_nbytes, least=1)
+        if writer.name != "safetensors":
+            raise ValueError(f'shard_nbytes: expected format="safetensors", found {format!r}')
+        if target.name.endswith(".safetensors"):
+            raise ValueError(
+                f"shard_nbytes: expected the path of a directory, since it will hold several files, found {target}"
+            )
+    return writer
 
 
 def save(
@@ -158,6 +180,8 @@ def save(
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     durable: bool = True,
+    format: str | None = None,
+    shard_nbytes: int | None = None,
     progress: Progress = False,
 ) -> Path:
     """Save the leaves of a tree, or the selected ones, as a checkpoint at `path`.
@@ -177,6 +201,11 @@ def save(
         durable: whether to return only when the checkpoint would survive a power failure. Otherwise the operating
             system writes it to disk some seconds later. Overwriting is always durable, because a power failure could
             cost the old checkpoint too.
+        format: the name of the format: ``"native"``, ``"safetensors"``, or that of a format that
+            `pytreesaver.register_format` has added. With None, the ending of `path` decides: ``.safetensors`` means a
+            single safetensors file, and everything else the native format, a directory.
+        shard_nbytes: with ``format="safetensors"``, write a directory of safetensors files of at most this size, and
+            their index, as Hugging Face does. A larger variable has a file of its own.
         progress: True shows a line on the terminal if the save takes long: bytes, rate and time left. A function is
             called with (bytes done, total bytes) instead, one call at a time, from the threads that do the work. An
             error that it raises ends the save.
@@ -205,8 +234,17 @@ def save(
     """
     check_progress(progress)
     target = local_path(path)
+    check_format(target, format, shard_nbytes)
     contents = contents_of(tree, metadata, only=None if only is None else as_selection(only))
-    return write_contents(target, contents, overwrite=overwrite, durable=durable, progress=progress)
+    return write_contents(
+        target,
+        contents,
+        overwrite=overwrite,
+        durable=durable,
+        format=format,
+        shard_nbytes=shard_nbytes,
+        progress=progress,
+    )
 
 
 def save_async(
@@ -217,6 +255,8 @@ def save_async(
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     durable: bool = True,
+    format: str | None = None,
+    shard_nbytes: int | None = None,
     copy: bool = False,
     progress: Progress = False,
 ) -> SaveFuture:
@@ -236,6 +276,8 @@ def save_async(
         metadata: as in `save`.
         overwrite: as in `save`.
         durable: as in `save`.
+        format: as in `save`.
+        shard_nbytes: as in `save`.
         copy: whether to copy arrays on the CPU before returning, into memory that is kept for the next such save.
             Without it, a training step that donates the arrays during the save has to allocate new memory, which may
             take longer. The memory is released by the next asynchronous save without `copy`.
@@ -255,6 +297,7 @@ def save_async(
     """
     check_progress(progress)
     target = local_path(path)
+    check_format(target, format, shard_nbytes)
     with wrap_os_errors("save to", target):
         location = target.absolute()  # the program may change its working directory during the save
     contents = snapshot(contents_of(tree, metadata, only=None if only is None else as_selection(only)), copy=copy)
@@ -266,6 +309,8 @@ def save_async(
             overwrite=overwrite,
             durable=durable,
             in_background=True,
+            format=format,
+            shard_nbytes=shard_nbytes,
             progress=progress,
             what=f"saving {target}",
         )

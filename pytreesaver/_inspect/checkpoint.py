@@ -183,10 +183,11 @@ class Checkpoint(Mapping[str, Variable]):
         )
 
 
-def load_checkpoint(path: PathLike) -> Checkpoint:
+def load_checkpoint(path: PathLike, *, format: str | None = None) -> Checkpoint:
     """Open a checkpoint for inspection. Arrays are read only on request.
 
-    If `path` is a run directory, its newest checkpoint is opened, which is logged.
+    If `path` is a run directory, its newest checkpoint is opened, which is logged. `format` is as in
+    `pytreesaver.restore`.
 
     Raises:
         CheckpointNotFoundError: if there is no complete checkpoint at `path`.
@@ -199,7 +200,7 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
         ...     checkpoint["dense/kernel"].shape, checkpoint["dense/kernel"].read().sum()
         ((784, 10), np.float32(0.0))
     """
-    reader = open_checkpoint(path)
+    reader = open_checkpoint(path, format)
     try:
         with wrap_os_errors("read", reader.path):
             return Checkpoint(reader)

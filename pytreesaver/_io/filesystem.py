@@ -295,7 +295,9 @@ def fingerprint(path: Path) -> tuple[tuple[str, int, int, int], ...]:
 
 
 def file_sizes(path: Path) -> dict[str, int]:
-    """Return the size in bytes of every file in a directory, by name."""
+    """Return the size in bytes of every file in a directory, by name. That of a single file is called ``""``."""
+    if not is_directory(path):
+        return {"": os.stat(path).st_size}
     with os.scandir(path) as entries:
         return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
@@ -338,6 +340,16 @@ def rename(source: Path, target: Path) -> None:
         after = status(target, follow_links=False)
         if after is None or (after.st_dev, after.st_ino) != (before.st_dev, before.st_ino):
             raise
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name atomically.
+
+    Raises:
+        FileExistsError: if `target` exists.
+        OSError: if the file system has no hard links, or none may be made.
+    """
+    os.link(source, target)
 
 
 def remove_file(path: Path) -> None:

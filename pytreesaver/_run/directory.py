@@ -36,7 +36,7 @@ from pytreesaver._run.recorded import (
 )
 from pytreesaver._run.state_file import listed_checkpoints, write_state
 from pytreesaver._run.state_text import CheckpointState, state_file_name
-from pytreesaver.formats.protocol import PINNED_NAME, CheckpointReader
+from pytreesaver.formats.protocol import CheckpointReader, pin_of
 from pytreesaver.formats.registry import format_at, is_checkpoint, open_reader, opened
 
 logger = logging.getLogger("pytreesaver")
@@ -201,21 +201,21 @@ def checkpoint_at(path: PathLike) -> Path:
     return newest or target
 
 
-def open_checkpoint(path: PathLike) -> CheckpointReader:
+def open_checkpoint(path: PathLike, format: str | None = None) -> CheckpointReader:
     """Open a checkpoint, or the newest one of a run directory. Raises what `open_reader` raises."""
     try:
-        return open_reader(path)
+        return open_reader(path, format)
     except CheckpointNotFoundError:
         newest = checkpoint_at(path)
         if newest == local_path(path):
             raise
-        return open_reader(newest)
+        return open_reader(newest, format)
 
 
 @contextmanager
-def opened_checkpoint(path: PathLike) -> Iterator[CheckpointReader]:
+def opened_checkpoint(path: PathLike, format: str | None = None) -> Iterator[CheckpointReader]:
     """Open a checkpoint for a ``with`` block, as `open_checkpoint`."""
-    reader = open_checkpoint(path)
+    reader = open_checkpoint(path, format)
     try:
         with wrap_os_errors("read", reader.path):
             yield reader
@@ -357,9 +357,12 @@ def is_pinned(path: Path) -> bool:
         CheckpointIOError: if the system could not look.
     """
     with wrap_os_errors("look at", path):
-        return filesystem.exists(path / PINNED_NAME)
+        return filesystem.exists(pin_of(path, is_directory=filesystem.is_directory(path)))
 
 
 def may_be_pinned(path: Path) -> bool:
     """Return whether a checkpoint is pinned, or the system could not look."""
-    return filesystem.may_exist(path / PINNED_NAME)
+    try:
+        return is_pinned(path)
+    except CheckpointIOError:
+        return True

@@ -31,7 +31,7 @@ from pytreesaver._run.recorded import is_visible, modified_time, unlisted_to_ado
 from pytreesaver._run.state_file import listed_checkpoints, tracks_nothing
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value
-from pytreesaver.formats.protocol import PINNED_NAME
+from pytreesaver.formats.protocol import pin_of
 from pytreesaver.formats.registry import format_to_read, is_checkpoint
 
 
@@ -170,7 +170,7 @@ def _look_at_entry(path: Path) -> _Entry | None:
     modified = 0.0
     try:
         with wrap_os_errors("read", path):
-            pinned = filesystem.exists(path / PINNED_NAME)
+            pinned = filesystem.exists(pin_of(path, is_directory=filesystem.is_directory(path)))
             sizes = filesystem.file_sizes(path)
             nbytes = sum(sizes.values())
             modified = modified_time(path)
@@ -183,7 +183,7 @@ def _look_at_entry(path: Path) -> _Entry | None:
         modified = modified or _last_modified(path)
         return _Entry(ListedCheckpoint(path, None, modified, nbytes, problem=str(error)), Record())
     wrong = [
-        f"{name}: expected {size} bytes, found {sizes.get(name, 'no file')}"
+        f"{name or path.name}: expected {size} bytes, found {sizes.get(name, 'no file')}"
         for name, size in heading.file_sizes.items()
         if sizes.get(name) != size
     ]

@@ -35,7 +35,7 @@ from pytreesaver._run.recorded import (
 )
 from pytreesaver._run.state_file import read_state_file
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState, paths_in_order
-from pytreesaver.formats.protocol import PINNED_NAME
+from pytreesaver.formats.protocol import pin_of
 from pytreesaver.formats.registry import is_checkpoint, opened
 
 T = TypeVar("T")
@@ -166,7 +166,8 @@ class ManagedRun:
     def _marker(self, step: int) -> Path:
         for path, saved in self.on_disk().items():
             if saved.step == step:
-                return path / PINNED_NAME
+                with wrap_os_errors("look at", path):
+                    return pin_of(path, is_directory=filesystem.is_directory(path))
         raise self.no_such_step(step)
 
     def _named(self) -> list[Path]:

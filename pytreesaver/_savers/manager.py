@@ -61,7 +61,7 @@ class CheckpointManager:
         block: whether `save` returns only when the checkpoint is durable. By default it returns once the tree is safe
             to modify or donate, and the save continues asynchronously.
         copy: without `block`, as in `pytreesaver.save_async`.
-        format: None, or ``"native"``.
+        format: the name of the format, as in `pytreesaver.save`.
         clock: returns the time, in seconds since the epoch.
         save_on_signal: one or more signals that announce that the machine will be taken away, such as
             ``signal.SIGUSR1``. After one, the next call of `save` saves a last checkpoint although none is due. Then

@@ -30,6 +30,7 @@ from pytreesaver._savers.saver_def import SaverDef, VariableList, checked_saver_
 from pytreesaver._savers.saver_state import SaverState
 from pytreesaver._savers.session import WriterSession
 from pytreesaver._tree.select import Selection
+from pytreesaver.formats.registry import format_to_write
 
 logger = logging.getLogger("pytreesaver")
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class Saver:
         save_relative_paths: whether paths in the state file are relative to its directory, so that it can be moved,
             even if the path passed to `save` is absolute.
         filename: the default of `save_path` in `save`.
-        format: None, or ``"native"``.
+        format: the name of the format, as in `pytreesaver.save`.
         clock: returns the time, in seconds since the epoch.
 
     Raises:
@@ -177,6 +178,7 @@ class Saver:
         step = None if global_step is None else as_step(global_step)
         state_name = state_file_name(latest_filename)
         path = self._path(save_path, step, state_name)
+        ending_in = path if step is None else path.rpartition("-")[0]
         with self._session.turn:
             self._session.check_open()
             started = time.monotonic()
@@ -204,7 +206,7 @@ class Saver:
                     list_saved=partial(self._list_saved, lock, path, location, record, now) if write_state else None,
                     failed=self._state.reread_directories,
                     block=block,
-                    format=self._settings.format,
+                    format=self._settings.format or format_to_write(Path(ending_in), None).name,
                     progress=progress,
                     started=started,
                     waited_secs=waited_secs,

@@ -10,18 +10,37 @@ from pytreesaver._io.files import EndOfFileError, read_fully
 
 _ORBAX_NAMES = {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "ocdbt.process_0"}
 _STEP = re.compile(r"(?:.*_)?([0-9]+)")
+_PICKLE = (
+    "a pickle, which could run any code when it is read; pytreesaver reads no pickles: convert it where it was made, "
+    "to safetensors"
+)
+_PAGE = "an HTML page, perhaps the error page of a download; download the file again"
 _HEADS = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes it"),
-    (b"PK\x03\x04", "a zip archive, such as a file of PyTorch or NumPy (.npz)"),
-    (b"\x80\x02", "a pickle, which could run any code when it is read"),
-    (b"\x80\x03", "a pickle, which could run any code when it is read"),
-    (b"\x80\x04", "a pickle, which could run any code when it is read"),
-    (b"\x80\x05", "a pickle, which could run any code when it is read"),
-    (b"\x93NUMPY", "a NumPy file (.npy)"),
-    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes it; load it with Keras and save the weights as safetensors"),
+    (b"\x80\x02", _PICKLE),
+    (b"\x80\x03", _PICKLE),
+    (b"\x80\x04", _PICKLE),
+    (b"\x80\x05", _PICKLE),
+    (b"\x93NUMPY", "a NumPy file (.npy); load it with numpy.load and save a tree"),
+    (b"GGUF", "a GGUF file; its quantized weights have no JAX dtype: use the model in its original format"),
     (b"version https://git-lfs", "a Git LFS pointer in place of the file itself; run git lfs pull"),
-    (b"<!DOCTYPE html", "an HTML page"),
-    (b"<html", "an HTML page"),
+    (b"<!doctype html", _PAGE),
+    (b"<html", _PAGE),
+    (b"<?xml", "an XML page, perhaps the error page of a download; download the file again"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"(\xb5/\xfd", "a file that zstd compressed; unpack it first"),
+)
+_ZIPS = (
+    (
+        re.compile(rb"(?:.*/)?data\.pkl|.*/\.format_version|.*/version|.*/byteorder"),
+        "a file of PyTorch (.pt, .bin); "
+        "it contains a pickle, which could run any code: convert it where it was made, to safetensors",
+    ),
+    (re.compile(rb".*\.npy"), "an archive of NumPy (.npz); load it with numpy.load and save a dict of its arrays"),
+    (
+        re.compile(rb"metadata\.json|config\.json|model\.weights\.h5"),
+        "a model of Keras (.keras); load it with Keras and save the weights as safetensors",
+    ),
 )
 
 
@@ -32,7 +51,7 @@ def foreign_kind(path: Path) -> str | None:
         >>> path = pytreesaver.save({"w": np.ones(3)}, "overwritten") / "weights.h5"
         >>> _ = path.write_bytes(b"\\x89HDF\\r\\n\\x1a\\n...")
         >>> foreign_kind(path)
-        'an HDF5 file, as Keras writes it'
+        'an HDF5 file, as Keras writes it; load it with Keras and save the weights as safetensors'
     """
     try:
         if filesystem.is_directory(path):
@@ -50,8 +69,10 @@ def _kind_of_directory(path: Path) -> str | None:
         return "a directory of TensorFlow checkpoints"
     if "saved_model.pb" in names:
         return "a SavedModel of TensorFlow"
-    if "model.safetensors" in names or "model.safetensors.index.json" in names:
-        return "a model of Hugging Face"
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    if files:
+        listed = ", ".join(str(path / name) for name in files[:5])
+        return f"a directory of safetensors files; pass one of them: {listed}{', ...' * (len(files) > 5)}"
     steps = foreign_steps(path)
     return f"a directory of {steps[0]} checkpoints, with the steps {', '.join(map(str, steps[1]))}" if steps else None
 
@@ -61,19 +82,34 @@ def _kind_of_file(path: Path) -> str | None:
     try:
         size = filesystem.file_size(descriptor)
         if size == 0:
-            return "an empty file"
-        head = np.zeros(min(64, size), np.uint8)
+            return "an empty file; the program that wrote it, or a download, was interrupted"
+        head = np.zeros(min(512, size), np.uint8)
         read_fully(descriptor, head, 0)
     except EndOfFileError:
         return None
     finally:
         filesystem.release(descriptor)
     content = head.tobytes()
-    if len(content) > 8 and content[8:9] == b"{" and int.from_bytes(content[:8], "little") < size:
-        return "a safetensors file"
-    if re.fullmatch(r"checkpoint_[0-9]+|.*\.msgpack", path.name):
-        return "a msgpack file of Flax"
-    return next((kind for start, kind in _HEADS if content.startswith(start)), None)
+    if content.startswith(b"PK\x03\x04"):
+        return _kind_of_zip(content)
+    start = content.lstrip().lower() if content.lstrip().startswith(b"<") else content
+    kind = next((kind for beginning, kind in _HEADS if start.startswith(beginning)), None)
+    if kind is None and content[257:262] == b"ustar":
+        kind = "a tar archive; unpack it first"
+    if kind is None and path.name.endswith(".safetensors"):
+        return f"a damaged safetensors file of {size} bytes; perhaps its download was interrupted: download it again"
+    if kind is None and re.fullmatch(r"checkpoint_[0-9]+|.*\.msgpack", path.name):
+        return "a msgpack file of Flax; load it with flax.serialization and save a tree"
+    return kind
+
+
+def _kind_of_zip(head: bytes) -> str:
+    length = int.from_bytes(head[26:28], "little")
+    entry = head[30 : 30 + length]
+    kind = next((kind for pattern, kind in _ZIPS if pattern.fullmatch(entry)), None)
+    return (
+        kind or "a zip archive; unpack it first, or if it is of PyTorch, convert it where it was made, to safetensors"
+    )
 
 
 def _kind_of_prefix(path: Path) -> str | None:

@@ -14,6 +14,16 @@ PINNED_NAME = "pinned"
 """Retention never deletes a checkpoint whose directory contains a file of this name."""
 
 
+def pin_of(path: Path, *, is_directory: bool) -> Path:
+    """Return the file that pins a checkpoint: in its directory, or beside a checkpoint that is a single file.
+
+    Example:
+        >>> pin_of(Path("run/model-1"), is_directory=True), pin_of(Path("run/model-1"), is_directory=False)
+        (PosixPath('run/model-1/pinned'), PosixPath('run/.model-1.pinned'))
+    """
+    return path / PINNED_NAME if is_directory else path.with_name(f".{path.name}.{PINNED_NAME}")
+
+
 class TreeContents(NamedTuple):
     """A flattened tree to write, in columns with one entry for each variable.
 
@@ -47,7 +57,7 @@ class TreeContents(NamedTuple):
 
 class Heading(NamedTuple):
     """What a checkpoint stores besides its variables: `record` and `metadata` as in `TreeContents`, and the expected
-    size of each data file in bytes, by name."""
+    size of each data file in bytes, by name; that of a checkpoint that is a single file is called ``""``."""
 
     record: Any
     metadata: Any
@@ -67,7 +77,7 @@ class CheckpointReader(Protocol):
     nbytes: Sequence[int]
     """The size of each stored array in bytes."""
     structure: Any
-    """As in `TreeContents`; None if the format stores none. The tree is then nested dicts of the names."""
+    """As in `TreeContents`. A format that stores none returns nested dicts of the names."""
     metadata: Any
     record: Any
     same_as: Mapping[int, int]

@@ -1,6 +1,10 @@
-"""The registry of formats: by name, or by the contents of a path. No other module names a format."""
+"""The registry of formats: by name, by the ending of a path, or by the contents of a path.
+
+No other module names a format.
+"""
 
 import importlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -11,8 +15,61 @@ from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver.formats.protocol import CheckpointReader, Format
 
 # Modules are imported on first use: some import heavy packages.
-_MODULES = {"native": "pytreesaver.formats.native"}
+_MODULES = {
+    "native": "pytreesaver.formats.native",
+    "safetensors": "pytreesaver.formats.safetensors",
+}
 _DEFAULT = "native"
+_ENDINGS = {".safetensors": "safetensors"}
+_registered: dict[str, Format] = {}
+_METHODS = ("write", "remove", "remove_unlisted_files", "recognizes", "heading_file", "read_heading", "open")
+
+
+def register_format(format: Format, *, ending: str | None = None) -> None:
+    """Add a format, so that every function of pytreesaver reads it, and writes it with ``format=`` its name.
+
+    A format is an object, or a module, that implements `pytreesaver.formats.Format`. The tests in
+    `pytreesaver.testing.FormatConformance` show whether it does.
+
+    Args:
+        format: the format. Its `name` is what ``format=`` takes. A format that was registered under the same name
+            before is replaced.
+        ending: paths with this ending, such as ``".zarr"``, are written in this format unless ``format=`` says
+            otherwise.
+
+    Raises:
+        TypeError: if the format lacks a method.
+        ValueError: if its name is taken by a format of pytreesaver, or is not an identifier, or the ending is not one.
+
+    Example:
+        >>> from pytreesaver.formats import native
+        >>> class Mine:
+        ...     name = "mine"
+        ...     def __getattr__(self, attribute):
+        ...         return getattr(native, attribute)
+        ...     def recognizes(self, path):
+        ...         return False
+        >>> register_format(Mine())
+        >>> path = pytreesaver.save({"w": np.ones(3)}, "in-my-format", format="mine")
+    """
+    lacking = [name for name in ("name", *_METHODS) if not hasattr(format, name)]
+    if lacking:
+        raise TypeError(f"format: expected the methods of Format, found an object without {', '.join(lacking)}")
+    if format.name in _MODULES or not re.fullmatch(r"[a-z][a-z0-9_-]*", format.name):
+        raise ValueError(f"format: expected a new name of lower-case letters and digits, found {format.name!r}")
+    if ending is not None and (ending in _ENDINGS or not re.fullmatch(r"\.[A-Za-z0-9_.-]+", ending)):
+        raise ValueError(f"ending: expected a new ending like '.zarr', found {ending!r}")
+    _registered[format.name] = format
+    if ending is not None:
+        _registered_endings[ending] = format.name
+
+
+_registered_endings: dict[str, str] = {}
+
+
+def format_names() -> list[str]:
+    """Return the names of all formats."""
+    return [*_MODULES, *_registered]
 
 
 def format_named(name: str | None) -> Format:
@@ -26,10 +83,25 @@ def format_named(name: str | None) -> Format:
         'native'
     """
     key = _DEFAULT if name is None else name
+    if key in _registered:
+        return _registered[key]
     if key not in _MODULES:
-        known = ", ".join(f'"{each}"' for each in _MODULES)
+        known = ", ".join(f'"{each}"' for each in format_names())
         raise ValueError(f"format: expected None or {known}, found {name!r}")
     return _imported(key)
+
+
+def format_to_write(path: Path, name: str | None) -> Format:
+    """Return the format in which to write to `path`: the one called `name`, else the one of its ending, else native.
+
+    Example:
+        >>> format_to_write(Path("model.safetensors"), None).name, format_to_write(Path("model"), None).name
+        ('safetensors', 'native')
+    """
+    if name is None:
+        endings = _ENDINGS | _registered_endings
+        name = next((endings[ending] for ending in endings if path.name.endswith(ending)), None)
+    return format_named(name)
 
 
 def format_at(path: Path) -> Format | None:
@@ -44,7 +116,7 @@ def format_at(path: Path) -> Format | None:
         ('native', None)
     """
     with wrap_os_errors("read", path):
-        return next((each for each in map(_imported, _MODULES) if each.recognizes(path)), None)
+        return next((each for each in map(format_named, format_names()) if each.recognizes(path)), None)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -57,16 +129,16 @@ def format_to_read(path: Path) -> Format:
 
     If no format recognizes it, return the native one, whose errors say what was found instead.
     """
-    others = (name for name in _MODULES if name != _DEFAULT)
+    others = (name for name in format_names() if name != _DEFAULT)
     with wrap_os_errors("read", path):
-        return next((each for each in map(_imported, others) if each.recognizes(path)), _imported(_DEFAULT))
+        return next((each for each in map(format_named, others) if each.recognizes(path)), _imported(_DEFAULT))
 
 
-def open_reader(path: PathLike) -> CheckpointReader:
-    """Open the checkpoint at `path`, of any format. Raises what `Format.open` raises."""
+def open_reader(path: PathLike, format: str | None = None) -> CheckpointReader:
+    """Open the checkpoint at `path`, of the named format or of any. Raises what `Format.open` raises."""
     source = local_path(path)
     with wrap_os_errors("read", source):
-        return format_to_read(source).open(source)
+        return (format_to_read(source) if format is None else format_named(format)).open(source)
 
 
 @contextmanager

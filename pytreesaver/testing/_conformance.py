@@ -94,13 +94,14 @@ class FormatConformance:
         path = tmp_path / "checkpoint"
         old, new = contents_of(_TREE, {"age": "old"}), contents_of({"w": np.arange(4)}, {"age": "new"})
         self.format.write(path, old, overwrite=False, durable=True)
-        entries = len(_files(tmp_path))
         with pytest.raises(CheckpointExistsError, match="checkpoint"):
             self.format.write(path, new, overwrite=False, durable=True)
         assert_holds(self.format, path, old)
         self.format.write(path, new, overwrite=True, durable=True)
         assert_holds(self.format, path, new)
-        assert len(_files(tmp_path)) == entries
+        self.format.write(tmp_path / "fresh", new, overwrite=False, durable=True)
+        assert len(_files(path)) == len(_files(tmp_path / "fresh"))
+        assert len(_files(tmp_path)) == 2 * len(_files(path))
 
     def test_never_replaces_what_is_not_a_checkpoint(self, tmp_path: Path) -> None:
         """A directory with other files, or a file that is not a checkpoint, is never overwritten."""

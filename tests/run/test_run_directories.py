@@ -1,6 +1,8 @@
 """Run directories where a checkpoint is expected, plain saves as a run, and directories of other libraries."""
 
+import io
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -112,15 +114,29 @@ def test_a_manager_does_not_start_over_in_the_directory_of_another_library(libra
     assert library in message
 
 
+def zip_of(name):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr(name, "x")
+    return content.getvalue()
+
+
 KINDS = {
     "model.h5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-    "model.pt": (b"PK\x03\x04", "a zip archive, such as a file of PyTorch"),
+    "model.pt": (zip_of("archive/data.pkl"), "a file of PyTorch (.pt, .bin); it contains a pickle"),
+    "arrays.npz": (zip_of("w.npy"), "an archive of NumPy"),
+    "model.keras": (zip_of("metadata.json"), "a model of Keras"),
+    "docs.zip": (zip_of("readme.txt"), "a zip archive; unpack it first"),
+    "model.tar": (bytes(257) + b"ustar" + bytes(300), "a tar archive"),
+    "model.tgz": (b"\x1f\x8b\x08", "a gzip archive"),
+    "error.bin": (b"\n<!doctype HTML><html>", "an HTML page"),
+    "denied.bin": (b'<?xml version="1.0"?><Error>', "an XML page"),
     "old.pt": (b"\x80\x02ctorch", "a pickle"),
     "weights.gguf": (b"GGUF\x03", "a GGUF file"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
     "page": (b"<!DOCTYPE html><html>", "an HTML page"),
     "empty": (b"", "an empty file"),
-    "model.safetensors": (b"\x02\0\0\0\0\0\0\0{}", "a safetensors file"),
+    "model.safetensors": (b"\x02\0\0", "a damaged safetensors file of 3 bytes"),
 }
 
 

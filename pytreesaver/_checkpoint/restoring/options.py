@@ -12,6 +12,7 @@ from pytreesaver._text import did_you_mean
 from pytreesaver._tree.casting import floating_dtype
 from pytreesaver._tree.rename import ByName, Rename, as_renaming
 from pytreesaver._tree.select import Selection, as_selection
+from pytreesaver.formats.registry import format_named
 
 
 class RestoreArguments(TypedDict, total=False):
@@ -28,6 +29,7 @@ class RestoreArguments(TypedDict, total=False):
     as_numpy: bool
     mmap: bool
     verify: bool
+    format: str | None
     progress: Progress
 
 
@@ -51,6 +53,7 @@ class RestoreOptions(NamedTuple):
     as_numpy: bool = False
     mmap: bool = False
     verify: bool = True
+    format: str | None = None
     progress: Progress = False
     sequentially: bool = False
     may_be_empty: bool = False
@@ -85,6 +88,7 @@ class RestoreOptions(NamedTuple):
             if not isinstance(getattr(self, flag), bool | np.bool_):
                 raise TypeError(f"{flag}: expected True or False, found {getattr(self, flag)!r}")
         check_progress(self.progress)
+        format_named(self.format)  # raises if there is no such format
         if self.as_numpy and self.sharding is not None:
             raise ValueError("sharding places JAX arrays, and with as_numpy=True there are none: leave one of them out")
         only = None if self.only is None else as_selection(self.only)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklevel: int = 3) -> Any:
     """Restore as `pytreesaver.restore` does, with options that may be a `Saver`'s. Raises what `restore` raises."""
     options = options.checked(like)
-    with opened_checkpoint(path) as reader:
+    with opened_checkpoint(path, options.format) as reader:
         if like is None:
             return restore_as_stored(reader, options, stacklevel)
         plan = plan_restore(reader, like, options)
@@ -47,6 +47,7 @@ def restore(
     as_numpy: bool = False,
     mmap: bool = False,
     verify: bool = True,
+    format: str | None = None,
     progress: Progress = False,
 ) -> Any:
     """Restore the tree of a checkpoint, or part of it: as it was saved, or into a template.
@@ -92,6 +93,7 @@ def restore(
             place.
         verify: whether to compare every byte with its checksum. Without it, and with `mmap`, nothing is read before it
             is used.
+        format: the format of the checkpoint, by name. With None it is recognized by what is at `path`.
         progress: as in `pytreesaver.save`.
 
     Peak memory above the result is about 64 MiB; on an accelerator, the size of the largest leaf if that is more.
@@ -130,6 +132,7 @@ def restore(
         as_numpy=as_numpy,
         mmap=mmap,
         verify=verify,
+        format=format,
         progress=progress,
     )
     return restore_with(path, like, options)

@@ -40,7 +40,7 @@ def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None
                     "variables": len(checkpoint),
                     "size": size,
                     "nbytes": checkpoint.nbytes,
-                    "files": sizes,
+                    "files": {name or checkpoint.path.name: size for name, size in sizes.items()},
                     "metrics": checkpoint.metrics,
                     "metadata": encode_value(checkpoint.metadata, classes=False),
                     "structure": _as_json(tree),

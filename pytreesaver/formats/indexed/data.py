@@ -12,7 +12,7 @@ from pytreesaver._io.checksums import BLOCK_NBYTES, block_count
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.writing import WriteRanges, write_ranges
 from pytreesaver._tree.kinds import cell_bytes, grid_cells, storage_dtype
-from pytreesaver.formats.indexed.header import MAX_HEADER_NBYTES, Tensor, encode_entries, encode_header
+from pytreesaver.formats.indexed.header import LENGTH_NBYTES, MAX_HEADER_NBYTES, Tensor, encode_entries, encode_header
 from pytreesaver.formats.indexed.index import (
     DataFile,
     Index,
@@ -25,7 +25,8 @@ from pytreesaver.formats.indexed.index import (
 from pytreesaver.formats.protocol import TreeContents
 
 T = TypeVar("T")
-_ALIGNMENT = 4096
+ALIGNMENT = 4096
+"""Data starts at a multiple of this in its file, so that it can be mapped, and read directly."""
 
 
 class WriteOptions(NamedTuple):
@@ -64,7 +65,9 @@ def write_data(
     options: WriteOptions,
     metadata_of: Callable[[Index], Mapping[str, str]],
     *,
-    alignment: int = _ALIGNMENT,
+    alignment: int = ALIGNMENT,
+    share: bool = True,
+    seal: Callable[[bytes], bytes] = bytes,
 ) -> Index:
     """Write the arrays of a tree to a new file.
 
@@ -76,6 +79,8 @@ def write_data(
         metadata_of: returns the metadata of the header for an index whose offsets count from the end of the header. It
             is called twice, first without the checksums, and has to return texts of the same lengths.
         alignment: the size of the header is a multiple of it.
+        share: store an array of several variables once. Otherwise each variable is a tensor of its own.
+        seal: changes the text of the header at last, but not its length.
 
     Returns:
         The index of the tree.
@@ -84,9 +89,10 @@ def write_data(
         UnsupportedLeafError: if the header would be larger than readers of safetensors accept.
     """
     index = new_index(contents)
-    stored_as = _stored_chunks(index)
-    stored = np.unique(stored_as).tolist() if index.same_as else range(len(stored_as))
-    where = np.searchsorted(stored, stored_as).tolist() if index.same_as else stored
+    share = share and bool(index.same_as)
+    stored_as = _stored_chunks(index) if share else range(sum(chunk_counts(index)))
+    stored = np.unique(stored_as).tolist() if share else stored_as
+    where = np.searchsorted(stored, stored_as).tolist() if share else stored
     sizes = _at(chunk_nbytes(index), stored)
     offsets, order = plan_layout(sizes)
     tensors = _at(_tensors(index), stored)
@@ -115,12 +121,13 @@ def write_data(
         [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(take(i), leaf_types[i])
     )
     checksums = write_ranges(descriptor, ranges, **options._asdict())
-    if index.same_as:
+    if share:
         parts = np.split(checksums, np.cumsum(blocks)[:-1])
         checksums = np.concatenate([parts[i] for i in where])
     index.checksums = encode_checksums(checksums)
 
     header = encode_header(entries, metadata_of(index), alignment)
+    header = header[:LENGTH_NBYTES] + seal(header[LENGTH_NBYTES:])
     write_fully(descriptor, [header], 0)
     index.files = [DataFile(name, nbytes, len(header), header_checksum(header))]
     index.chunk_offsets = [ranges.offsets[i] for i in where]
@@ -165,8 +172,8 @@ def plan_layout(sizes: Sequence[int]) -> tuple[list[int], list[int]]:
         ([4160, 0, 4096], [1, 2, 0])
     """
     size = np.array(sizes, np.int64)
-    alignment = np.minimum(size & -size, _ALIGNMENT)
-    alignment[size == 0] = _ALIGNMENT
+    alignment = np.minimum(size & -size, ALIGNMENT)
+    alignment[size == 0] = ALIGNMENT
     order = np.argsort(-alignment, kind="stable")
     offsets = np.zeros(len(size), np.int64)
     offsets[order] = np.cumsum(size[order]) - size[order]

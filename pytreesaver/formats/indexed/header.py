@@ -27,6 +27,9 @@ _TAGS = {
 }
 
 
+LENGTH_NBYTES = 8
+"""The size of the length of a header, before it."""
+
 MAX_HEADER_NBYTES = 100_000_000
 """The limit of the safetensors library."""
 

@@ -88,6 +88,11 @@ class IndexedReader:
         self._files.close()
 
     @property
+    def file_sizes(self) -> dict[str, int]:
+        """The expected size of each data file in bytes, by name."""
+        return {file.name: file.nbytes for file in self._files.index.files}
+
+    @property
     def lacks_files(self) -> bool:
         """Whether a data file was missing when the checkpoint was opened."""
         return len(self._files.descriptors) < len(self._files.paths)

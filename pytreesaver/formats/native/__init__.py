@@ -6,6 +6,7 @@ from pathlib import Path
 from pytreesaver._errors import CheckpointError, CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
+from pytreesaver.formats.indexed.directory import remove_unlisted
 from pytreesaver.formats.indexed.index import FORMAT_NAME, VERSION
 from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.formats.native.files import (
@@ -17,7 +18,7 @@ from pytreesaver.formats.native.files import (
     read_index,
     recognizes,
 )
-from pytreesaver.formats.native.writing import remove_unlisted, write
+from pytreesaver.formats.native.writing import LAYOUT, write
 
 __all__ = ["heading_file", "name", "open", "read_heading", "recognizes", "remove", "remove_unlisted_files", "write"]
 
@@ -29,7 +30,7 @@ def remove_unlisted_files(path: Path) -> None:
     with suppress(OSError, CheckpointError):
         # A completed save leaves one data file: then the index need not be read.
         if sum(REPLACEABLE_FILES.fullmatch(entry) is not None for entry in filesystem.list_directory(path)) > 1:
-            remove_unlisted(path, [])
+            remove_unlisted(path, [], LAYOUT)
 
 
 def remove(path: Path) -> None:

@@ -1,0 +1,206 @@
+"""Write or overwrite a checkpoint that is a directory of data files and an index, atomically."""
+
+import errno
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from pytreesaver._errors import CheckpointError, CheckpointExistsError
+from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import (
+    make_directories,
+    make_locked_directory,
+    new_locked_file,
+    remove_leftovers,
+    remove_tree,
+    sync_parents,
+    temporary_sibling,
+)
+from pytreesaver._io.files import write_fully
+from pytreesaver.formats.indexed.data import WriteOptions
+from pytreesaver.formats.protocol import TreeContents
+
+
+class DataWriter(NamedTuple):
+    """The files that are being written in a directory.
+
+    Attributes:
+        directory: where.
+        token: makes the names of new files different from those that are there; empty in a new directory.
+        options: how to write.
+        locks: keeps the files locked.
+        names: the files so far.
+        descriptors: the descriptors of their locks.
+    """
+
+    directory: Path
+    token: str
+    options: WriteOptions
+    locks: ExitStack
+    names: list[str]
+    descriptors: list[int]
+
+    def write(self, name: str, write: Callable[[int], object]) -> None:
+        """Create a file, and let `write` write to its descriptor."""
+        self.names.append(name)
+        with new_locked_file(self.directory / name, self.locks) as (descriptor, lock):
+            self.descriptors.append(lock)
+            write(descriptor)
+            if self.options.durable:
+                filesystem.sync_file(descriptor)
+
+
+class DirectoryLayout(NamedTuple):
+    """The files of a format.
+
+    Attributes:
+        index_name: the name of the index, which is written last.
+        replaceable: the names of all other files that a save may write.
+        recognizes: returns whether a path is a checkpoint of the format.
+        listed_files: returns the data files that the index of a checkpoint lists. Raises a CheckpointError if it is
+            damaged or missing.
+        write_data: writes the data files, and returns the text of the index.
+    """
+
+    index_name: str
+    replaceable: re.Pattern[str]
+    recognizes: Callable[[Path], bool]
+    listed_files: Callable[[Path], list[str]]
+    write_data: Callable[[DataWriter, TreeContents], bytes]
+
+
+def write_directory(
+    path: Path,
+    contents: TreeContents,
+    layout: DirectoryLayout,
+    *,
+    overwrite: bool,
+    durable: bool,
+    in_background: bool = False,
+) -> None:
+    """Write a checkpoint directory. See `pytreesaver.formats.Format.write`."""
+    if not filesystem.exists(path):
+        try:
+            return _create(path, contents, layout, WriteOptions(durable, in_background))
+        except CheckpointExistsError:  # another process created it first
+            if not overwrite:
+                raise
+    if not overwrite:
+        raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
+    _refuse_foreign(path, layout)
+    return _replace(path, contents, layout, WriteOptions(durable=True, in_background=in_background))
+
+
+def _refuse_foreign(path: Path, layout: DirectoryLayout) -> None:
+    if not filesystem.is_directory(path):
+        found = "a broken link" if filesystem.status(path) is None else "a file"
+        raise CheckpointExistsError(f"{path}: expected a checkpoint to overwrite, found {found}; remove it first")
+    entries = filesystem.list_directory(path)
+    if entries and not layout.recognizes(path):
+        raise CheckpointExistsError(
+            f"{path}: expected a checkpoint to overwrite, found a directory with {', '.join(entries[:3])} in it; "
+            "remove it first, or save elsewhere"
+        )
+
+
+def _create(path: Path, contents: TreeContents, layout: DirectoryLayout, options: WriteOptions) -> None:
+    made: list[Path] = []
+    temporary = temporary_sibling(path)
+    try:
+        make_directories(path.parent, made)
+        with ExitStack() as locks:
+            # The lock protects the directory from the removal of leftovers until it has its final name.
+            make_locked_directory(temporary, locks)
+            remove_leftovers(path.parent)
+            _write_files(DataWriter(temporary, "", options, locks, [], []), layout, layout.index_name, contents)
+            try:
+                filesystem.rename(temporary, path)
+            except OSError as error:
+                if filesystem.may_exist(path):
+                    raise CheckpointExistsError(f"{path} was created by another process during the save") from error
+                raise
+    except BaseException:
+        remove_tree(temporary)
+        with suppress(OSError):
+            for directory in reversed(made):
+                filesystem.remove_directory(directory)
+        raise
+    if options.durable:
+        sync_parents(path, made)
+
+
+def _replace(path: Path, contents: TreeContents, layout: DirectoryLayout, options: WriteOptions) -> None:
+    # A single rename replaces the old index. The new data file has a new name, so readers of the old index never read
+    # new data. Every step is synced before the next, also without `durable`: a power failure could otherwise cost both
+    # checkpoints.
+    remove_leftovers(path.parent)
+    replaced = _listed_files(path, layout)
+    token = secrets.token_hex(8)
+    index_name = f".index-{token}.tmp"
+    with ExitStack() as locks:
+        writer = DataWriter(path, token, options, locks, [], [])
+        renaming = False
+        try:
+            _write_files(writer, layout, index_name, contents)
+            if not all(map(filesystem.is_linked, writer.descriptors)):
+                raise OSError(errno.ENOENT, "Another process removed the new files during the save", str(path))
+            renaming = True
+            filesystem.rename(path / index_name, path / layout.index_name)
+        except BaseException:
+            # After an interrupt, the new index may be in place already: its data must stay.
+            if not renaming or _is_known_to_exist(path / index_name):
+                for leftover in reversed(writer.names):
+                    with suppress(OSError):
+                        filesystem.remove_file(path / leftover)
+            raise
+    filesystem.sync_directory(path)
+    sync_parents(path)
+    with suppress(OSError, CheckpointError):  # the next save tries again
+        remove_unlisted(path, replaced, layout)
+
+
+def _listed_files(path: Path, layout: DirectoryLayout) -> list[str]:
+    """Return the data files that the index at `path` lists, or none if it is damaged or missing."""
+    try:
+        return layout.listed_files(path)
+    except CheckpointError:
+        return []
+
+
+def remove_unlisted(path: Path, replaced: Sequence[str], layout: DirectoryLayout) -> None:
+    """Delete the data files of the replaced checkpoint and leftovers of interrupted saves.
+
+    Raises:
+        CheckpointError: if the index cannot be read. No further files are deleted then.
+    """
+    for entry in filesystem.list_directory(path):
+        if not layout.replaceable.fullmatch(entry):
+            continue
+        with suppress(FileNotFoundError):
+            descriptor = filesystem.open_to_lock(path / entry)
+            try:
+                # The lock comes first: a writer that has released it has listed the file in the index, or never will.
+                unused = filesystem.try_lock(descriptor) or entry in replaced
+                unused = unused and filesystem.is_linked(descriptor)
+                if unused and entry not in layout.listed_files(path):
+                    filesystem.remove_file(path / entry)
+            finally:
+                filesystem.release(descriptor)
+
+
+def _is_known_to_exist(path: Path) -> bool:
+    try:
+        return filesystem.exists(path)
+    except OSError:
+        return False
+
+
+def _write_files(writer: DataWriter, layout: DirectoryLayout, index_name: str, contents: TreeContents) -> None:
+    """Write the data files and the index."""
+    index = layout.write_data(writer, contents)
+    writer.write(index_name, lambda descriptor: write_fully(descriptor, [index], 0))
+    if writer.options.durable:
+        filesystem.sync_directory(writer.directory)

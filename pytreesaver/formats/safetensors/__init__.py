@@ -1,0 +1,72 @@
+"""safetensors: one self-contained file, or a directory of several with the index of Hugging Face.
+
+A file that pytreesaver wrote has an index in its metadata, so that it restores exactly and is verified. Files of other
+programs hold named arrays and no checksums. https://github.com/huggingface/safetensors#format specifies the files.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
+from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import remove_directory_atomically, sync_parents
+from pytreesaver.formats.foreign import foreign_kind
+from pytreesaver.formats.indexed.directory import remove_unlisted
+from pytreesaver.formats.indexed.reader import IndexedReader
+from pytreesaver.formats.protocol import Heading
+from pytreesaver.formats.safetensors import opening
+from pytreesaver.formats.safetensors.files import INDEX_NAME, data_files, other_files, recognizes
+from pytreesaver.formats.safetensors.writing import LAYOUT, listed_files, write
+
+__all__ = ["heading_file", "name", "open", "read_heading", "recognizes", "remove", "remove_unlisted_files", "write"]
+
+name = opening.NAME
+
+
+def remove_unlisted_files(path: Path) -> None:
+    """Delete leftovers of interrupted overwrites. See `pytreesaver.formats.Format.remove_unlisted_files`."""
+    with suppress(OSError, CheckpointError):
+        if INDEX_NAME in filesystem.list_directory(path):
+            listed_files(path)
+            remove_unlisted(path, [], LAYOUT)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint. See `pytreesaver.formats.Format.remove`."""
+    if filesystem.is_link(path) or not filesystem.is_directory(path):
+        filesystem.remove_file(path)
+        return sync_parents(path)
+    if foreign := other_files(path):
+        raise CheckpointExistsError(
+            f"{path}: the checkpoint to delete also contains other files: {', '.join(foreign[:3])}; "
+            "move them elsewhere first"
+        )
+    return remove_directory_atomically(path)
+
+
+def heading_file(path: Path) -> Path:
+    """Return the file, or the index of a directory. See `pytreesaver.formats.Format.heading_file`."""
+    if not filesystem.is_directory(path):
+        return path
+    found = data_files(path, filesystem.list_directory(path))
+    if found is None:
+        return path / INDEX_NAME
+    return found if isinstance(found, Path) else path / found[-1]
+
+
+def read_heading(path: Path) -> Heading:
+    """Return the heading of a checkpoint. See `pytreesaver.formats.Format.read_heading`."""
+    return opening.read_heading(path, is_file=_is_file(path))
+
+
+def open(path: Path) -> IndexedReader:
+    """Open a file or a directory. See `pytreesaver.formats.Format.open`."""
+    return opening.open_file(path) if _is_file(path) else opening.open_directory(path)
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a checkpoint is a single file. Raises a CheckpointNotFoundError if it is none."""
+    if not recognizes(path):
+        found = foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
+        raise CheckpointNotFoundError(f"{path}: expected safetensors, found {found}")
+    return not filesystem.is_directory(path)

@@ -1,0 +1,78 @@
+"""The files of a safetensors checkpoint: one file, or a directory of several as Hugging Face writes it."""
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from pytreesaver._io import filesystem
+from pytreesaver._io.files import EndOfFileError, read_fully
+from pytreesaver.formats.protocol import PINNED_NAME
+from pytreesaver.formats.safetensors.header import looks_like_header
+
+INDEX_NAME = "model.safetensors.index.json"
+_INDEX_SUFFIX = ".safetensors.index.json"
+_SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.safetensors")
+_WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors", "adapter_model.safetensors")
+
+SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.safetensors")
+REPLACEABLE_FILES = re.compile(rf"{SHARD_NAME.pattern}|\.index-[0-9a-f]{{16}}\.tmp")
+OWN_FILES = re.compile(rf"{re.escape(INDEX_NAME)}|{PINNED_NAME}|{REPLACEABLE_FILES.pattern}")
+
+
+def recognizes(path: Path) -> bool:
+    """Return whether `path` is a safetensors file, or a directory of Hugging Face with such files.
+
+    Raises:
+        OSError: if the system could not look.
+    """
+    if is_safetensors_file(path):
+        return True
+    try:
+        entries = filesystem.list_directory(path)
+    except OSError as error:
+        if filesystem.is_absence(error):
+            return False
+        raise
+    return data_files(path, entries) is not None
+
+
+def other_files(directory: Path) -> list[str]:
+    """Return the names of the files in a directory that pytreesaver would not have written."""
+    return sorted(name for name in filesystem.list_directory(directory) if not OWN_FILES.fullmatch(name))
+
+
+def data_files(directory: Path, entries: list[str]) -> list[str] | Path | None:
+    """Return the index of the safetensors files of a model, or without one their names, or None if there are none.
+
+    A directory with other checkpoints beside a single file is not the model itself.
+    """
+    indexes = sorted(name for name in entries if name.endswith(_INDEX_SUFFIX) and not name.startswith("."))
+    if indexes:
+        return directory / (INDEX_NAME if INDEX_NAME in indexes else indexes[0])
+    whole = [name for name in _WHOLE if name in entries]
+    if whole and ("config.json" in entries or "adapter_config.json" in entries):
+        return whole[:1]
+    shards = sorted(name for name in entries if _SHARD.fullmatch(name) and name.startswith(("model-", "diffusion_")))
+    return shards or None
+
+
+def is_safetensors_file(path: Path) -> bool:
+    """Return whether `path` is a file that starts like a safetensors file."""
+    try:
+        if not filesystem.is_regular_file(path):
+            return False
+        descriptor = filesystem.open_existing(path)
+    except OSError as error:
+        if filesystem.is_absence(error):
+            return False
+        raise
+    head = np.zeros(9, np.uint8)
+    try:
+        with suppress(EndOfFileError):
+            read_fully(descriptor, head, 0)
+            return looks_like_header(head.tobytes())
+        return False
+    finally:
+        filesystem.release(descriptor)

@@ -1,0 +1,293 @@
+"""safetensors files and directories that pytreesaver writes: exact, and readable by every reader of safetensors."""
+
+import json
+import re
+import struct
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import pytreesaver as pts
+from pytreesaver.formats import safetensors
+from pytreesaver.testing import FormatConformance, assert_trees_equal, pytrees, sharded_arrays
+
+
+class TestSafetensorsFile(FormatConformance):
+    format = safetensors
+
+
+class _Directory:
+    """The format with several files."""
+
+    def __getattr__(self, name):
+        return getattr(safetensors, name)
+
+    def write(self, path, contents, **options):
+        safetensors.write(path, contents, shard_nbytes=1000, **options)
+
+
+class TestSafetensorsDirectory(FormatConformance):
+    format = _Directory()
+
+
+# Every reader of safetensors loads what pytreesaver writes.
+
+
+@given(pytrees() | sharded_arrays())
+def test_the_safetensors_library_loads_every_file(tree):
+    path = pts.save(tree, "model.safetensors", durable=False, overwrite=True)
+    assert_same_tensors(load_file(path), path)
+
+
+def test_the_safetensors_library_loads_every_shard():
+    tree = {f"layer_{i}": {"w": jnp.full((10, 10), i, jnp.float32), "b": np.zeros(i)} for i in range(5)}
+    path = pts.save(tree, "model", format="safetensors", shard_nbytes=900)
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    files = sorted(file.name for file in path.glob("*.safetensors"))
+    assert files == [f"model-0000{i + 1}-of-00003.safetensors" for i in range(3)]
+    assert sorted(set(index["weight_map"].values())) == files
+    assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    tensors = {name: load_file(path / file)[name] for name, file in index["weight_map"].items()}
+    assert_same_tensors(tensors, path)
+    assert_trees_equal(pts.restore(path), tree)
+
+
+def assert_same_tensors(tensors, path):
+    with pts.load_checkpoint(path) as checkpoint:
+        assert len(tensors) == len(checkpoint)
+        for name, variable in checkpoint.items():
+            tensor = tensors["__metadata__'" if name == "__metadata__" else name]
+            assert tensor.nbytes == variable.nbytes, name
+            if variable.dtype != object and variable.read().dtype == tensor.dtype:
+                np.testing.assert_array_equal(tensor, variable.read())
+
+
+def test_flax_numpy_and_hugging_face_read_the_file():
+    params = {"dense": {"kernel": jnp.ones((3, 2), jnp.bfloat16), "bias": np.arange(2, dtype=np.int64)}}
+    path = pts.save(params, "model.safetensors", metadata={"epoch": 3})
+    with safe_open(path, "flax") as file:
+        assert file.metadata()["format"] == "pt"  # Hugging Face's transformers insist on it
+        assert file.get_tensor("dense/kernel").dtype == jnp.bfloat16
+    assert pts.load_checkpoint(path).metadata == {"epoch": 3}
+
+
+@given(pytrees())
+def test_round_trip(tree):
+    assert_trees_equal(pts.restore(pts.save(tree, "model.safetensors", overwrite=True, durable=False)), tree)
+
+
+def test_one_array_in_two_places_is_one_object_again():
+    shared = np.arange(4.0)
+    tree = pts.restore(pts.save({"a": shared, "b": shared, "c": np.arange(4.0)}, "model.safetensors"))
+    assert tree["a"] is tree["b"] is not tree["c"]
+    assert set(load_file("model.safetensors")) == {"a", "b", "c"}
+
+
+# Files of other programs.
+
+
+def test_files_of_other_programs_are_restored_as_numpy_arrays():
+    tensors = {"model.layers.0.weight": np.ones((2, 3), np.float16), "ids": np.arange(5), "flag": np.array(True)}
+    save_file(tensors, "foreign.safetensors", {"origin": "elsewhere"})
+    assert_trees_equal(pts.restore("foreign.safetensors"), tensors)
+    assert_trees_equal(pts.restore("foreign.safetensors", mmap=True), tensors)
+    assert pts.load_checkpoint("foreign.safetensors").metadata == {"origin": "elsewhere"}
+    assert pts.list_variables("foreign.safetensors") == [("flag", ()), ("ids", (5,)), ("model.layers.0.weight", (2, 3))]
+    like = {"model": {"layers": [{"weight": jax.ShapeDtypeStruct((2, 3), jnp.float32)}]}}
+    restored = pts.restore(
+        "foreign.safetensors", like, rename=lambda name: name.replace("/", "."), cast=True, unexpected="ignore"
+    )
+    assert restored["model"]["layers"][0]["weight"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("tag", "dtype"),
+    [
+        ("F8_E4M3", "float8_e4m3fn"),
+        ("F8_E5M2", "float8_e5m2"),
+        ("F8_E8M0", "float8_e8m0fnu"),
+        ("F8_E4M3FNUZ", "float8_e4m3fnuz"),
+        ("BF16", "bfloat16"),
+        ("C64", "complex64"),
+    ],
+)
+def test_dtypes_that_other_loaders_refuse_are_read(tag, dtype):
+    values = np.arange(1, 7).astype(dtype).reshape(2, 3)
+    write_safetensors("x.safetensors", {"w": (tag, [2, 3], values.tobytes())})
+    (found,) = pts.restore("x.safetensors").values()
+    assert found.dtype == dtype
+    assert found.tobytes() == values.tobytes()
+
+
+def write_safetensors(path, tensors, header=None, data=None):
+    entries, offset = {}, 0
+    for name, (tag, shape, content) in tensors.items():
+        entries[name] = {"dtype": tag, "shape": shape, "data_offsets": [offset, offset + len(content)]}
+        offset += len(content)
+    text = json.dumps(entries).encode() if header is None else header
+    content = b"".join(content for _, _, content in tensors.values()) if data is None else data
+    Path(path).write_bytes(struct.pack("<Q", len(text)) + text + content)
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return b'{"dtype":"%s","shape":%s,"data_offsets":%s}' % (
+        dtype.encode(),
+        json.dumps(shape).encode(),
+        json.dumps(offsets).encode(),
+    )
+
+
+HOSTILE = {
+    "header that is not JSON": (b"{not json", b"", "found a damaged one"),
+    "list as header": (b"[1,2]", b"", "a damaged"),
+    "no dtype": (b'{"w":{"shape":[2],"data_offsets":[0,8]}}', bytes(8), "dtype"),
+    "unknown dtype": (b'{"w":' + entry("F31") + b"}", bytes(8), "F31"),
+    "packed dtype": (b'{"w":' + entry("F4", [2], [0, 1]) + b"}", bytes(1), "F4"),
+    "negative length": (b'{"w":' + entry(shape=[-2]) + b"}", bytes(8), "negative length"),
+    "huge shape": (b'{"w":' + entry(shape=[2**40, 2**40]) + b"}", bytes(8), "found 8"),
+    "65 axes": (b'{"w":' + entry(shape=[1] * 65, offsets=[0, 4]) + b"}", bytes(4), "64 axes"),
+    "wrong size": (b'{"w":' + entry(shape=[3]) + b"}", bytes(8), "found 8"),
+    "overlap": (b'{"a":' + entry() + b',"b":' + entry(offsets=[4, 12]) + b"}", bytes(12), "overlap"),
+    "hole": (b'{"a":' + entry() + b',"b":' + entry(offsets=[9, 17]) + b"}", bytes(17), "belong to no tensor"),
+    "offset beyond the end": (b'{"w":' + entry(offsets=[0, 8]) + b"}", bytes(4), "truncated"),
+    "bytes after the end": (b'{"w":' + entry() + b"}", bytes(9), "expected 8 bytes of data, found 9"),
+    "one name twice": (b'{"w":' + entry() + b',"w":' + entry(offsets=[8, 16]) + b"}", bytes(16), "w again"),
+    "metadata of another type": (b'{"__metadata__":{"a":1},"w":' + entry() + b"}", bytes(8), "damaged"),
+    "nested endlessly": (b'{"w":' + b"[" * 100_000, b"", "damaged"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_files_are_refused_by_name(case):
+    header, data, message = HOSTILE[case]
+    write_safetensors("evil.safetensors", {}, header, data)
+    with pytest.raises(pts.CheckpointError, match=r"evil\.safetensors.*" + re.escape(message)):
+        pts.restore("evil.safetensors")
+
+
+def test_a_truncated_download_names_what_is_missing():
+    save_file({"a": np.ones(10), "b": np.ones(100)}, "cut.safetensors")
+    content = Path("cut.safetensors").read_bytes()
+    Path("cut.safetensors").write_bytes(content[:-8])
+    with pytest.raises(pts.CorruptCheckpointError, match="interrupted download") as caught:
+        pts.list_variables("cut.safetensors")
+    assert caught.value.damaged == ["b"]
+    Path("cut.safetensors").write_bytes(content[:60])
+    with pytest.raises(pts.CorruptCheckpointError, match="interrupted download"):
+        pts.list_variables("cut.safetensors")
+
+
+def test_another_program_that_keeps_our_metadata_is_noticed():
+    path = pts.save({"w": np.ones(3)}, "model.safetensors")
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    save_file({"w": np.zeros(3)}, path, metadata)
+    with pytest.raises(pts.CorruptCheckpointError, match="another program has rewritten the file"):
+        pts.restore(path)
+
+
+# Directories of Hugging Face.
+
+
+def hugging_face_model():
+    directory = Path("hub")
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    save_file({"a": np.ones(3), "b": np.zeros(2)}, directory / "model-00001-of-00002.safetensors")
+    save_file({"c": np.arange(4)}, directory / "model-00002-of-00002.safetensors")
+    weight_map = {"a": 1, "b": 1, "c": 2}
+    index = {
+        "metadata": {"total_size": 72},
+        "weight_map": {name: f"model-0000{i}-of-00002.safetensors" for name, i in weight_map.items()},
+    }
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return directory
+
+
+def test_a_sharded_model_is_one_checkpoint():
+    directory = hugging_face_model()
+    expected = {"a": np.ones(3), "b": np.zeros(2), "c": np.arange(4)}
+    assert_trees_equal(pts.restore(directory), expected)
+    assert_trees_equal(pts.restore(directory, only="c"), {"c": np.arange(4)})
+    (directory / "model.safetensors.index.json").unlink()
+    assert_trees_equal(pts.restore(directory), expected)
+    (directory / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(pts.CorruptCheckpointError, match="missing: model-00002-of-00002"):
+        pts.restore(directory)
+
+
+def test_a_model_of_one_file_is_a_checkpoint():
+    directory = Path("hub")
+    directory.mkdir()
+    save_file({"a": np.ones(3)}, directory / "model.safetensors")
+    with pytest.raises(pts.CheckpointNotFoundError, match=r"hub/model\.safetensors"):
+        pts.restore(directory)
+    (directory / "config.json").write_text("{}")
+    assert_trees_equal(pts.restore(directory), {"a": np.ones(3)})
+
+
+def test_what_a_sharded_model_lacks_is_named():
+    directory = hugging_face_model()
+    (directory / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(pts.CorruptCheckpointError, match="found none") as caught:
+        pts.restore(directory)
+    assert caught.value.damaged == ["c"]
+    save_file({"d": np.arange(4)}, directory / "model-00002-of-00002.safetensors")
+    with pytest.raises(pts.CorruptCheckpointError, match="its files lack") as caught:
+        pts.restore(directory)
+    assert caught.value.damaged == ["c"]
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", "a/b"])
+def test_an_index_never_leads_out_of_its_directory(name):
+    directory = hugging_face_model()
+    index = {"weight_map": {"a": name}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(pts.CorruptCheckpointError, match="in the same directory"):
+        pts.restore(directory)
+
+
+def test_a_model_of_others_is_not_overwritten_or_removed():
+    directory = hugging_face_model()
+    with pytest.raises(pts.CheckpointExistsError, match=r"config\.json"):
+        pts.save({"w": 1}, directory, format="safetensors", shard_nbytes=100, overwrite=True)
+    with pytest.raises(pts.CheckpointExistsError, match=r"config\.json"):
+        pts.remove_checkpoint(directory)
+    assert (directory / "model-00002-of-00002.safetensors").exists()
+
+
+# Arguments.
+
+
+def test_the_format_follows_from_the_ending_or_the_argument():
+    tree = {"w": np.ones(3)}
+    assert pts.save(tree, "a.safetensors").is_file()
+    assert pts.save(tree, "b", format="safetensors").is_file()
+    assert pts.save(tree, "c.safetensors", format="native").is_dir()
+    assert pts.save_async(tree, "d.safetensors").result().is_file()
+    for path in ("a.safetensors", "b", "c.safetensors", "d.safetensors"):
+        assert_trees_equal(pts.restore(path), tree)
+    assert pts.load_checkpoint("b", format="safetensors").format == "safetensors"
+    with pytest.raises(pts.CheckpointNotFoundError, match="expected safetensors, found"):
+        pts.restore("c.safetensors", format="safetensors")
+
+
+def test_wrong_arguments_are_refused_before_anything_is_written():
+    for options, message in [
+        ({"format": "zip"}, 'expected None or "native", "safetensors"'),
+        ({"shard_nbytes": 10}, 'expected format="safetensors"'),
+        ({"shard_nbytes": 0, "format": "safetensors"}, "shard_nbytes"),
+        ({"shard_nbytes": "1GB", "format": "safetensors"}, "shard_nbytes"),
+    ]:
+        for save in (pts.save, pts.save_async):
+            with pytest.raises((ValueError, TypeError), match=message):
+                save({"w": 1}, "model", **options)
+    with pytest.raises(ValueError, match="the path of a directory"):
+        pts.save({"w": 1}, "model.safetensors", shard_nbytes=10)
+    assert list(Path().iterdir()) == []
