@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test test-browser docs bench bench-check lint types format clean
+.PHONY: demo test prove test-browser docs bench bench-check lint types format clean
 
 # Each target sets up what it needs, once, and again when the list of what is needed changes.
 demo: $(VENV)/.installed
@@ -11,6 +11,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto
+
+# The long versions of some tests: 500 random runs, 200 kills.
+prove: $(VENV)/.installed-dev
+	PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -n auto tests/savers/test_state_machine.py
 
 # Needs Chromium and its driver: apt-get install chromium chromium-driver
 test-browser: $(VENV)/.installed-browser
