@@ -22,7 +22,7 @@ from pytreesaver._tree.plain import MAX_DEPTH, encode_value
 from pytreesaver._tree.restructure import prune_structure, structure_of_names
 from pytreesaver._tree.select import Selection, Selector, as_selection, selected
 from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
-from pytreesaver.formats.protocol import Format, TreeContents
+from pytreesaver.formats.protocol import Format, TreeContents, refuse_unsupported
 from pytreesaver.formats.registry import format_to_write
 
 
@@ -149,6 +149,7 @@ def write_contents(
     nbytes = 0 if progress is False else contents.nbytes
     with wrap_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
         writer: Any = check_format(target, format, shard_nbytes)
+        refuse_unsupported(contents, writer.unsupported(contents), writer.name)
         options = {} if shard_nbytes is None else {"shard_nbytes": int(shard_nbytes)}
         writer.write(target, contents, overwrite=overwrite, durable=durable, in_background=in_background, **options)
     return target

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pytreesaver._io import memory
+
 Buffer = np.ndarray | bytes | memoryview
 MAX_BUFFERS = 1024  # IOV_MAX: buffers in one vectored write
 MAX_IO_NBYTES = 0x7FFFF000  # limit of a single read or write on Linux
@@ -295,11 +297,20 @@ def fingerprint(path: Path) -> tuple[tuple[str, int, int, int], ...]:
 
 
 def file_sizes(path: Path) -> dict[str, int]:
-    """Return the size in bytes of every file in a directory, by name. That of a single file is called ``""``."""
+    """Return the size in bytes of every file in a directory and below, by its path in it.
+
+    That of a single file is called ``""``.
+    """
     if not is_directory(path):
         return {"": os.stat(path).st_size}
+    sizes: dict[str, int] = {}
     with os.scandir(path) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        for entry in entries:
+            if entry.is_file():
+                sizes[entry.name] = entry.stat().st_size
+            elif entry.is_dir(follow_symlinks=False):
+                sizes |= {f"{entry.name}/{name}": size for name, size in file_sizes(path / entry.name).items()}
+    return sizes
 
 
 def modified_ns(path: Path) -> int:
@@ -352,6 +363,24 @@ def link(source: Path, target: Path) -> None:
     os.link(source, target)
 
 
+def exchange(source: Path, target: Path) -> None:
+    """Exchange the names of two files or directories atomically.
+
+    Raises:
+        OSError: if the system or the file system cannot.
+    """
+    if _renameat2 is None:
+        raise OSError(errno.ENOSYS, "The system cannot exchange two directories atomically", str(target))
+    if _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{os.strerror(number)}; remove the old checkpoint first, or save elsewhere", str(target))
+
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+
+
 def remove_file(path: Path) -> None:
     """Delete a file."""
     os.unlink(path)
@@ -362,38 +391,4 @@ def list_directory(path: Path) -> list[str]:
     return sorted(os.listdir(path))
 
 
-def new_memory(nbytes: int) -> np.ndarray:
-    """Return new memory as a uint8[nbytes], page-aligned and in huge pages where the system supports them.
-
-    Huge pages reduce page faults, which dominate the cost of reading into new memory. JAX can use only aligned memory
-    without a copy.
-    """
-    if nbytes == 0:
-        return np.empty(0, np.uint8)
-    in_huge_pages = nbytes // _HUGE_PAGE_NBYTES * _HUGE_PAGE_NBYTES if hasattr(mmap, "MADV_HUGEPAGE") else 0
-    # The extra mapping, which allows alignment to a huge page, is never touched and costs no memory.
-    mapped_nbytes = nbytes + (_HUGE_PAGE_NBYTES if in_huge_pages else 0)
-    if mapped_nbytes > sys.maxsize:
-        raise OSError(errno.ENOMEM, f"Cannot allocate {nbytes} bytes")
-    try:
-        memory = mmap.mmap(-1, mapped_nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:
-        if nbytes > _MAX_FALLBACK_NBYTES:
-            raise
-        # The process may have reached its limit of 65,530 mappings. malloc uses fewer.
-        unaligned = np.empty(nbytes + mmap.PAGESIZE, np.uint8)
-        return _align(mmap.PAGESIZE, unaligned)[:nbytes]
-    if not in_huge_pages:
-        return np.frombuffer(memory, np.uint8)
-    aligned = _align(_HUGE_PAGE_NBYTES, np.frombuffer(memory, np.uint8))
-    with suppress(OSError):  # a kernel built without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE, mapped_nbytes - aligned.nbytes, in_huge_pages)
-    return aligned[:nbytes]
-
-
-def _align(alignment: int, memory: np.ndarray) -> np.ndarray:
-    return memory[-memory.ctypes.data % alignment :]
-
-
-_HUGE_PAGE_NBYTES = 2 << 20
-_MAX_FALLBACK_NBYTES = 1 << 30
+new_memory = memory.new_memory

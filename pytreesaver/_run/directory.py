@@ -122,8 +122,8 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
     This is the checkpoint that the state file names as the newest. Unlike TensorFlow, this function also finds newer
     checkpoints that a `Saver` or `CheckpointManager` completed but did not list before its process ended, and if the
     newest checkpoint is damaged or missing, it returns the one before it, with a `RetentionWarning`. Without a state
-    file, it finds the newest checkpoint that `pytreesaver.save` wrote with a name like ``ckpt-100``. Only indexes and
-    the sizes of files are checked; arrays are not read. ``""`` is the working directory.
+    file, it finds the newest checkpoint whose name ends in a step, such as ``ckpt-100``, or ``100`` as Orbax names it.
+    Only indexes and the sizes of files are checked; arrays are not read. ``""`` is the working directory.
 
     Raises:
         CheckpointIOError: if the system could not look, for example because a permission is missing.
@@ -175,7 +175,7 @@ def _newest_plain(directory: Path) -> Path | None:
     return newest
 
 
-_ENDS_IN_STEP = re.compile(r".*-([0-9]+)", re.DOTALL)
+_ENDS_IN_STEP = re.compile(r"(?:.*[-_])?([0-9]+)", re.DOTALL)
 
 
 def _warn_of_skipped(skipped: Sequence[Path], fallback: Path | None) -> None:

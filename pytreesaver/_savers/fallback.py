@@ -59,8 +59,10 @@ def refuse_foreign_steps(directory: Path) -> None:
         return
     if found:
         library, steps = found
+        way_out = f"restore them with {library} and save them here under another name"
+        if library == "Orbax":
+            way_out = "pytreesaver.restore reads them, and pytreesaver.convert copies them to another directory"
         raise CheckpointExistsError(
             f"{directory}: expected checkpoints of pytreesaver or none, found steps of {library}: "
-            f"{', '.join(map(str, steps))}; restore them with {library} and save them here under another name, or use "
-            "another directory"
+            f"{', '.join(map(str, steps))}; {way_out}, or use another directory"
         )

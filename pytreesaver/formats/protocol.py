@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from pytreesaver._errors import UnsupportedLeafError
+from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import Box
 from pytreesaver._tree.kinds import Cells, LeafType, storage_dtype
 
@@ -53,6 +55,14 @@ class TreeContents(NamedTuple):
         """The total size of the values in bytes."""
         shapes = zip(self.types, self.shapes, strict=True)
         return sum(storage_dtype(leaf_type).itemsize * math.prod(shape) for leaf_type, shape in shapes)
+
+
+def refuse_unsupported(contents: TreeContents, problems: Mapping[str, str], format_name: str) -> None:
+    """Raise an UnsupportedLeafError that names every variable that a format cannot hold, if there are any."""
+    if problems:
+        count = f"{len(problems)} of {len(contents.names)} variables"
+        lines = "\n".join(f"  {quoted(name)}: {problem}" for name, problem in problems.items())
+        raise UnsupportedLeafError(f'{count} cannot be saved with format="{format_name}":\n{lines}')
 
 
 class Heading(NamedTuple):
@@ -163,6 +173,10 @@ class Format(Protocol):
     """A checkpoint format."""
 
     name: str
+
+    def unsupported(self, contents: TreeContents) -> Mapping[str, str]:
+        """Return what the format cannot hold: the reason for each such variable, by name. Writes nothing."""
+        ...
 
     def write(
         self, path: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False

@@ -18,11 +18,21 @@ from pytreesaver.formats.protocol import CheckpointReader, Format
 _MODULES = {
     "native": "pytreesaver.formats.native",
     "safetensors": "pytreesaver.formats.safetensors",
+    "orbax": "pytreesaver.formats.orbax",
 }
 _DEFAULT = "native"
 _ENDINGS = {".safetensors": "safetensors"}
 _registered: dict[str, Format] = {}
-_METHODS = ("write", "remove", "remove_unlisted_files", "recognizes", "heading_file", "read_heading", "open")
+_METHODS = (
+    "unsupported",
+    "write",
+    "remove",
+    "remove_unlisted_files",
+    "recognizes",
+    "heading_file",
+    "read_heading",
+    "open",
+)
 
 
 def register_format(format: Format, *, ending: str | None = None) -> None:

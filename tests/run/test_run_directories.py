@@ -107,8 +107,11 @@ def test_a_manager_does_not_start_over_in_the_directory_of_another_library(libra
     manager = pts.CheckpointManager("run")
     for use in (lambda: manager.restore_or_init({"w": 0}), lambda: manager.save(0, {"w": 0}), manager.restore):
         message = message_of(pts.CheckpointExistsError, use)
-        assert f"found steps of {library}: 100, 200; restore them with {library}" in message
+        assert f"found steps of {library}: 100, 200; " in message
+        assert ("pytreesaver.convert" if library == "Orbax" else f"restore them with {library}") in message
     assert sorted(Path("run").rglob("*")) == before
+    if library == "Orbax":
+        return
     message = message_of(pts.CheckpointNotFoundError, lambda: pts.restore("run"))
     assert "found what looks like a directory of " in message
     assert library in message
@@ -145,9 +148,3 @@ def test_a_file_of_another_library_is_named(name):
     content, kind = KINDS[name]
     Path(name).write_bytes(content)
     assert f"found what looks like {kind}" in message_of(pts.CheckpointNotFoundError, lambda: pts.restore(name))
-
-
-def test_one_orbax_step_is_named():
-    orbax_steps("run")
-    for path in ("run/100", "run/100/default"):
-        assert "Orbax" in message_of(pts.CheckpointNotFoundError, lambda path=path: pts.restore(path))

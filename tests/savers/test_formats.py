@@ -9,7 +9,7 @@ from cli.running import run
 import pytreesaver as pts
 from pytreesaver.testing import assert_trees_equal
 
-FORMATS = ["native", "safetensors"]
+FORMATS = ["native", "safetensors", "orbax"]
 
 
 def tree(step):

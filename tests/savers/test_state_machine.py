@@ -257,7 +257,9 @@ TestRun = Run.TestCase
 
 def test_kills_lose_no_checkpoint(tmp_path):
     script = Path(__file__).parent / "kill_and_restart.py"
-    result = subprocess.run([sys.executable, script, str(KILLS)], capture_output=True, text=True, check=False, timeout=400)
+    result = subprocess.run(
+        [sys.executable, script, str(KILLS)], capture_output=True, text=True, check=False, timeout=400
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{KILLS} kills" in result.stdout
 

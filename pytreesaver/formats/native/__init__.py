@@ -1,5 +1,6 @@
 """The native format: a directory of safetensors files and an index. docs/format.md is its specification."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,10 +20,26 @@ from pytreesaver.formats.native.files import (
     recognizes,
 )
 from pytreesaver.formats.native.writing import LAYOUT, write
+from pytreesaver.formats.protocol import TreeContents
 
-__all__ = ["heading_file", "name", "open", "read_heading", "recognizes", "remove", "remove_unlisted_files", "write"]
+__all__ = [
+    "heading_file",
+    "name",
+    "open",
+    "read_heading",
+    "recognizes",
+    "remove",
+    "remove_unlisted_files",
+    "unsupported",
+    "write",
+]
 
 name = "native"
+
+
+def unsupported(contents: TreeContents) -> Mapping[str, str]:
+    """Return nothing: the format holds every tree. See `pytreesaver.formats.Format.unsupported`."""
+    return {}
 
 
 def remove_unlisted_files(path: Path) -> None:

@@ -4,6 +4,7 @@ A file that pytreesaver wrote has an index in its metadata, so that it restores 
 programs hold named arrays and no checksums. https://github.com/huggingface/safetensors#format specifies the files.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,14 +14,29 @@ from pytreesaver._io.atomic import remove_directory_atomically, sync_parents
 from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.indexed.directory import remove_unlisted
 from pytreesaver.formats.indexed.reader import IndexedReader
-from pytreesaver.formats.protocol import Heading
+from pytreesaver.formats.protocol import Heading, TreeContents
 from pytreesaver.formats.safetensors import opening
 from pytreesaver.formats.safetensors.files import INDEX_NAME, data_files, other_files, recognizes
 from pytreesaver.formats.safetensors.writing import LAYOUT, listed_files, write
 
-__all__ = ["heading_file", "name", "open", "read_heading", "recognizes", "remove", "remove_unlisted_files", "write"]
+__all__ = [
+    "heading_file",
+    "name",
+    "open",
+    "read_heading",
+    "recognizes",
+    "remove",
+    "remove_unlisted_files",
+    "unsupported",
+    "write",
+]
 
 name = opening.NAME
+
+
+def unsupported(contents: TreeContents) -> Mapping[str, str]:
+    """Return nothing: the format holds every tree. See `pytreesaver.formats.Format.unsupported`."""
+    return {}
 
 
 def remove_unlisted_files(path: Path) -> None:

@@ -1,0 +1,45 @@
+"""New memory for the bytes of arrays."""
+
+import errno
+import mmap
+import sys
+from contextlib import suppress
+
+import numpy as np
+
+
+def new_memory(nbytes: int) -> np.ndarray:
+    """Return new memory as a uint8[nbytes], page-aligned and in huge pages where the system supports them.
+
+    Huge pages reduce page faults, which dominate the cost of reading into new memory. JAX can use only aligned memory
+    without a copy.
+    """
+    if nbytes == 0:
+        return np.empty(0, np.uint8)
+    in_huge_pages = nbytes // _HUGE_PAGE_NBYTES * _HUGE_PAGE_NBYTES if hasattr(mmap, "MADV_HUGEPAGE") else 0
+    # The extra mapping, which allows alignment to a huge page, is never touched and costs no memory.
+    mapped_nbytes = nbytes + (_HUGE_PAGE_NBYTES if in_huge_pages else 0)
+    if mapped_nbytes > sys.maxsize:
+        raise OSError(errno.ENOMEM, f"Cannot allocate {nbytes} bytes")
+    try:
+        memory = mmap.mmap(-1, mapped_nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        if nbytes > _MAX_FALLBACK_NBYTES:
+            raise
+        # The process may have reached its limit of 65,530 mappings. malloc uses fewer.
+        unaligned = np.empty(nbytes + mmap.PAGESIZE, np.uint8)
+        return _align(mmap.PAGESIZE, unaligned)[:nbytes]
+    if not in_huge_pages:
+        return np.frombuffer(memory, np.uint8)
+    aligned = _align(_HUGE_PAGE_NBYTES, np.frombuffer(memory, np.uint8))
+    with suppress(OSError):  # a kernel built without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE, mapped_nbytes - aligned.nbytes, in_huge_pages)
+    return aligned[:nbytes]
+
+
+def _align(alignment: int, memory: np.ndarray) -> np.ndarray:
+    return memory[-memory.ctypes.data % alignment :]
+
+
+_HUGE_PAGE_NBYTES = 2 << 20
+_MAX_FALLBACK_NBYTES = 1 << 30

@@ -1,0 +1,56 @@
+"""Orbax: checkpoints that orbax-checkpoint of any version wrote, and new ones that it can restore.
+
+They are read with TensorStore, without Orbax, and written through Orbax. What Orbax cannot hold, such as the exact
+types of containers, is in a file that Orbax ignores.
+"""
+
+from pathlib import Path
+
+from pytreesaver._errors import CheckpointExistsError
+from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import remove_directory_atomically
+from pytreesaver.formats.orbax.layout import AGGREGATE, MANIFEST, ROOT_FILE, TREE_FILE, other_files, recognizes
+from pytreesaver.formats.orbax.reader import NAME, OrbaxReader, read_heading
+from pytreesaver.formats.orbax.sidecar import SIDECAR
+from pytreesaver.formats.orbax.writing import unsupported, write
+
+__all__ = [
+    "heading_file",
+    "name",
+    "open",
+    "read_heading",
+    "recognizes",
+    "remove",
+    "remove_unlisted_files",
+    "unsupported",
+    "write",
+]
+
+name = NAME
+
+
+def remove_unlisted_files(path: Path) -> None:
+    """Do nothing: a checkpoint is replaced as a whole. See `pytreesaver.formats.Format.remove_unlisted_files`."""
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint. See `pytreesaver.formats.Format.remove`."""
+    if filesystem.is_link(path):
+        return filesystem.remove_file(path)
+    if foreign := other_files(path):
+        raise CheckpointExistsError(
+            f"{path}: the checkpoint to delete also contains other files: {', '.join(foreign[:3])}; "
+            "move them elsewhere first"
+        )
+    return remove_directory_atomically(path)
+
+
+def heading_file(path: Path) -> Path:
+    """Return the metadata that was written last. See `pytreesaver.formats.Format.heading_file`."""
+    candidates = (path / name for name in (SIDECAR, ROOT_FILE, TREE_FILE, MANIFEST, AGGREGATE))
+    return next((each for each in candidates if filesystem.exists(each)), path)
+
+
+def open(path: Path) -> OrbaxReader:
+    """Open a checkpoint. See `pytreesaver.formats.Format.open`."""
+    return OrbaxReader(path)

@@ -1,0 +1,222 @@
+"""Opening of the trees in Orbax checkpoints: their variables, with open arrays or values, and their metadata."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._io import filesystem
+from pytreesaver._text import quoted
+from pytreesaver._tree.kinds import LeafType, NotPlainError, cell_bytes, dtype_name, stored_array
+from pytreesaver._tree.plain import encode_value
+from pytreesaver.formats.orbax.aggregate import decode_aggregate
+from pytreesaver.formats.orbax.arrays import ArrayStore, as_os_error
+from pytreesaver.formats.orbax.layout import (
+    AGGREGATE,
+    ARRAY_METADATA,
+    STRINGS,
+    TREE_FILE,
+    Layout,
+    read_bytes,
+    read_json,
+    step_of,
+)
+from pytreesaver.formats.orbax.sidecar import MARKER, SIDECAR
+from pytreesaver.formats.orbax.tree import (
+    UNKNOWN,
+    OrbaxLeaf,
+    TreeMetadata,
+    leaves_of_aggregate,
+    leaves_of_keys,
+    leaves_of_metadata,
+)
+
+_SCALARS = {"bool": "bool", "int64": "int", "float64": "float"}
+_MAX_NBYTES = 2**63
+
+
+class OrbaxVariable(NamedTuple):
+    """A variable: its type, the shape of its stored array, and its value or the open array that holds it."""
+
+    type: LeafType
+    shape: tuple[int, ...]
+    value: np.ndarray | None
+    array: Any
+
+
+def damage_of(path: Path, failed: Mapping[str, Exception], count: int) -> Exception:
+    """Return the error for arrays that TensorStore could not read."""
+    for error in failed.values():
+        refused = as_os_error(error, path)
+        if refused is not None:
+            return refused
+    reasons = dict.fromkeys(f"{path}: {quoted(name)}: {_first_line(error)}" for name, error in failed.items())
+    lines = [*list(reasons)[:5], f"{path}: {len(failed)} of {count} variables damaged:"]
+    return CorruptCheckpointError("\n".join([*lines, *(f"  {quoted(name)}" for name in failed)]), damaged=list(failed))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(" [tensorstore_spec=")[0][:300]
+
+
+def read_tree(directory: Path) -> tuple[list[OrbaxLeaf], list[Any], list[OrbaxVariable]]:
+    """Return the leaves of a tree, the places of its empty containers, and its variables.
+
+    Raises:
+        CorruptCheckpointError: if the metadata is damaged, or an array cannot be opened.
+    """
+    entries = set(filesystem.list_directory(directory))
+    aggregate: Any = None
+    if AGGREGATE in entries:
+        aggregate = decode_aggregate(read_bytes(directory / AGGREGATE), directory / AGGREGATE)
+    zarr3: bool | None = None
+    is_complete = False
+    empty: list[Any] = []
+    if TREE_FILE in entries:
+        metadata = read_json(directory / TREE_FILE, TreeMetadata)
+        if metadata.custom_metadata == MARKER:
+            raise CorruptCheckpointError(f"{directory / SIDECAR}: expected the description of the tree, found no file")
+        zarr3, is_complete = metadata.use_zarr3, metadata.store_array_data_equal_to_fill_value
+        leaves, empty = leaves_of_metadata(metadata)
+        if aggregate is not None:
+            inline = {leaf.name: leaf for leaf in leaves_of_aggregate(aggregate)[0] if leaf.value is not None}
+            leaves = [leaf._replace(value=inline[leaf.name].value) if leaf.name in inline else leaf for leaf in leaves]
+    elif aggregate is not None:
+        leaves, empty = leaves_of_aggregate(aggregate)
+    else:
+        leaves = leaves_of_keys(ArrayStore(directory, zarr3=None, is_complete=False).keys())
+    strings: dict[str, str] = {}
+    if STRINGS in entries:
+        strings = read_json(directory / STRINGS, dict[str, str])
+    leaves = [_with_string(leaf, strings, directory) for leaf in leaves]
+    stored = [leaf for leaf in leaves if leaf.value is None]
+    arrays: dict[str, Any] = {}
+    if stored:
+        store = ArrayStore(directory, zarr3=zarr3, is_complete=is_complete)
+        _refuse_escapes(stored, directory, is_ocdbt=store.is_ocdbt)
+        arrays = dict(zip((leaf.key for leaf in stored), store.open([leaf.key for leaf in stored]), strict=True))
+    failed = {leaf.name: arrays[leaf.key] for leaf in stored if isinstance(arrays[leaf.key], Exception)}
+    if failed:
+        raise damage_of(directory, failed, len(leaves))
+    impls = _key_impls(directory / ARRAY_METADATA) if ARRAY_METADATA in entries else {}
+    variables = []
+    for leaf in leaves:
+        try:
+            variables.append(_variable(leaf, arrays.get(leaf.key), impls.get(leaf.key)))
+        except NotPlainError as error:
+            raise CorruptCheckpointError(f"{directory}: {quoted(leaf.name)}: {error}", damaged=[leaf.name]) from None
+    return leaves, empty, variables
+
+
+def _with_string(leaf: OrbaxLeaf, strings: Mapping[str, str], directory: Path) -> OrbaxLeaf:
+    if leaf.value_type != "string" or leaf.value is not None:
+        return leaf
+    if leaf.key not in strings:
+        raise CorruptCheckpointError(
+            f"{directory / STRINGS}: expected the str {quoted(leaf.name)}, found none", damaged=[leaf.name]
+        )
+    return leaf._replace(value=strings[leaf.key])
+
+
+def _refuse_escapes(leaves: Iterable[OrbaxLeaf], directory: Path, *, is_ocdbt: bool) -> None:
+    """Raise a CorruptCheckpointError if an array would be read from outside of the directory."""
+    for leaf in leaves:
+        if not is_ocdbt and ({"..", "."} & set(leaf.key.split("/")) or leaf.key.startswith("/") or "\0" in leaf.key):
+            raise CorruptCheckpointError(f"{directory}: expected arrays inside it, found {leaf.key[:60]!r}")
+
+
+class _ArrayMetadata(msgspec.Struct):
+    param_name: str
+    ext_metadata: dict[str, Any] | None = None
+
+
+class _ArrayEntry(msgspec.Struct):
+    array_metadata: _ArrayMetadata
+
+
+class _ArrayMetadatas(msgspec.Struct):
+    array_metadatas: list[_ArrayEntry]
+
+
+def _key_impls(directory: Path) -> dict[str, str]:
+    """Return the implementations of the typed PRNG keys, by the keys of their arrays."""
+    impls = {}
+    for name in sorted(filesystem.list_directory(directory)):
+        for entry in read_json(directory / name, _ArrayMetadatas).array_metadatas:
+            impl = (entry.array_metadata.ext_metadata or {}).get("random_key_impl")
+            if isinstance(impl, str) and impl:
+                impls[entry.array_metadata.param_name] = impl
+    return impls
+
+
+def _variable(leaf: OrbaxLeaf, array: Any, key_impl: str | None) -> OrbaxVariable:
+    if leaf.value is not None:
+        return _inline(leaf.value)
+    shape = tuple(int(length) for length in array.shape)
+    dtype = np.dtype(array.dtype.numpy_dtype)
+    if math.prod(max(length, 1) for length in shape) * dtype.itemsize >= _MAX_NBYTES:
+        raise NotPlainError(f"expected fewer than 2**63 bytes, found shape {list(shape)}")
+    name = dtype_name(dtype.newbyteorder("<") if dtype.byteorder == ">" else dtype)
+    if key_impl and name == "uint32" and shape:
+        return OrbaxVariable(LeafType("key", name, key_impl=key_impl), shape, None, array)
+    if leaf.value_type == "scalar" and not shape:
+        kind: Any = _SCALARS.get(name, "numpy_scalar")
+        return OrbaxVariable(LeafType(kind, name), shape, None, array)
+    is_numpy = leaf.value_type in ("np.ndarray", "scalar") or dtype.kind in "USmM"
+    is_numpy = is_numpy or (leaf.value_type == UNKNOWN and dtype.itemsize == 8)  # JAX may have no such arrays
+    return OrbaxVariable(LeafType("numpy" if is_numpy else "jax", name), shape, None, array)
+
+
+def _inline(value: Any) -> OrbaxVariable:
+    """Return the variable of a value in the metadata."""
+    python = {bool: "bool", int: "int64", float: "float64", complex: "complex128", str: "uint8", bytes: "uint8"}
+    dtype = python.get(type(value))
+    if dtype is None:
+        array = np.asarray(value)
+        is_scalar = isinstance(value, np.generic)
+        return OrbaxVariable(
+            LeafType("numpy_scalar" if is_scalar else "numpy", dtype_name(array.dtype)), array.shape, array, None
+        )
+    kind: Any = type(value).__name__
+    if kind == "int" and not -(2**63) <= value < 2**63:
+        raise NotPlainError("expected an int of 64 bits")
+    leaf_type = LeafType(kind, dtype)
+    content = cell_bytes(value, leaf_type)
+    shape = (content.size,) if kind in ("str", "bytes") else ()
+    return OrbaxVariable(leaf_type, shape, stored_array(content, leaf_type, shape), None)
+
+
+def metadata_of(path: Path, layout: Layout) -> Any:
+    """Return the JSON items of a checkpoint, and the user's metadata, as plain JSON data."""
+    metadata = {name: read_json(file) for name, file in layout.json_files.items() if name != "metrics"}
+    custom = layout.root.get("custom_metadata")
+    if custom:
+        metadata["custom_metadata"] = custom
+    try:
+        return encode_value(metadata, classes=False)
+    except NotPlainError as error:
+        raise CorruptCheckpointError(f"{path}: metadata: {error}") from None
+
+
+def record_of(path: Path, layout: Layout) -> Any:
+    """Return the step, time and metrics of a checkpoint, as plain JSON data."""
+    metrics = read_json(layout.json_files["metrics"]) if "metrics" in layout.json_files else layout.root.get("metrics")
+    numbers = {
+        name: float(value)
+        for name, value in (metrics.items() if isinstance(metrics, dict) else ())
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    record = {
+        "step": step_of(path),
+        "time": layout.time,
+        "metrics": numbers,
+        "state_file": None,
+        "serial": 0,
+        "name": "",
+        "predecessor": None,
+    }
+    return encode_value(record, classes=False)

@@ -1,0 +1,246 @@
+"""Reading of Orbax checkpoints of any version, with TensorStore and without Orbax."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError, DuplicateNameError
+from pytreesaver._io import filesystem
+from pytreesaver._io.checksums import checksum
+from pytreesaver._text import duplicates, quoted
+from pytreesaver._tree.boxes import Box, box_index, box_shape, whole_box
+from pytreesaver._tree.kinds import LeafType, storage_dtype
+from pytreesaver.formats.foreign import foreign_kind
+from pytreesaver.formats.orbax.arrays import ArrayStore, read_arrays, read_box
+from pytreesaver.formats.orbax.layout import TREE_FILE, Layout, layout_of
+from pytreesaver.formats.orbax.opening import OrbaxVariable, damage_of, metadata_of, read_tree, record_of
+from pytreesaver.formats.orbax.sidecar import SIDECAR, Sidecar, checksums_of_files, read_sidecar
+from pytreesaver.formats.orbax.tree import joined_structure, structure_of
+from pytreesaver.formats.protocol import Heading
+
+NAME = "orbax"
+VERSION = 1
+
+
+class OrbaxReader:
+    """An open Orbax checkpoint. See `pytreesaver.formats.CheckpointReader`.
+
+    Orbax stores no checksums of arrays. Damage is noticed where TensorStore notices it: in the nodes of OCDBT, in
+    compressed chunks that cannot be decompressed, and in missing chunks.
+    """
+
+    format_name = NAME
+    format_version = VERSION
+
+    def __init__(self, path: Path) -> None:
+        layout = layout_of(path)
+        if layout is None:
+            raise not_found(path)
+        self.path = path
+        self._checksums: Sequence[str] = ()
+        self._files: Mapping[str, tuple[int, str]] = {}
+        self.same_as: Mapping[int, int] = {}
+        if _has_sidecar(path):
+            if list(layout.trees) != [""]:
+                raise CorruptCheckpointError(f"{path}: expected the arrays of {SIDECAR}, found {list(layout.trees)}")
+            self._open_ours(read_sidecar(path), layout.trees[""])
+        else:
+            self._open_foreign(layout)
+        self.types: Sequence[LeafType] = [each.type for each in self._variables]
+        self.shapes: Sequence[tuple[int, ...]] = [each.shape for each in self._variables]
+        self.nbytes: Sequence[int] = [
+            math.prod(each.shape) * storage_dtype(each.type).itemsize for each in self._variables
+        ]
+
+    def _open_ours(self, sidecar: Sidecar, directory: Path) -> None:
+        """Open the arrays of a checkpoint that pytreesaver wrote, and compare them with what it noted."""
+        arrays = ArrayStore(directory, zarr3=False, is_complete=True).open(sidecar.keys)
+        types = [sidecar.types[i] for i in sidecar.type_of]
+        failed = {
+            name: array for name, array in zip(sidecar.names, arrays, strict=True) if isinstance(array, Exception)
+        }
+        if failed:
+            raise damage_of(self.path, failed, len(arrays))
+        for name, leaf_type, shape, array in zip(sidecar.names, types, sidecar.shapes, arrays, strict=True):
+            found = tuple(array.shape), np.dtype(array.dtype.numpy_dtype)
+            if found != (shape, storage_dtype(leaf_type)):
+                message = f"expected {storage_dtype(leaf_type)}{list(shape)}, found {found[1]}{list(found[0])}"
+                raise CorruptCheckpointError(f"{self.path}: {quoted(name)}: {message}", damaged=[name])
+        self.names: Sequence[str] = sidecar.names
+        self.structure, self.metadata, self.record = sidecar.structure, sidecar.metadata, sidecar.record
+        self.same_as = {int(position): earlier for position, earlier in sidecar.same_as.items()}
+        self._checksums = sidecar.checksums
+        self._files = sidecar.files
+        self._variables = [
+            OrbaxVariable(leaf_type, tuple(shape), None, array)
+            for leaf_type, shape, array in zip(types, sidecar.shapes, arrays, strict=True)
+        ]
+
+    def _open_foreign(self, layout: Layout) -> None:
+        path = self.path
+        self.metadata = metadata_of(path, layout)
+        self.record = record_of(path, layout)
+        names: list[str] = []
+        self._variables = []
+        structures = {}
+        for prefix, directory in layout.trees.items():
+            leaves, empty, variables = read_tree(directory)
+            try:
+                structures[prefix] = structure_of(leaves, empty, len(names))
+            except ValueError as error:
+                raise CorruptCheckpointError(f"{directory / TREE_FILE}: expected a tree, found {error}") from None
+            names += [f"{prefix}{leaf.name}" if leaf.path else prefix.removesuffix("/") or "." for leaf in leaves]
+            self._variables += variables
+        again = duplicates(names)
+        if again:
+            raise DuplicateNameError(f"{path}: expected distinct variable names, found several leaves named {again}")
+        self.names = names
+        self.structure = joined_structure(structures) if structures else {}
+
+    def close(self) -> None:
+        """Close the checkpoint."""
+        self._variables = [each._replace(array=None) for each in self._variables]
+
+    def check(self) -> None:
+        """See `pytreesaver.formats.CheckpointReader.check`. Opening the checkpoint has found all arrays."""
+        found = filesystem.file_sizes(self.path)
+        wrong = [name for name, (size, _) in self._files.items() if found.get(name) != size]
+        if wrong:
+            lines = [
+                f"{self.path / name}: expected {self._files[name][0]} bytes, found {found.get(name, 'no file')}"
+                for name in wrong
+            ]
+            raise CorruptCheckpointError("\n".join(lines))
+
+    def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
+        """See `pytreesaver.formats.CheckpointReader.read`."""
+        variables = [self._variables[i] for i in positions]
+        arrays = [self._open_array(i) for i in positions if self._variables[i].value is None]
+        values = iter(read_arrays(arrays))
+        results = [next(values) if each.value is None else each.value.copy() for each in variables]
+        failed = {i: value for i, value in zip(positions, results, strict=True) if isinstance(value, Exception)}
+        if not failed and verify and self._checksums:
+            failed = {
+                i: _mismatch() for i, value in zip(positions, results, strict=True) if not self._is_intact(i, value)
+            }
+        if failed:
+            raise self._corrupt(failed)
+        return [self._stored(result, position) for result, position in zip(results, positions, strict=True)]
+
+    def _is_intact(self, position: int, values: np.ndarray) -> bool:
+        return f"{checksum(np.ascontiguousarray(values).reshape(-1).view(np.uint8)):016x}" == self._checksums[position]
+
+    def _stored(self, values: np.ndarray, position: int) -> np.ndarray:
+        dtype = storage_dtype(self.types[position])
+        if values.dtype != dtype:  # big-endian
+            values = values.astype(dtype)
+        return values if values.flags.writeable and values.flags.c_contiguous else values.copy()
+
+    def read_boxes(
+        self,
+        position: int,
+        boxes: Sequence[Box],
+        outputs: Sequence[np.ndarray],
+        *,
+        verify: bool,
+        shape: tuple[int, ...] | None = None,
+        assign: Callable[[np.ndarray, np.ndarray], None] = np.copyto,
+    ) -> None:
+        """See `pytreesaver.formats.CheckpointReader.read_boxes`. To reshape an array, all of it is read."""
+        stored_shape = self.shapes[position]
+        if self._variables[position].value is not None or shape not in (None, stored_shape):
+            (whole,) = self.read([position], verify=verify)
+            whole = whole.reshape(stored_shape if shape is None else shape)
+            for box, output in zip(boxes, outputs, strict=True):
+                assign(output, whole[box_index(box)])
+            return
+        array = self._open_array(position)
+        try:
+            for box, output in zip(boxes, outputs, strict=True):
+                read_box(array, box, output, assign)
+        except OSError:
+            raise
+        except Exception as error:
+            if not _is_from_tensorstore(error):
+                raise
+            raise self._corrupt({position: error}) from None
+
+    def map(self, places: Sequence[tuple[int, Box]], *, verify: bool) -> list[np.ndarray | None]:
+        """See `pytreesaver.formats.CheckpointReader.map`. Chunks are compressed, or not aligned."""
+        return [None] * len(places)
+
+    def digest(self, position: int) -> Any:
+        """See `pytreesaver.formats.CheckpointReader.digest`."""
+        return None
+
+    def verify(self) -> None:
+        """Read every array, and of a checkpoint of pytreesaver every file.
+
+        See `pytreesaver.formats.CheckpointReader.verify`.
+        """
+        self.check()
+        failed: dict[int, Exception] = {}
+        for position in range(len(self.names)):
+            if self._variables[position].value is None:
+                box = whole_box(self.shapes[position])
+                output = np.lib.stride_tricks.as_strided(
+                    np.empty(1, storage_dtype(self.types[position])), box_shape(box), (0,) * len(box)
+                )
+                try:
+                    if self._checksums:
+                        self.read([position], verify=True)
+                        continue
+                    read_box(self._open_array(position), box, output, lambda output, values: None)
+                except Exception as error:
+                    failed[position] = error
+        if failed:
+            raise self._corrupt(failed)
+        if self._files:
+            found = checksums_of_files(self.path)
+            wrong = [name for name, expected in self._files.items() if found.get(name) != expected]
+            if wrong:
+                raise CorruptCheckpointError(
+                    "\n".join(f"{self.path / name}: its checksum does not match: it is damaged" for name in wrong)
+                )
+
+    def _open_array(self, position: int) -> Any:
+        array = self._variables[position].array
+        if array is None:
+            raise ValueError(f"{self.path}: the checkpoint was closed; open it again to read more")
+        return array
+
+    def _corrupt(self, failed: Mapping[int, Exception]) -> Exception:
+        return damage_of(self.path, {self.names[i]: error for i, error in failed.items()}, len(self.names))
+
+
+def _mismatch() -> Exception:
+    return ValueError("the checksum of its bytes does not match")
+
+
+def _has_sidecar(path: Path) -> bool:
+    return filesystem.exists(path / SIDECAR)
+
+
+def read_heading(path: Path) -> Heading:
+    """Return the heading of a checkpoint. See `pytreesaver.formats.Format.read_heading`."""
+    layout = layout_of(path)
+    if layout is None:
+        raise not_found(path)
+    if _has_sidecar(path):
+        sidecar = read_sidecar(path)
+        sizes = {name: size for name, (size, _) in sidecar.files.items()}
+        return Heading(sidecar.record, sidecar.metadata, sizes)
+    return Heading(record_of(path, layout), metadata_of(path, layout), {})
+
+
+def not_found(path: Path) -> CheckpointNotFoundError:
+    """Return the error for a path that is no Orbax checkpoint."""
+    found = foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
+    return CheckpointNotFoundError(f"{path}: expected an Orbax checkpoint, found {found}")
+
+
+def _is_from_tensorstore(error: Exception) -> bool:
+    return isinstance(error, ValueError | NotImplementedError) or type(error) is Exception

@@ -1,0 +1,139 @@
+"""The tree in an Orbax checkpoint: the names and kinds of its leaves, and its structure. Pure functions."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+SEQUENCE = 1
+UNKNOWN = "Unknown"
+_EMPTY: dict[str, Any] = {"None": None, "NamedTuple": None, "Dict": {}, "List": [], "Tuple": {"$tuple": []}}
+_PLACEHOLDERS = ("PLACEHOLDER://", "AGGREGATED://")
+
+
+class Key(msgspec.Struct, frozen=True):
+    """One level of the path of a leaf: a position in a sequence, or a key of a dict."""
+
+    key: str | int
+    key_type: int = 2
+
+
+class _Value(msgspec.Struct):
+    value_type: str = UNKNOWN
+    skip_deserialize: bool = False
+
+
+class _Leaf(msgspec.Struct):
+    key_metadata: list[Key]
+    value_metadata: _Value = msgspec.field(default_factory=_Value)
+
+
+class TreeMetadata(msgspec.Struct):
+    """The file `_METADATA`."""
+
+    tree_metadata: dict[str, _Leaf]
+    use_zarr3: bool | None = None
+    store_array_data_equal_to_fill_value: bool = False
+    custom_metadata: Any = None
+
+
+class OrbaxLeaf(NamedTuple):
+    """A leaf: its path, what Orbax says of its type, its key in the store, and its value if that is not an array."""
+
+    path: tuple[Key, ...]
+    value_type: str
+    key: str
+    value: Any = None
+
+    @property
+    def name(self) -> str:
+        """The name of the variable."""
+        return "/".join(str(key.key) for key in self.path) if self.path else "."
+
+
+def leaves_of_metadata(metadata: TreeMetadata) -> tuple[list[OrbaxLeaf], list[tuple[tuple[Key, ...], Any]]]:
+    """Return the leaves of a tree, and the paths and structures of its empty containers."""
+    leaves, empty = [], []
+    for leaf in metadata.tree_metadata.values():
+        path, kind = tuple(leaf.key_metadata), leaf.value_metadata.value_type
+        if kind in _EMPTY:
+            empty.append((path, _EMPTY[kind]))
+        else:
+            leaves.append(OrbaxLeaf(path, kind, ".".join(str(key.key) for key in path)))
+    return leaves, empty
+
+
+def leaves_of_aggregate(tree: Any) -> tuple[list[OrbaxLeaf], list[tuple[tuple[Key, ...], Any]]]:
+    """Return the same of the nested dicts that versions before 0.5 wrote. Small leaves have values there."""
+    leaves: list[OrbaxLeaf] = []
+    empty: list[tuple[tuple[Key, ...], Any]] = []
+
+    def visit(node: Any, path: tuple[Key, ...]) -> None:
+        if isinstance(node, dict | list) and node:
+            items = node.items() if isinstance(node, dict) else enumerate(node)
+            for key, child in items:
+                visit(child, (*path, Key(str(key), 2 if isinstance(node, dict) else SEQUENCE)))
+        elif node is None or isinstance(node, dict | list):
+            empty.append((path, node))
+        elif isinstance(node, str) and node.startswith(_PLACEHOLDERS):
+            leaves.append(OrbaxLeaf(path, UNKNOWN, node.partition("://")[2]))
+        else:
+            leaves.append(OrbaxLeaf(path, "aggregated", "", node))
+
+    visit(tree, ())
+    return leaves, empty
+
+
+def leaves_of_keys(keys: Iterable[str]) -> list[OrbaxLeaf]:
+    """Return the leaves of a tree of which only the keys in the store are known: their parts are joined with dots."""
+    return [OrbaxLeaf(tuple(Key(part) for part in key.split(".")), UNKNOWN, key) for key in sorted(keys)]
+
+
+def structure_of(leaves: Sequence[OrbaxLeaf], empty: Iterable[tuple[tuple[Key, ...], Any]], first: int) -> Any:
+    """Return the structure of a tree, whose leaves have positions from `first` on.
+
+    Raises:
+        ValueError: if a leaf and a container have the same path, or an item of a list is missing.
+    """
+    places = [(leaf.path, first + i) for i, leaf in enumerate(leaves)] + list(empty)
+    if [path for path, _ in places] == [()]:
+        return places[0][1]
+    root: dict[Key, Any] = {}
+    for path, structure in places:
+        node: Any = root
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+            if isinstance(node, _Done):
+                break
+        if not path or isinstance(node, _Done) or path[-1] in node:
+            raise ValueError(f"several leaves at {'/'.join(str(each.key) for each in path)}")
+        node[path[-1]] = _Done(structure)
+    return _built(root)
+
+
+class _Done(NamedTuple):
+    """A leaf or an empty container."""
+
+    structure: Any
+
+
+def _built(node: Any) -> Any:
+    if isinstance(node, _Done):
+        return node.structure
+    children = {key: _built(child) for key, child in node.items()}
+    if children and all(key.key_type == SEQUENCE for key in children):
+        by_position = {int(key.key): child for key, child in children.items()}
+        if sorted(by_position) == list(range(len(by_position))):
+            return [by_position[i] for i in range(len(by_position))]
+        return {"$dict": [[i, by_position[i]] for i in sorted(by_position)]}
+    names = [str(key.key) for key in children]
+    if any(name.startswith("$") for name in names):
+        return {"$dict": [[name, child] for name, child in zip(names, children.values(), strict=True)]}
+    return dict(zip(names, children.values(), strict=True))
+
+
+def joined_structure(parts: Mapping[str, Any]) -> Any:
+    """Return one structure for the trees of several items, by their prefixes, which end in ``/``."""
+    if list(parts) == [""]:
+        return parts[""]
+    return {prefix.removesuffix("/"): structure for prefix, structure in parts.items()}

@@ -1,0 +1,219 @@
+"""Writing of Orbax checkpoints, through orbax-checkpoint, atomically and durably."""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._errors import CheckpointExistsError
+from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import (
+    make_directories,
+    make_locked_directory,
+    remove_leftovers,
+    remove_tree,
+    sync_parents,
+    temporary_sibling,
+)
+from pytreesaver._io.checksums import checksum
+from pytreesaver._io.files import write_fully
+from pytreesaver._io.parallel import advance
+from pytreesaver._text import SINGLE_LEAF_NAME, quoted
+from pytreesaver._tree.kinds import Cells, LeafType, cell_bytes, describe_dtype, grid_cells, storage_dtype, stored_array
+from pytreesaver.formats.orbax.layout import other_files, recognizes
+from pytreesaver.formats.orbax.plain_tree import orbax_tree
+from pytreesaver.formats.orbax.sidecar import MARKER, SIDECAR, Sidecar, checksums_of_files, encode_sidecar
+from pytreesaver.formats.protocol import TreeContents, refuse_unsupported
+
+NAME = "orbax"
+_STEP_NAME = re.compile(r"[0-9]+")
+_KINDS = ("jax", "key", "numpy", "numpy_scalar", "bool", "int", "float")
+_DTYPES = re.compile(
+    r">?(bool|u?int(8|16|32|64)|int4|float(16|32|64)|bfloat16|complex(64|128)"
+    r"|float8_(e4m3fn|e4m3fnuz|e4m3b11fnuz|e5m2|e5m2fnuz)|float4_e2m1fn)"
+)
+
+
+def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False) -> None:
+    """Write an Orbax checkpoint. See `pytreesaver.formats.Format.write`.
+
+    Raises:
+        UnsupportedLeafError: if the tree has leaves that Orbax cannot hold. It names all of them.
+    """
+    refuse_unsupported(contents, unsupported(contents), NAME)
+    tree, keys = orbax_tree(contents.structure)
+    exists = filesystem.exists(path)
+    if exists and not overwrite:
+        raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
+    if exists and not _may_replace(path):
+        raise CheckpointExistsError(
+            f"{path}: expected an Orbax checkpoint of pytreesaver to overwrite, found something else; remove it first"
+        )
+    made: list[Path] = []
+    hidden = temporary_sibling(path)
+    try:
+        make_directories(path.parent, made)
+        with ExitStack() as locks:
+            make_locked_directory(hidden, locks)
+            remove_leftovers(path.parent)
+            new = hidden / path.name
+            _write_files(new, tree, keys, contents)
+            if durable or exists:
+                _sync_tree(new)
+            if exists:
+                filesystem.exchange(new, path)
+            else:
+                _give_name(new, path)
+            remove_tree(hidden)
+    except BaseException:
+        remove_tree(hidden)
+        with suppress(OSError):
+            for directory in reversed(made):
+                filesystem.remove_directory(directory)
+        raise
+    if durable or exists:
+        sync_parents(path, made)
+
+
+def _give_name(new: Path, path: Path) -> None:
+    try:
+        filesystem.rename(new, path)
+    except OSError as error:
+        if filesystem.may_exist(path):
+            raise CheckpointExistsError(f"{path} was created by another process during the save") from error
+        raise
+
+
+def _may_replace(path: Path) -> bool:
+    return recognizes(path) and filesystem.exists(path / SIDECAR) and not other_files(path)
+
+
+def unsupported(contents: TreeContents) -> Mapping[str, str]:
+    """Return what Orbax cannot hold. See `pytreesaver.formats.Format.unsupported`."""
+    if not contents.names:
+        return {SINGLE_LEAF_NAME: "Orbax holds no empty tree"}
+    if type(contents.structure) is int:
+        return {SINGLE_LEAF_NAME: 'Orbax holds no tree that is a single leaf; save a dict such as {"value": leaf}'}
+    _, keys = orbax_tree(contents.structure)
+    first: dict[str, str] = {}
+    problems = {}
+    columns = zip(contents.names, contents.types, contents.shapes, keys, strict=True)
+    for name, leaf_type, shape, key in columns:
+        same = first.setdefault(key, name)
+        if same != name:
+            problems[name] = f"Orbax would store it in place of {quoted(same)}: it joins names with dots; rename one"
+        elif problem := _problem(leaf_type, shape):
+            problems[name] = problem
+    return problems
+
+
+def _problem(leaf_type: LeafType, shape: Sequence[int]) -> str | None:
+    if leaf_type.kind not in _KINDS:
+        return f"Orbax holds no {leaf_type.kind}"
+    if leaf_type.kind == "int" and leaf_type.dtype == "uint8":
+        return "Orbax holds no int of more than 64 bits"
+    if not _DTYPES.fullmatch(leaf_type.dtype):
+        return f"Orbax holds no arrays of {describe_dtype(leaf_type)}"
+    if 0 in shape:
+        return f"Orbax holds no empty arrays, found shape {list(shape)}"
+    return None
+
+
+def _write_files(directory: Path, tree: Any, keys: Sequence[str], contents: TreeContents) -> None:
+    import jax
+    import orbax.checkpoint as ocp
+
+    checksums: list[str] = []
+    leaves: list[Any] = []
+    for leaf_type, shape, cells in zip(contents.types, contents.shapes, contents.cells, strict=True):
+        content = _bytes_of(cells, leaf_type, shape)
+        checksums.append(f"{checksum(content):016x}")
+        leaves.append(_orbax_leaf(stored_array(content, leaf_type, shape), leaf_type))
+        advance(content.nbytes)
+    filled = jax.tree.map(lambda position: leaves[position], tree)
+    args: Any = ocp.args.StandardSave(filled, custom_metadata=MARKER)
+    handler: Any = ocp.StandardCheckpointHandler()
+    if _STEP_NAME.fullmatch(directory.name):  # as `ocp.CheckpointManager` expects it
+        args, handler = ocp.args.Composite(default=args), ocp.CompositeCheckpointHandler()
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(directory.absolute(), args=args)
+    types = list(dict.fromkeys(contents.types))
+    positions = {leaf_type: i for i, leaf_type in enumerate(types)}
+    sidecar = Sidecar(
+        names=list(contents.names),
+        types=types,
+        type_of=[positions[leaf_type] for leaf_type in contents.types],
+        shapes=[tuple(shape) for shape in contents.shapes],
+        keys=list(keys),
+        checksums=checksums,
+        structure=contents.structure,
+        metadata=contents.metadata,
+        record=contents.record,
+        files=checksums_of_files(directory),
+        same_as={str(position): earlier for position, earlier in contents.same_as.items()},
+    )
+    _write_file(directory / SIDECAR, encode_sidecar(sidecar))
+
+
+def _bytes_of(cells: Cells, leaf_type: LeafType, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the bytes of a leaf, of a sharded one those of all cells together."""
+    if cells.boundaries is None:
+        return cell_bytes(cells.arrays[0], leaf_type)
+    whole = stored_array(filesystem.new_memory(_nbytes(leaf_type, shape)), leaf_type, shape)
+    for (start, cell_shape), array in zip(grid_cells(cells.boundaries), cells.arrays, strict=True):
+        box = tuple(slice(a, a + n) for a, n in zip(start, cell_shape, strict=True))
+        whole[box] = np.asarray(array)
+    return whole.reshape(-1).view(np.uint8)
+
+
+def _nbytes(leaf_type: LeafType, shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * storage_dtype(leaf_type).itemsize
+
+
+def _orbax_leaf(stored: np.ndarray, leaf_type: LeafType) -> Any:
+    """Return a leaf as Orbax takes it."""
+    import jax
+
+    match leaf_type.kind:
+        case "bool" | "int" | "float":
+            return stored.item()
+        case "key":
+            return jax.random.wrap_key_data(jax.device_put(stored, _cpu()), impl=leaf_type.key_impl)
+        case "jax":
+            on_device = jax.device_put(stored, _cpu())
+            return on_device if on_device.dtype == stored.dtype else stored  # 64 bits, while JAX has none
+    return stored
+
+
+def _cpu() -> Any:
+    import jax
+
+    return jax.local_devices(backend="cpu")[0]
+
+
+def _write_file(file: Path, content: bytes) -> None:
+    descriptor = filesystem.open_new(file)
+    try:
+        write_fully(descriptor, [content], 0)
+    except BaseException:
+        filesystem.release(descriptor)
+        raise
+    filesystem.close(descriptor)
+
+
+def _sync_tree(path: Path) -> None:
+    """Make a directory durable, with all that is in it. Orbax syncs only its arrays."""
+    for entry in filesystem.list_directory(path):
+        inside = path / entry
+        if filesystem.is_directory(inside):
+            _sync_tree(inside)
+        else:
+            descriptor = filesystem.open_existing(inside)
+            try:
+                filesystem.sync_file(descriptor)
+            finally:
+                filesystem.release(descriptor)
+    filesystem.sync_directory(path)
