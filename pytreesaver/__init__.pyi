@@ -1,6 +1,7 @@
 # The public names, and where they are defined.
 
 from ._checkpoint.background import SaveFuture as SaveFuture
+from ._checkpoint.converting import convert as convert
 from ._checkpoint.copying import copy_checkpoint as copy_checkpoint
 from ._checkpoint.restoring.restore import restore as restore
 from ._checkpoint.restoring.targets import ShardingRule as ShardingRule

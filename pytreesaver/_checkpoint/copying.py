@@ -1,6 +1,7 @@
 """`copy_checkpoint`: copies variables from file to file, without building a tree."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pytreesaver._run.record import Record, decode_record, encode_record
 from pytreesaver._tree.boxes import whole_box
 from pytreesaver._tree.kinds import Cells, is_stored_as_bytes
 from pytreesaver._tree.rename import ByName, as_renaming
-from pytreesaver._tree.select import Selection, as_selection
+from pytreesaver._tree.select import Selection, Selector, as_selection
 from pytreesaver.formats.damage import value_of_bytes
 from pytreesaver.formats.protocol import CheckpointReader, TreeContents
 from pytreesaver.formats.registry import is_checkpoint, open_reader
@@ -69,28 +70,47 @@ def copy_checkpoint(
     if not (renaming is None or isinstance(renaming, ByName)):
         raise ValueError("rename: expected a dict of names in the copy to names in the source")
     destination = local_path(target)
-    if is_checkpoint(destination.parent):
+    with open_to_copy(source, destination, selection, renaming) as (reader, contents):
+        return write_copy(
+            reader,
+            destination,
+            contents,
+            overwrite=overwrite,
+            durable=durable,
+            progress=progress,
+            what=f"copying {reader.path}",
+        )
+
+
+@contextmanager
+def open_to_copy(
+    source: PathLike, target: Path, only: Selector | None, rename: ByName | None
+) -> Iterator[tuple[CheckpointReader, TreeContents]]:
+    """Open a checkpoint for a ``with`` block, and return what to write at `target`. Arrays are read while written."""
+    if is_checkpoint(target.parent):
         raise CheckpointExistsError(
-            f"{destination}: expected a path outside of checkpoints, but {destination.parent} is a checkpoint"
+            f"{target}: expected a path outside of checkpoints, but {target.parent} is a checkpoint"
         )
     reader = open_reader(source)
     try:
         with wrap_os_errors("read", reader.path):
-            contents = _contents(reader, *select_variables(reader, selection, renaming))
-        try:
-            return write_contents(
-                destination,
-                contents,
-                overwrite=overwrite,
-                durable=durable,
-                progress=progress,
-                what=f"copying {reader.path}",
-            )
-        except CorruptCheckpointError:
-            reader.verify()  # names every damaged variable
-            raise
+            contents = _contents(reader, *select_variables(reader, only, rename))
+        yield reader, contents
     finally:
         reader.close()
+
+
+def write_copy(reader: CheckpointReader, target: Path, contents: TreeContents, **options: Any) -> Path:
+    """Write the contents of an open checkpoint, with the options of `write_contents`.
+
+    Raises:
+        CorruptCheckpointError: if it is damaged. It names every damaged variable.
+    """
+    try:
+        return write_contents(target, contents, **options)
+    except CorruptCheckpointError:
+        reader.verify()
+        raise
 
 
 def _contents(reader: CheckpointReader, names: list[str], positions: list[int], structure: Any) -> TreeContents:
@@ -125,6 +145,9 @@ def _cell(reader: CheckpointReader, position: int) -> Any:
     return stored
 
 
+_MAPPED_NBYTES = 256 << 20
+
+
 class _StoredArray:
     """A stored array that is read only when it is written, so that few are in memory at a time."""
 
@@ -133,10 +156,12 @@ class _StoredArray:
         self._position = position
 
     def read(self) -> np.ndarray:
-        """Return the array, verified. It is mapped from the file if possible, and then takes no memory."""
-        whole = whole_box(self._reader.shapes[self._position])
+        """Return the array, verified. A huge one is mapped from the file if possible, and then takes no memory."""
         with unmetered():  # the progress counts the writes
-            (mapped,) = self._reader.map([(self._position, whole)], verify=True)
+            mapped = None
+            if self._reader.nbytes[self._position] > _MAPPED_NBYTES:
+                whole = whole_box(self._reader.shapes[self._position])
+                (mapped,) = self._reader.map([(self._position, whole)], verify=True)
             return self._reader.read([self._position], verify=True)[0] if mapped is None else mapped
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ from pytreesaver._tree.select import Selector, as_selection, regex
 
 app = typer.Typer(
     name="pytreesaver",
-    help="Inspect, compare, verify and prune checkpoints without the program that wrote them.",
+    help="Inspect, compare, verify, convert and prune checkpoints without the program that wrote them.",
     epilog="Exit codes: 0 success; 1 a difference or damage was found; 2 wrong usage, or any other error.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -95,11 +95,12 @@ def shows_progress(json: bool) -> bool:
     return not json and sys.stderr.isatty()
 
 
-_COMMANDS = ("ls", "show", "diff", "verify", "prune", "rm", "cp", "info", "report")
+_MODULES = {"convert": "cp"}
+_COMMANDS = ("ls", "show", "diff", "verify", "prune", "rm", "cp", "convert", "info", "report")
 
 
 def add_commands(arguments: Sequence[str]) -> None:
     """Import only the requested command, for a fast start, or all if the first argument is not a command."""
     wanted = [each for each in arguments[:1] if each in _COMMANDS]
     for command in wanted or _COMMANDS:
-        importlib.import_module(f"pytreesaver._cli.commands.{command}")
+        importlib.import_module(f"pytreesaver._cli.commands.{_MODULES.get(command, command)}")

@@ -1,8 +1,8 @@
-"""``pytreesaver cp``: copy a checkpoint or a part of it."""
+"""``pytreesaver cp`` and ``convert``: write a checkpoint or a part of it elsewhere, in another format."""
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,16 @@ from pytreesaver._io import filesystem
 from pytreesaver._text import duplicates, printable, quoted
 from pytreesaver.formats.registry import is_checkpoint
 
+Rename = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OLD=NEW",
+        help=r"Rename a variable, or a prefix with OLD/=NEW/. Write \\= for = in a name. May be repeated.",
+    ),
+]
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at TARGET.")]
+
 
 @app.command("cp")
 def copy(
@@ -34,14 +44,8 @@ def copy(
     ],
     only: Only = None,
     regex: Regex = None,
-    rename: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OLD=NEW",
-            help=r"Rename a variable, or a prefix with OLD/=NEW/. Write \\= for = in a name. May be repeated.",
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at TARGET.")] = False,
+    rename: Rename = None,
+    overwrite: Overwrite = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -60,16 +64,11 @@ def copy(
     destination = Path(target)
     if target.endswith("/") or (filesystem.is_directory(destination) and not is_checkpoint(destination)):
         destination = destination / path.absolute().name
-    pairs = [parse_rename(each) for each in rename or []]
-    renamed = {new: old for old, new in pairs}
-    for which, names in (("old", [old for old, _ in pairs]), ("new", [new for _, new in pairs])):
-        if repeated := duplicates(names):
-            raise typer.BadParameter(f"--rename: repeated {which} name: {', '.join(map(quoted, repeated))}")
     written = copy_checkpoint(
         path,
         destination,
         only=selection_of(only, regex),
-        rename=renamed or None,
+        rename=_renamed(rename),
         overwrite=overwrite,
         progress=shows_progress(json),
     )
@@ -81,6 +80,89 @@ def copy(
         else:
             size = f"{plural(len(checkpoint), 'variable')}, {bytes_text(checkpoint.nbytes)}"
             write(f"copied {printable(str(path))} to {printable(str(written))}: {size}")
+
+
+@app.command("convert")
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="A checkpoint of any format, or a run directory.", show_default=False),
+    ],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Where to write.", show_default=False)],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="native, safetensors or orbax. By default, the ending of TARGET decides: .safetensors, or native.",
+        ),
+    ] = None,
+    only: Only = None,
+    regex: Regex = None,
+    rename: Rename = None,
+    cast: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="Convert all floating-point arrays to this dtype.")
+    ] = None,
+    shard_nbytes: Annotated[
+        int | None,
+        typer.Option(
+            "--shard-nbytes",
+            metavar="N",
+            help="With safetensors, write files of at most N bytes, as Hugging Face does.",
+        ),
+    ] = None,
+    lossy: Annotated[bool, typer.Option("--lossy", help="Leave out what the format cannot hold.")] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Convert a checkpoint, or all checkpoints of a run directory, to another format.
+
+    --only and --regex apply to the names in the result. Everything that has a checksum is verified.
+
+    For example:
+
+    ```
+    pytreesaver convert runs/a/ckpt-100 model.safetensors --only params --cast bfloat16
+    pytreesaver convert orbax-run runs/b
+    ```
+    """
+    from pytreesaver._checkpoint.converting import convert as convert_checkpoint
+    from pytreesaver._run.listing import list_checkpoints
+
+    written = convert_checkpoint(
+        source,
+        target,
+        format=format,
+        only=selection_of(only, regex),
+        rename=_renamed(rename),
+        cast=False if cast is None else cast,
+        lossy=lossy,
+        overwrite=overwrite,
+        shard_nbytes=shard_nbytes,
+        progress=shows_progress(json),
+    )
+    result: dict[str, Any] = {"source": str(source), "target": str(written)}
+    if is_checkpoint(written):
+        with load_checkpoint(written) as checkpoint:
+            result |= {"variables": len(checkpoint), "nbytes": checkpoint.nbytes}
+            size = f"{plural(len(checkpoint), 'variable')}, {bytes_text(checkpoint.nbytes)}"
+    else:
+        listed = list_checkpoints(written)
+        result |= {"checkpoints": len(listed), "nbytes": sum(each.nbytes for each in listed)}
+        size = f"{plural(len(listed), 'checkpoint')}, {bytes_text(result['nbytes'])}"
+    if json:
+        write_json(result)
+    else:
+        write(f"converted {printable(str(source))} to {printable(str(written))}: {size}")
+
+
+def _renamed(given: list[str] | None) -> dict[str, str] | None:
+    """Return the old names by the new ones."""
+    pairs = [parse_rename(each) for each in given or []]
+    for which, names in (("old", [old for old, _ in pairs]), ("new", [new for _, new in pairs])):
+        if repeated := duplicates(names):
+            raise typer.BadParameter(f"--rename: repeated {which} name: {', '.join(map(quoted, repeated))}")
+    return {new: old for old, new in pairs} or None
 
 
 def parse_rename(text: str) -> tuple[str, str]:

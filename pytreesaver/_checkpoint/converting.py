@@ -1,0 +1,265 @@
+"""`convert`: checkpoints and run directories from any format to any other."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from jax.typing import DTypeLike
+
+from pytreesaver._checkpoint.copying import open_to_copy, write_copy
+from pytreesaver._checkpoint.restoring.targets import X64_DTYPES
+from pytreesaver._checkpoint.saving import check_format
+from pytreesaver._errors import (
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    MismatchError,
+    StructureWarning,
+)
+from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import (
+    make_directories,
+    make_locked_directory,
+    remove_tree,
+    sync_parents,
+    temporary_sibling,
+)
+from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
+from pytreesaver._progress import Progress, check_progress
+from pytreesaver._run.directory import is_pinned
+from pytreesaver._run.listing import ListedCheckpoint, list_checkpoints
+from pytreesaver._run.state_file import update_checkpoint_state
+from pytreesaver._text import quoted
+from pytreesaver._tree.casting import LossyCastError, floating_dtype
+from pytreesaver._tree.casting import convert as convert_values
+from pytreesaver._tree.kinds import Cells, LeafType, is_floating, storage_dtype
+from pytreesaver._tree.rename import ByName, as_renaming
+from pytreesaver._tree.restructure import prune_structure
+from pytreesaver._tree.select import Selection, as_selection
+from pytreesaver.formats.protocol import Format, TreeContents, pin_of, refuse_unsupported
+from pytreesaver.formats.registry import format_at
+
+
+class _Conversion(NamedTuple):
+    """The checked arguments of `convert`."""
+
+    format: str | None
+    only: Any
+    rename: Any
+    cast: bool | str
+    lossy: bool
+    overwrite: bool
+    durable: bool
+    shard_nbytes: int | None
+    progress: Progress
+
+
+def convert(
+    source: PathLike,
+    target: PathLike,
+    *,
+    format: str | None = None,
+    only: Selection | None = None,
+    rename: Mapping[str, str] | None = None,
+    cast: bool | DTypeLike = False,
+    lossy: bool = False,
+    overwrite: bool = False,
+    durable: bool = True,
+    shard_nbytes: int | None = None,
+    progress: Progress = False,
+) -> Path:
+    """Write a checkpoint of any format in another format. A run directory is converted with all its checkpoints.
+
+    Names, values, structure, metadata, step, time and metrics are kept. Variables are read one after the other, while
+    they are written, and everything that has a checksum is verified. A run directory appears at `target` when it is
+    complete; its checkpoints are listed there, and a `CheckpointManager` can continue the run.
+
+    Args:
+        source: a checkpoint, or a run directory, of any format that `restore` reads.
+        target: where to write.
+        format: as in `pytreesaver.save`.
+        only: the variables to convert, by their names in the result; as in `pytreesaver.restore`.
+        rename: a dict of names in the result to names in the source, or of prefixes that end in ``/``.
+        cast: a dtype for all floating-point arrays, or True to convert JAX arrays of 64 bits to 32 bits.
+        lossy: whether to leave out what the format cannot hold, with a `StructureWarning` that lists it. Otherwise that
+            is an error, before anything is written.
+        overwrite: whether to replace a checkpoint at `target`. A run directory is never replaced.
+        durable: as in `pytreesaver.save`.
+        shard_nbytes: as in `pytreesaver.save`.
+        progress: as in `pytreesaver.save`.
+
+    Returns:
+        The path of the result.
+
+    Raises:
+        UnsupportedLeafError: if the format cannot hold some variables. It names all of them.
+        MismatchError: if a number cannot be cast.
+        CorruptCheckpointError: if the source is damaged. Nothing is written.
+        CheckpointExistsError: if something is at `target` that may not be replaced.
+        What `load_checkpoint` and `save` raise.
+
+    Example:
+        >>> path = pytreesaver.save({"w": np.ones(2, np.float32), "step": 3}, "to-convert")
+        >>> convert(path, "converted.safetensors", cast="bfloat16")
+        PosixPath('converted.safetensors')
+        >>> pytreesaver.restore("converted.safetensors")["w"].dtype
+        dtype(bfloat16)
+    """
+    check_progress(progress)
+    renaming = None if rename is None else as_renaming(rename)
+    if not (renaming is None or isinstance(renaming, ByName)):
+        raise ValueError("rename: expected a dict of names in the result to names in the source")
+    conversion = _Conversion(
+        format,
+        None if only is None else as_selection(only),
+        renaming,
+        bool(cast) if isinstance(cast, bool | np.bool_) else floating_dtype(cast),
+        bool(lossy),
+        bool(overwrite),
+        bool(durable),
+        shard_nbytes,
+        progress,
+    )
+    origin, destination = local_path(source), local_path(target)
+    check_format(destination, format, shard_nbytes)
+    if format_at(origin) is None:
+        with suppress(CheckpointNotFoundError):
+            listed = list_checkpoints(origin)
+            if listed:
+                return _convert_run(origin, listed, destination, conversion)
+    _convert_one(origin, destination, conversion)
+    return destination
+
+
+def _convert_one(source: Path, target: Path, conversion: _Conversion) -> None:
+    with open_to_copy(source, target, conversion.only, conversion.rename) as (reader, contents):
+        writer = check_format(target, conversion.format, conversion.shard_nbytes)
+        contents = _without_unsupported(_cast(contents, conversion.cast, source), writer, source, conversion.lossy)
+        write_copy(
+            reader,
+            target,
+            contents,
+            overwrite=conversion.overwrite,
+            durable=conversion.durable,
+            format=conversion.format,
+            shard_nbytes=conversion.shard_nbytes,
+            progress=conversion.progress,
+            what=f"converting {source}",
+        )
+
+
+def _convert_run(source: Path, listed: list[ListedCheckpoint], target: Path, conversion: _Conversion) -> Path:
+    problems = [f"{each.path}: {each.problem}" for each in listed if each.problem is not None]
+    if problems:
+        raise CorruptCheckpointError("nothing was converted; damaged checkpoints:\n" + "\n".join(problems))
+    if filesystem.exists(target):
+        raise CheckpointExistsError(f"{target}: expected nothing there for the new run directory, found something")
+    made: list[Path] = []
+    hidden = temporary_sibling(target)
+    with wrap_os_errors("save to", target):
+        try:
+            make_directories(target.parent, made)
+            with ExitStack() as locks:
+                make_locked_directory(hidden, locks)
+                paths = [_convert_step(each, hidden, conversion) for each in listed]
+                times = [each.time for each in listed]
+                update_checkpoint_state(
+                    hidden, paths[-1], paths, all_model_checkpoint_timestamps=times if _increase(times) else None
+                )
+                filesystem.rename(hidden, target)
+        except BaseException:
+            remove_tree(hidden)
+            with suppress(OSError):
+                for directory in reversed(made):
+                    filesystem.remove_directory(directory)
+            raise
+        if conversion.durable:
+            sync_parents(target, made)
+    return target
+
+
+def _increase(times: list[float]) -> bool:
+    return all(math.isfinite(time) for time in times)
+
+
+def _convert_step(listed: ListedCheckpoint, directory: Path, conversion: _Conversion) -> Path:
+    name = listed.path.name
+    if listed.step is not None and name in (str(listed.step), f"checkpoint_{listed.step}"):
+        name = f"ckpt-{listed.step}"  # of Orbax and Flax; `CheckpointManager` expects this one
+    path = directory / name
+    _convert_one(listed.path, path, conversion)
+    if is_pinned(listed.path):
+        marker = pin_of(path, is_directory=filesystem.is_directory(path))
+        descriptor = filesystem.open_or_create(marker)
+        try:
+            filesystem.sync_file(descriptor)
+        finally:
+            filesystem.release(descriptor)
+    return path
+
+
+def _without_unsupported(contents: TreeContents, writer: Format, source: Path, lossy: bool) -> TreeContents:
+    problems = writer.unsupported(contents)
+    if problems and lossy and len(problems) < len(contents.names):
+        kept = [i for i, name in enumerate(contents.names) if name not in problems]
+        lines = "\n".join(f"  {quoted(name)}: {problem}" for name, problem in problems.items())
+        warnings.warn(f"{source}: not converted:\n{lines}", StructureWarning, stacklevel=4)
+        places = {position: i for i, position in enumerate(kept)}
+        contents = contents._replace(
+            names=[contents.names[i] for i in kept],
+            types=[contents.types[i] for i in kept],
+            shapes=[contents.shapes[i] for i in kept],
+            cells=[contents.cells[i] for i in kept],
+            structure=prune_structure(contents.structure, places),
+            same_as={
+                places[position]: places[earlier]
+                for position, earlier in contents.same_as.items()
+                if position in places and earlier in places
+            },
+        )
+        problems = writer.unsupported(contents)
+    refuse_unsupported(contents, problems, writer.name)
+    return contents
+
+
+def _cast(contents: TreeContents, cast: bool | str, source: Path) -> TreeContents:
+    if cast is False:
+        return contents
+    types, cells = list(contents.types), list(contents.cells)
+    for i, leaf_type in enumerate(contents.types):
+        target = _target_dtype(leaf_type, cast)
+        if target != leaf_type.dtype:
+            types[i] = msgspec.structs.replace(leaf_type, dtype=target)
+            cells[i] = Cells([_CastArray(contents.cells[i].arrays[0], types[i], f"{source}: {contents.names[i]}")])
+    return contents._replace(types=types, cells=cells)
+
+
+def _target_dtype(leaf_type: LeafType, cast: bool | str) -> str:
+    if cast is True:
+        return X64_DTYPES.get(leaf_type.dtype, leaf_type.dtype) if leaf_type.kind == "jax" else leaf_type.dtype
+    if leaf_type.kind in ("jax", "numpy", "numpy_scalar") and is_floating(leaf_type.dtype):
+        return str(cast)
+    return leaf_type.dtype
+
+
+class _CastArray:
+    """An array that is cast when it is written."""
+
+    def __init__(self, array: Any, leaf_type: LeafType, where: str) -> None:
+        self._array = array
+        self._type = leaf_type
+        self._where = where
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        values = np.asarray(self._array)
+        output = np.empty(values.shape, storage_dtype(self._type))
+        try:
+            convert_values(values, output)
+        except LossyCastError as error:
+            raise MismatchError(f"{self._where}: {error}") from None
+        return output
