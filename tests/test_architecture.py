@@ -17,7 +17,7 @@ LAYERS = [
     ["_checkpoint"],
     ["_savers", "_inspect"],
     ["_cli", "testing"],
-    ["inspect_checkpoint"],
+    ["inspect_checkpoint", "orbax"],
     ["__init__", "__main__"],
 ]
 LARGE_CLASSES = ["_savers/manager.py"]

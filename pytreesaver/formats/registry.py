@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
-from pytreesaver.formats.protocol import CheckpointReader, Format
+from pytreesaver.formats.protocol import CheckpointReader, Format, TreeContents
 
 # Modules are imported on first use: some import heavy packages.
 _MODULES = {
@@ -139,9 +139,7 @@ def format_to_read(path: Path) -> Format:
 
     If no format recognizes it, return the native one, whose errors say what was found instead.
     """
-    others = (name for name in format_names() if name != _DEFAULT)
-    with wrap_os_errors("read", path):
-        return next((each for each in map(format_named, others) if each.recognizes(path)), _imported(_DEFAULT))
+    return format_at(path) or _imported(_DEFAULT)
 
 
 def open_reader(path: PathLike, format: str | None = None) -> CheckpointReader:
@@ -149,6 +147,13 @@ def open_reader(path: PathLike, format: str | None = None) -> CheckpointReader:
     source = local_path(path)
     with wrap_os_errors("read", source):
         return (format_to_read(source) if format is None else format_named(format)).open(source)
+
+
+def write_into(directory: Path, contents: TreeContents) -> None:
+    """Write the files of a native checkpoint into an existing directory, which another program commits."""
+    native: Any = _imported(_DEFAULT)
+    with wrap_os_errors("save to", directory):
+        native.write_into(directory, contents)
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def _create(path: Path, contents: TreeContents, layout: DirectoryLayout, options
             # The lock protects the directory from the removal of leftovers until it has its final name.
             make_locked_directory(temporary, locks)
             remove_leftovers(path.parent)
-            _write_files(DataWriter(temporary, "", options, locks, [], []), layout, layout.index_name, contents)
+            write_files(DataWriter(temporary, "", options, locks, [], []), layout, layout.index_name, contents)
             try:
                 filesystem.rename(temporary, path)
             except OSError as error:
@@ -144,7 +144,7 @@ def _replace(path: Path, contents: TreeContents, layout: DirectoryLayout, option
         writer = DataWriter(path, token, options, locks, [], [])
         renaming = False
         try:
-            _write_files(writer, layout, index_name, contents)
+            write_files(writer, layout, index_name, contents)
             if not all(map(filesystem.is_linked, writer.descriptors)):
                 raise OSError(errno.ENOENT, "Another process removed the new files during the save", str(path))
             renaming = True
@@ -198,7 +198,7 @@ def _is_known_to_exist(path: Path) -> bool:
         return False
 
 
-def _write_files(writer: DataWriter, layout: DirectoryLayout, index_name: str, contents: TreeContents) -> None:
+def write_files(writer: DataWriter, layout: DirectoryLayout, index_name: str, contents: TreeContents) -> None:
     """Write the data files and the index."""
     index = layout.write_data(writer, contents)
     writer.write(index_name, lambda descriptor: write_fully(descriptor, [index], 0))

@@ -3,7 +3,7 @@
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,7 +81,7 @@ class IndexedReader:
         self.structure = index.structure
         self.metadata = index.metadata
         self.record = index.record
-        self.same_as = {int(position): earlier for position, earlier in index.same_as.items()}
+        self.same_as: Mapping[int, int] = {int(position): earlier for position, earlier in index.same_as.items()}
 
     def close(self) -> None:
         """Close the data files. Mapped arrays stay valid."""

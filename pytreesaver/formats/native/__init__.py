@@ -19,7 +19,7 @@ from pytreesaver.formats.native.files import (
     read_index,
     recognizes,
 )
-from pytreesaver.formats.native.writing import LAYOUT, write
+from pytreesaver.formats.native.writing import LAYOUT, write, write_into
 from pytreesaver.formats.protocol import TreeContents
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "remove_unlisted_files",
     "unsupported",
     "write",
+    "write_into",
 ]
 
 name = "native"

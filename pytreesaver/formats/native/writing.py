@@ -1,10 +1,11 @@
 """Write or overwrite a native checkpoint atomically."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
-from pytreesaver.formats.indexed.data import write_data
-from pytreesaver.formats.indexed.directory import DataWriter, DirectoryLayout, write_directory
+from pytreesaver.formats.indexed.data import WriteOptions, write_data
+from pytreesaver.formats.indexed.directory import DataWriter, DirectoryLayout, write_directory, write_files
 from pytreesaver.formats.indexed.index import FORMAT_NAME, Index, encode_index, header_checksum
 from pytreesaver.formats.native.files import INDEX_NAME, REPLACEABLE_FILES, read_index, recognizes
 from pytreesaver.formats.protocol import TreeContents
@@ -15,6 +16,13 @@ _DATA_NAME = "data-00000-of-00001"
 def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False) -> None:
     """Write a checkpoint directory. See `pytreesaver.formats.Format.write`."""
     write_directory(path, contents, LAYOUT, overwrite=overwrite, durable=durable, in_background=in_background)
+
+
+def write_into(directory: Path, contents: TreeContents) -> None:
+    """Write the files of a checkpoint durably into an existing directory, whose own name is not synced."""
+    with ExitStack() as locks:
+        writer = DataWriter(directory, "", WriteOptions(durable=True, in_background=True), locks, [], [])
+        write_files(writer, LAYOUT, INDEX_NAME, contents)
 
 
 def _write_data(writer: DataWriter, contents: TreeContents) -> bytes:

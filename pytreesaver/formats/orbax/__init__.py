@@ -9,10 +9,20 @@ from pathlib import Path
 from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
-from pytreesaver.formats.orbax.layout import AGGREGATE, MANIFEST, ROOT_FILE, TREE_FILE, other_files, recognizes
+from pytreesaver.formats import native
+from pytreesaver.formats.orbax.layout import (
+    AGGREGATE,
+    MANIFEST,
+    ROOT_FILE,
+    TREE_FILE,
+    layout_of,
+    other_files,
+    recognizes,
+)
 from pytreesaver.formats.orbax.reader import NAME, OrbaxReader, read_heading
 from pytreesaver.formats.orbax.sidecar import SIDECAR
 from pytreesaver.formats.orbax.writing import unsupported, write
+from pytreesaver.formats.protocol import CheckpointReader
 
 __all__ = [
     "heading_file",
@@ -51,6 +61,9 @@ def heading_file(path: Path) -> Path:
     return next((each for each in candidates if filesystem.exists(each)), path)
 
 
-def open(path: Path) -> OrbaxReader:
+def open(path: Path) -> CheckpointReader:
     """Open a checkpoint. See `pytreesaver.formats.Format.open`."""
+    layout = layout_of(path)
+    if layout is not None and list(layout.natives) == [""]:
+        return native.open(layout.natives[""])
     return OrbaxReader(path)

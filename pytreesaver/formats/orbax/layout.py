@@ -22,6 +22,7 @@ STRINGS = "_strings.json"
 ARRAY_METADATA = "array_metadatas"
 _MARKER = "orbax.checkpoint"  # of the v1 API
 _SUCCESS = "commit_success.txt"
+_NATIVE_INDEX = "index.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _JSON_ITEMS = ("metadata", "metrics")
 _OWN_DIRECTORIES = {"d", ARRAY_METADATA}
@@ -34,12 +35,15 @@ class Layout(NamedTuple):
 
     Attributes:
         trees: the directories of trees, by the prefix of the names of their variables.
+        natives: the directories of items that are native checkpoints, by the same prefixes: those that
+            `pytreesaver.orbax` wrote.
         json_files: the files of JSON items, by name.
         others: the names of items of other kinds.
         root: the decoded root metadata; empty if there is none.
     """
 
     trees: Mapping[str, Path]
+    natives: Mapping[str, Path]
     json_files: Mapping[str, Path]
     others: Sequence[str]
     root: Mapping[str, Any]
@@ -84,26 +88,32 @@ def layout_of(path: Path) -> Layout | None:
     if _is_unfinished(path):
         return None
     if _is_tree(path, names):
-        return Layout({"": path}, {}, [], _root(path, names))
+        return Layout({"": path}, {}, {}, [], _root(path, names))
     if not _is_root(names):
         return None
     trees: dict[str, Path] = {}
+    natives: dict[str, Path] = {}
     json_files: dict[str, Path] = {}
     others: list[str] = []
     for item in _items(path, names):
         inside = set(filesystem.list_directory(path / item))
         file = next((name for name in _JSON_ITEMS if name in inside), None)
-        if _is_tree(path / item, inside):
+        if _NATIVE_INDEX in inside:
+            natives[item] = path / item
+        elif _is_tree(path / item, inside):
             trees[item] = path / item
         elif file is not None and filesystem.is_regular_file(path / item / file):
             json_files[item] = path / item / file
         else:
             others.append(item)
-    if not trees and not json_files:
+    if not trees and not natives and not json_files:
         return None
-    is_single = list(trees) == ["default"] or (list(trees) == ["state"] and _MARKER in names)
-    prefixed = {"" if is_single else f"{item}/": directory for item, directory in trees.items()}
-    return Layout(prefixed, json_files, others, _root(path, names))
+    items = [*trees, *natives]
+    is_single = items == ["default"] or (items == ["state"] and _MARKER in names)
+    by_prefix, natives_by_prefix = (
+        {"" if is_single else f"{item}/": directory for item, directory in found.items()} for found in (trees, natives)
+    )
+    return Layout(by_prefix, natives_by_prefix, json_files, others, _root(path, names))
 
 
 def other_files(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ from pytreesaver._text import duplicates, quoted
 from pytreesaver._tree.boxes import Box, box_index, box_shape, whole_box
 from pytreesaver._tree.kinds import LeafType, storage_dtype
 from pytreesaver.formats.foreign import foreign_kind
+from pytreesaver.formats.native.files import read_heading as native_heading
 from pytreesaver.formats.orbax.arrays import ArrayStore, read_arrays, read_box
 from pytreesaver.formats.orbax.layout import TREE_FILE, Layout, layout_of
 from pytreesaver.formats.orbax.opening import OrbaxVariable, damage_of, metadata_of, read_tree, record_of
@@ -39,6 +40,11 @@ class OrbaxReader:
         layout = layout_of(path)
         if layout is None:
             raise not_found(path)
+        if layout.natives:
+            items = ", ".join(str(directory) for directory in (*layout.natives.values(), *layout.trees.values()))
+            raise CheckpointNotFoundError(
+                f"{path}: expected one tree, found items that pytreesaver wrote; read them one by one: {items}"
+            )
         self.path = path
         self._checksums: Sequence[str] = ()
         self._files: Mapping[str, tuple[int, str]] = {}
@@ -229,6 +235,9 @@ def read_heading(path: Path) -> Heading:
     layout = layout_of(path)
     if layout is None:
         raise not_found(path)
+    if list(layout.natives) == [""]:
+        native = native_heading(layout.natives[""])
+        return Heading(record_of(path, layout), native.metadata, {})
     if _has_sidecar(path):
         sidecar = read_sidecar(path)
         sizes = {name: size for name, (size, _) in sidecar.files.items()}

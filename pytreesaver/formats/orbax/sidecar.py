@@ -21,7 +21,7 @@ from pytreesaver.formats.protocol import PINNED_NAME
 
 SIDECAR = "pytreesaver.json"
 VERSION = 1
-MARKER = {"pytreesaver": f"structure, types and checksums are in {SIDECAR}"}
+MARKER: dict[str, Any] = {"pytreesaver": f"structure, types and checksums are in {SIDECAR}"}
 """The metadata in Orbax's own file, so that a missing description is noticed."""
 
 
