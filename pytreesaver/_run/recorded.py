@@ -17,7 +17,7 @@ from pytreesaver._errors import (
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import again_after_io_error, wrap_os_errors
 from pytreesaver._run.record import Record, decode_record
-from pytreesaver.formats.registry import format_to_read
+from pytreesaver.formats.registry import format_named, format_names, format_to_read
 
 
 def is_visible(name: str) -> bool:
@@ -33,12 +33,19 @@ def visible_entries(directory: Path) -> list[Path]:
 
 def modified_time(path: Path) -> float:
     """Return when a checkpoint was written, in seconds since the epoch."""
-    return _modified_ns(path) / 1e9
-
-
-def _modified_ns(path: Path) -> int:
     with wrap_os_errors("read", path):
-        return filesystem.modified_ns(format_to_read(path).heading_file(path))
+        return filesystem.modified_ns(format_to_read(path).heading_file(path)) / 1e9
+
+
+def _named_as_heading_ns(path: Path) -> int:
+    """Return when a checkpoint was written, in nanoseconds, by the names of its files: none of them is opened."""
+    for name in format_names():
+        try:
+            return filesystem.modified_ns(format_named(name).heading_file(path))
+        except OSError as error:
+            if not filesystem.is_absence(error):
+                raise
+    return 0
 
 
 def read_record(path: Path) -> Record:
@@ -76,7 +83,9 @@ def _record_for(path: Path, name: str, written_since: int = 0) -> Record | None:
     """Return the record of a checkpoint if it names this state file, and the checkpoint is not older."""
 
     def look() -> Record | None:
-        return None if _modified_ns(path) < written_since else read_record(path)
+        with wrap_os_errors("read", path):
+            is_older = _named_as_heading_ns(path) < written_since
+        return None if is_older else read_record(path)
 
     try:
         record = again_after_io_error(look)

@@ -216,7 +216,11 @@ class Format(Protocol):
         ...
 
     def heading_file(self, path: Path) -> Path:
-        """Return the file that a save writes last. Its modification time is that of the checkpoint at `path`."""
+        """Return the file that a save writes last. Its modification time is that of the checkpoint at `path`.
+
+        It is found by its name, without opening a file. If there is none, the path of a file that does not exist is
+        returned: `path` may be a checkpoint of another format, or none.
+        """
         ...
 
     def read_heading(self, path: Path) -> Heading:

@@ -58,7 +58,7 @@ def remove(path: Path) -> None:
 def heading_file(path: Path) -> Path:
     """Return the metadata that was written last. See `pytreesaver.formats.Format.heading_file`."""
     candidates = (path / name for name in (SIDECAR, ROOT_FILE, TREE_FILE, MANIFEST, AGGREGATE))
-    return next((each for each in candidates if filesystem.exists(each)), path)
+    return next((each for each in candidates if filesystem.exists(each)), path / SIDECAR)
 
 
 def open(path: Path) -> CheckpointReader:
