@@ -311,6 +311,15 @@ def test_orbax_restores_what_pytreesaver_writes(path):
             assert_same_values(manager.restore(100)["params"], tree["params"])
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "//", "a/", "a//", "/a", "a/../b", "a//b", " ", "\0", "c\\d"])
+def test_any_name_is_stored(name):
+    tree = {name: np.arange(3.0), "other": np.arange(2)}
+    path = pts.save(tree, "model", format="orbax")
+    assert_trees_equal(pts.restore(path), tree)
+    with ocp.StandardCheckpointer() as checkpointer:
+        assert_same_values(checkpointer.restore(Path(path).absolute()), tree)
+
+
 def test_sharded_arrays_are_stored_whole():
     mesh = jax.make_mesh((4, 2), ("x", "y"))
     sharding = jax.NamedSharding(mesh, jax.P("x", "y"))
@@ -337,8 +346,14 @@ def test_what_orbax_cannot_hold_is_listed_before_anything_is_written():
     for name in set(tree) - {"fine"}:
         assert f"\n  {name}: Orbax holds no " in str(caught.value)
     assert "7 of 8 variables" in str(caught.value)
-    with pytest.raises(pts.UnsupportedLeafError, match=r"a\.b: Orbax would store it in place of a/b"):
-        pts.save({"a.b": np.ones(2), "a": {"b": np.zeros(2)}}, "model", format="orbax")
+    same_place = {
+        "a/b": {"a.b": np.ones(2), "a": {"b": np.zeros(2)}},
+        "a": {"a": np.ones(2), "a/": np.zeros(3)},
+        "''": {"": np.ones(2), "/": np.zeros(3)},
+    }
+    for name, tree in same_place.items():
+        with pytest.raises(pts.UnsupportedLeafError, match=f"Orbax would store it in the same place as {name}; "):
+            pts.save(tree, "model", format="orbax")
     for root in ({}, np.ones(2)):
         with pytest.raises(pts.UnsupportedLeafError, match="Orbax holds no"):
             pts.save(root, "model", format="orbax")

@@ -12,6 +12,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.parallel import advance
 from pytreesaver._tree.boxes import Box, box_index, box_shape
 from pytreesaver.formats.orbax.layout import MANIFEST
+from pytreesaver.formats.orbax.plain_tree import array_directory
 
 _WINDOW_NBYTES = 256 << 20
 """The maximum number of bytes that are being read at a time."""
@@ -66,13 +67,13 @@ class ArrayStore:
 
         versions: Mapping[str, bool] = {}
         if self._zarr3 is None:
-            versions = self.keys()
+            versions = {array_directory(key): zarr3 for key, zarr3 in self.keys().items()}
         specs = {zarr3: self._spec(zarr3) for zarr3 in (False, True)}
         with ts.Batch() as batch:
             futures = [
                 ts.open(
-                    specs[bool(versions.get(key, self._zarr3))],
-                    kvstore=self._store / f"{key}/",
+                    specs[bool(versions.get(array_directory(key), self._zarr3))],
+                    kvstore=self._store / array_directory(key),
                     open=True,
                     context=self._context,
                     batch=batch,

@@ -1,4 +1,4 @@
-"""The tree that Orbax is given: nested dicts and lists, with the same paths to the leaves. A pure function."""
+"""The tree that Orbax is given: nested dicts and lists, with the same paths to the leaves. Pure functions."""
 
 from typing import Any
 
@@ -18,6 +18,18 @@ def orbax_tree(structure: Any) -> tuple[Any, list[str]]:
     keys: dict[int, str] = {}
     tree = _plain(structure, (), keys)
     return tree, [keys[position] for position in sorted(keys)]
+
+
+def array_directory(key: str) -> str:
+    """Return the directory of an array in the store of a tree, as TensorStore derives it from the key.
+
+    Example:
+        >>> array_directory("a.b"), array_directory("a/"), array_directory("")
+        ('a.b/', 'a/', '')
+    """
+    if key in ("", "/"):
+        return ""
+    return key if key.endswith("/") else f"{key}/"
 
 
 def _plain(node: Any, path: tuple[str, ...], keys: dict[int, str]) -> Any:

@@ -24,7 +24,7 @@ from pytreesaver._io.parallel import advance
 from pytreesaver._text import SINGLE_LEAF_NAME, quoted
 from pytreesaver._tree.kinds import Cells, LeafType, cell_bytes, describe_dtype, grid_cells, storage_dtype, stored_array
 from pytreesaver.formats.orbax.layout import other_files, recognizes
-from pytreesaver.formats.orbax.plain_tree import orbax_tree
+from pytreesaver.formats.orbax.plain_tree import array_directory, orbax_tree
 from pytreesaver.formats.orbax.sidecar import MARKER, SIDECAR, Sidecar, checksums_of_files, encode_sidecar
 from pytreesaver.formats.protocol import TreeContents, refuse_unsupported
 
@@ -102,9 +102,9 @@ def unsupported(contents: TreeContents) -> Mapping[str, str]:
     problems = {}
     columns = zip(contents.names, contents.types, contents.shapes, keys, strict=True)
     for name, leaf_type, shape, key in columns:
-        same = first.setdefault(key, name)
+        same = first.setdefault(array_directory(key), name)
         if same != name:
-            problems[name] = f"Orbax would store it in place of {quoted(same)}: it joins names with dots; rename one"
+            problems[name] = f"Orbax would store it in the same place as {quoted(same)}; rename one of them"
         elif problem := _problem(leaf_type, shape):
             problems[name] = problem
     return problems
