@@ -84,7 +84,8 @@ def restore(
         reshape: whether to accept arrays of another shape with the same number of elements.
         sharding: where to put JAX arrays, if not where the template has them: a `jax.sharding.Sharding` or a device for
             all leaves, a tree of those that is a prefix of the result, or a function of name and shape. None, also
-            within a tree or from a function, means the template's, or JAX's default.
+            within a tree or from a function, means the template's, or JAX's default. Without `like`, the NumPy arrays
+            of a checkpoint that has no JAX arrays, such as a safetensors file of another program, become JAX arrays.
         as_numpy: whether to return NumPy arrays in place of JAX arrays, and the key data of PRNG keys. No device is
             used.
         mmap: whether to map the file into memory instead of reading it: NumPy arrays, and JAX arrays on the CPU, then

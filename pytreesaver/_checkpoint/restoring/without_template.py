@@ -5,13 +5,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from pytreesaver._checkpoint.restoring.matching import LeafPlan, StoredVariables, check_targets
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.reading import read_leaves
 from pytreesaver._checkpoint.restoring.targets import X64_DTYPES, Template, placement_of, x64_enabled
 from pytreesaver._errors import CorruptCheckpointError, DuplicateNameError, StructureWarning, VariableNotFoundError
 from pytreesaver._text import lines_with_suggestions, quoted
-from pytreesaver._tree.kinds import LeafType, is_floating, logical_shape
+from pytreesaver._tree.kinds import LeafType, dtype_from_name, is_floating, logical_shape
 from pytreesaver._tree.rebuild import MalformedStructureError, rebuild_tree
 from pytreesaver._tree.rename import ByName
 from pytreesaver._tree.restructure import NameConflictError, move_structure, names_without_leaves, prune_structure
@@ -29,13 +32,16 @@ def restore_as_stored(reader: CheckpointReader, options: RestoreOptions, stackle
     """
     names, positions, structure = select_variables(reader, options.only, options.rename, options.may_be_empty)
     types, shapes = [reader.types[i] for i in positions], [reader.shapes[i] for i in positions]
+    has_jax_arrays = any(leaf_type.kind in ("jax", "key") for leaf_type in reader.types)
     stored = StoredVariables([reader.names[i] for i in positions], types, shapes)
     placed = placement_of(options.sharding, names, lambda: names_without_leaves(structure))
     targets: dict[str, Template] = {}
     for name, leaf_type, shape in zip(names, types, shapes, strict=True):
         logical = logical_shape(leaf_type, shape)
-        sharding = placed(name, logical) if leaf_type.kind in ("jax", "key") else None
-        targets[name] = Template(_target_type(leaf_type, options), logical, sharding)
+        as_placed = leaf_type if has_jax_arrays else _as_jax_type(leaf_type)
+        sharding = placed(name, logical) if as_placed.kind in ("jax", "key") else None
+        target_type = _target_type(leaf_type if sharding is None else as_placed, options)
+        targets[name] = Template(target_type, logical, sharding)
     check_targets(targets, stored, where=str(reader.path), x64_enabled=x64_enabled() or options.as_numpy)
     plans = [LeafPlan(position, target) for position, target in zip(positions, targets.values(), strict=True)]
     leaves = _read_once(reader, plans, names, options)
@@ -72,6 +78,15 @@ def _read_once(
     read = read_leaves(reader, [plans[i] for i in needed], [names[i] for i in needed], options)
     leaf_of = dict(zip(needed, read, strict=True))
     return [leaf_of[source] for source in sources]
+
+
+def _as_jax_type(stored: LeafType) -> LeafType:
+    """Return the type of a NumPy array as a JAX array, if JAX has its dtype."""
+    if stored.kind != "numpy":
+        return stored
+    dtype = dtype_from_name(stored.dtype)
+    is_numeric = dtype == np.bool_ or jnp.issubdtype(dtype, np.number)
+    return LeafType("jax", dtype.name) if is_numeric and dtype.name not in ("float128", "complex256") else stored
 
 
 def _target_type(stored: LeafType, options: RestoreOptions) -> LeafType:

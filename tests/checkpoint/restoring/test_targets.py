@@ -8,6 +8,7 @@ import textwrap
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from checkpoint.saving import save_anew, spread
@@ -237,3 +238,26 @@ def test_a_tree_of_shardings_may_have_entries_where_the_tree_has_no_leaves():
             assert restored["w"].devices() == restored["opt"][0].devices() == {device}
             assert restored["bias"] is None
             assert restored["opt"][1] == ()
+
+
+def test_a_sharding_makes_jax_arrays_of_a_checkpoint_that_knows_none():
+    arrays = {
+        "w": np.arange(16.0, dtype=np.float32).reshape(8, 2),
+        "big": np.arange(8, dtype=np.dtype(">i4")),
+        "low": np.ones(8, ml_dtypes.bfloat16),
+        "flags": np.ones(8, np.bool_),
+        "dates": np.array(["2026-01-01"], "datetime64[D]"),
+        "step": 3,
+    }
+    path = pts.save(arrays, "model")
+    restored = pts.restore(path, sharding=lambda name, shape: None if name == "flags" else spread("x"))
+    assert all(restored[name].sharding == spread("x") for name in ("w", "big", "low"))
+    assert restored["big"].tolist() == list(range(8))
+    assert type(restored["flags"]) is type(restored["dates"]) is np.ndarray
+    assert restored["step"] == 3
+    path = pts.save({"w": jnp.ones(8), "n": np.ones(8)}, "mixed")
+    assert type(pts.restore(path, sharding=spread("x"))["n"]) is np.ndarray
+    path = pts.save({"w": np.ones(8)}, "doubles")
+    with pytest.raises(pts.MismatchError, match="float64"):
+        pts.restore(path, sharding=spread("x"))
+    assert pts.restore(path, sharding=spread("x"), cast=True)["w"].dtype == np.float32
