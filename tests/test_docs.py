@@ -13,7 +13,17 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/guide.md", "docs/partial.md", "docs/training.md", "docs/recipes.md"]
+    "page",
+    [
+        "README.md",
+        "docs/guide.md",
+        "docs/partial.md",
+        "docs/training.md",
+        "docs/recipes.md",
+        "docs/formats.md",
+        "docs/orbax.md",
+        "docs/huggingface.md",
+    ],
 )
 def test_examples_run(page, capsys):
     text = (ROOT / page).read_text()

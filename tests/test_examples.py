@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 import pytreesaver as pts
 from pytreesaver.testing import assert_trees_equal
 
@@ -47,6 +49,16 @@ def test_digits_resumes_bit_for_bit():
     uninterrupted = [line for line in lines[1:7] if line.startswith("epoch")]
     assert [line for line in lines[7:] if line.startswith("epoch")] == uninterrupted
     assert float(uninterrupted[-1].split()[2]) > 0.8
+
+
+def test_the_loop_of_orbax_resumes_with_our_engine():
+    first = run("inside_orbax.py", "inside", "--steps", "150").splitlines()
+    second = run("inside_orbax.py", "inside", "--steps", "600").splitlines()
+    assert first[:2] == ["starting from step 0", "kept by Orbax: [100, 149]"]
+    assert second[:2] == ["starting from step 150", "kept by Orbax: [500, 599]"]
+    weights = [float(number) for number in re.findall(r"-?\d+\.\d+", second[2])]
+    assert np.allclose(weights, [1, -2, 3], atol=0.1)
+    pts.verify("inside/599")
 
 
 def digest_line(output):

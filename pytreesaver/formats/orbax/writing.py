@@ -32,7 +32,7 @@ NAME = "orbax"
 _STEP_NAME = re.compile(r"[0-9]+")
 _KINDS = ("jax", "key", "numpy", "numpy_scalar", "bool", "int", "float")
 _DTYPES = re.compile(
-    r">?(bool|u?int(8|16|32|64)|int4|float(16|32|64)|bfloat16|complex(64|128)"
+    r">?(bool|u?int(8|16|32|64)|int[24]|float(16|32|64)|bfloat16|complex(64|128)"
     r"|float8_(e4m3fn|e4m3fnuz|e4m3b11fnuz|e5m2|e5m2fnuz)|float4_e2m1fn)"
 )
 
