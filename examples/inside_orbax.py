@@ -6,6 +6,7 @@ Orbax decides when to save and what to delete. pytreesaver writes the trees: fas
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +19,18 @@ import pytreesaver.orbax
 optimizer = optax.adam(1e-2)
 
 
-def initial_state():
+def initial_state() -> dict[str, Any]:
     params = {"w": jnp.zeros(3), "b": jnp.zeros(())}
     return {"params": params, "opt": optimizer.init(params), "key": jax.random.key(0)}
 
 
 @jax.jit
-def train_step(state):
+def train_step(state: dict[str, Any]) -> tuple[dict[str, Any], jax.Array]:
     key, now = jax.random.split(state["key"])
     inputs = jax.random.normal(now, (64, 3))
     targets = inputs @ jnp.array([1.0, -2.0, 3.0]) + 0.5
 
-    def loss_of(params):
+    def loss_of(params: Any) -> Any:
         return jnp.mean((inputs @ params["w"] + params["b"] - targets) ** 2)
 
     loss, grads = jax.value_and_grad(loss_of)(state["params"])
@@ -37,7 +38,7 @@ def train_step(state):
     return {"params": optax.apply_updates(state["params"], updates), "opt": opt, "key": key}, loss
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("--steps", type=int, default=1000)
