@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from jax.typing import DTypeLike
 
-from pytreesaver._checkpoint.copying import open_to_copy, write_copy
+from pytreesaver._checkpoint.copying import open_to_copy, refuse_inside_checkpoint, write_copy
 from pytreesaver._checkpoint.restoring.targets import X64_DTYPES
 from pytreesaver._checkpoint.saving import check_format
 from pytreesaver._errors import (
@@ -28,13 +28,14 @@ from pytreesaver._io.atomic import (
     remove_tree,
     sync_parents,
     temporary_sibling,
+    write_pin,
 )
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._run.directory import is_pinned
 from pytreesaver._run.listing import ListedCheckpoint, list_checkpoints
 from pytreesaver._run.state_file import update_checkpoint_state
-from pytreesaver._text import quoted
+from pytreesaver._text import duplicates, quoted
 from pytreesaver._tree.casting import LossyCastError, floating_dtype
 from pytreesaver._tree.casting import convert as convert_values
 from pytreesaver._tree.kinds import Cells, LeafType, is_floating, storage_dtype
@@ -127,11 +128,12 @@ def convert(
     )
     origin, destination = local_path(source), local_path(target)
     check_format(destination, format, shard_nbytes)
+    listed: list[ListedCheckpoint] = []
     if format_at(origin) is None:
         with suppress(CheckpointNotFoundError):
             listed = list_checkpoints(origin)
-            if listed:
-                return _convert_run(origin, listed, destination, conversion)
+    if listed:
+        return _convert_run(origin, listed, destination, conversion)
     _convert_one(origin, destination, conversion)
     return destination
 
@@ -157,8 +159,18 @@ def _convert_run(source: Path, listed: list[ListedCheckpoint], target: Path, con
     problems = [f"{each.path}: {each.problem}" for each in listed if each.problem is not None]
     if problems:
         raise CorruptCheckpointError("nothing was converted; damaged checkpoints:\n" + "\n".join(problems))
+    refuse_inside_checkpoint(target)
     if filesystem.exists(target):
         raise CheckpointExistsError(f"{target}: expected nothing there for the new run directory, found something")
+    names = [_name_of_step(each) for each in listed]
+    again = duplicates(names)
+    if again:
+        clashing = ", ".join(str(each.path) for each, name in zip(listed, names, strict=True) if name in again)
+        raise CheckpointExistsError(
+            f"nothing was converted; several checkpoints would have the same name {again[0]}: {clashing}; convert them "
+            "one by one"
+        )
+    conversion = conversion._replace(overwrite=False)
     made: list[Path] = []
     hidden = temporary_sibling(target)
     with wrap_os_errors("save to", target):
@@ -169,7 +181,7 @@ def _convert_run(source: Path, listed: list[ListedCheckpoint], target: Path, con
                 paths = [_convert_step(each, hidden, conversion) for each in listed]
                 times = [each.time for each in listed]
                 update_checkpoint_state(
-                    hidden, paths[-1], paths, all_model_checkpoint_timestamps=times if _increase(times) else None
+                    hidden, paths[-1], paths, all_model_checkpoint_timestamps=times if _are_known(times) else None
                 )
                 filesystem.rename(hidden, target)
         except BaseException:
@@ -183,24 +195,23 @@ def _convert_run(source: Path, listed: list[ListedCheckpoint], target: Path, con
     return target
 
 
-def _increase(times: list[float]) -> bool:
+def _are_known(times: list[float]) -> bool:
     return all(math.isfinite(time) for time in times)
 
 
 def _convert_step(listed: ListedCheckpoint, directory: Path, conversion: _Conversion) -> Path:
-    name = listed.path.name
-    if listed.step is not None and name in (str(listed.step), f"checkpoint_{listed.step}"):
-        name = f"ckpt-{listed.step}"  # of Orbax and Flax; `CheckpointManager` expects this one
-    path = directory / name
+    path = directory / _name_of_step(listed)
     _convert_one(listed.path, path, conversion)
     if is_pinned(listed.path):
-        marker = pin_of(path, is_directory=filesystem.is_directory(path))
-        descriptor = filesystem.open_or_create(marker)
-        try:
-            filesystem.sync_file(descriptor)
-        finally:
-            filesystem.release(descriptor)
+        write_pin(pin_of(path, is_directory=filesystem.is_directory(path)))
     return path
+
+
+def _name_of_step(listed: ListedCheckpoint) -> str:
+    name = listed.path.name
+    if listed.step is not None and name in (str(listed.step), f"checkpoint_{listed.step}"):
+        return f"ckpt-{listed.step}"  # of Orbax and Flax; `CheckpointManager` expects this one
+    return name
 
 
 def _without_unsupported(contents: TreeContents, writer: Format, source: Path, lossy: bool) -> TreeContents:

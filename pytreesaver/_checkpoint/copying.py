@@ -87,10 +87,7 @@ def open_to_copy(
     source: PathLike, target: Path, only: Selector | None, rename: ByName | None
 ) -> Iterator[tuple[CheckpointReader, TreeContents]]:
     """Open a checkpoint for a ``with`` block, and return what to write at `target`. Arrays are read while written."""
-    if is_checkpoint(target.parent):
-        raise CheckpointExistsError(
-            f"{target}: expected a path outside of checkpoints, but {target.parent} is a checkpoint"
-        )
+    refuse_inside_checkpoint(target)
     reader = open_reader(source)
     try:
         with wrap_os_errors("read", reader.path):
@@ -98,6 +95,14 @@ def open_to_copy(
         yield reader, contents
     finally:
         reader.close()
+
+
+def refuse_inside_checkpoint(target: Path) -> None:
+    """Raise a CheckpointExistsError if a path is in the directory of a checkpoint."""
+    if is_checkpoint(target.parent):
+        raise CheckpointExistsError(
+            f"{target}: expected a path outside of checkpoints, but {target.parent} is a checkpoint"
+        )
 
 
 def write_copy(reader: CheckpointReader, target: Path, contents: TreeContents, **options: Any) -> Path:

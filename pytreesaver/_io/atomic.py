@@ -102,6 +102,16 @@ def _open_new_locked(path: Path, locks: ExitStack) -> tuple[int, int]:
         filesystem.release(descriptor)
 
 
+def write_pin(marker: Path) -> None:
+    """Create the file that pins a checkpoint, durably."""
+    descriptor = filesystem.open_or_create(marker)
+    try:
+        filesystem.sync_file(descriptor)
+    finally:
+        filesystem.release(descriptor)
+    filesystem.sync_directory(marker.parent)
+
+
 def remove_leftovers(directory: Path) -> None:
     """Delete leftovers of interrupted saves in a directory, but nothing that a running process holds a lock on."""
     entries: list[str] = []

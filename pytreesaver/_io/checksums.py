@@ -19,6 +19,30 @@ def checksum(data: np.ndarray | bytes | memoryview) -> int:
     return xxhash.xxh3_64_intdigest(data)  # type: ignore[arg-type]  # an ndarray is a buffer
 
 
+class ChecksumOfParts:
+    """The checksum of an array of which the parts are read one after the other.
+
+    Example:
+        >>> parts = ChecksumOfParts()
+        >>> parts.update(np.zeros((2, 3))), parts.update(np.ones(1))
+        (None, None)
+        >>> parts.result == checksum(np.array([0, 0, 0, 0, 0, 0, 1.0]))
+        True
+    """
+
+    def __init__(self) -> None:
+        self._hasher = xxhash.xxh3_64()
+
+    def update(self, values: np.ndarray) -> None:
+        """Add the bytes of a part, in C order."""
+        self._hasher.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+    @property
+    def result(self) -> int:
+        """The checksum of all parts so far."""
+        return self._hasher.intdigest()
+
+
 def block_count(nbytes: int, block_nbytes: int = BLOCK_NBYTES) -> int:
     """Return the number of checksums of a range of `nbytes` bytes.
 

@@ -290,6 +290,12 @@ def identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def version(descriptor: int) -> tuple[int, int, int, int]:
+    """Return what tells an open file from one that replaced it or that was modified: device, inode, size and time."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def fingerprint(path: Path) -> tuple[tuple[str, int, int, int], ...]:
     """Return (name, inode, size, mtime in ns) of a file or of each file in a directory, to detect changes."""
     paths = [path / entry for entry in list_directory(path)] if is_directory(path) else [path]

@@ -19,6 +19,7 @@ from pytreesaver._errors import (
     UnsupportedVersionError,
 )
 from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import write_pin
 from pytreesaver._io.paths import again_after_io_error, wrap_os_errors
 from pytreesaver._run.directory import Deletions, is_pinned, list_and_delete, may_be_pinned
 from pytreesaver._run.history import CheckpointEvent
@@ -148,12 +149,7 @@ class ManagedRun:
         """Pin the checkpoint of a step. Raises a CheckpointNotFoundError if it does not exist."""
         marker = self._marker(step)
         with wrap_os_errors("pin", marker.parent):
-            descriptor = filesystem.open_or_create(marker)
-            try:
-                filesystem.sync_file(descriptor)
-            finally:
-                filesystem.release(descriptor)
-            filesystem.sync_directory(marker.parent)
+            write_pin(marker)
 
     def unpin(self, step: int) -> None:
         """Unpin the checkpoint of a step. Raises a CheckpointNotFoundError if it does not exist."""

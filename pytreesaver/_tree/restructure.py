@@ -129,6 +129,20 @@ def _renumbered(node: Any, kept: Mapping[int, int]) -> Any:
     return parts.rebuild([_renumbered(child, kept) for child in parts.children])
 
 
+def joined_structure(parts: Mapping[str, Any], first: Mapping[str, int]) -> Any:
+    """Return a dict of structures, whose positions count from those in `first`.
+
+    Example:
+        >>> joined_structure({"params": {"w": 0}, "ema": [0, 1]}, {"params": 0, "ema": 1})
+        {'params': {'w': 0}, 'ema': [1, 2]}
+    """
+    moved = []
+    for key, structure in parts.items():
+        kept = {position: first[key] + position for position in _leaves(structure)}
+        moved.append([key, _renumbered(structure, kept)])
+    return _as_dict(moved)
+
+
 def _leaves(node: Any) -> Iterator[int]:
     if type(node) is int:
         yield node

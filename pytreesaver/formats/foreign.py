@@ -94,6 +94,8 @@ def _kind_of_file(path: Path) -> str | None:
         return _kind_of_zip(content)
     start = content.lstrip().lower() if content.lstrip().startswith(b"<") else content
     kind = next((kind for beginning, kind in _HEADS if start.startswith(beginning)), None)
+    if kind is None and path.name.endswith(".safetensors.index.json"):
+        return f"the index of a model of several safetensors files; pass its directory, {path.parent}"
     if kind is None and content[257:262] == b"ustar":
         kind = "a tar archive; unpack it first"
     if kind is None and path.name.endswith(".safetensors"):

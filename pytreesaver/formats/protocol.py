@@ -1,6 +1,7 @@
 """The protocol that every checkpoint format implements."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +15,12 @@ from pytreesaver._tree.kinds import Cells, LeafType, storage_dtype
 
 PINNED_NAME = "pinned"
 """Retention never deletes a checkpoint whose directory contains a file of this name."""
+
+SYSTEM_FILES = re.compile(
+    r"\.DS_Store|\.AppleDouble|\.localized|\._.*|Icon\r|\.directory|@eaDir|\.nfs.*|\.fuse_hidden.*|[Tt]humbs\.db"
+    r"|[Dd]esktop\.ini|\.ipynb_checkpoints|\..*\.sw[a-p]"
+)
+"""What file managers, network file systems, editors and notebooks leave in directories. It is deleted with them."""
 
 
 def pin_of(path: Path, *, is_directory: bool) -> Path:
@@ -60,7 +67,7 @@ class TreeContents(NamedTuple):
 def refuse_unsupported(contents: TreeContents, problems: Mapping[str, str], format_name: str) -> None:
     """Raise an UnsupportedLeafError that names every variable that a format cannot hold, if there are any."""
     if problems:
-        count = f"{len(problems)} of {len(contents.names)} variables"
+        count = f"{len(problems)} of {len(contents.names)} variables" if contents.names else "the tree"
         lines = "\n".join(f"  {quoted(name)}: {problem}" for name, problem in problems.items())
         raise UnsupportedLeafError(f'{count} cannot be saved with format="{format_name}":\n{lines}')
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from pytreesaver._errors import CheckpointNotFoundError
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver.formats.protocol import CheckpointReader, Format, TreeContents
 
@@ -69,6 +70,9 @@ def register_format(format: Format, *, ending: str | None = None) -> None:
         raise ValueError(f"format: expected a new name of lower-case letters and digits, found {format.name!r}")
     if ending is not None and (ending in _ENDINGS or not re.fullmatch(r"\.[A-Za-z0-9_.-]+", ending)):
         raise ValueError(f"ending: expected a new ending like '.zarr', found {ending!r}")
+    owner = _registered_endings.get(ending or "", format.name)
+    if owner != format.name:
+        raise ValueError(f"ending: expected one that no other format has, found {ending!r} of the format {owner!r}")
     _registered[format.name] = format
     if ending is not None:
         _registered_endings[ending] = format.name
@@ -146,7 +150,15 @@ def open_reader(path: PathLike, format: str | None = None) -> CheckpointReader:
     """Open the checkpoint at `path`, of the named format or of any. Raises what `Format.open` raises."""
     source = local_path(path)
     with wrap_os_errors("read", source):
-        return (format_to_read(source) if format is None else format_named(format)).open(source)
+        if format is None:
+            return format_to_read(source).open(source)
+        named = format_named(format)
+        if not named.recognizes(source) and (found := format_at(source)) is not None:
+            raise CheckpointNotFoundError(
+                f'{source}: expected a checkpoint of the format "{format}", found one of "{found.name}"; '
+                "leave out format="
+            )
+        return named.open(source)
 
 
 def write_into(directory: Path, contents: TreeContents) -> None:

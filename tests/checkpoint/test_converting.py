@@ -179,3 +179,37 @@ def test_the_command_converts_and_names_what_it_wrote():
     result = run("convert", "run", "runs2", "--format", "orbax", "--lossy")
     assert result.code == 0
     assert "converted run to runs2: 1 checkpoint" in result.out
+
+
+def test_checkpoints_that_would_get_one_name_are_an_error():
+    with ocp.CheckpointManager(Path("run").absolute()) as manager:
+        manager.save(5, args=ocp.args.StandardSave({"w": jnp.ones(2)}))
+    pts.Saver().save(tree(), "run/ckpt", global_step=5)
+    for overwrite in (False, True):
+        with pytest.raises(pts.CheckpointExistsError, match=r"the same name ckpt-5: run/(5|ckpt-5), run/"):
+            pts.convert("run", "converted", overwrite=overwrite)
+    assert not Path("converted").exists()
+
+
+def test_a_run_is_not_converted_into_a_checkpoint_and_the_reason_of_a_failure_is_told():
+    pts.Saver().save(tree(), "run/ckpt", global_step=5)
+    pts.save(tree(), "model")
+    with pytest.raises(
+        pts.CheckpointExistsError, match="expected a path outside of checkpoints, but model is a checkpoint"
+    ):
+        pts.convert("run", "model/inner")
+    assert sorted(path.name for path in Path("model").iterdir()) == sorted(
+        path.name for path in Path("run/ckpt-5").iterdir()
+    )
+
+
+def test_pins_and_times_are_converted():
+    with pts.CheckpointManager("run", block=True) as manager:
+        for step in (1, 2):
+            manager.save(step, tree(step), metrics={"loss": step})
+        manager.pin(1)
+    pts.convert("run", "converted.d", format="safetensors")
+    assert Path("converted.d/.ckpt-1.pinned").exists()
+    with pts.CheckpointManager("converted.d", max_to_keep=1, block=True, format="safetensors") as manager:
+        manager.save(3, tree(3))
+        assert manager.all_steps() == [1, 3]

@@ -150,7 +150,19 @@ HOSTILE = {
     "unknown dtype": (b'{"w":' + entry("F31") + b"}", bytes(8), "F31"),
     "packed dtype": (b'{"w":' + entry("F4", [2], [0, 1]) + b"}", bytes(1), "F4"),
     "negative length": (b'{"w":' + entry(shape=[-2]) + b"}", bytes(8), "negative length"),
-    "huge shape": (b'{"w":' + entry(shape=[2**40, 2**40]) + b"}", bytes(8), "found 8"),
+    "huge shape": (b'{"w":' + entry(shape=[2**40, 2**40]) + b"}", bytes(8), "fewer than 2**63 bytes"),
+    "huge and empty": (b'{"w":' + entry(shape=[0, 2**62, 2**62], offsets=[0, 0]) + b"}", b"", "fewer than 2**63 bytes"),
+    "length of 400 digits": (
+        b'{"w":' + entry(shape=[10**400, 0], offsets=[0, 0]) + b"}",
+        b"",
+        "fewer than 2**63 bytes",
+    ),
+    "deep name": (b'{"' + b"/".join([b"a"] * 8000) + b'":' + entry() + b"}", bytes(8), "100 parts"),
+    "repeated, and a huge number": (
+        b'{"w":' + entry()[:-1] + b',"data_offsets":[0,8],"n":' + b"1" * 5000 + b'},"w":' + entry() + b"}",
+        bytes(8),
+        "damaged",
+    ),
     "65 axes": (b'{"w":' + entry(shape=[1] * 65, offsets=[0, 4]) + b"}", bytes(4), "64 axes"),
     "wrong size": (b'{"w":' + entry(shape=[3]) + b"}", bytes(8), "found 8"),
     "overlap": (b'{"a":' + entry() + b',"b":' + entry(offsets=[4, 12]) + b"}", bytes(12), "overlap"),
@@ -274,7 +286,9 @@ def test_the_format_follows_from_the_ending_or_the_argument():
     for path in ("a.safetensors", "b", "c.safetensors", "d.safetensors"):
         assert_trees_equal(pts.restore(path), tree)
     assert pts.load_checkpoint("b", format="safetensors").format == "safetensors"
-    with pytest.raises(pts.CheckpointNotFoundError, match="expected safetensors, found"):
+    with pytest.raises(
+        pts.CheckpointNotFoundError, match=r"expected a checkpoint of the format .safetensors., found one of .native."
+    ):
         pts.restore("c.safetensors", format="safetensors")
 
 

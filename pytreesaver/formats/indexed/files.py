@@ -60,6 +60,14 @@ class IndexedFiles:
         self._maps.clear()
         self._finalizer()
 
+    def sizes(self) -> dict[str, int]:
+        """Return the expected size of each data file in bytes, by name."""
+        return {file.name: file.nbytes for file in self.index.files}
+
+    def versions(self) -> list[tuple[int, int, int, int]]:
+        """Return what tells the open files from others of the same names; see `filesystem.version`."""
+        return [filesystem.version(descriptor) for _, descriptor in sorted(self.descriptors.items())]
+
     def is_grid(self, position: int) -> bool:
         """Return whether a variable has several chunks."""
         return bool(self.index.grids) and str(position) in self.index.grids
@@ -132,6 +140,8 @@ class IndexedFiles:
         """Return a data file as uint8[n]; see `filesystem.map_file`."""
         descriptor = self.descriptor(file)
         if file not in self._maps:
+            if filesystem.file_size(descriptor) < self.index.files[file].nbytes:  # truncated since it was checked
+                raise self.truncated(file, filesystem.file_size(descriptor))
             self._maps[file] = filesystem.map_file(descriptor, self.index.files[file].nbytes)
         return self._maps[file]
 

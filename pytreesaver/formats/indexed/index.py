@@ -187,7 +187,7 @@ def _check(index: Index, file_name: re.Pattern[str]) -> None:
             raise _BrokenRuleError(
                 f"{name}: expected a shape for {leaf_type.kind} of {leaf_type.dtype}, found {list(distinct_shape[:9])}"
             )
-        if not _is_shape(distinct_shape, storage_dtype(leaf_type).itemsize):
+        if not is_shape(distinct_shape, storage_dtype(leaf_type).itemsize):
             raise _BrokenRuleError(f"{name}: expected at most 64 axes, no negative length, and fewer than 2**63 bytes")
     for key, boundaries in index.grids.items():
         known = _POSITION.fullmatch(key) is not None and int(key) < count
@@ -245,7 +245,8 @@ def _check_type(leaf_type: LeafType) -> None:
         _require(numbers and leaf_type.dtype[0] != ">", f"a dtype for {leaf_type.kind}, found {leaf_type.dtype!r}")
 
 
-def _is_shape(shape: Sequence[int], itemsize: int) -> bool:
+def is_shape(shape: Sequence[int], itemsize: int) -> bool:
+    """Return whether NumPy can have an array of a shape, and of elements of `itemsize` bytes."""
     nbytes = max(itemsize, 1)
     if len(shape) > _MAX_AXES or (shape and min(shape) < 0):
         return False

@@ -33,7 +33,6 @@ from pytreesaver.formats.indexed.files import IndexedFiles
 from pytreesaver.formats.indexed.index import Chunk, Index
 
 _WINDOW_NBYTES = 64 << 20  # peak memory beyond the result
-_MAX_NUMBER_NBYTES = 16
 _RESHAPED_NBYTES = 32 << 20  # peak memory of the elements to reshape
 _GAP_NBYTES = 64 << 10  # reading this much costs less than another system call
 
@@ -90,12 +89,17 @@ class IndexedReader:
     @property
     def file_sizes(self) -> dict[str, int]:
         """The expected size of each data file in bytes, by name."""
-        return {file.name: file.nbytes for file in self._files.index.files}
+        return self._files.sizes()
 
     @property
     def lacks_files(self) -> bool:
         """Whether a data file was missing when the checkpoint was opened."""
         return len(self._files.descriptors) < len(self._files.paths)
+
+    @property
+    def file_versions(self) -> list[tuple[int, int, int, int]]:
+        """What tells the open files from others of the same names; see `filesystem.version`."""
+        return self._files.versions()
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """See `pytreesaver.formats.CheckpointReader.read`."""
@@ -197,7 +201,7 @@ class IndexedReader:
             return True
         block = self._files.block_nbytes if verify else _GAP_NBYTES
         bytes_of_items: tuple[int, ...] = ()
-        if dtype.itemsize <= _MAX_NUMBER_NBYTES:
+        if dtype.itemsize <= 16:  # numbers have no more
             block = math.lcm(block, dtype.itemsize)
         else:  # strings may cross the boundaries of blocks: read them as bytes
             bytes_of_items = (dtype.itemsize,)

@@ -14,13 +14,12 @@ from pytreesaver.formats.native.files import (
     INDEX_NAME,
     OWN_FILES,
     REPLACEABLE_FILES,
-    SYSTEM_FILES,
     read_heading,
     read_index,
     recognizes,
 )
 from pytreesaver.formats.native.writing import LAYOUT, write, write_into
-from pytreesaver.formats.protocol import TreeContents
+from pytreesaver.formats.protocol import SYSTEM_FILES, TreeContents
 
 __all__ = [
     "heading_file",

@@ -19,8 +19,6 @@ _MAX_INDEX_NBYTES = 4 << 30
 
 REPLACEABLE_FILES = re.compile(r"data-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.safetensors|\.index-[0-9a-f]{16}\.tmp")
 OWN_FILES = re.compile(rf"{re.escape(INDEX_NAME)}|{PINNED_NAME}|{REPLACEABLE_FILES.pattern}")
-SYSTEM_FILES = re.compile(r"\.DS_Store|\._.*|\.nfs.*|\.fuse_hidden.*|Thumbs\.db|desktop\.ini|\.ipynb_checkpoints")
-"""What file managers, network file systems and notebooks leave in directories. It is deleted with a checkpoint."""
 
 
 def recognizes(path: Path) -> bool:

@@ -10,17 +10,18 @@ from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
 from pytreesaver.formats import native
+from pytreesaver.formats.joined import JoinedReader
 from pytreesaver.formats.orbax.layout import (
     AGGREGATE,
     MANIFEST,
     ROOT_FILE,
     TREE_FILE,
     layout_of,
-    other_files,
     recognizes,
 )
-from pytreesaver.formats.orbax.reader import NAME, OrbaxReader, read_heading
-from pytreesaver.formats.orbax.sidecar import SIDECAR
+from pytreesaver.formats.orbax.opening import metadata_of, record_of
+from pytreesaver.formats.orbax.reader import NAME, VERSION, OrbaxReader, read_heading, warn_of_others
+from pytreesaver.formats.orbax.sidecar import SIDECAR, files_of_others
 from pytreesaver.formats.orbax.writing import unsupported, write
 from pytreesaver.formats.protocol import CheckpointReader
 
@@ -47,7 +48,7 @@ def remove(path: Path) -> None:
     """Delete a checkpoint. See `pytreesaver.formats.Format.remove`."""
     if filesystem.is_link(path):
         return filesystem.remove_file(path)
-    if foreign := other_files(path):
+    if foreign := files_of_others(path):
         raise CheckpointExistsError(
             f"{path}: the checkpoint to delete also contains other files: {', '.join(foreign[:3])}; "
             "move them elsewhere first"
@@ -65,5 +66,20 @@ def open(path: Path) -> CheckpointReader:
     """Open a checkpoint. See `pytreesaver.formats.Format.open`."""
     layout = layout_of(path)
     if layout is not None and list(layout.natives) == [""]:
-        return native.open(layout.natives[""])
-    return OrbaxReader(path)
+        reader = native.open(layout.natives[""])
+        if reader.record is None:
+            reader.record = record_of(path, layout)
+        return reader
+    if layout is None or not layout.natives:
+        return OrbaxReader(path)
+    readers: dict[str, CheckpointReader] = {}
+    try:
+        for prefix, directory in sorted({**layout.trees, **layout.natives}.items()):
+            readers[prefix.removesuffix("/")] = (native.open if prefix in layout.natives else OrbaxReader)(directory)
+        metadata, record = metadata_of(path, layout), record_of(path, layout)
+    except BaseException:
+        for each in readers.values():
+            each.close()
+        raise
+    warn_of_others(path, layout)
+    return JoinedReader(path, readers, metadata, record, format_name=NAME, format_version=VERSION)

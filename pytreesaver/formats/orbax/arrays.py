@@ -1,7 +1,8 @@
 """The arrays of an Orbax checkpoint, through TensorStore."""
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
+from pytreesaver._io.checksums import ChecksumOfParts
 from pytreesaver._io.parallel import advance
-from pytreesaver._tree.boxes import Box, box_index, box_shape
+from pytreesaver._tree.boxes import Box, box_index, box_shape, whole_box
 from pytreesaver.formats.orbax.layout import MANIFEST
 from pytreesaver.formats.orbax.plain_tree import array_directory
 
@@ -33,11 +35,14 @@ class ArrayStore:
         import tensorstore as ts
 
         self._directory = directory
-        base = {"driver": "file", "path": f"{directory.absolute()}/"}
+        base = {"driver": "file", "path": f"{path_for_store(directory)}/"}
         self.is_ocdbt = filesystem.exists(directory / MANIFEST)
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
         spec = {"driver": "ocdbt", "base": base} if self.is_ocdbt else base
-        self._store = ts.KvStore.open(spec, context=self._context).result()
+        try:
+            self._store = ts.KvStore.open(spec, context=self._context).result()
+        except Exception as error:  # TensorStore raises ValueError and others
+            raise self._not_listed(error) from None
         self._zarr3 = zarr3
         self._is_complete = is_complete
 
@@ -50,16 +55,24 @@ class ArrayStore:
         found = {}
         try:
             listed = self._store.list().result()
-        except Exception as error:  # TensorStore raises ValueError and others
-            refused = as_os_error(error, self._directory)
-            if refused is not None:
-                raise refused from None
-            raise CorruptCheckpointError(f"{self._directory}: the arrays cannot be listed: {error}") from None
+        except Exception as error:
+            raise self._not_listed(error) from None
         for key in listed:
-            array, _, file = key.decode().rpartition("/")
-            if file in (".zarray", "zarr.json"):
-                found[array] = file == "zarr.json"
+            array, _, file = key.rpartition(b"/")
+            if file in (b".zarray", b"zarr.json"):
+                try:
+                    found[array.decode()] = file == b"zarr.json"
+                except UnicodeDecodeError:
+                    raise CorruptCheckpointError(
+                        f"{self._directory}: expected names of arrays in UTF-8, found {array[:60]!r}"
+                    ) from None
         return found
+
+    def _not_listed(self, error: Exception) -> Exception:
+        refused = as_os_error(error, self._directory)
+        if refused is not None:
+            return refused
+        return CorruptCheckpointError(f"{self._directory}: the arrays cannot be listed: {error}")
 
     def open(self, keys: Sequence[str]) -> list[Any]:
         """Return an open array, or the error, for each key. Reads their shapes and dtypes only."""
@@ -89,11 +102,37 @@ class ArrayStore:
         return ts.Spec({"driver": driver, "fill_missing_data_reads": not self._is_complete})
 
 
+def path_for_store(directory: Path) -> str:
+    """Return a path as TensorStore takes it: absolute, without links and without ``..``.
+
+    Raises:
+        OSError: if it is not in UTF-8.
+    """
+    path = str(filesystem.resolved(directory))
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise OSError(errno.EILSEQ, "TensorStore, with which Orbax stores arrays, takes only paths in UTF-8") from None
+    return path
+
+
+class StoreError(Exception):
+    """An error of TensorStore: an array is damaged or missing."""
+
+
 def _result(future: Any) -> Any:
+    """Return the result of a future, or a StoreError."""
     try:
         return future.result()
     except Exception as error:  # TensorStore raises ValueError and others
-        return error
+        return StoreError(str(error))
+
+
+def _result_or_raise(future: Any) -> Any:
+    result = _result(future)
+    if isinstance(result, StoreError):
+        raise result
+    return result
 
 
 def as_os_error(error: Exception, path: Path) -> OSError | None:
@@ -111,6 +150,8 @@ def read_arrays(arrays: Sequence[Any]) -> list[Any]:
     while begin < len(arrays):
         end, nbytes = begin, 0
         while end < len(arrays) and (end == begin or nbytes + _nbytes(arrays[end]) <= _WINDOW_NBYTES):
+            if end > begin and _excess_of(arrays[end]):
+                break
             nbytes += _nbytes(arrays[end])
             end += 1
         results += _read_together(arrays[begin:end])
@@ -122,9 +163,34 @@ def read_arrays(arrays: Sequence[Any]) -> list[Any]:
 def _read_together(arrays: Sequence[Any]) -> list[Any]:
     import tensorstore as ts
 
+    if len(arrays) == 1 and (problem := _excess_of(arrays[0])):
+        return [StoreError(problem)]
     with ts.Batch() as batch:
         futures = [array.read(order="C", batch=batch) for array in arrays]
     return [_aligned(_result(future)) for future in futures]
+
+
+_MAX_CHUNKS = 1 << 18
+
+
+def _excess_of(array: Any) -> str | None:
+    """Return why an array cannot be read as a whole, or None."""
+    chunk = array.chunk_layout.read_chunk.shape or ()
+    chunks = math.prod(-(-length // max(1, each)) for length, each in zip(array.shape, chunk, strict=False))
+    if chunks > _MAX_CHUNKS:
+        return f"expected at most {_MAX_CHUNKS} chunks, found {chunks} by its shape {list(array.shape)}"
+    if not _fits_memory(_nbytes(array)):
+        return f"an array of {_nbytes(array)} bytes does not fit into memory"
+    return None
+
+
+def _fits_memory(nbytes: int) -> bool:
+    """Return whether so much memory can be had. TensorStore would end the process if not."""
+    try:
+        np.empty(nbytes, np.uint8)
+    except (MemoryError, ValueError):
+        return False
+    return True
 
 
 def _aligned(values: Any) -> Any:
@@ -142,8 +208,16 @@ def _nbytes(array: Any) -> int:
 
 def read_box(array: Any, box: Box, output: np.ndarray, assign: Callable[[np.ndarray, np.ndarray], None]) -> None:
     """Read a box of an open array into an output, in slabs along its first axis."""
+    for part, values in _slabs(array, box):
+        start = part[0][0] - box[0][0] if box else 0
+        assign(output[start : start + len(values)] if box else output, values)
+        advance(values.nbytes)
+
+
+def _slabs(array: Any, box: Box) -> Iterator[tuple[Box, np.ndarray]]:
+    """Read a box of an array in parts along its first axis. Yield each part and its values, in C order."""
     if not box:
-        assign(output, np.asarray(array.read().result()))
+        yield box, np.asarray(_result_or_raise(array.read()))
         return
     if 0 in box_shape(box):
         return
@@ -159,7 +233,27 @@ def read_box(array: Any, box: Box, output: np.ndarray, assign: Callable[[np.ndar
     while begin < high:
         end = min(high, begin - begin % rows + rows)
         part: Box = ((begin, end), *others)
-        values = np.asarray(array[box_index(part)].read(order="C").result())
-        assign(output[begin - low : end - low], values)
-        advance(values.nbytes)
+        if not _fits_memory((end - begin) * row_nbytes):
+            raise StoreError(f"{(end - begin) * row_nbytes} bytes of it do not fit into memory")
+        yield part, np.asarray(_result_or_raise(array[box_index(part)].read(order="C")))
         begin = end
+
+
+def read_boxes_with_checksum(
+    array: Any, boxes: Sequence[Box], outputs: Sequence[np.ndarray], assign: Callable[[np.ndarray, np.ndarray], None]
+) -> int:
+    """Read boxes of an open array into outputs, and all of it for its checksum, which is returned."""
+    hasher = ChecksumOfParts()
+    whole = whole_box(tuple(array.shape))
+    for part, values in _slabs(array, whole):
+        hasher.update(values)
+        advance(values.nbytes)
+        for box, output in zip(boxes, outputs, strict=True):
+            if not box:
+                assign(output, values)
+                continue
+            low, high = max(part[0][0], box[0][0]), min(part[0][1], box[0][1])
+            if low < high:
+                inside = box_index(((low - part[0][0], high - part[0][0]), *box[1:]))
+                assign(output[low - box[0][0] : high - box[0][0]], values[inside])
+    return hasher.result

@@ -1,7 +1,7 @@
 """The files of an Orbax checkpoint: where its trees and its JSON items are."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_file, read_fully
-from pytreesaver.formats.protocol import PINNED_NAME
+from pytreesaver.formats.protocol import PINNED_NAME, SYSTEM_FILES
 
 TREE_FILE = "_METADATA"
 ROOT_FILE = "_CHECKPOINT_METADATA"
@@ -69,7 +69,7 @@ def recognizes(path: Path) -> bool:
         if filesystem.is_absence(error):
             return False
         raise
-    return _is_tree(path, names) or (_is_root(names) and bool(_items(path, names)))
+    return _is_tree(path, names) or (_is_root(path, names) and _items(path, names).exist)
 
 
 def layout_of(path: Path) -> Layout | None:
@@ -89,53 +89,62 @@ def layout_of(path: Path) -> Layout | None:
         return None
     if _is_tree(path, names):
         return Layout({"": path}, {}, {}, [], _root(path, names))
-    if not _is_root(names):
+    if not _is_root(path, names):
         return None
-    trees: dict[str, Path] = {}
-    natives: dict[str, Path] = {}
-    json_files: dict[str, Path] = {}
-    others: list[str] = []
-    for item in _items(path, names):
-        inside = set(filesystem.list_directory(path / item))
-        file = next((name for name in _JSON_ITEMS if name in inside), None)
-        if _NATIVE_INDEX in inside:
-            natives[item] = path / item
-        elif _is_tree(path / item, inside):
-            trees[item] = path / item
-        elif file is not None and filesystem.is_regular_file(path / item / file):
-            json_files[item] = path / item / file
-        else:
-            others.append(item)
-    if not trees and not natives and not json_files:
+    items = _items(path, names)
+    if not items.exist:
         return None
-    items = [*trees, *natives]
-    is_single = items == ["default"] or (items == ["state"] and _MARKER in names)
+    is_single = (trees := [*items.trees, *items.natives]) == ["default"] or (trees == ["state"] and _MARKER in names)
     by_prefix, natives_by_prefix = (
-        {"" if is_single else f"{item}/": directory for item, directory in found.items()} for found in (trees, natives)
+        {"" if is_single else f"{item}/": path / item for item in found} for found in (items.trees, items.natives)
     )
-    return Layout(by_prefix, natives_by_prefix, json_files, others, _root(path, names))
+    json_files = {item: path / item / file for item, file in items.json_files.items()}
+    return Layout(by_prefix, natives_by_prefix, json_files, items.others, _root(path, names))
 
 
-def other_files(path: Path) -> list[str]:
-    """Return the names of the files in a checkpoint that neither Orbax nor pytreesaver writes."""
-    names = set(filesystem.list_directory(path))
-    return sorted(
-        name
-        for name in names
-        if not (_OWN_NAMES.fullmatch(name) or (filesystem.is_directory(path / name) and _is_own(path / name)))
-    )
+def other_files(path: Path, listed: Collection[str] | None = None) -> list[str]:
+    """Return the files in a checkpoint that neither Orbax nor pytreesaver nor the system writes, by their paths in it.
+
+    Args:
+        path: the checkpoint.
+        listed: the files that belong to it, if that is known. Otherwise their names tell.
+    """
+    found = []
+    for name in filesystem.file_sizes(path):
+        parts = name.split("/")
+        if any(map(SYSTEM_FILES.fullmatch, parts)) or parts[-1] == PINNED_NAME:
+            continue
+        is_own = _is_own_file(path, parts) if listed is None else name in listed
+        if not is_own:
+            found.append(name)
+    return sorted(found)
 
 
-_OWN_NAMES = re.compile(
-    rf"{TREE_FILE}|{ROOT_FILE}|{re.escape(MANIFEST)}.*|{AGGREGATE}|{STRINGS}|{re.escape(_MARKER)}|{re.escape(_SUCCESS)}"
-    rf"|_sharding|_.*|{PINNED_NAME}|pytreesaver\.json|{ARRAY_METADATA}|d|ocdbt\.process_.*|descriptor|default"
+_OWN_FILES = re.compile(
+    rf"{TREE_FILE}|{ROOT_FILE}|{re.escape(MANIFEST)}(\.__lock)?|{AGGREGATE}|{STRINGS}|{re.escape(_MARKER)}"
+    rf"|{re.escape(_SUCCESS)}|_[a-z_]+|_[A-Z_]+|pytreesaver\.json|\.zarray|\.zattrs|zarr\.json|[0-9]+([./][0-9]+)*"
+    rf"|metadata|metrics|{re.escape(_NATIVE_INDEX)}|data-[0-9]{{5}}-of-[0-9]{{5}}(-[0-9a-f]{{16}})?\.safetensors"
+)
+_IN_OWN_DIRECTORIES = re.compile(
+    rf"(.*/)?(d/[0-9a-f]{{32}}|{ARRAY_METADATA}/process_[0-9]+|descriptor/[^/]+|c(/[0-9]+)*|c\.[0-9.]+)"
 )
 
 
-def _is_own(directory: Path) -> bool:
-    """Return whether a directory in a checkpoint is an array or an item."""
-    names = set(filesystem.list_directory(directory))
-    return _is_zarr(directory) or _is_tree(directory, names) or bool(names & {*_JSON_ITEMS, _SUCCESS})
+def _is_own_file(path: Path, parts: Sequence[str]) -> bool:
+    """Return whether a file in a checkpoint has a name that Orbax gives to files, in a directory that it makes."""
+    if _IN_OWN_DIRECTORIES.fullmatch("/".join(parts)):
+        return True
+    if not _OWN_FILES.fullmatch(parts[-1]):
+        return False
+    if parts[-1] == _SUCCESS:
+        return True
+    directory = path.joinpath(*parts[:-1])
+    if parts[-1] in _JSON_ITEMS:
+        return len(parts) == 2 and not _is_tree(path, set(filesystem.list_directory(path)))
+    if parts[-1][0].isdigit():  # a chunk of an array, whose directory may have further levels
+        above = [path.joinpath(*parts[:i]) for i in range(1, len(parts))]
+        return any(map(_is_zarr, above))
+    return directory == path or _is_zarr(directory) or _is_tree(directory, set(filesystem.list_directory(directory)))
 
 
 def _is_unfinished(path: Path) -> bool:
@@ -182,19 +191,50 @@ def _is_msgpack_map(file: Path) -> bool:
         filesystem.release(descriptor)
 
 
-def _is_root(names: set[str]) -> bool:
-    return bool(names & {ROOT_FILE, _MARKER, _SUCCESS, "default"})
+def _is_root(path: Path, names: set[str]) -> bool:
+    """Return whether a directory says that it is one of items.
+
+    The steps of old versions say nothing. They contain a tree called ``default``, and at most JSON items beside it.
+    """
+    if names & {ROOT_FILE, _MARKER, _SUCCESS}:
+        return True
+    if "default" not in names or not filesystem.is_directory(path / "default"):
+        return False
+    others = {name for name in names if not name.startswith(".")} - {"default", PINNED_NAME, *_JSON_ITEMS}
+    return not others and _is_tree(path / "default", set(filesystem.list_directory(path / "default")))
 
 
-def _items(path: Path, names: set[str]) -> list[str]:
-    return [
-        name
-        for name in sorted(names)
-        if name not in _OWN_DIRECTORIES
-        and not name.startswith((".", "ocdbt.process_"))
-        and _TEMPORARY not in name
-        and filesystem.is_directory(path / name)
-    ]
+class _Items(NamedTuple):
+    """The items in a directory: trees, native checkpoints, JSON items with their files, and others."""
+
+    trees: list[str]
+    natives: list[str]
+    json_files: dict[str, str]
+    others: list[str]
+
+    @property
+    def exist(self) -> bool:
+        return bool(self.trees or self.natives or self.json_files)
+
+
+def _items(path: Path, names: set[str]) -> _Items:
+    items = _Items([], [], {}, [])
+    for name in sorted(names):
+        if name in _OWN_DIRECTORIES or name.startswith((".", "ocdbt.process_")) or _TEMPORARY in name:
+            continue
+        if not filesystem.is_directory(path / name):
+            continue
+        inside = set(filesystem.list_directory(path / name))
+        file = next((each for each in _JSON_ITEMS if each in inside), None)
+        if _NATIVE_INDEX in inside:
+            items.natives.append(name)
+        elif _is_tree(path / name, inside):
+            items.trees.append(name)
+        elif file is not None and filesystem.is_regular_file(path / name / file):
+            items.json_files[name] = file
+        else:
+            items.others.append(name)
+    return items
 
 
 def _root(path: Path, names: set[str]) -> Mapping[str, Any]:

@@ -12,12 +12,13 @@ from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError, cell_bytes, dtype_name, stored_array
-from pytreesaver._tree.plain import encode_value
+from pytreesaver._tree.plain import MAX_DEPTH, encode_value
 from pytreesaver.formats.orbax.aggregate import decode_aggregate
 from pytreesaver.formats.orbax.arrays import ArrayStore, as_os_error
 from pytreesaver.formats.orbax.layout import (
     AGGREGATE,
     ARRAY_METADATA,
+    ROOT_FILE,
     STRINGS,
     TREE_FILE,
     Layout,
@@ -71,7 +72,7 @@ def read_tree(directory: Path) -> tuple[list[OrbaxLeaf], list[Any], list[OrbaxVa
     """
     entries = set(filesystem.list_directory(directory))
     aggregate: Any = None
-    if AGGREGATE in entries:
+    if AGGREGATE in entries and filesystem.is_regular_file(directory / AGGREGATE):
         aggregate = decode_aggregate(read_bytes(directory / AGGREGATE), directory / AGGREGATE)
     zarr3: bool | None = None
     is_complete = False
@@ -82,11 +83,17 @@ def read_tree(directory: Path) -> tuple[list[OrbaxLeaf], list[Any], list[OrbaxVa
             raise CorruptCheckpointError(f"{directory / SIDECAR}: expected the description of the tree, found no file")
         zarr3, is_complete = metadata.use_zarr3, metadata.store_array_data_equal_to_fill_value
         leaves, empty = leaves_of_metadata(metadata)
+        if [leaf.name for leaf in leaves] == [AGGREGATE] and AGGREGATE in entries:  # of `ArraySave`
+            leaves = [leaves[0]._replace(path=())]
+        if any(len(leaf.path) > MAX_DEPTH for leaf in leaves):
+            raise CorruptCheckpointError(f"{directory / TREE_FILE}: expected at most {MAX_DEPTH} levels")
         if aggregate is not None:
             inline = {leaf.name: leaf for leaf in leaves_of_aggregate(aggregate)[0] if leaf.value is not None}
             leaves = [leaf._replace(value=inline[leaf.name].value) if leaf.name in inline else leaf for leaf in leaves]
     elif aggregate is not None:
         leaves, empty = leaves_of_aggregate(aggregate)
+    elif entries & {ROOT_FILE, ARRAY_METADATA}:
+        raise CorruptCheckpointError(f"{directory / TREE_FILE}: expected the metadata of a tree, found no file")
     else:
         leaves = leaves_of_keys(ArrayStore(directory, zarr3=None, is_complete=False).keys())
     strings: dict[str, str] = {}
@@ -193,6 +200,11 @@ def _inline(value: Any) -> OrbaxVariable:
 def metadata_of(path: Path, layout: Layout) -> Any:
     """Return the JSON items of a checkpoint, and the user's metadata, as plain JSON data."""
     metadata = {name: read_json(file) for name, file in layout.json_files.items() if name != "metrics"}
+    metrics = _metrics_of(layout)
+    if isinstance(metrics, dict):
+        metrics = {name: value for name, value in metrics.items() if not _is_number(value)}
+    if metrics:
+        metadata["metrics"] = metrics
     custom = layout.root.get("custom_metadata")
     if custom:
         metadata["custom_metadata"] = custom
@@ -202,14 +214,25 @@ def metadata_of(path: Path, layout: Layout) -> Any:
         raise CorruptCheckpointError(f"{path}: metadata: {error}") from None
 
 
+def _metrics_of(layout: Layout) -> Any:
+    return read_json(layout.json_files["metrics"]) if "metrics" in layout.json_files else layout.root.get("metrics")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def record_of(path: Path, layout: Layout) -> Any:
     """Return the step, time and metrics of a checkpoint, as plain JSON data."""
-    metrics = read_json(layout.json_files["metrics"]) if "metrics" in layout.json_files else layout.root.get("metrics")
-    numbers = {
-        name: float(value)
-        for name, value in (metrics.items() if isinstance(metrics, dict) else ())
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    metrics = _metrics_of(layout)
+    try:
+        numbers = {
+            name: float(value)
+            for name, value in (metrics.items() if isinstance(metrics, dict) else ())
+            if _is_number(value)
+        }
+    except OverflowError:
+        raise CorruptCheckpointError(f"{path}: metrics: expected numbers of 64 bits") from None
     record = {
         "step": step_of(path),
         "time": layout.time,

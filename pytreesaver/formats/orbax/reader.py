@@ -1,21 +1,23 @@
 """Reading of Orbax checkpoints of any version, with TensorStore and without Orbax."""
 
+import errno
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError, DuplicateNameError
+from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError, DuplicateNameError, StructureWarning
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import checksum
-from pytreesaver._text import duplicates, quoted
-from pytreesaver._tree.boxes import Box, box_index, box_shape, whole_box
+from pytreesaver._text import SINGLE_LEAF_NAME, duplicates, quoted
+from pytreesaver._tree.boxes import Box, box_index
 from pytreesaver._tree.kinds import LeafType, storage_dtype
 from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.native.files import read_heading as native_heading
-from pytreesaver.formats.orbax.arrays import ArrayStore, read_arrays, read_box
+from pytreesaver.formats.orbax.arrays import ArrayStore, StoreError, read_arrays, read_box, read_boxes_with_checksum
 from pytreesaver.formats.orbax.layout import TREE_FILE, Layout, layout_of
 from pytreesaver.formats.orbax.opening import OrbaxVariable, damage_of, metadata_of, read_tree, record_of
 from pytreesaver.formats.orbax.sidecar import SIDECAR, Sidecar, checksums_of_files, read_sidecar
@@ -40,12 +42,8 @@ class OrbaxReader:
         layout = layout_of(path)
         if layout is None:
             raise not_found(path)
-        if layout.natives:
-            items = ", ".join(str(directory) for directory in (*layout.natives.values(), *layout.trees.values()))
-            raise CheckpointNotFoundError(
-                f"{path}: expected one tree, found items that pytreesaver wrote; read them one by one: {items}"
-            )
         self.path = path
+        self._version = _version_of(path)
         self._checksums: Sequence[str] = ()
         self._files: Mapping[str, tuple[int, str]] = {}
         self.same_as: Mapping[int, int] = {}
@@ -54,6 +52,7 @@ class OrbaxReader:
                 raise CorruptCheckpointError(f"{path}: expected the arrays of {SIDECAR}, found {list(layout.trees)}")
             self._open_ours(read_sidecar(path), layout.trees[""])
         else:
+            warn_of_others(path, layout)
             self._open_foreign(layout)
         self.types: Sequence[LeafType] = [each.type for each in self._variables]
         self.shapes: Sequence[tuple[int, ...]] = [each.shape for each in self._variables]
@@ -69,7 +68,7 @@ class OrbaxReader:
             name: array for name, array in zip(sidecar.names, arrays, strict=True) if isinstance(array, Exception)
         }
         if failed:
-            raise damage_of(self.path, failed, len(arrays))
+            raise self._damage(failed, len(arrays))
         for name, leaf_type, shape, array in zip(sidecar.names, types, sidecar.shapes, arrays, strict=True):
             found = tuple(array.shape), np.dtype(array.dtype.numpy_dtype)
             if found != (shape, storage_dtype(leaf_type)):
@@ -98,7 +97,7 @@ class OrbaxReader:
                 structures[prefix] = structure_of(leaves, empty, len(names))
             except ValueError as error:
                 raise CorruptCheckpointError(f"{directory / TREE_FILE}: expected a tree, found {error}") from None
-            names += [f"{prefix}{leaf.name}" if leaf.path else prefix.removesuffix("/") or "." for leaf in leaves]
+            names += [_joined_name(prefix, leaf.name if leaf.path else "") for leaf in leaves]
             self._variables += variables
         again = duplicates(names)
         if again:
@@ -155,7 +154,10 @@ class OrbaxReader:
         shape: tuple[int, ...] | None = None,
         assign: Callable[[np.ndarray, np.ndarray], None] = np.copyto,
     ) -> None:
-        """See `pytreesaver.formats.CheckpointReader.read_boxes`. To reshape an array, all of it is read."""
+        """See `pytreesaver.formats.CheckpointReader.read_boxes`.
+
+        To reshape an array, and to compare it with its checksum, all of it is read.
+        """
         stored_shape = self.shapes[position]
         if self._variables[position].value is not None or shape not in (None, stored_shape):
             (whole,) = self.read([position], verify=verify)
@@ -165,13 +167,14 @@ class OrbaxReader:
             return
         array = self._open_array(position)
         try:
+            if verify and self._checksums:
+                found = read_boxes_with_checksum(array, boxes, outputs, assign)
+                if f"{found:016x}" != self._checksums[position]:
+                    raise _mismatch()
+                return
             for box, output in zip(boxes, outputs, strict=True):
                 read_box(array, box, output, assign)
-        except OSError:
-            raise
-        except Exception as error:
-            if not _is_from_tensorstore(error):
-                raise
+        except StoreError as error:
             raise self._corrupt({position: error}) from None
 
     def map(self, places: Sequence[tuple[int, Box]], *, verify: bool) -> list[np.ndarray | None]:
@@ -191,22 +194,18 @@ class OrbaxReader:
         failed: dict[int, Exception] = {}
         for position in range(len(self.names)):
             if self._variables[position].value is None:
-                box = whole_box(self.shapes[position])
-                output = np.lib.stride_tricks.as_strided(
-                    np.empty(1, storage_dtype(self.types[position])), box_shape(box), (0,) * len(box)
-                )
+                array = self._open_array(position)
                 try:
-                    if self._checksums:
-                        self.read([position], verify=True)
-                        continue
-                    read_box(self._open_array(position), box, output, lambda output, values: None)
-                except Exception as error:
+                    found = read_boxes_with_checksum(array, [], [], np.copyto)
+                    if self._checksums and f"{found:016x}" != self._checksums[position]:
+                        failed[position] = _mismatch()
+                except StoreError as error:
                     failed[position] = error
         if failed:
             raise self._corrupt(failed)
         if self._files:
-            found = checksums_of_files(self.path)
-            wrong = [name for name, expected in self._files.items() if found.get(name) != expected]
+            checksums = checksums_of_files(self.path, self._files)
+            wrong = [name for name, expected in self._files.items() if checksums.get(name) != expected]
             if wrong:
                 raise CorruptCheckpointError(
                     "\n".join(f"{self.path / name}: its checksum does not match: it is damaged" for name in wrong)
@@ -219,11 +218,39 @@ class OrbaxReader:
         return array
 
     def _corrupt(self, failed: Mapping[int, Exception]) -> Exception:
-        return damage_of(self.path, {self.names[i]: error for i, error in failed.items()}, len(self.names))
+        return self._damage({self.names[i]: error for i, error in failed.items()}, len(self.names))
+
+    def _damage(self, failed: Mapping[str, Exception], count: int) -> Exception:
+        if _version_of(self.path) != self._version:
+            return OSError(errno.ESTALE, "it was replaced or deleted while it was open; open it again", str(self.path))
+        return damage_of(self.path, failed, count)
 
 
-def _mismatch() -> Exception:
-    return ValueError("the checksum of its bytes does not match")
+def _mismatch() -> StoreError:
+    return StoreError("the checksum of its bytes does not match")
+
+
+def _joined_name(prefix: str, name: str) -> str:
+    return f"{prefix}{name}" if name else prefix.removesuffix("/") or SINGLE_LEAF_NAME
+
+
+def _version_of(path: Path) -> tuple[int, int] | None:
+    """Return what tells a checkpoint from one that replaces it, or None if there is none any more."""
+    try:
+        return filesystem.identity(path)
+    except OSError:
+        return None
+
+
+def warn_of_others(path: Path, layout: Layout) -> None:
+    """Warn of the items of a checkpoint that are not read."""
+    if layout.others:
+        items = ", ".join(map(quoted, layout.others))
+        warnings.warn(
+            f"{path}: items of Orbax that are not trees, arrays or JSON are not read: {items}",
+            StructureWarning,
+            stacklevel=4,
+        )
 
 
 def _has_sidecar(path: Path) -> bool:
@@ -249,7 +276,3 @@ def not_found(path: Path) -> CheckpointNotFoundError:
     """Return the error for a path that is no Orbax checkpoint."""
     found = foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
     return CheckpointNotFoundError(f"{path}: expected an Orbax checkpoint, found {found}")
-
-
-def _is_from_tensorstore(error: Exception) -> bool:
-    return isinstance(error, ValueError | NotImplementedError) or type(error) is Exception

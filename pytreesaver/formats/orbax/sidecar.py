@@ -4,20 +4,20 @@ It holds what Orbax does not: the exact structure and types, the metadata and th
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from pytreesaver._errors import CorruptCheckpointError, UnsupportedVersionError
+from pytreesaver._errors import CheckpointError, CorruptCheckpointError, UnsupportedVersionError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import checksum
 from pytreesaver._text import duplicates
 from pytreesaver._tree.kinds import LeafType, NotPlainError, storage_dtype
-from pytreesaver.formats.orbax.layout import read_bytes
-from pytreesaver.formats.protocol import PINNED_NAME
+from pytreesaver.formats.orbax.layout import other_files, read_bytes
 
 SIDECAR = "pytreesaver.json"
 VERSION = 1
@@ -87,12 +87,25 @@ def read_sidecar(directory: Path) -> Sidecar:
     return sidecar
 
 
-def checksums_of_files(directory: Path) -> dict[str, tuple[int, str]]:
-    """Return the size in bytes and the xxh3 of each file in a directory, except for the description and a pin."""
+def files_of_others(directory: Path) -> list[str]:
+    """Return the files in an Orbax checkpoint that neither Orbax nor pytreesaver wrote, by their paths in it."""
+    listed: set[str] | None = None
+    if filesystem.exists(directory / SIDECAR):
+        with suppress(CheckpointError):  # if it is damaged, the names tell
+            listed = {SIDECAR, *read_sidecar(directory).files}
+    return other_files(directory, listed)
+
+
+def checksums_of_files(directory: Path, names: Collection[str]) -> dict[str, tuple[int, str]]:
+    """Return the size in bytes and the xxh3 of each of the named files in a directory that exists."""
     found = {}
-    for name in filesystem.file_sizes(directory):
-        if name not in (SIDECAR, PINNED_NAME):
+    for name in names:
+        try:
             content = _content_of(directory / name)
+        except OSError as error:
+            if not filesystem.is_absence(error):
+                raise
+        else:
             found[name] = content.nbytes, f"{checksum(content):016x}"
     return found
 
@@ -100,9 +113,13 @@ def checksums_of_files(directory: Path) -> dict[str, tuple[int, str]]:
 def _content_of(file: Path) -> np.ndarray:
     descriptor = filesystem.open_existing(file)
     try:
-        return filesystem.map_file(descriptor, filesystem.file_size(descriptor))
+        size = filesystem.file_size(descriptor)
+        return filesystem.map_file(descriptor, size) if size else np.zeros(0, np.uint8)
     finally:
         filesystem.release(descriptor)
+
+
+_POSITION = re.compile(r"[0-9]{1,18}")
 
 
 def _problem(sidecar: Sidecar) -> str | None:
@@ -117,6 +134,6 @@ def _problem(sidecar: Sidecar) -> str | None:
     for leaf_type in sidecar.types:
         storage_dtype(leaf_type)
     for key, earlier in sidecar.same_as.items():
-        if not key.isdigit() or not 0 <= earlier < int(key) < count:
+        if not _POSITION.fullmatch(key) or not 0 <= earlier < int(key) < count:
             return "expected positions of variables in same_as"
     return None

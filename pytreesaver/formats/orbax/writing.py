@@ -17,16 +17,25 @@ from pytreesaver._io.atomic import (
     remove_tree,
     sync_parents,
     temporary_sibling,
+    write_pin,
 )
 from pytreesaver._io.checksums import checksum
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.parallel import advance
 from pytreesaver._text import SINGLE_LEAF_NAME, quoted
 from pytreesaver._tree.kinds import Cells, LeafType, cell_bytes, describe_dtype, grid_cells, storage_dtype, stored_array
-from pytreesaver.formats.orbax.layout import other_files, recognizes
+from pytreesaver.formats.orbax.arrays import path_for_store
+from pytreesaver.formats.orbax.layout import recognizes
 from pytreesaver.formats.orbax.plain_tree import array_directory, orbax_tree
-from pytreesaver.formats.orbax.sidecar import MARKER, SIDECAR, Sidecar, checksums_of_files, encode_sidecar
-from pytreesaver.formats.protocol import TreeContents, refuse_unsupported
+from pytreesaver.formats.orbax.sidecar import (
+    MARKER,
+    SIDECAR,
+    Sidecar,
+    checksums_of_files,
+    encode_sidecar,
+    files_of_others,
+)
+from pytreesaver.formats.protocol import PINNED_NAME, TreeContents, refuse_unsupported
 
 NAME = "orbax"
 _STEP_NAME = re.compile(r"[0-9]+")
@@ -45,6 +54,9 @@ def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool,
     """
     refuse_unsupported(contents, unsupported(contents), NAME)
     tree, keys = orbax_tree(contents.structure)
+    if filesystem.is_link(path):
+        path = filesystem.resolved(path)
+    path_for_store(path)
     exists = filesystem.exists(path)
     if exists and not overwrite:
         raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
@@ -64,7 +76,10 @@ def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool,
             if durable or exists:
                 _sync_tree(new)
             if exists:
+                _keep_pin(path, new)
                 filesystem.exchange(new, path)
+                sync_parents(path)  # before the old checkpoint is deleted
+                filesystem.sync_directory(hidden)
             else:
                 _give_name(new, path)
             remove_tree(hidden)
@@ -78,6 +93,11 @@ def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool,
         sync_parents(path, made)
 
 
+def _keep_pin(path: Path, new: Path) -> None:
+    if filesystem.exists(path / PINNED_NAME):
+        write_pin(new / PINNED_NAME)
+
+
 def _give_name(new: Path, path: Path) -> None:
     try:
         filesystem.rename(new, path)
@@ -88,7 +108,7 @@ def _give_name(new: Path, path: Path) -> None:
 
 
 def _may_replace(path: Path) -> bool:
-    return recognizes(path) and filesystem.exists(path / SIDECAR) and not other_files(path)
+    return recognizes(path) and filesystem.exists(path / SIDECAR) and not files_of_others(path)
 
 
 def unsupported(contents: TreeContents) -> Mapping[str, str]:
@@ -117,6 +137,8 @@ def _problem(leaf_type: LeafType, shape: Sequence[int]) -> str | None:
         return "Orbax holds no int of more than 64 bits"
     if not _DTYPES.fullmatch(leaf_type.dtype):
         return f"Orbax holds no arrays of {describe_dtype(leaf_type)}"
+    if len(shape) > 32:
+        return f"Orbax holds no arrays of more than 32 axes, found {len(shape)}"
     if 0 in shape:
         return f"Orbax holds no empty arrays, found shape {list(shape)}"
     return None
@@ -152,7 +174,7 @@ def _write_files(directory: Path, tree: Any, keys: Sequence[str], contents: Tree
         structure=contents.structure,
         metadata=contents.metadata,
         record=contents.record,
-        files=checksums_of_files(directory),
+        files=checksums_of_files(directory, filesystem.file_sizes(directory)),
         same_as={str(position): earlier for position, earlier in contents.same_as.items()},
     )
     _write_file(directory / SIDECAR, encode_sidecar(sidecar))

@@ -17,7 +17,7 @@ from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.formats.protocol import Heading, TreeContents
 from pytreesaver.formats.safetensors import opening
 from pytreesaver.formats.safetensors.files import INDEX_NAME, data_files, other_files, recognizes
-from pytreesaver.formats.safetensors.writing import LAYOUT, listed_files, write
+from pytreesaver.formats.safetensors.writing import LAYOUT, is_index_of_ours, write
 
 __all__ = [
     "heading_file",
@@ -42,8 +42,7 @@ def unsupported(contents: TreeContents) -> Mapping[str, str]:
 def remove_unlisted_files(path: Path) -> None:
     """Delete leftovers of interrupted overwrites. See `pytreesaver.formats.Format.remove_unlisted_files`."""
     with suppress(OSError, CheckpointError):
-        if INDEX_NAME in filesystem.list_directory(path):
-            listed_files(path)
+        if INDEX_NAME in filesystem.list_directory(path) and is_index_of_ours(path):
             remove_unlisted(path, [], LAYOUT)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
-from pytreesaver.formats.protocol import PINNED_NAME
+from pytreesaver.formats.protocol import PINNED_NAME, SYSTEM_FILES
 from pytreesaver.formats.safetensors.header import looks_like_header
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -40,7 +40,8 @@ def recognizes(path: Path) -> bool:
 
 def other_files(directory: Path) -> list[str]:
     """Return the names of the files in a directory that pytreesaver would not have written."""
-    return sorted(name for name in filesystem.list_directory(directory) if not OWN_FILES.fullmatch(name))
+    names = filesystem.list_directory(directory)
+    return sorted(name for name in names if not (OWN_FILES.fullmatch(name) or SYSTEM_FILES.fullmatch(name)))
 
 
 def data_files(directory: Path, entries: list[str]) -> list[str] | Path | None:

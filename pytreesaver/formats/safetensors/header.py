@@ -11,8 +11,10 @@ import numpy as np
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
-from pytreesaver._text import quoted
+from pytreesaver._text import duplicates, quoted
+from pytreesaver._tree.plain import MAX_DEPTH
 from pytreesaver.formats.indexed.header import LENGTH_NBYTES, MAX_HEADER_NBYTES
+from pytreesaver.formats.indexed.index import is_shape
 
 _DTYPES = {
     "BOOL": "bool",
@@ -76,8 +78,12 @@ def looks_like_header(head: bytes) -> bool:
     return head[LENGTH_NBYTES : LENGTH_NBYTES + 1] == b"{" and 2 <= length <= MAX_HEADER_NBYTES
 
 
-def read_header_text(file: Path) -> tuple[bytes, int]:
-    """Return the JSON text of the header of a file, and the size of the data after it.
+Version = tuple[int, int, int, int]
+"""What tells a file from another one that replaced it; see `filesystem.version`."""
+
+
+def read_header_text(file: Path) -> tuple[bytes, int, Version]:
+    """Return the JSON text of the header of a file, the size of the data after it, and which file that is.
 
     Raises:
         CorruptCheckpointError: if the file is shorter than its header.
@@ -93,7 +99,8 @@ def read_header_text(file: Path) -> tuple[bytes, int]:
                 f"{file}: expected a header of {length} bytes, found a file of {size} bytes: the file is damaged, or "
                 "truncated, for example by an interrupted download"
             )
-        return _read(descriptor, file, LENGTH_NBYTES, length), size - LENGTH_NBYTES - length
+        text = _read(descriptor, file, LENGTH_NBYTES, length)
+        return text, size - LENGTH_NBYTES - length, filesystem.version(descriptor)
     finally:
         filesystem.release(descriptor)
 
@@ -132,12 +139,18 @@ _DECODER = msgspec.json.Decoder(TensorInfo)
 
 def _refuse_repeated_names(text: bytes, file: Path) -> None:
     def unique(pairs: list[tuple[str, Any]]) -> None:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            again = next(name for name in names if names.count(name) > 1)
-            raise CorruptCheckpointError(f"{file}: expected different names in the header, found {quoted(again)} again")
+        again = duplicates([name for name, _ in pairs])
+        if again:
+            raise CorruptCheckpointError(
+                f"{file}: expected different names in the header, found {quoted(again[0])} again"
+            )
 
-    json.loads(text, object_pairs_hook=unique)
+    try:
+        json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(
+            f"{file}: expected a header of safetensors, found a damaged one ({error})"
+        ) from None
 
 
 def _check(tensors: dict[str, TensorInfo], data_nbytes: int, file: Path) -> None:
@@ -150,10 +163,15 @@ def _check(tensors: dict[str, TensorInfo], data_nbytes: int, file: Path) -> None
             problem = f"expected a dtype of whole bytes, found {info.dtype}; convert it where it was made"
         elif info.dtype not in _DTYPES:
             problem = f"expected a dtype of safetensors, found {info.dtype!r}"
-        elif len(info.shape) > _MAX_AXES or min(info.shape, default=0) < 0:
-            problem = f"expected at most {_MAX_AXES} axes and no negative length, found {info.shape[:9]}"
+        elif not is_shape(info.shape, _ITEM_NBYTES[info.dtype]):
+            problem = (
+                "expected at most 64 axes, no negative length, and fewer than 2**63 bytes, found the shape "
+                f"{str(info.shape)[:60]}"
+            )
         elif stop - begin != math.prod(info.shape) * _ITEM_NBYTES[info.dtype]:
             problem = f"expected the bytes of {info.dtype_name}{info.shape}, found {stop - begin}"
+        elif name.count("/") >= MAX_DEPTH:
+            problem = f"expected a name of at most {MAX_DEPTH} parts"
         elif begin != end:
             problem = f"expected its bytes to start at {end}, found {begin}: bytes overlap, or belong to no tensor"
         if problem:
@@ -162,7 +180,8 @@ def _check(tensors: dict[str, TensorInfo], data_nbytes: int, file: Path) -> None
         if end > data_nbytes:
             cut.append(name)
     if end > data_nbytes:
-        lines = "".join(f"\n  {quoted(name)}" for name in tensors if name in set(cut))
+        is_cut = set(cut)
+        lines = "".join(f"\n  {quoted(name)}" for name in tensors if name in is_cut)
         raise CorruptCheckpointError(
             f"{file}: expected {end} bytes of data, found {data_nbytes}: the file is truncated, for example by an "
             f"interrupted download\n{file}: {len(cut)} of {len(tensors)} variables damaged:{lines}",
@@ -170,6 +189,3 @@ def _check(tensors: dict[str, TensorInfo], data_nbytes: int, file: Path) -> None
         )
     if end < data_nbytes:
         raise CorruptCheckpointError(f"{file}: expected {end} bytes of data, found {data_nbytes}")
-
-
-_MAX_AXES = 64

@@ -1,7 +1,7 @@
 """Opening of safetensors files, with or without the index of pytreesaver in their metadata."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.formats.protocol import Heading
 from pytreesaver.formats.safetensors.embedded import CONTENT_KEY, embedded_index, is_ours
 from pytreesaver.formats.safetensors.files import INDEX_NAME, SHARD_NAME, data_files
-from pytreesaver.formats.safetensors.header import Header, decode_header, read_header_text
+from pytreesaver.formats.safetensors.header import Header, Version, decode_header, read_header_text
 
 NAME = "safetensors"
 VERSION = 1
@@ -28,24 +28,59 @@ _MAX_JSON_NBYTES = 1 << 30
 _NO_NAME = re.compile("")
 
 
-def open_file(path: Path) -> IndexedReader:
-    """Open a single safetensors file."""
-    text, data_nbytes = read_header_text(path)
-    header = decode_header(text, data_nbytes, path)
+def open_file(path: Path, file: Path | None = None) -> IndexedReader:
+    """Open a single safetensors file: the checkpoint itself, or the `file` in the directory `path`."""
+    source = path if file is None else file
+    while True:
+        header, version = _decoded(source)
+        reader = _reader(path, _index_of_file(source, header), [source])
+        if _is_unchanged(reader, [version]):
+            return reader
+        reader.close()  # another program has replaced it since its header was read
+
+
+def _index_of_file(file: Path, header: Header) -> Index:
     if not is_ours(header.text, header.metadata):
-        index = _index_of([(path.name, header)], header.metadata)
-    else:
-        embedded = embedded_index(header.text, header.metadata, str(path))
-        index = decode_index(embedded, str(path), _NO_NAME)
-        if [file.nbytes for file in index.files] != [data_nbytes]:
-            raise CorruptCheckpointError(f"{path}: expected {index.files[0].nbytes} bytes of data, found {data_nbytes}")
-        index.files = [DataFile(path.name, header.nbytes + data_nbytes, header.nbytes, "")]
-        index.chunk_offsets = [header.nbytes + offset for offset in index.chunk_offsets]
-    return _reader(path, index, [path])
+        return _index_of([(file.name, header)], header.metadata)
+    embedded = embedded_index(header.text, header.metadata, str(file))
+    index = decode_index(embedded, str(file), _NO_NAME)
+    if [each.nbytes for each in index.files] != [header.data_nbytes]:
+        expected = sum(each.nbytes for each in index.files)
+        raise CorruptCheckpointError(f"{file}: expected {expected} bytes of data, found {header.data_nbytes}")
+    index.files = [DataFile(file.name, header.nbytes + header.data_nbytes, header.nbytes, "")]
+    index.chunk_offsets = [header.nbytes + offset for offset in index.chunk_offsets]
+    return index
+
+
+def _decoded(file: Path) -> tuple[Header, Version]:
+    text, data_nbytes, version = read_header_text(file)
+    return decode_header(text, data_nbytes, file), version
+
+
+def _is_unchanged(reader: IndexedReader, versions: Sequence[Version]) -> bool:
+    """Return whether the open files are those whose headers were read."""
+    try:
+        return reader.file_versions == list(versions)
+    except BaseException:
+        reader.close()
+        raise
 
 
 def open_directory(path: Path) -> IndexedReader:
     """Open a directory of safetensors files, with the index of Hugging Face or of pytreesaver, or with none."""
+    while True:
+        reader, is_current = _open_directory(path)
+        try:
+            if is_current():
+                return reader
+        except BaseException:
+            reader.close()
+            raise
+        reader.close()  # another program has replaced files since the headers or the index were read
+
+
+def _open_directory(path: Path) -> tuple[IndexedReader, Callable[[], bool]]:
+    """Open a directory. Also return a function that tells whether the open files belong together."""
     found = data_files(path, filesystem.list_directory(path))
     if found is None:
         raise CheckpointNotFoundError(f"{path}: expected a directory with safetensors files of a model, found none")
@@ -53,12 +88,20 @@ def open_directory(path: Path) -> IndexedReader:
         text, metadata, weight_map = read_json_index(found)
         if is_ours(text, metadata):
             index = decode_index(embedded_index(text, metadata, str(found)), str(found), SHARD_NAME)
-            return _reader(path, index, [path / file.name for file in index.files])
+            reader = _reader(path, index, [path / file.name for file in index.files])
+            json_index = found
+            return reader, lambda: not reader.lacks_files or read_json_index(json_index)[0] == text
         names = list(dict.fromkeys(weight_map.values()))
     else:
         metadata, weight_map, names = {}, {}, found
         _refuse_missing_shards(path, names)
-    headers = [(name, _read_header(path / name, weight_map)) for name in names]
+    headers, versions = [], []
+    for name in names:
+        header, version = _read_header(path / name, weight_map)
+        headers.append((name, header))
+        versions.append(version)
+    if len(headers) == 1 and is_ours(headers[0][1].text, headers[0][1].metadata):
+        return open_file(path, path / names[0]), lambda: True
     if any(CONTENT_KEY in header.metadata for _, header in headers):
         raise CorruptCheckpointError(
             f"{path / INDEX_NAME}: expected the index of pytreesaver, which its data files belong to, found "
@@ -78,15 +121,15 @@ def open_directory(path: Path) -> IndexedReader:
         raise CorruptCheckpointError(f"{path}: expected each tensor in one file, found one in several")
     if len(headers) == 1 and not metadata:
         metadata = headers[0][1].metadata
-    return _reader(path, _index_of(headers, metadata), [path / name for name in names])
+    reader = _reader(path, _index_of(headers, metadata), [path / name for name in names])
+    return reader, lambda: reader.file_versions == versions
 
 
 def read_heading(path: Path, *, is_file: bool) -> Heading:
     """Return the heading of a checkpoint. Raises what `open_file` and `open_directory` raise."""
     if is_file:
-        text, data_nbytes = read_header_text(path)
-        header = decode_header(text, data_nbytes, path)
-        sizes = {"": header.nbytes + data_nbytes}
+        header, _ = _decoded(path)
+        sizes = {"": header.nbytes + header.data_nbytes}
         if not is_ours(header.text, header.metadata):
             return Heading(None, encode_value(header.metadata, classes=False), sizes)
         heading = decode_heading(embedded_index(header.text, header.metadata, str(path)), str(path))
@@ -98,16 +141,16 @@ def read_heading(path: Path, *, is_file: bool) -> Heading:
             return decode_heading(embedded_index(text, metadata, str(found)), str(found))
     reader = open_directory(path)
     reader.close()
-    return Heading(None, reader.metadata, reader.file_sizes)
+    return Heading(reader.record, reader.metadata, reader.file_sizes)
 
 
 def _reader(path: Path, index: Index, files: Sequence[Path]) -> IndexedReader:
     return IndexedReader(path, index, files, format_name=NAME, format_version=VERSION)
 
 
-def _read_header(file: Path, weight_map: Mapping[str, str]) -> Header:
+def _read_header(file: Path, weight_map: Mapping[str, str]) -> tuple[Header, Version]:
     try:
-        text, data_nbytes = read_header_text(file)
+        return _decoded(file)
     except OSError as error:
         if not filesystem.is_absence(error):
             raise
@@ -118,7 +161,6 @@ def _read_header(file: Path, weight_map: Mapping[str, str]) -> Header:
             f"damaged:{lines}",
             damaged=names,
         ) from None
-    return decode_header(text, data_nbytes, file)
 
 
 def _refuse_missing_shards(path: Path, names: Sequence[str]) -> None:
@@ -135,7 +177,7 @@ def _refuse_missing_shards(path: Path, names: Sequence[str]) -> None:
 
 class _JsonIndex(msgspec.Struct):
     weight_map: dict[str, str]
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] | None = None
 
 
 def read_json_index(file: Path) -> tuple[bytes, dict[str, Any], dict[str, str]]:
@@ -160,7 +202,7 @@ def read_json_index(file: Path) -> tuple[bytes, dict[str, Any], dict[str, str]]:
     for name in set(index.weight_map.values()):
         if name in (".", "..") or not _PLAIN_NAME.fullmatch(name):
             raise CorruptCheckpointError(f"{file}: expected names of files in the same directory, found {name[:60]!r}")
-    return text, index.metadata, index.weight_map
+    return text, index.metadata or {}, index.weight_map
 
 
 _PLAIN_NAME = re.compile(r"[^/\0]{1,255}")

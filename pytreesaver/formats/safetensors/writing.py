@@ -195,6 +195,13 @@ def _index_text(index: Index) -> bytes:
     return sealed(msgspec.json.encode(content))
 
 
+def is_index_of_ours(path: Path) -> bool:
+    """Return whether the index in a directory is one of pytreesaver, and intact. Raises what `listed_files` raises."""
+    _, metadata, _ = read_json_index(path / INDEX_NAME)
+    listed_files(path)
+    return CHECKSUM_KEY in metadata
+
+
 def listed_files(path: Path) -> list[str]:
     """Return the data files that the index of pytreesaver in a directory lists.
 

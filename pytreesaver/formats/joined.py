@@ -1,0 +1,135 @@
+"""Several open checkpoints as one, each under the name of an item."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._text import SINGLE_LEAF_NAME
+from pytreesaver._tree.boxes import Box
+from pytreesaver._tree.kinds import LeafType
+from pytreesaver._tree.restructure import joined_structure
+from pytreesaver.formats.protocol import CheckpointReader
+
+
+class JoinedReader:
+    """A reader of several checkpoints, whose variables have the names of their items before their own.
+
+    Args:
+        path: the directory of all of them.
+        readers: the open checkpoints by item. Closing this reader closes them.
+        metadata: the metadata of the whole, as plain JSON data.
+        record: its record.
+        format_name: the name of its format.
+        format_version: the version of its format.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        readers: Mapping[str, CheckpointReader],
+        metadata: Any,
+        record: Any,
+        *,
+        format_name: str,
+        format_version: int,
+    ) -> None:
+        self.path = path
+        self.metadata = metadata
+        self.record = record
+        self.format_name = format_name
+        self.format_version = format_version
+        self._readers = dict(readers)
+        self._places: list[tuple[str, int]] = [
+            (item, position) for item, reader in readers.items() for position in range(len(reader.names))
+        ]
+        self.names: Sequence[str] = [
+            item if name == SINGLE_LEAF_NAME else f"{item}/{name}"
+            for item, reader in readers.items()
+            for name in reader.names
+        ]
+        self.types: Sequence[LeafType] = [each for reader in readers.values() for each in reader.types]
+        self.shapes: Sequence[tuple[int, ...]] = [each for reader in readers.values() for each in reader.shapes]
+        self.nbytes: Sequence[int] = [each for reader in readers.values() for each in reader.nbytes]
+        counts = [len(reader.names) for reader in readers.values()]
+        first = dict(zip(readers, accumulate([0, *counts]), strict=False))
+        self.structure = joined_structure({item: reader.structure for item, reader in readers.items()}, first)
+        self.same_as: Mapping[int, int] = {
+            first[item] + position: first[item] + earlier
+            for item, reader in readers.items()
+            for position, earlier in reader.same_as.items()
+        }
+
+    def close(self) -> None:
+        """Close all checkpoints."""
+        with ExitStack() as stack:
+            for reader in self._readers.values():
+                stack.callback(reader.close)
+
+    def check(self) -> None:
+        """See `pytreesaver.formats.CheckpointReader.check`."""
+        for reader in self._readers.values():
+            reader.check()
+
+    def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
+        """See `pytreesaver.formats.CheckpointReader.read`."""
+        return self._of_each(positions, lambda reader, inner: reader.read(inner, verify=verify))
+
+    def read_boxes(
+        self,
+        position: int,
+        boxes: Sequence[Box],
+        outputs: Sequence[np.ndarray],
+        *,
+        verify: bool,
+        shape: tuple[int, ...] | None = None,
+        assign: Callable[[np.ndarray, np.ndarray], None] = np.copyto,
+    ) -> None:
+        """See `pytreesaver.formats.CheckpointReader.read_boxes`."""
+        item, inner = self._places[position]
+        self._readers[item].read_boxes(inner, boxes, outputs, verify=verify, shape=shape, assign=assign)
+
+    def map(self, places: Sequence[tuple[int, Box]], *, verify: bool) -> list[np.ndarray | None]:
+        """See `pytreesaver.formats.CheckpointReader.map`."""
+        boxes = [box for _, box in places]
+
+        def map_some(reader: CheckpointReader, inner: Sequence[int], chosen: Sequence[int]) -> list[Any]:
+            return reader.map(list(zip(inner, [boxes[i] for i in chosen], strict=True)), verify=verify)
+
+        return self._of_each([position for position, _ in places], map_some, with_indices=True)
+
+    def digest(self, position: int) -> Any:
+        """See `pytreesaver.formats.CheckpointReader.digest`."""
+        item, inner = self._places[position]
+        return self._readers[item].digest(inner)
+
+    def verify(self) -> None:
+        """See `pytreesaver.formats.CheckpointReader.verify`."""
+        reasons: list[str] = []
+        damaged: list[str] = []
+        for item, reader in self._readers.items():
+            try:
+                reader.verify()
+            except CorruptCheckpointError as error:
+                reasons.append(str(error))
+                damaged += [f"{item}/{name}" for name in error.damaged]
+        if reasons:
+            raise CorruptCheckpointError("\n".join(reasons), damaged=damaged)
+
+    def _of_each(
+        self, positions: Sequence[int], read: Callable[..., list[Any]], *, with_indices: bool = False
+    ) -> list[Any]:
+        """Call `read` once for each checkpoint, with the positions in it, and return all results in order."""
+        results: list[Any] = [None] * len(positions)
+        for item, reader in self._readers.items():
+            chosen = [i for i, position in enumerate(positions) if self._places[position][0] == item]
+            inner = [self._places[positions[i]][1] for i in chosen]
+            if chosen:
+                found = read(reader, inner, chosen) if with_indices else read(reader, inner)
+                for i, result in zip(chosen, found, strict=True):
+                    results[i] = result
+        return results
