@@ -31,7 +31,7 @@ from pytreesaver._savers.managed_saves import (
     checked_save_policy,
 )
 from pytreesaver._savers.preemption import checked_signals
-from pytreesaver.formats.registry import format_named
+from pytreesaver.formats.registry import format_to_write
 
 logger = logging.getLogger("pytreesaver")
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class CheckpointManager:
         saving = checked_save_policy(save_interval_steps, save_interval_secs, save_policy)
         check_when_busy(when_busy)
         signals = checked_signals(save_on_signal, save_on_sigterm)
-        format_named(format)  # raises if there is no such format
+        format = format_to_write(Path(checkpoint_name), format).name
         self._rule = rule
         self._clock = clock
         self._run = ManagedRun(self._given_directory, checkpoint_name, pad_step_number, rule, float(clock()))

@@ -114,8 +114,20 @@ def format_to_write(path: Path, name: str | None) -> Format:
     """
     if name is None:
         endings = _ENDINGS | _registered_endings
-        name = next((endings[ending] for ending in endings if path.name.endswith(ending)), None)
+        name = next((endings[ending] for ending in endings if path.name.lower().endswith(ending)), None)
+        foreign = next((ending for ending in _ENDINGS_OF_OTHERS if path.name.lower().endswith(ending)), None)
+        if name is None and foreign is not None:
+            raise ValueError(
+                f"{path}: expected a path without the ending {foreign} of files that pytreesaver does not write, or "
+                'format="native"'
+            )
     return format_named(name)
+
+
+_ENDINGS_OF_OTHERS = (
+    *(".npz", ".npy", ".msgpack", ".pt", ".pth", ".bin", ".pkl"),
+    *(".h5", ".hdf5", ".keras", ".gguf", ".eqx"),
+)
 
 
 def format_at(path: Path) -> Format | None:

@@ -304,4 +304,13 @@ def test_wrong_arguments_are_refused_before_anything_is_written():
                 save({"w": 1}, "model", **options)
     with pytest.raises(ValueError, match="the path of a directory"):
         pts.save({"w": 1}, "model.safetensors", shard_nbytes=10)
+    for name in ("model.npz", "model.PT", "model.h5"):
+        with pytest.raises(ValueError, match="expected a path without the ending"):
+            pts.save({"w": 1}, name)
     assert list(Path().iterdir()) == []
+    assert pts.save({"w": 1}, "MODEL.SAFETENSORS").is_file()
+    assert pts.save({"w": 1}, "model.pt", format="native").is_dir()
+    with pts.CheckpointManager("run", checkpoint_name="m.safetensors", block=True) as manager:
+        manager.save(1, {"w": 1})
+        assert Path("run/m.safetensors-1").is_file()
+        assert manager.restore() == {"w": 1}
