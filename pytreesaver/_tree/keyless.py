@@ -1,9 +1,13 @@
 """Nodes whose class is registered with JAX without keys: names for their children, where the node itself knows some."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import base64
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import jax
+import msgspec
 
 from pytreesaver._tree.restructure import node_parts
 
@@ -20,10 +24,26 @@ def children_by_key(node: Any, children: Sequence[Any]) -> dict[Any, Any] | None
     """
     if not isinstance(node, Mapping) or len(node) != len(children):
         return None
-    for keys in (list(node), _sorted(node)):
-        if all(node[key] is child for key, child in zip(keys, children, strict=True)):
-            return dict(zip(keys, children, strict=True))
-    return None
+    orders = [list(node), _sorted(node)]
+    fitting = [keys for keys in orders if all(node[key] is child for key, child in zip(keys, children, strict=True))]
+    if len(fitting) == 2 and fitting[0] != fitting[1]:  # one object in several places fits anywhere
+        fitting = _order_of_class(node) or fitting
+    return dict(zip(fitting[0], children, strict=True)) if fitting else None
+
+
+def _order_of_class(node: Mapping[Any, Any]) -> list[list[Any]]:
+    """Return the keys of a mapping in the order in which JAX flattens its values."""
+    values = [_Marker() for _ in range(len(node))]
+    treedef = jax.tree.structure(node, is_leaf=lambda each: each is not node)
+    with suppress(Exception):  # the class may accept nothing else than arrays
+        marked = jax.tree.unflatten(treedef, values)
+        by_value = {id(marked[key]): key for key in marked}
+        return [[by_value[id(value)] for value in values]]
+    return []
+
+
+class _Marker:
+    """A leaf that is equal to no other."""
 
 
 def is_nested_mapping(node: Any, children: Sequence[Any]) -> bool:
@@ -45,66 +65,119 @@ def _sorted(node: Mapping[Any, Any]) -> list[Any]:
         return list(node)
 
 
-def child_names(auxiliary: Any, count: int) -> list[str] | None:
-    """Return the names that the auxiliary data of a node gives to its `count` children, or None if it gives none.
+class Child(NamedTuple):
+    """A child of a node without keys: its position, how many children there are, and the auxiliary data of the node."""
 
-    These are the first list of as many different strings, or else the keys of a dict of as many. With one child, a
-    string may mean anything.
+    position: int
+    siblings: int
+    auxiliary: Any
 
-    Args:
-        auxiliary: the auxiliary data, as `encode_value` encodes it.
-        count: the number of children.
+
+def other_names(expected: Child, found: Child) -> tuple[str, str] | None:
+    """Return how the auxiliary data of two nodes name a child, if they name it differently, or else None.
+
+    Names may be a list of as many different strings as there are children, the first items of as many tuples, the keys
+    of a dict, or the parts of a string. Strings that differ are other names. Other values in another order are too.
 
     Example:
-        >>> child_names({"$tuple": ["relu", {"$tuple": ["w", "b"]}]}, 2), child_names({"$tuple": ["relu", 3]}, 2)
-        (['w', 'b'], None)
+        >>> names = {"$tuple": ["relu", {"$tuple": ["w", "b"]}]}
+        >>> swapped = {"$tuple": ["relu", {"$tuple": ["b", "w"]}]}
+        >>> other_names(Child(0, 2, names), Child(0, 2, swapped)), other_names(Child(0, 2, names), Child(0, 2, names))
+        (('w', 'b'), None)
     """
-    if count < 2:
+    if msgspec.json.encode(expected.auxiliary) == msgspec.json.encode(found.auxiliary):
         return None
-    found = [*_lists_of_strings(auxiliary), *_keys_of_dicts(auxiliary)]
-    return next((names for names in found if len(names) == len(set(names)) == count), None)
+    ours, theirs = (dict(_namings((), each.auxiliary, each.siblings)) for each in (expected, found))
+    pairs = [(ours[path], theirs[path]) for path in ours if path in theirs]
+    if not pairs:  # the data have another form
+        first = [next((naming for naming in each.values() if naming.are_names), None) for each in (ours, theirs)]
+        pairs = [(first[0], first[1])] if first[0] is not None and first[1] is not None else []
+    differing = [(one, other) for one, other in pairs if one.values != other.values]
+    in_other_order = [pair for pair in differing if sorted(pair[0].values) == sorted(pair[1].values)]
+    renamed = [pair for pair in differing if pair[0].are_names and pair[1].are_names]
+    for one, other in [*in_other_order, *renamed]:
+        pairs_of_names = list(zip(one.values, other.values, strict=False))
+        if len(one.values) > expected.siblings:  # some of them are names
+            pairs_of_names = [(a, b) for a, b in pairs_of_names if a != b]
+        if expected.position < len(pairs_of_names):
+            a, b = pairs_of_names[expected.position]
+            return (a, b) if a != b else None
+    return None
 
 
-def _lists_of_strings(encoded: Any) -> Iterator[list[str]]:
-    if isinstance(encoded, list) and encoded and all(isinstance(each, str) for each in encoded):
-        yield encoded
-    for value in _inside(encoded):
-        yield from _lists_of_strings(value)
+class _Naming(NamedTuple):
+    """Values in auxiliary data that may name children: as many as there are, or more in which the names are."""
+
+    values: list[str]
+    are_names: bool
 
 
-def _keys_of_dicts(encoded: Any) -> Iterator[list[str]]:
-    if isinstance(encoded, dict) and not any(key.startswith("$") for key in encoded):
-        yield list(encoded)
-    for value in _inside(encoded):
-        yield from _keys_of_dicts(value)
+def _namings(path: tuple[Any, ...], encoded: Any, count: int) -> Iterator[tuple[tuple[Any, ...], _Naming]]:
+    items: list[Any] | None = None
+    if isinstance(encoded, str):
+        parts = re.split(r"[,;\s]+", encoded.strip())
+        if count > 1 and len(parts) == len(set(parts)) == count:
+            yield path, _Naming(parts, are_names=True)
+    elif isinstance(encoded, list):
+        items = encoded
+    elif isinstance(encoded, dict) and len(encoded) == 1 and next(iter(encoded)).startswith("$"):
+        ((tag, body),) = encoded.items()
+        if tag == "$dict":
+            yield from _namings((*path, "keys"), [key for key, _ in body], count)
+            items = [value for _, value in body]
+        elif tag in ("$tuple", "$namedtuple", "$dataclass"):
+            return (yield from _namings(path, body if tag == "$tuple" else body[1], count))
+    elif isinstance(encoded, dict):
+        if count > 1 and len(encoded) == count:
+            yield (*path, "keys"), _Naming(list(encoded), are_names=True)
+        for key, value in encoded.items():
+            yield from _namings((*path, key), value, count)
+    if items is None:
+        return
+    heads = [_head_of(item) for item in items]
+    texts = [head if head is not None else msgspec.json.encode(item).decode() for head, item in zip(heads, items)]
+    if len(set(texts)) == len(texts) and (count > 1 or (not path and len(texts) == 1)):
+        if len(texts) == count:
+            yield path, _Naming(texts, are_names=None not in heads)
+        elif len(texts) > count and sum(head is not None for head in heads) >= count:
+            yield path, _Naming(texts, are_names=False)
+    for i, item in enumerate(items):
+        yield from _namings((*path, i), item, count)
 
 
-def _inside(encoded: Any) -> Iterable[Any]:
-    return encoded.values() if isinstance(encoded, dict) else encoded if isinstance(encoded, list) else ()
+def _head_of(item: Any) -> str | None:
+    """Return a string or bytes as a string, and of a tuple its first item if that is one, or else None."""
+    if isinstance(item, dict) and item.keys() == {"$tuple"}:
+        item = item["$tuple"]
+    if isinstance(item, list) and item and isinstance(item[0], str):
+        return ".".join(item) if all(isinstance(each, str) for each in item) else item[0]
+    if isinstance(item, dict) and item.keys() == {"$bytes"}:
+        return str(base64.b64decode(item["$bytes"]))
+    return item if isinstance(item, str) else None
 
 
-def names_of_stored_children(structure: Any) -> dict[int, tuple[str, ...]]:
-    """Return, for each leaf of a stored structure in nodes without keys, the names that these give it, outermost first.
+def stored_children(structure: Any) -> dict[int, tuple[Child, ...]]:
+    """Return, for each leaf of a stored structure in nodes without keys, the children that it is in, outermost first.
 
     Example:
-        >>> names_of_stored_children({"layer": {"$node": ["m:C", [0, 1], {"$tuple": ["w", "b"]}]}, "step": 2})
-        {0: ('w',), 1: ('b',)}
+        >>> stored_children({"layer": {"$node": ["m:C", [0, 1], {"$tuple": ["w", "b"]}]}, "step": 2})[1]
+        (Child(position=1, siblings=2, auxiliary={'$tuple': ['w', 'b']}),)
     """
-    found: dict[int, tuple[str, ...]] = {}
-    _add_names(structure, (), found)
+    found: dict[int, tuple[Child, ...]] = {}
+    _add_children(structure, (), found)
     return found
 
 
-def _add_names(node: Any, above: tuple[str, ...], found: dict[int, tuple[str, ...]]) -> None:
+def _add_children(node: Any, above: tuple[Child, ...], found: dict[int, tuple[Child, ...]]) -> None:
     if type(node) is int:
         if above:
             found[node] = above
     elif node is not None:
-        names = None
-        if type(node) is dict and node.keys() == {"$node"} and type(node["$node"][1]) is list:
-            names = child_names(node["$node"][2], len(node["$node"][1]))
-        for i, child in enumerate(node_parts(node).children):
-            _add_names(child, above if names is None else (*above, names[i]), found)
+        is_keyless_node = type(node) is dict and node.keys() == {"$node"} and type(node["$node"][1]) is list
+        children = node_parts(node).children
+        for i, child in enumerate(children):
+            inside = (*above, Child(i, len(children), node["$node"][2])) if is_keyless_node else above
+            _add_children(child, inside, found)
 
 
 def boxed_leaves(structure: Any) -> set[int]:

@@ -29,6 +29,10 @@ class Renaming:
         """Return the names in the tree of the variable `stored` of the checkpoint, or `stored` if they are unknown."""
         return [stored]
 
+    def is_explicit(self, name: str) -> bool:
+        """Return whether the renaming is about the variable itself, and not only about the containers it is in."""
+        return self.stored_name(name).rpartition("/")[2] != name.rpartition("/")[2]
+
     def unused(self, names: Sequence[str]) -> dict[str, str]:
         """Return the entries that apply to none of these names of the tree. Each maps to a hint for the message."""
         raise NotImplementedError
@@ -63,6 +67,9 @@ class ByName(Renaming):
                 found[_joined(key, _rest(stored, value))] = None
         found[stored] = None
         return [name for name in found if self.stored_name(name) == stored]
+
+    def is_explicit(self, name: str) -> bool:
+        return name in self.entries
 
     @cached_property
     def _by_stored(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

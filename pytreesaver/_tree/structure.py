@@ -17,7 +17,7 @@ import numpy as np
 
 from pytreesaver._errors import DuplicateNameError, UnsupportedLeafError
 from pytreesaver._text import SINGLE_LEAF_NAME, duplicates, quoted
-from pytreesaver._tree.keyless import child_names, children_by_key, is_keyless, is_nested_mapping
+from pytreesaver._tree.keyless import Child, children_by_key, is_keyless, is_nested_mapping
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import class_reference, encode_value
 
@@ -61,7 +61,8 @@ class FlatTree:
         structure: the containers, as JSON data.
         problems: maps a variable name or prefix to the reason why it cannot be stored.
         older_names: maps variable names to those that earlier versions gave to the same leaves, where they differ.
-        child_names: for each leaf in nodes without keys, the names that these give to their children, outermost first.
+        keyless: for each leaf in nodes without keys, the children of these that it is in, outermost first.
+        shared: where a node with an identity is again, and where it was first.
         functions: the functions in Equinox modules, by their positions among the leaves of `jax.tree.leaves`. They have
             no names, and are not stored.
     """
@@ -71,7 +72,8 @@ class FlatTree:
     structure: Any
     problems: dict[str, str]
     older_names: dict[str, str] = dataclasses.field(default_factory=dict)
-    child_names: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    keyless: dict[str, tuple[Child, ...]] = dataclasses.field(default_factory=dict)
+    shared: dict[str, str] = dataclasses.field(default_factory=dict)
     functions: dict[int, Any] = dataclasses.field(default_factory=dict)
 
     def all_leaves(self, restored: Mapping[str, Any]) -> list[Any]:
@@ -103,7 +105,8 @@ def flatten_tree(tree: Any) -> FlatTree:
             structure,
             flattener.problems,
             flattener.older_names,
-            flattener.child_names,
+            flattener.keyless,
+            flattener.shared,
             flattener.functions,
         )
     finally:
@@ -118,12 +121,15 @@ class _Flattener:
         self.leaves: list[Any] = []
         self.problems: dict[str, str] = {}
         self.older_names: dict[str, str] = {}
-        self.child_names: dict[str, tuple[str, ...]] = {}
+        self.keyless: dict[str, tuple[Child, ...]] = {}
+        self.shared: dict[str, str] = {}
         self.functions: dict[int, Any] = {}
         self._equinox_module = getattr(sys.modules.get("equinox"), "Module", None)
         self._modules = 0  # how many Equinox modules enclose the current node
         self._identities: dict[int, str] = {}
         self._kinds_with_identity = _kinds_with_identity()
+        self._state = getattr(sys.modules.get("flax.nnx"), "State", ())
+        self._states = 0  # how many states of nnx enclose the current node
         self._level = 0
         # None means that the type is a leaf. Not cached across trees: a class may be registered with JAX later.
         self._visitors: dict[type, Callable[[Any, str | None], Any] | None] = {
@@ -225,6 +231,7 @@ class _Flattener:
         where = SINGLE_LEAF_NAME if name is None else name
         first = self._identities.setdefault(id(node), where)
         if first != where:
+            self.shared[where] = first
             self.problems[where] = (
                 f"the same {type(node).__name__} object as {quoted(first)}, which would be restored as two; "
                 "save nnx.state(model) or nnx.split(model)[1], which holds it once"
@@ -236,7 +243,12 @@ class _Flattener:
             visited = self._visit_children(node, name)
             self._modules -= 1
             return visited
-        if isinstance(node, self._kinds_with_identity):
+        if isinstance(node, self._state):  # states that share their variables are restored as different ones
+            self._states += 1
+            visited = self._visit_children(node, name)
+            self._states -= 1
+            return visited
+        if isinstance(node, self._kinds_with_identity) and not self._states:
             self._note_shared(node, name)
         return self._visit_children(node, name)
 
@@ -272,7 +284,7 @@ class _Flattener:
                 self.older_names[leaf] = f"{prefix}{i}"
             return structure
         keys = list(range(len(children))) if by_key is None else list(by_key)
-        known = child_names(encoded, len(children)) if by_key is None else list(map(str, keys))
+        naming = encoded if by_key is None else [str(key) for key in keys]
         visited_children = []
         for i, (key, child) in enumerate(zip(keys, children, strict=True)):
             first, child_name = len(self.names), f"{prefix}{key}"
@@ -281,8 +293,7 @@ class _Flattener:
                 older = self.older_names.get(leaf, leaf).removeprefix(child_name)
                 if by_key is not None or leaf in self.older_names:
                     self.older_names[leaf] = f"{prefix}{i}{older}"
-                if known is not None:
-                    self.child_names[leaf] = (known[i], *self.child_names.get(leaf, ()))
+                self.keyless[leaf] = (Child(i, len(keys), naming), *self.keyless.get(leaf, ()))
         if by_key is None:
             return {"$node": [reference, visited_children, encoded]}
         items = [[_encode_or_opaque(key), child] for key, child in zip(keys, visited_children, strict=True)]
@@ -336,10 +347,16 @@ DEFAULT_FACTORIES: dict[Any, str] = {
 """The default factories of a defaultdict that can be stored, and their names."""
 
 
-def _encode_or_opaque(value: Any) -> Any:
+def _encode_or_opaque(value: Any, level: int = 0) -> Any:
+    """Encode a value. What is not plain data in lists, tuples and dicts is opaque, and the rest of them is not."""
     try:
         return encode_value(value)
     except NotPlainError as error:
+        if type(value) in (list, tuple) and level < MAX_DEPTH:
+            items = [_encode_or_opaque(item, level + 1) for item in value]
+            return items if type(value) is list else {"$tuple": items}
+        if type(value) is dict and level < MAX_DEPTH and all(type(key) is str for key in value):
+            return {"$dict": [[key, _encode_or_opaque(item, level + 1)] for key, item in value.items()]}
         return {"$opaque": str(error)}
 
 

@@ -136,3 +136,27 @@ def test_a_variable_of_nnx_in_two_places_is_refused():
     tied = nnx.Param(jnp.ones(3))
     message = message_of(pts.UnsupportedLeafError, lambda: pts.save({"a": tied, "b": tied}, "model"))
     assert "b: the same Param object as a," in message
+
+
+class Tied(nnx.Module):
+    def __init__(self, tie):
+        self.one = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        self.other = self.one if tie else nnx.Linear(2, 2, rngs=nnx.Rngs(1))
+
+
+def test_a_template_with_one_module_in_two_places_is_refused():
+    pts.save(Tied(False), "model")
+    pts.save(nnx.state(Tied(True)), "state")
+    for path, options in [("model", {}), ("state", {"missing": "keep"})]:
+        with pytest.raises(pts.UnsupportedLeafError, match=r"other: the same object as one"):
+            pts.restore(path, Tied(True), **options)
+    model = Tied(True)
+    nnx.update(model, pts.restore("state", nnx.state(model)))
+    assert model.one is model.other
+
+
+def test_states_that_share_their_variables_are_saved_and_restored_apart():
+    state = nnx.state(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    pts.save({"params": state, "ema": state}, "model")
+    restored = pts.restore("model", {"params": state, "ema": state})
+    assert_trees_equal(restored, {"params": state, "ema": state})

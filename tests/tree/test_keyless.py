@@ -264,3 +264,98 @@ def test_other_dict_keys_are_errors(key):
     message = message_of(pts.UnsupportedLeafError, lambda: pts.save({key: 1}, "model"))
     assert "or a tuple of these" in message
     assert ("convert it with .item()" in message) == isinstance(key, np.generic)
+
+
+class WithAuxiliary:
+    """Children without keys, and any auxiliary data."""
+
+    def __init__(self, auxiliary, children):
+        self.auxiliary, self.children = auxiliary, children
+
+
+jax.tree_util.register_pytree_node(WithAuxiliary, lambda node: (node.children, node.auxiliary), WithAuxiliary)
+AUXILIARY = {
+    "beside another list": lambda a, b: (("relu", "same"), (a, b)),
+    "in a dict beside a list": lambda a, b: {"act": ["relu", "gelu"], "names": [a, b]},
+    "pairs": lambda a, b: ((a, 2), (b, 2)),
+    "triples": lambda a, b: ((a, (2,), "float64"), (b, (2,), "float64")),
+    "beside a number": lambda a, b: (a, b, 3),
+    "beside a string": lambda a, b: (a, b, "extra"),
+    "bytes": lambda a, b: (a.encode(), b.encode()),
+    "one string": lambda a, b: f"{a},{b}",
+    "beside a function": lambda a, b: ((a, b), jax.nn.relu),
+    "paths": lambda a, b: (("params", a), ("params", b)),
+}
+
+
+@pytest.mark.parametrize("form", AUXILIARY)
+@pytest.mark.parametrize("way", ["plain", "renamed", "warm start", "assignment"])
+def test_children_that_auxiliary_data_names_are_not_swapped(form, way):
+    def node(a, b, values):
+        return {"m": WithAuxiliary(AUXILIARY[form](a, b), values)}
+
+    zeros = (np.zeros(2), np.zeros(2))
+    path = pts.save(node("w", "b", (np.full(2, 1.0), np.full(2, 2.0))), "model")
+    swapped, same = node("b", "w", zeros), node("w", "b", zeros)
+    restore = {
+        "plain": lambda like: pts.restore(path, like)["m"],
+        "renamed": lambda like: pts.restore(path, {"q": like["m"]}, rename={"q/": "m/"})["q"],
+        "warm start": lambda like: pts.warm_start(like, path)["m"],
+        "assignment": lambda like: pts.init_from_checkpoint(like, path, {"/": "/"})["m"],
+    }[way]
+    assert [float(each[0]) for each in restore(same).children] == [1, 2]
+    with pytest.raises(pts.MismatchError, match=r"0: expected b?'?(params.)?b'?, found b?'?(params.)?w"):
+        restore(swapped)
+
+
+def test_other_values_in_another_order_are_a_mismatch_and_a_name_of_a_single_child_is_compared():
+    zeros = (np.zeros(2), np.zeros(2))
+    path = pts.save(WithAuxiliary((3, 5), (np.ones(2), np.zeros(2))), "sizes")
+    assert pts.restore(path, WithAuxiliary((3, 6), zeros)).children[0].tolist() == [1, 1]
+    with pytest.raises(pts.MismatchError, match="0: expected 5, found 3"):
+        pts.restore(path, WithAuxiliary((5, 3), zeros))
+    path = pts.save(WithAuxiliary(("kernel",), (np.ones(2),)), "one")
+    with pytest.raises(pts.MismatchError, match="expected embedding, found kernel"):
+        pts.restore(path, WithAuxiliary(("embedding",), zeros[:1]))
+    restored = pts.restore(path, WithAuxiliary(("embedding",), zeros[:1]), rename={"0": "0"})
+    assert restored.children[0].tolist() == [1, 1]
+
+
+class SortedMap(FrozenMap):
+    """A mapping whose children are in the order of its keys."""
+
+
+jax.tree_util.register_pytree_node(
+    SortedMap,
+    lambda node: ([node[key] for key in sorted(node)], tuple(sorted(node))),
+    lambda keys, children: SortedMap(zip(keys, children, strict=True)),
+)
+
+
+@pytest.mark.parametrize("saved", [SortedMap, dict])
+@pytest.mark.parametrize("leaf", [np.zeros(2), jax.ShapeDtypeStruct((2,), np.float64)], ids=["array", "struct"])
+def test_one_object_in_several_places_of_a_template_does_not_hide_the_order(saved, leaf):
+    path = pts.save(saved({"w": np.full(2, 1.0), "b": np.full(2, 2.0)}), "model")
+    restored = pts.restore(path, SortedMap({"w": leaf, "b": leaf}), as_numpy=True)
+    assert {key: value.tolist() for key, value in restored.items()} == {"w": [1, 1], "b": [2, 2]}
+
+
+@pytest.mark.parametrize("box", ["state", "partitioned"])
+def test_boxed_and_bare_are_interchangeable_under_other_names(box):
+    if box == "state":
+        boxed = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        bare = nnx.to_pure_dict(boxed)
+    else:
+        boxed = {"kernel": nn.Partitioned(jnp.ones((2, 3)), names=("x", None)), "bias": jnp.zeros(3)}
+        bare = nn.meta.unbox(boxed)
+    pts.save({"model": boxed}, "boxed")
+    pts.save({"model": bare}, "bare")
+    zeros = {"boxed": jax.tree.map(jnp.zeros_like, boxed), "bare": jax.tree.map(jnp.zeros_like, bare)}
+    expected = {"boxed": boxed, "bare": bare}
+    for path, kind in [("boxed", "bare"), ("bare", "boxed")]:
+        like, same = zeros[kind], expected[kind]
+        assert_trees_equal(pts.restore(path, like, rename={"/": "model/"}), same)
+        assert_trees_equal(pts.restore(path, {"net": like}, rename=[("^net/", "model/")]), {"net": same})
+        assert_trees_equal(pts.restore(path, {"net": like}, rename=lambda name: "model" + name[3:]), {"net": same})
+        assert_trees_equal(pts.init_from_checkpoint({"model": like}, path, {"/": "/"}), {"model": same})
+        assert_trees_equal(pts.warm_start({"model": like}, path), {"model": same})

@@ -1,6 +1,6 @@
 """Other names under which a checkpoint may have stored the leaves of a template. Does no I/O."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytreesaver._tree.keyless import boxed_leaves
@@ -9,39 +9,43 @@ from pytreesaver._tree.structure import FlatTree
 _BOX = "/value"
 
 
-def names_for_template(flat: FlatTree, names: Sequence[str], structure: Any) -> Sequence[str]:
-    """Return the names of the stored variables, with those of the template in place of others for the same leaf.
+def names_for_template(
+    flat: FlatTree, stored_names: Mapping[str, str], names: Sequence[str], structure: Any
+) -> Sequence[str]:
+    """Return the names of the stored variables, with those that the template asks for in place of others.
 
     A leaf of an immutable mapping was named by its position before mappings were recognized. A variable of Flax is a
     box with the key ``value`` in a state, and the bare array in a dict of the same names.
 
     Args:
         flat: the template.
+        stored_names: what the leaves to restore should be called in the checkpoint, by their names in the template.
         names: the names of the stored variables.
         structure: their structure.
 
     Example:
         >>> flat = FlatTree(["w"], [0.0], {"w": 0}, {})
-        >>> names_for_template(flat, ["w/value"], {"w": {"$node": ["m:Param", {"value": 0}, None]}})
+        >>> names_for_template(flat, {"w": "w"}, ["w/value"], {"w": {"$node": ["m:Param", {"value": 0}, None]}})
         ['w']
     """
     stored = dict(zip(names, range(len(names)), strict=True))
-    wanted = set(flat.names)
-    lacking = [name for name in flat.names if name not in stored]
+    wanted = set(stored_names.values())
+    lacking = {name: asked for name, asked in stored_names.items() if asked not in stored}
     if not lacking:
         return names
     boxed = boxed_leaves(structure)
     boxed_in_template = {flat.names[leaf] for leaf in boxed_leaves(flat.structure)}
     result = list(names)
-    for name in lacking:
-        bare = name.removesuffix(_BOX)
-        for other in (flat.older_names.get(name, name), name + _BOX, bare):
+    for name, asked in lacking.items():
+        bare = asked.removesuffix(_BOX)
+        older = flat.older_names.get(name) if asked == name else None
+        for other in (older or asked, asked + _BOX, bare):
             position = stored.get(other)
             if position is None or other in wanted:
                 continue
-            is_box = other == name + _BOX and position in boxed
+            is_box = other == asked + _BOX and position in boxed
             is_bare = other == bare and name in boxed_in_template
-            if is_box or is_bare or other == flat.older_names.get(name):
-                result[position] = name
+            if is_box or is_bare or other == older:
+                result[position] = asked
                 break
     return result

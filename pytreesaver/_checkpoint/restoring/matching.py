@@ -112,7 +112,9 @@ class Problems:
                 for name, d in self.differ.items()
             ]
         if self.misplaced:
-            lines.append(f"in another place of a container without keys ({len(self.misplaced)}):")
+            lines.append(
+                f"in another place of a container without keys, by its auxiliary data ({len(self.misplaced)}):"
+            )
             lines += [
                 f"  {quoted(name)}: expected {expected}, found {found}"
                 for name, (expected, found) in self.misplaced.items()
@@ -157,7 +159,7 @@ class Problems:
         if any(difference.note == X64_NOTE for difference in self.differ.values()):
             ways.append('jax.config.update("jax_enable_x64", True) enables 64 bits, as_numpy=True returns NumPy arrays')
         if self.misplaced:
-            ways.append("rename= says which variable each leaf takes")
+            ways.append("rename= with whole names says which variable each leaf takes")
         if self.narrowing_helps:
             ways.append("cast=True converts to 32 bits")
         return ways

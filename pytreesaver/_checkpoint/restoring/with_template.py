@@ -20,7 +20,7 @@ from pytreesaver._checkpoint.restoring.targets import (
 )
 from pytreesaver._errors import MismatchError, UnsupportedLeafError
 from pytreesaver._text import quoted
-from pytreesaver._tree.keyless import names_of_stored_children
+from pytreesaver._tree.keyless import other_names, stored_children
 from pytreesaver._tree.kinds import NUMBER_KINDS, PYTHON_KINDS, python_value
 from pytreesaver._tree.leaves import LeafError
 from pytreesaver._tree.rename import Renaming
@@ -65,19 +65,16 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
     """
     flat = flatten_tree(like)
     check_unique_names(flat, like)
+    _refuse_shared(flat)
     flags = [True] * len(flat.names)
     if options.only is not None:
         flags = selected(options.only, flat.names, "the template (like)", may_be_empty=options.may_be_empty)
     placed = placement_of(options.sharding, flat.names, lambda: names_without_leaves(flat.structure))
     templates = _templates_of(flat, flags, placed, options)
     renaming: Renaming | None = options.rename
-    for_arrays = {
-        renaming.stored_name(name) if renaming else name
-        for name, template in templates.items()
-        if template.type.kind not in PYTHON_KINDS
-    }
-    # A renaming gives the names in the checkpoint as they are.
-    names = names_for_template(flat, reader.names, reader.structure) if renaming is None else reader.names
+    stored_names = {name: renaming.stored_name(name) if renaming else name for name in templates}
+    for_arrays = {stored_names[name] for name, each in templates.items() if each.type.kind not in PYTHON_KINDS}
+    names = names_for_template(flat, stored_names, reader.names, reader.structure)
     # Whether a Python number fits an array depends on its value, so these numbers are read first.
     numbers = [
         i
@@ -97,7 +94,7 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
         reshape=options.reshape,
         renaming=renaming,
         template_names=flat.names,
-        misplaced=_misplaced_children(flat, names, reader.structure) if renaming is None else {},
+        misplaced=_misplaced_children(flat, stored_names, names, reader.structure, renaming),
         considered=_is_asked_for(options),
         hints=options.hints,
         value_of=values.__getitem__,
@@ -110,20 +107,40 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
     return TreePlan(like, flat, plans)
 
 
-def _misplaced_children(flat: FlatTree, names: Sequence[str], structure: Any) -> dict[str, tuple[str, str]]:
+def _refuse_shared(flat: FlatTree) -> None:
+    """Raise an UnsupportedLeafError if a node with an identity is in several places of the template."""
+    if flat.shared:
+        lines = "\n".join(
+            f"  {quoted(name)}: the same object as {quoted(first)}" for name, first in flat.shared.items()
+        )
+        raise UnsupportedLeafError(
+            "the template (like) has an object of nnx in two places, which would be restored as two; restore into "
+            f"nnx.state(model) and call nnx.update(model, state):\n{lines}"
+        )
+
+
+def _misplaced_children(
+    flat: FlatTree, stored_names: Mapping[str, str], names: Sequence[str], structure: Any, renaming: Renaming | None
+) -> dict[str, tuple[str, str]]:
     """Return (name in the template, name in the checkpoint) of each leaf whose containers name it differently.
 
-    These are containers without keys, whose children are matched by position.
+    These are containers without keys, whose children are matched by position. A renaming of the leaf itself decides.
     """
-    if not flat.child_names:
+    if not flat.keyless:
         return {}
-    stored = names_of_stored_children(structure)
-    found = {name: stored[i] for i, name in enumerate(names) if i in stored}
-    return {
-        name: ("/".join(expected), "/".join(found[name]))
-        for name, expected in flat.child_names.items()
-        if name in found and found[name] != expected
-    }
+    stored = stored_children(structure)
+    position_of = {name: i for i, name in enumerate(names)}
+    misplaced = {}
+    for name, expected in flat.keyless.items():
+        if name not in stored_names or (renaming is not None and renaming.is_explicit(name)):
+            continue
+        found = stored.get(position_of.get(stored_names[name], -1), ())
+        for one, other in zip(expected, found, strict=False):
+            differing = other_names(one, other)
+            if differing is not None:
+                misplaced[name] = differing
+                break
+    return misplaced
 
 
 def _is_asked_for(options: RestoreOptions) -> Callable[[str], bool]:
