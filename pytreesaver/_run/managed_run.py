@@ -27,6 +27,7 @@ from pytreesaver._run.policies.retention import Decision, SavedCheckpoint
 from pytreesaver._run.policies.rules import ManagerDecisions, ManagerRule, manager_decisions
 from pytreesaver._run.recorded import (
     last_serial,
+    managed_name,
     modified_time,
     read_record,
     recorded_checkpoints,
@@ -35,7 +36,7 @@ from pytreesaver._run.recorded import (
     unlisted_to_adopt,
 )
 from pytreesaver._run.state_file import read_state_file
-from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState, paths_in_order
+from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState
 from pytreesaver.formats.protocol import pin_of
 from pytreesaver.formats.registry import is_checkpoint, opened
 
@@ -212,7 +213,10 @@ class ManagedRun:
             newest = found[-1][0] if found else None
             return self._with_unlisted(RunState([], started, newest, found[-1][1].serial if found else 0, name), [])
         if problem:
-            self._warn(f"{problem}; until then, the times that were recorded with the checkpoints count")
+            self._warn(
+                f"{problem}; until then, the times that were recorded with the checkpoints count, and older "
+                "checkpoints that the file does not list are not deleted"
+            )
             return self._state_by_records(state, name)
         mark = state.last_preserved_timestamp or 0.0
         newest = Path(state.model_checkpoint_path)
@@ -241,9 +245,14 @@ class ManagedRun:
         return STATE_FILE_NAME if (owner or managed_name(self.directory)) in (None, self._name) else own
 
     def _state_by_records(self, state: CheckpointState, name: str) -> RunState:
-        """Return the state with the times that the listed checkpoints recorded, for a state file that was changed."""
+        """Return the state with the times that the listed checkpoints recorded, for a state file that was changed.
+
+        A checkpoint that was saved after a listed one is listed too, unless its path is what was changed.
+        """
         recorded = {path: record for path, record in recorded_checkpoints(self.directory, name) if self._is_ours(path)}
-        listed = {Path(path) for path in state.all_model_checkpoint_paths}
+        listed = {Path(path) for path in state.all_model_checkpoint_paths} & recorded.keys()
+        first = min((recorded[path].serial for path in listed), default=math.inf)
+        listed |= {path for path, record in recorded.items() if record.serial > first}
         tracked = [(path, record.time or 0.0) for path, record in recorded.items() if path in listed]
         untracked = [record.time or 0.0 for path, record in recorded.items() if path not in listed]
         oldest = tracked[0][1] if tracked else math.inf
@@ -361,31 +370,6 @@ class ManagedRun:
     def _remember(self, path: Path, fingerprint: Any) -> None:
         # Replaced, not modified in place, since the thread that saves and readers use it concurrently.
         self._verified = {p: f for p, f in self._verified.items() if filesystem.may_exist(p)} | {path: fingerprint}
-
-
-def managed_name(directory: Path) -> str | None:
-    """Return the `checkpoint_name` of the manager that uses the state file ``checkpoint`` of a directory, or None."""
-    try:
-        state, _ = read_state_file(directory, STATE_FILE_NAME)
-    except CorruptCheckpointError:
-        state = None
-    if state is None:
-        paths = [path for path, _ in recorded_checkpoints(directory, STATE_FILE_NAME)]
-    else:
-        paths = [Path(path) for path in paths_in_order(state)]
-    for path in reversed(paths):
-        if path.parent == directory and filesystem.may_exist(path):
-            is_managed = bool(state and state.all_model_checkpoint_timestamps) or _is_managed(path)
-            return path.name.rpartition("-")[0] if is_managed else None
-    return None
-
-
-def _is_managed(path: Path) -> bool:
-    try:
-        retention = again_after_io_error(lambda: read_record(path)).retention
-    except (CheckpointNotFoundError, CorruptCheckpointError, UnsupportedVersionError):
-        return False
-    return isinstance(retention, dict) and "manager" in retention
 
 
 def _may_be_checkpoint(path: Path) -> bool:

@@ -17,6 +17,8 @@ from pytreesaver._errors import (
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import again_after_io_error, wrap_os_errors
 from pytreesaver._run.record import Record, decode_record
+from pytreesaver._run.state_file import read_state_file
+from pytreesaver._run.state_text import STATE_FILE_NAME, paths_in_order
 from pytreesaver.formats.registry import format_named, format_names, format_to_read
 
 
@@ -62,6 +64,31 @@ def saved_at(path: Path) -> float:
     with suppress(CheckpointError):
         return modified_time(path) if recorded is None else recorded
     return 0.0
+
+
+def managed_name(directory: Path) -> str | None:
+    """Return the `checkpoint_name` of the manager that uses the state file ``checkpoint`` of a directory, or None."""
+    try:
+        state, _ = read_state_file(directory, STATE_FILE_NAME)
+    except CorruptCheckpointError:
+        state = None
+    if state is None:
+        paths = [path for path, _ in recorded_checkpoints(directory, STATE_FILE_NAME)]
+    else:
+        paths = [Path(path) for path in paths_in_order(state)]
+    for path in reversed(paths):
+        if path.parent == directory and filesystem.may_exist(path):
+            is_managed = bool(state and state.all_model_checkpoint_timestamps) or _is_managed(path)
+            return path.name.rpartition("-")[0] if is_managed else None
+    return None
+
+
+def _is_managed(path: Path) -> bool:
+    try:
+        retention = again_after_io_error(lambda: read_record(path)).retention
+    except (CheckpointNotFoundError, CorruptCheckpointError, UnsupportedVersionError):
+        return False
+    return isinstance(retention, dict) and "manager" in retention
 
 
 def recorded_checkpoints(directory: Path, name: str, written_since: int = 0) -> list[tuple[Path, Record]]:

@@ -127,6 +127,7 @@ class ManagedSaves:
         """Return whether a step is due. See `CheckpointManager.should_save`."""
         if self._settings.read_only:
             return False
+        self.schedule.refuse_to_go_back(step, self._given_directory)
         at_once = self.preemption.requested
         if self._settings.when_busy == "skip" and not at_once and self._is_busy():
             return False
@@ -291,7 +292,7 @@ class ManagedSaves:
             raise
 
     def _before_closing(self) -> None:
-        self.preemption.end_if_requested()
+        self.preemption.end_if_requested(closing=True)
         self.preemption.release()
         self._held_state = None
 

@@ -125,8 +125,8 @@ class CheckpointManager:
         self._arguments = arguments
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy in another process has no pending save and no lock. It reads the directory again.
-        return self._arguments
+        # A copy in another process has no pending save and no lock. It reads the directory again, wherever it runs.
+        return {**self._arguments, "directory": self._run.directory}
 
     def __setstate__(self, arguments: dict[str, Any]) -> None:
         self.__init__(**arguments)  # type: ignore[misc]

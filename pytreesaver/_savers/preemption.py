@@ -58,6 +58,7 @@ class Preemption:
 
     Attributes:
         requested: whether one of the signals has arrived.
+        finished: whether the last save after it is over.
 
     Raises:
         ValueError: if this is not the main thread. Only the main thread can handle signals.
@@ -65,6 +66,8 @@ class Preemption:
 
     def __init__(self, finish: Callable[[], None], signals: tuple[signal.Signals, ...] = ()) -> None:
         self.requested = False
+        self.finished = False
+        self.used = False
         self.finish = finish
         self.signals = signals
         self.saves = 0
@@ -82,6 +85,7 @@ class Preemption:
     def saving(self) -> Iterator[None]:
         """Postpone the end of the process until the save in the ``with`` block is over."""
         self.saves += 1
+        self.used = True
         try:
             try:
                 yield
@@ -94,10 +98,20 @@ class Preemption:
         finally:
             self.end_if_requested()
 
-    def end_if_requested(self) -> None:
-        """If the signal has arrived, finish pending saves and let the previous handler of the signal act."""
-        if self.requested:
+    def end_if_requested(self, *, closing: bool = False) -> None:
+        """If the signal has arrived, finish pending saves and let the previous handler of the signal act.
+
+        The process does not end before every manager that has saved anything had its last save, unless one of them is
+        asked for another.
+        """
+        if not self.requested:
+            return
+        others = [each for each in _handler.live if each is not self and each.requested and each.used]
+        if all(each.finished for each in others) or (self.finished and not closing):
             _handler.end()
+        else:
+            self.finished = True
+            logger.warning("the process will end after the last saves of the other managers")
 
     def release(self) -> None:
         """Restore the previous handlers of the signals that no other live object handles."""
@@ -179,7 +193,7 @@ class _Handler:
         arrived = self._arrived
         self.uninstall([arrived])
         for each in list(self.live):
-            each.requested = False
+            each.requested = each.finished = False
         self._ending = False
         os.kill(os.getpid(), arrived)
         self._handled.set()  # the previous handler did not end the process

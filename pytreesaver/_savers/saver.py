@@ -194,6 +194,9 @@ class Saver:
                 if write_state:
                     absolute = os.path.isabs(path)  # noqa: PTH117
                     is_current = self._versions.get(lock.identity) == lock.version
+                    if latest_filename is None:
+                        base = Path(ending_in).name
+                        state_name = self._state.state_name_for(location, base, is_current=is_current)
                     self._versions[lock.identity] = lock.version
                     record = self._state.adopt(location, step, state_name, absolute=absolute, is_current=is_current)
                 rule = SaverRule(self._settings.max_to_keep, self._settings.keep_checkpoint_every_n_hours)

@@ -14,7 +14,7 @@ from pytreesaver._run.directory import Deletions, list_and_delete
 from pytreesaver._run.history import CheckpointEvent, SaveTimings
 from pytreesaver._run.policies.rules import saver_eviction, saver_interval
 from pytreesaver._run.record import Record
-from pytreesaver._run.recorded import last_serial, saved_at, unlisted_to_adopt
+from pytreesaver._run.recorded import last_serial, managed_name, saved_at, unlisted_to_adopt
 from pytreesaver._run.state_file import listed_checkpoints, tracks_nothing
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState
 from pytreesaver._text import duplicates
@@ -33,6 +33,7 @@ class SaverState:
         self._tracked: list[tuple[str, float]] = []  # (canonical path, time)
         self._given_paths: dict[str, str] = {}  # by canonical path
         self._is_set_by_user = False
+        self._state_names: dict[tuple[tuple[int, int], str], str] = {}
         self._adopted: set[tuple[tuple[int, int], str, str]] = set()
         # The serial number and the name of the newest checkpoint, by directory and state file.
         self._last: dict[tuple[tuple[int, int], str], tuple[int, str | None]] = {}
@@ -40,7 +41,10 @@ class SaverState:
     def copied(self) -> "SaverState":
         """Return a copy, which reads the state file of every directory again before its next save."""
         other = copy.copy(self)
-        other._tracked, other._given_paths = list(self._tracked), dict(self._given_paths)
+        other._tracked = list(self._tracked)
+        # The copy may be used in another working directory.
+        other._given_paths = {where: str(Path(path).absolute()) for where, path in self._given_paths.items()}
+        other._state_names = {}
         other._adopted, other._last = set(), {}
         return other
 
@@ -131,6 +135,17 @@ class SaverState:
                 self._track_listed(directory, base, tracked, newer, absolute)
         serial, newest = self._last[identity, state_name]
         return Record(step, state_file=state_name, serial=serial + 1, name=location.name, predecessor=newest)
+
+    def state_name_for(self, location: Path, base: str, *, is_current: bool) -> str:
+        """Return the name of the state file for checkpoints called `base`: ``checkpoint``, if that is no manager's."""
+        key = (self._identity(location.parent), base)
+        if not is_current or key not in self._state_names:
+            own = f"{STATE_FILE_NAME}_{base}"
+            is_foreign = managed_name(location.parent) not in (None, base)
+            with wrap_os_errors("look at", location.parent):
+                has_own = filesystem.exists(location.parent / own)
+            self._state_names[key] = own if is_foreign or has_own else STATE_FILE_NAME
+        return self._state_names[key]
 
     @staticmethod
     def _identity(directory: Path) -> tuple[int, int]:

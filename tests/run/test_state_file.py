@@ -117,3 +117,17 @@ def test_saves_between_the_reads_of_a_state_file_and_of_its_checksums_are_no_dam
 
     monkeypatch.setattr(filesystem, "open_existing", save_twice_first)
     assert pts.latest_checkpoint("run") == Path("run/model-2")
+
+
+def test_a_checkpoint_whose_path_was_changed_stays_tracked():
+    run_of((1, 2, 3), max_to_keep=2)
+    file = Path("run/checkpoint")
+    file.write_text(file.read_text().replace("ckpt-3", "ckpt-1"))
+    manager = pts.CheckpointManager("run", max_to_keep=2, block=True)
+    with pytest.warns(pts.RetentionWarning, match="older checkpoints that the file does not list are not deleted"):
+        assert [decision.checkpoint.path for decision in manager.explain() if decision.keep][-1] == "ckpt-3"
+    with pytest.warns(pts.RetentionWarning):
+        manager.save(4, tree(4))
+    for step in (5, 6):
+        manager.save(step, tree(step))
+    assert on_disk() == ["ckpt-5", "ckpt-6"]

@@ -60,7 +60,8 @@ def test_both_intervals_must_have_passed():
 def test_a_loop_cannot_start_over_in_the_directory_of_another_run():
     saved(range(5))
     manager = pts.CheckpointManager("run")
-    assert not manager.should_save(0)
+    with pytest.raises(pts.CheckpointExistsError, match=r"step 0 is before step 4"):
+        manager.should_save(0)
     for force in (False, True):
         with pytest.raises(pts.CheckpointExistsError, match=r"step 0 is before step 4, the last one in run: call rest"):
             manager.save(0, tree(0), force=force)
@@ -305,3 +306,15 @@ def test_a_forked_child_can_read_while_its_parent_saves(monkeypatch):
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
     """
     run_program(program, returncode=0)
+
+
+@pytest.mark.parametrize("restart", [1400, 1450])
+def test_multiples_count_again_after_a_run_has_gone_back(restart):
+    manager = pts.CheckpointManager("run", save_interval_steps=100, keep_every_n_steps=1000, max_to_keep=2, block=True)
+    for step in range(1, 3502, 100):
+        manager.save(step, {"s": 0})
+    manager.save(restart, {"s": 1}, restart=True)
+    for step in range(restart + 100, restart + 2400, 100):
+        manager.save(step, {"s": 1})
+    own = [step for step in manager.all_steps() if pts.restore(f"run/ckpt-{step}") == {"s": 1}]
+    assert own[:3] == ([1400, 2000, 3000] if restart == 1400 else [1450, 2050, 3050])

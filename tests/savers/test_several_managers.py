@@ -76,6 +76,39 @@ def test_a_name_whose_checkpoints_were_deleted_gives_up_the_state_file():
     assert pts.latest_checkpoint("run") == Path("run/b-1")
 
 
+@pytest.mark.parametrize("saver_first", [False, True])
+def test_a_manager_and_a_saver_in_one_directory_each_retain_their_own(saver_first):
+    manager = pts.CheckpointManager("run", max_to_keep=2, block=True)
+    saver = pts.Saver(max_to_keep=2)
+    for step in range(5):
+        if saver_first:
+            saver.save(tree(step), "run/model", step)
+        manager.save(step, tree(step))
+        if not saver_first:
+            saver.save(tree(step), "run/model", step)
+    assert on_disk() == ["ckpt-3", "ckpt-4", "model-3", "model-4"]
+    assert pts.latest_checkpoint("run") == Path("run/ckpt-4")
+    assert pts.latest_checkpoint("run", "checkpoint_model") == Path("run/model-4")
+    manager.close()
+    pts.Saver(max_to_keep=2).save(tree(5), "run/model", 5)
+    with pts.CheckpointManager("run", max_to_keep=2) as manager:
+        manager.save(5, tree(5))
+    assert on_disk() == ["ckpt-4", "ckpt-5", "model-4", "model-5"]
+
+
+def test_a_pickled_manager_finds_its_directory_from_anywhere(monkeypatch):
+    with pts.CheckpointManager("run", block=True) as manager:
+        manager.save(1, {"s": "run"})
+        saver = pts.Saver()
+        saver.save({"s": 1}, "saved/model", 1)
+        content = pickle.dumps((manager, saver))
+    Path("worker").mkdir()
+    monkeypatch.chdir("worker")
+    manager, saver = pickle.loads(content)
+    assert manager.restore_or_init({"s": "scratch"}) == {"s": "run"}
+    assert pts.restore(saver.last_checkpoints[-1]) == {"s": 1}
+
+
 def test_pruning_and_removing_handle_every_state_file():
     for name in ("a", "b"):
         with pts.CheckpointManager("run", max_to_keep=None, checkpoint_name=name) as manager:
@@ -154,7 +187,7 @@ def test_managers_and_savers_survive_pickling():
     copies[0].save(30, tree(30))
     copies[0].close()
     assert on_disk() == ["ckpt-20", "ckpt-30"]
-    assert copies[1].last_checkpoints == ["saved/model-1", "saved/model-2"]
+    assert copies[1].last_checkpoints == [str(Path(f"saved/model-{step}").absolute()) for step in (1, 2)]
     copies[1].save(tree(3), "saved/model", 3)
     assert on_disk("saved") == ["model-2", "model-3"]
     assert pts.list_variables("saved/model-3") == [("weights", (100,))]

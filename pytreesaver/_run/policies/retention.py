@@ -152,7 +152,8 @@ class KeepEveryHours(RetentionPolicy):
 class KeepEverySteps(RetentionPolicy):
     """Keeps the first checkpoint at or after each multiple of `steps`, including 0, wherever the saves fall.
 
-    Checkpoints at exact multiples are always kept.
+    Checkpoints at exact multiples are always kept. After a run has gone back to an earlier step, the multiples from
+    there on count again.
 
     Example:
         >>> saves = [SavedCheckpoint(f"model-{step}", step, time=60.0 * step) for step in (17, 22, 27, 32, 50)]
@@ -170,8 +171,12 @@ class KeepEverySteps(RetentionPolicy):
         reason = f"every {self.steps} steps"
         result: dict[int, str] = {}
         passed: set[int] = set()  # the multiples that a checkpoint has reached
+        last = 0
         for position, checkpoint in enumerate(checkpoints):
             multiple, beyond = divmod(checkpoint.step, self.steps)
+            if checkpoint.step < last:
+                passed = {each for each in passed if each < multiple}
+            last = checkpoint.step
             if beyond == 0 or (checkpoint.step > 0 and multiple not in passed):
                 result[position] = reason
             passed.add(multiple)
