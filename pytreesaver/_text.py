@@ -35,15 +35,22 @@ def did_you_mean(name: str, candidates: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, similar))}?" if similar else ""
 
 
-def lines_with_suggestions(names: Sequence[str], candidates: Sequence[str]) -> list[str]:
+def lines_with_suggestions(
+    names: Sequence[str], candidates: Sequence[str], fits: Callable[[str, str], bool] = lambda name, other: True
+) -> list[str]:
     """Return a message line for each name. Only the first suggest similar names, since each search takes milliseconds.
+
+    Only names that `fits` accepts for a name are suggested.
 
     Example:
         >>> lines_with_suggestions(["dens/w"], ["dense/w"])
         ["  dens/w; did you mean 'dense/w'?"]
     """
-    suggest = suggestions(candidates)
-    return [f"  {quoted(name)}{suggest(name)}" for name in names]
+    lines = []
+    for i, name in enumerate(names):
+        fitting = [each for each in candidates if fits(name, each)] if i < _MAX_SUGGESTIONS else []
+        lines.append(f"  {quoted(name)}{did_you_mean(name, fitting) if fitting else ''}")
+    return lines
 
 
 def suggestions(candidates: Iterable[str]) -> Callable[[str], str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 from pytreesaver._checkpoint.background import SaveFuture, start_in_background
@@ -91,8 +92,9 @@ def _without_scalars(value: Any, level: int = 0) -> Any:
     if type(value) in (list, tuple):
         return type(value)([_without_scalars(each, level + 1) for each in value])
     is_array = isinstance(value, np.generic | np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
-    if is_array and value.shape == () and value.dtype.kind in "biufcV" and hasattr(value, "item"):
-        return value.item()
+    if is_array and value.shape == () and hasattr(value, "item"):
+        is_number = value.dtype == np.bool_ or jnp.issubdtype(value.dtype, np.number)
+        return value.item() if is_number else value
     return value
 
 

@@ -2,24 +2,27 @@
 
 import types
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import numpy as np
 
-from pytreesaver._errors import CorruptCheckpointError, VariableNotFoundError
+from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError, VariableNotFoundError
 from pytreesaver._inspect.measuring import measure
 from pytreesaver._inspect.statistics import Statistics
 from pytreesaver._inspect.type_tree import TypeNode, type_tree
 from pytreesaver._inspect.variable import Variable
-from pytreesaver._io.paths import PathLike, wrap_os_errors
+from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._run.directory import open_checkpoint
+from pytreesaver._run.listing import list_checkpoints
 from pytreesaver._run.record import decode_record
 from pytreesaver._text import did_you_mean
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value
 from pytreesaver._tree.select import Selection, as_selection, selected_names
 from pytreesaver.formats.protocol import CheckpointReader
+from pytreesaver.formats.registry import is_checkpoint
 
 
 class Checkpoint(Mapping[str, Variable]):
@@ -245,7 +248,7 @@ def verify(path: PathLike, *, progress: Progress = False) -> None:
     """Read every byte of a checkpoint and verify all checksums, in bounded memory.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint. Of a run directory, the newest one is verified, even if it is damaged.
         progress: as in `pytreesaver.save`.
 
     Raises:
@@ -255,5 +258,10 @@ def verify(path: PathLike, *, progress: Progress = False) -> None:
     Example:
         >>> verify(pytreesaver.save({"w": np.arange(3)}, "verified"))
     """
+    if not is_checkpoint(local_path(path)):
+        with suppress(CheckpointNotFoundError):
+            newest = list_checkpoints(path)[-1:]
+            if newest and newest[0].problem is not None:
+                raise CorruptCheckpointError(f"{newest[0].path}: {newest[0].problem}")
     with load_checkpoint(path) as checkpoint:
         checkpoint.verify(progress=progress)

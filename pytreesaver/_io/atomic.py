@@ -54,7 +54,8 @@ def sync_parents(path: Path, created: Sequence[Path] = ()) -> None:
 def make_locked_directory(path: Path, open_files: ExitStack) -> None:
     """Create a directory and keep it locked until `open_files` is closed."""
     while True:
-        filesystem.make_directory(path)
+        with suppress(FileExistsError):  # a network file system has repeated the request; nobody else has this name
+            filesystem.make_directory(path)
         with suppress(FileNotFoundError):
             descriptor = filesystem.open_to_lock(path)
             open_files.callback(filesystem.release, descriptor)

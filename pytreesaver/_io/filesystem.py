@@ -70,7 +70,7 @@ def reserve(descriptor: int, nbytes: int) -> None:
         try:
             os.posix_fallocate(descriptor, 0, nbytes)
         except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
+            if error.errno not in (*_NOT_SUPPORTED, errno.ESPIPE):
                 raise
 
 
@@ -163,10 +163,18 @@ def file_size(descriptor: int) -> int:
 
 def sync_file(descriptor: int) -> None:
     """Flush the contents and the size of a file to the disk, so that they survive a power failure."""
-    if sys.platform == "darwin":
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    else:
-        os.fdatasync(descriptor)
+    try:
+        if sys.platform == "darwin":
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            os.fdatasync(descriptor)
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            error.strerror = (
+                f"{error.strerror}; the file system cannot make files durable: pass durable=False, or save to another "
+                "one"
+            )
+        raise
 
 
 def sync_directory(path: Path) -> None:
@@ -347,16 +355,29 @@ def remove_directory(path: Path) -> None:
 def rename(source: Path, target: Path) -> None:
     """Rename a file or a directory atomically, replacing an existing file or empty directory at `target`.
 
-    A network file system that repeats a request whose answer was lost reports that `source` does not exist, although
-    the first request succeeded. That is no error.
+    A network file system may report an error although the request succeeded: that `source` does not exist, if it
+    repeats a request whose answer was lost. That is no error.
     """
     before = os.lstat(source)
     try:
         os.rename(source, target)
-    except FileNotFoundError:
+    except OSError as error:
+        if _has_moved(source, target, (before.st_dev, before.st_ino)):
+            return
+        if error.errno in (errno.EPERM, errno.EXDEV, *_NOT_SUPPORTED):
+            error.strerror = (
+                f"{error.strerror}; the file system cannot rename: save to another one and copy the checkpoint from "
+                "there"
+            )
+        raise
+
+
+def _has_moved(source: Path, target: Path, identity: tuple[int, int]) -> bool:
+    try:
         after = status(target, follow_links=False)
-        if after is None or (after.st_dev, after.st_ino) != (before.st_dev, before.st_ino):
-            raise
+        return after is not None and (after.st_dev, after.st_ino) == identity and not exists(source)
+    except OSError:
+        return False
 
 
 def link(source: Path, target: Path) -> None:

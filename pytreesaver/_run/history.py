@@ -147,7 +147,7 @@ def _decoded(line: bytes) -> CheckpointEvent | None:
     """Return the event in a line, or None if the line is truncated or malformed."""
     try:
         found = msgspec.convert(decode_value(msgspec.json.decode(line)), _Line)
-    except (msgspec.DecodeError, NotPlainError):
+    except (msgspec.DecodeError, NotPlainError, UnicodeDecodeError):
         return None
     if not math.isfinite(found.time):
         return None

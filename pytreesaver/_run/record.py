@@ -133,4 +133,6 @@ def checked_metrics(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, fl
             checked[name] = float(value)
         except OverflowError:
             raise ValueError(f"metrics: the value of {name!r} is too large for a float") from None
+        except (TypeError, ValueError):
+            raise TypeError(f"metrics: expected a number, found {name!r}: {value!r}") from None
     return checked

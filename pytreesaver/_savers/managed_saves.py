@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import signal
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -110,7 +109,7 @@ class ManagedSaves:
         name: str,
         rule: ManagerRule,
         settings: SaveSettings,
-        signals: tuple[signal.Signals, ...],
+        signals: tuple[int, ...],
     ) -> None:
         self._run = run
         self._given_directory = directory

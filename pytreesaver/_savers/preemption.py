@@ -16,7 +16,7 @@ GRACE_SECS = 20.0
 logger = logging.getLogger("pytreesaver")
 
 
-def checked_signals(save_on_signal: Any, save_on_sigterm: Any) -> tuple[signal.Signals, ...]:
+def checked_signals(save_on_signal: Any, save_on_sigterm: Any) -> tuple[int, ...]:
     """Return the signals after which a manager saves for the last time.
 
     Args:
@@ -27,7 +27,7 @@ def checked_signals(save_on_signal: Any, save_on_sigterm: Any) -> tuple[signal.S
         TypeError, ValueError: if an argument is not a signal that a process can handle.
 
     Example:
-        >>> [each.name for each in checked_signals(signal.SIGUSR1, True)]
+        >>> [name_of(each) for each in checked_signals(signal.SIGUSR1, True)]
         ['SIGUSR1', 'SIGTERM']
     """
     if not isinstance(save_on_sigterm, bool):
@@ -45,8 +45,21 @@ def checked_signals(save_on_signal: Any, save_on_sigterm: Any) -> tuple[signal.S
             raise TypeError(f"save_on_signal: expected a signal such as signal.SIGUSR1, found {each!r}")
         if each not in signal.valid_signals() or each in (signal.SIGKILL, signal.SIGSTOP):
             raise ValueError(f"save_on_signal: expected a signal that a process can handle, found {each!r}")
-        found.append(signal.Signals(each))
+        found.append(int(each))
     return tuple(dict.fromkeys(found))
+
+
+def name_of(number: int) -> str:
+    """Return the name of a signal. Real-time signals have numbers only.
+
+    Example:
+        >>> name_of(signal.SIGTERM), name_of(signal.SIGRTMIN + 3)
+        ('SIGTERM', 'signal 37')
+    """
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {int(number)}"
 
 
 class Preemption:
@@ -64,7 +77,7 @@ class Preemption:
         ValueError: if this is not the main thread. Only the main thread can handle signals.
     """
 
-    def __init__(self, finish: Callable[[], None], signals: tuple[signal.Signals, ...] = ()) -> None:
+    def __init__(self, finish: Callable[[], None], signals: tuple[int, ...] = ()) -> None:
         self.requested = False
         self.finished = False
         self.used = False
@@ -75,7 +88,7 @@ class Preemption:
             return
         if threading.current_thread() is not threading.main_thread():
             raise ValueError(
-                f"{', '.join(each.name for each in signals)}: expected the main thread, as other threads cannot "
+                f"{', '.join(map(name_of, signals))}: expected the main thread, as other threads cannot "
                 "handle signals; create the manager there, or leave out save_on_signal and save_on_sigterm"
             )
         _handler.install(signals)
@@ -122,14 +135,14 @@ class Preemption:
 class _Handler:
     def __init__(self) -> None:
         self.live: weakref.WeakSet[Preemption] = weakref.WeakSet()
-        self._previous: dict[signal.Signals, Any] = {}
+        self._previous: dict[int, Any] = {}
         self._pid = 0
-        self._arrived = signal.SIGTERM
+        self._arrived: int = signal.SIGTERM
         self._timer: threading.Timer | None = None
         self._ending = False
         self._handled = threading.Event()
 
-    def install(self, signals: Iterable[signal.Signals]) -> None:
+    def install(self, signals: Iterable[int]) -> None:
         self._pid = os.getpid()
         for each in signals:
             if not self._is_installed(each):
@@ -139,7 +152,7 @@ class _Handler:
         used = {each for live in self.live for each in live.signals}
         self.uninstall([each for each in self._previous if each not in used])
 
-    def uninstall(self, signals: Iterable[signal.Signals]) -> None:
+    def uninstall(self, signals: Iterable[int]) -> None:
         """Restore the previous handlers of these signals."""
         for each in list(signals):
             if each == signal.SIGTERM and self._timer is not None:
@@ -149,12 +162,12 @@ class _Handler:
                 previous = self._previous.pop(each, None)
                 signal.signal(each, signal.SIG_DFL if previous is None else previous)
 
-    def _is_installed(self, number: signal.Signals) -> bool:
+    def _is_installed(self, number: int) -> bool:
         current: object = signal.getsignal(number)
         return current is self
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        arrived = signal.Signals(number)
+        arrived = number
         live = [each for each in self.live if arrived in each.signals]
         is_repeated = all(each.requested for each in live)
         for each in live:
@@ -168,11 +181,11 @@ class _Handler:
             return
         self._arrived = arrived
         if any(each.saves for each in live):
-            logger.warning("%s: the process will end after the current save", arrived.name)
+            logger.warning("%s: the process will end after the current save", name_of(arrived))
         elif is_repeated:
             self.end()
         else:
-            logger.warning("%s: the process will end after the next save", arrived.name)
+            logger.warning("%s: the process will end after the next save", name_of(arrived))
             if arrived == signal.SIGTERM:
                 self._timer = threading.Timer(GRACE_SECS, os.kill, (self._pid, arrived))
                 self._timer.daemon = True

@@ -137,6 +137,8 @@ def _advice(leaf: Any) -> str:
         return "; remove functions from the tree first, for example with equinox.filter(tree, equinox.is_array)"
     if isinstance(leaf, bool | int | float | complex | str | bytes):
         return f"; convert it to a plain {next(t.__name__ for t in _PYTHON_TYPES if isinstance(leaf, t))}"
+    if type(leaf).__module__.startswith("equinox"):
+        return "; equinox.filter(model, equinox.is_array) leaves it out"
     if type(leaf).__name__ == "Ref" and type(leaf).__module__.startswith("jax"):
         return "; save its value, ref[...]"
     return (

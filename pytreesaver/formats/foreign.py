@@ -10,6 +10,21 @@ from pytreesaver._io.files import EndOfFileError, read_fully
 
 _ORBAX_NAMES = {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "ocdbt.process_0"}
 _STEP = re.compile(r"(?:.*_)?([0-9]+)")
+_LIBRARIES = {
+    "ckpt": "PyTorch Lightning",
+    "pt": "PyTorch",
+    "pth": "PyTorch",
+    "eqx": "Equinox",
+    "msgpack": "Flax",
+    "h5": "Keras",
+    "keras": "Keras",
+}
+_STEP_FILE = re.compile(
+    rf"(?:ckpt|checkpoint|model|step|state|params|weights|epoch|iter)[a-z_=.-]*(?:[0-9]+[a-z_=.-]+)*?"
+    rf"([0-9]{{1,18}})\.({'|'.join(_LIBRARIES)})",
+    re.IGNORECASE,
+)
+_OF_HUGGING_FACE = re.compile(r"(model|pytorch_model|adapter_model).*\.(safetensors|bin)")
 _PICKLE = (
     "a pickle, which could run any code when it is read; pytreesaver reads no pickles: convert it where it was made, "
     "to safetensors"
@@ -94,6 +109,8 @@ def _kind_of_file(path: Path) -> str | None:
         return _kind_of_zip(content)
     start = content.lstrip().lower() if content.lstrip().startswith(b"<") else content
     kind = next((kind for beginning, kind in _HEADS if start.startswith(beginning)), None)
+    if path.name.endswith(".eqx"):
+        return "a file of Equinox; load it with equinox.tree_deserialise_leaves and save the model"
     if kind is None and path.name.endswith(".safetensors.index.json"):
         return f"the index of a model of several safetensors files; pass its directory, {path.parent}"
     if kind is None and content[257:262] == b"ustar":
@@ -129,12 +146,18 @@ def foreign_steps(directory: Path) -> tuple[str, list[int]] | None:
     found: dict[str, list[int]] = {}
     for name in filesystem.list_directory(directory):
         match = _STEP.fullmatch(name.removesuffix(".index").replace("-", "_"))
+        of_file = _STEP_FILE.fullmatch(name)
+        if of_file is not None and filesystem.is_regular_file(directory / name):
+            found.setdefault(_LIBRARIES[of_file[2]], []).append(int(of_file[1]))
         if match is None or name.startswith("."):
             continue
         if name.endswith(".index"):
             found.setdefault("TensorFlow", []).append(int(match[1]))
         elif filesystem.is_directory(directory / name):
             inside = set(filesystem.list_directory(directory / name))
+            if "index.json" not in inside and any(_OF_HUGGING_FACE.fullmatch(each) for each in inside):
+                found.setdefault("Hugging Face", []).append(int(match[1]))
+                continue
             items = [directory / name / item for item in inside if filesystem.is_directory(directory / name / item)]
             if inside & _ORBAX_NAMES or any(_ORBAX_NAMES & set(filesystem.list_directory(item)) for item in items):
                 found.setdefault("Orbax", []).append(int(match[1]))

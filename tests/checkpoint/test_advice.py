@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import message_of
 
 import pytreesaver as pts
@@ -52,3 +53,35 @@ def test_an_abstract_model_that_a_filter_has_emptied_is_explained():
     message = message_of(pts.MismatchError, lambda: pts.restore("model", eqx.filter(abstract, eqx.is_array)))
     assert "the template has no leaves; equinox.filter(tree, equinox.is_array) removes those of an abstract" in message
     assert jnp.array_equal(pts.restore("model", abstract).weight, model.weight)
+
+
+def test_keys_in_metadata_and_metrics_are_named():
+    with pytest.raises(pts.UnsupportedLeafError, match=r"metadata: .*'k'"):
+        pts.save({"w": 1}, "model", metadata={"k": jax.random.key(0)})
+    with pytest.raises(pts.UnsupportedLeafError, match=r"metadata: .*'a'"):
+        pts.save({"w": 1}, "model", metadata={"a": np.zeros((), jax.dtypes.float0)})
+    with pytest.raises(TypeError, match="metrics: expected a number, found 'k'"):
+        pts.CheckpointManager("run").save(1, {"w": 1}, metrics={"k": jax.random.key(0)})
+
+
+def test_only_names_that_fit_are_suggested():
+    pts.save({"a": {"kernel": np.ones((2, 3))}, "c": {"kernel": np.ones((4, 3))}}, "model")
+    message = message_of(pts.MismatchError, lambda: pts.restore("model", {"b": {"kernel": np.ones((4, 3))}, "z": 1.0}))
+    assert "b/kernel; did you mean 'c/kernel'?" in message
+
+
+def test_a_file_of_equinox_is_named():
+    eqx.tree_serialise_leaves("ckpt_100.eqx", {"w": np.ones(3)})
+    with pytest.raises(pts.CheckpointNotFoundError, match="a file of Equinox; load it with equinox"):
+        pts.restore("ckpt_100.eqx")
+
+
+def test_shared_layers_of_equinox_have_a_way_out():
+    class Tied(eqx.Module):
+        shared: eqx.nn.Shared
+
+    linear = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    model = Tied(eqx.nn.Shared((linear, linear), lambda pair: pair[1].weight, lambda pair: pair[0].weight))
+    with pytest.raises(pts.UnsupportedLeafError, match=r"equinox\.filter\(model, equinox\.is_array\) leaves it out"):
+        pts.save(model, "model")
+    pts.save(eqx.filter(model, eqx.is_array), "model")

@@ -353,3 +353,18 @@ def test_a_file_truncated_during_verify_is_damage(path, monkeypatch):
     monkeypatch.setattr(native_reader, "read_ranges", cut_before)
     with reader, pytest.raises(pts.CorruptCheckpointError, match="bytes, found"):
         reader.verify()
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"$float": "inf"}, {"$int": "0xff"}, {"$slice": [1]}, {"$tuple": []}, [1]], ids=str
+)
+def test_metadata_that_is_no_dict(path, metadata):
+    rewrite(path, put("metadata", metadata))
+    for read in (pts.restore, pts.load_checkpoint, pts.verify):
+        with pytest.raises(pts.CorruptCheckpointError, match="an object of metadata"):
+            read(path)
+
+
+def test_metadata_with_one_odd_key_is_a_dict(path):
+    pts.save(TREE, path, metadata={"$float": "inf"}, overwrite=True)
+    assert pts.load_checkpoint(path).metadata == {"$float": "inf"}

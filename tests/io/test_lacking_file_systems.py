@@ -10,6 +10,7 @@ import pytest
 from helpers import message_of
 
 import pytreesaver as pts
+from pytreesaver._io import filesystem
 
 TREE = {"w": np.arange(1000.0), "step": 3}
 
@@ -141,3 +142,56 @@ def test_a_pin_is_synced_before_it_is_acknowledged(monkeypatch):
         monkeypatch.setattr(os, name, call)
     manager.pin(1)
     assert str(Path("run/ckpt-1").absolute()) in synced
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_rename_that_worked_although_it_says_that_it_failed(monkeypatch, code):
+    failing(monkeypatch, "rename", code, after=True)
+    save_everything()
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EXDEV, errno.ENOTSUP], ids=errno.errorcode.get)
+def test_a_file_system_that_cannot_rename_is_explained(monkeypatch, code):
+    failing(monkeypatch, "rename", code)
+    assert "the file system cannot rename" in message_of(pts.CheckpointIOError, lambda: pts.save(TREE, "model"))
+    assert os.listdir() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fdatasync is not used")
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP], ids=errno.errorcode.get)
+def test_a_file_system_that_cannot_sync_files_is_explained(monkeypatch, code):
+    failing(monkeypatch, "fdatasync", code)
+    assert "pass durable=False" in message_of(pts.CheckpointIOError, lambda: pts.save(TREE, "model"))
+    pts.save(TREE, "model", durable=False)
+    assert pts.restore("model")["step"] == 3
+
+
+@pytest.mark.parametrize("code", [errno.ENODEV, errno.EINVAL], ids=errno.errorcode.get)
+def test_files_that_cannot_be_mapped_are_read(monkeypatch, code):
+    pts.save(TREE, "model")
+
+    def refuse(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(filesystem, "map_file", refuse)
+    assert pts.restore("model", mmap=True)["w"].sum() == TREE["w"].sum()
+
+
+def test_a_directory_that_was_made_although_it_says_that_it_exists(monkeypatch):
+    failing(monkeypatch, "mkdir", errno.EEXIST, after=True, when=lambda path, *rest: ".pytreesaver-" in str(path))
+    save_everything()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system has no such call")
+def test_space_that_cannot_be_reserved_where_writes_are_sequential_is_no_error_by_itself(monkeypatch):
+    failing(monkeypatch, "posix_fallocate", errno.ESPIPE)
+    save_everything()
+
+
+@pytest.mark.parametrize("name", ["@eaDir", ".AppleDouble", "Icon\r", "thumbs.db", ".index.json.swp", ".directory"])
+def test_more_files_of_the_system(name):
+    manager = pts.CheckpointManager("run", max_to_keep=1, block=True)
+    manager.save(1, TREE)
+    Path("run/ckpt-1", name).touch()
+    manager.save(2, TREE)
+    assert manager.all_steps() == [2]

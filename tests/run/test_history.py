@@ -131,3 +131,11 @@ def test_plain_saves_have_no_history():
     assert pts.get_checkpoint_history("run") == []
     with pytest.raises(pts.CheckpointNotFoundError, match="nowhere: expected a run directory"):
         pts.get_checkpoint_history("nowhere")
+
+
+def test_lines_that_are_no_text_are_skipped():
+    with pts.CheckpointManager("run", block=True) as manager:
+        manager.save(1, {"w": 1})
+    with Path("run/.pytreesaver.history").open("ab") as file:
+        file.write(b'"\xed\xa0\x80"\n\xff\xfe\n')
+    assert [event.step for event in pts.get_checkpoint_history("run")] == [1]

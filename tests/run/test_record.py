@@ -75,6 +75,8 @@ def set_manager_rule(**fields):
         lambda index: index["record"].update(retention={"saver": {"max_to_keep": 1}}),
         lambda index: index["record"].update(retention={"rule": {"max_to_keep": 1, "every_n_hours": None}}),
         lambda index: index["record"].update(retention=[1]),
+        lambda index: index["record"].update(retention={"$partition_spec": [3.5]}),
+        set_manager_rule(policy=[["KeepLast", {"$partition_spec": [3.5]}]]),
     ],
 )
 def test_nothing_is_pruned_by_a_rule_that_is_not_supported(path, edit):

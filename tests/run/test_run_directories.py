@@ -148,3 +148,35 @@ def test_a_file_of_another_library_is_named(name):
     content, kind = KINDS[name]
     Path(name).write_bytes(content)
     assert f"found what looks like {kind}" in message_of(pts.CheckpointNotFoundError, lambda: pts.restore(name))
+
+
+def test_the_newest_checkpoint_of_a_run_is_verified_even_if_it_is_damaged():
+    with pts.CheckpointManager("run", block=True) as manager:
+        for step in (1, 2):
+            manager.save(step, {"w": np.arange(1000.0)})
+    pts.verify("run")
+    os.truncate("run/ckpt-2/data-00000-of-00001.safetensors", 100)
+    with pytest.raises(pts.CorruptCheckpointError, match="run/ckpt-2"):
+        pts.verify("run")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["epoch=3-step=100.ckpt", "model_100.pt", "ckpt_100.eqx", "checkpoint-100/model.safetensors", "step100.msgpack"],
+)
+def test_a_manager_does_not_start_over_beside_the_steps_of_another_library(name):
+    path = Path("run", name)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x" * 100)
+    manager = pts.CheckpointManager("run", block=True)
+    for call in (lambda: manager.restore_or_init({"w": 0.0}), lambda: manager.save(1, {"w": 0.0})):
+        with pytest.raises(pts.CheckpointExistsError, match=r"found steps of [A-Z].*: 100;"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["vocab.npz", "pretrained.pt", "config-2.json", "log_100.txt", "model.safetensors"])
+def test_other_files_in_a_run_directory_are_no_steps(name):
+    Path("run").mkdir()
+    Path("run", name).write_bytes(b"x" * 100)
+    with pts.CheckpointManager("run", block=True) as manager:
+        manager.save(1, {"w": 0.0})

@@ -383,3 +383,16 @@ def test_a_second_save_of_one_manager_does_not_wait_for_the_others():
     )  # fmt: skip
     assert finished.returncode == -signal.SIGUSR1, finished.stderr
     assert finished.stdout == ""
+
+
+def test_real_time_signals_are_handled():
+    number = signal.SIGRTMIN + 3
+    caught = []
+    signal.signal(number, lambda *arguments: caught.append(arguments))
+    try:
+        with pts.CheckpointManager("run", save_on_signal=number, save_interval_steps=100, block=True) as manager:
+            os.kill(os.getpid(), number)
+            manager.save(2, tree(2))
+        assert caught
+    finally:
+        signal.signal(number, signal.SIG_DFL)

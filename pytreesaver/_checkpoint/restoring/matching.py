@@ -128,7 +128,7 @@ class Problems:
             if renaming is not None:
                 hint = f"  all of them exist under another prefix: rename={renaming} finds them"
                 return [hint, *(f"  {quoted(name)}" for name in self.missing)]
-            return lines_with_suggestions(list(self.missing), self.surplus or self.stored_names)
+            return lines_with_suggestions(list(self.missing), self.surplus or self.stored_names, self.fits)
         suggest = suggestions(self.surplus or self.stored_names)
         return [
             f"  {quoted(name)} (looked for as {quoted(stored)}){suggest(stored)}"

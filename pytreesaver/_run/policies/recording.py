@@ -99,7 +99,7 @@ def decode_rule(encoded: Any) -> ManagerRule | SaverRule | None:
         if kind == "manager":
             return ManagerRule(limits.max_to_keep, limits.every_n_hours, _decode_policy(limits.also))
         return SaverRule(limits.max_to_keep, limits.every_n_hours) if not limits.also else None
-    except ValueError:  # `msgspec.ValidationError` is one
+    except (ValueError, TypeError, AttributeError):  # `msgspec.ValidationError` is a ValueError
         return None
 
 

@@ -5,6 +5,7 @@ pinned ones, which are always kept.
 """
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -44,7 +45,7 @@ class RetentionPolicy:
 
     def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
         """Return the positions of the checkpoints to keep, with the reasons. `checkpoints` are sorted, oldest first."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}: expected a retention policy with a method kept")
 
     def __or__(self, other: "RetentionPolicy") -> "AnyOf":
         return AnyOf((self, other))
@@ -219,7 +220,7 @@ class KeepSteps(RetentionPolicy):
     steps: frozenset[int]
 
     def __init__(self, steps: Iterable[int]) -> None:
-        object.__setattr__(self, "steps", frozenset(steps))
+        object.__setattr__(self, "steps", checked_steps("KeepSteps.steps", steps))
 
     def kept(self, checkpoints: Sequence[SavedCheckpoint], now: float) -> dict[int, str]:
         """See `RetentionPolicy.kept`."""
@@ -241,9 +242,22 @@ class KeepYoungerThan(RetentionPolicy):
         return {i: reason for i, checkpoint in enumerate(checkpoints) if now - checkpoint.time < self.seconds}
 
 
+def checked_steps(what: str, steps: Any) -> frozenset[int]:
+    """Return named steps as ints. Raise a TypeError or ValueError unless they are non-negative integers."""
+    if isinstance(steps, str) or not isinstance(steps, Iterable):
+        raise TypeError(f"{what}: expected several steps, as in [100, 200], found {steps!r}")
+    found = set()
+    for step in steps:
+        is_integer = hasattr(step, "__index__") and not isinstance(step, bool | np.bool_)
+        if not is_integer or operator.index(step) < 0:
+            raise ValueError(f"{what}: expected non-negative integers, found {step!r}")
+        found.add(operator.index(step))
+    return frozenset(found)
+
+
 def require_count(what: str, value: object) -> None:
     """Raise a ValueError unless a field of a policy is a positive int."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{what}: expected a positive integer, found {value!r}")
 
 

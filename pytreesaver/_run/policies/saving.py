@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pytreesaver._run.policies.retention import require_count, require_positive
+from pytreesaver._run.policies.retention import checked_steps, require_count, require_positive
 
 
 class SavePoint(NamedTuple):
@@ -33,7 +33,7 @@ class SavePolicy:
 
     def is_due(self, point: SavePoint) -> bool:
         """Return whether to save at this point."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}: expected a save policy with a method is_due")
 
     def __or__(self, other: "SavePolicy") -> "SaveWhenAny":
         return SaveWhenAny((self, other))
@@ -127,7 +127,7 @@ class SaveSteps(SavePolicy):
     steps: frozenset[int]
 
     def __init__(self, steps: Iterable[int]) -> None:
-        object.__setattr__(self, "steps", frozenset(steps))
+        object.__setattr__(self, "steps", checked_steps("SaveSteps.steps", steps))
 
     def is_due(self, point: SavePoint) -> bool:
         """See `SavePolicy.is_due`."""

@@ -1,5 +1,6 @@
 """The open files of an index: where each chunk is stored, and checks of the files against the index."""
 
+import errno
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -136,13 +137,18 @@ class IndexedFiles:
         expected = self.expected(chunk, first, first + block_count(data.nbytes, block))
         return list(block_checksums(data, block)) == expected
 
-    def mapped(self, file: int) -> np.ndarray:
-        """Return a data file as uint8[n]; see `filesystem.map_file`."""
+    def mapped(self, file: int) -> np.ndarray | None:
+        """Return a data file as uint8[n], or None if its file system cannot map files; see `filesystem.map_file`."""
         descriptor = self.descriptor(file)
         if file not in self._maps:
             if filesystem.file_size(descriptor) < self.index.files[file].nbytes:  # truncated since it was checked
                 raise self.truncated(file, filesystem.file_size(descriptor))
-            self._maps[file] = filesystem.map_file(descriptor, self.index.files[file].nbytes)
+            try:
+                self._maps[file] = filesystem.map_file(descriptor, self.index.files[file].nbytes)
+            except OSError as error:
+                if error.errno not in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+                return None
         return self._maps[file]
 
     def check(self) -> tuple[list[str], dict[str, None]]:

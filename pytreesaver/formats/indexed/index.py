@@ -170,7 +170,7 @@ def _check(index: Index, file_name: re.Pattern[str]) -> None:
     _require(not again, f"different names, found {again} more than once")
     _require(len(index.type_of) == len(index.shapes) == count, f"{count} types and shapes, as many as names")
     _require(_all_within(index.type_of, len(index.types)), f"positions among {len(index.types)} types")
-    _require(isinstance(index.metadata, dict), "an object of metadata")
+    _require(is_encoded_dict(index.metadata), "an object of metadata")
     _require(index.record is None or isinstance(index.record, dict), "an object as the record")
     _require(index.checksum_block_nbytes > 0, "a positive checksum_block_nbytes")
     _require(len({file.name for file in index.files}) == len(index.files), "different data files")
@@ -198,6 +198,13 @@ def _check(index: Index, file_name: re.Pattern[str]) -> None:
         whole = whole and tuple(axis[-1] for axis in boundaries) == shape
         _require(ascending and whole, f"{index.names[int(key)]}: a grid for shape {list(shape)}, found {boundaries}")
     _check_chunks(index)
+
+
+def is_encoded_dict(encoded: Any) -> bool:
+    """Return whether JSON data is what `encode_value` makes of a dict."""
+    if not isinstance(encoded, dict):
+        return False
+    return len(encoded) != 1 or not next(iter(encoded)).startswith("$") or "$dict" in encoded
 
 
 def _places(

@@ -280,6 +280,8 @@ class IndexedReader:
             except CorruptCheckpointError as error:
                 self._files.collect(error, reasons, damaged)
                 continue
+            if file is None:
+                continue
             begin = place.chunk.offset + place.begin
             data = file[begin : begin + place.end - place.begin]
             results[-1] = np.ndarray(box_shape(box), self._dtypes[self._files.index.type_of[position]], data)

@@ -147,3 +147,29 @@ def test_the_timings_of_a_saver_are_in_its_history():
     (event,) = pts.get_checkpoint_history("run")
     assert event.timings.nbytes > 8000
     assert event == pts.CheckpointEvent("saved", "model-1", event.time, 1)
+
+
+@pytest.mark.parametrize("policy", [pts.SaveSteps, pts.KeepSteps])
+@pytest.mark.parametrize("steps", ["100", ["100"], [-1], [1.5], [True], 5], ids=repr)
+def test_named_steps_are_integers(policy, steps):
+    with pytest.raises((TypeError, ValueError), match=rf"{policy.__name__}.steps: expected"):
+        policy(steps)
+
+
+@pytest.mark.parametrize("policy", [pts.SaveSteps, pts.KeepSteps])
+def test_named_steps_may_be_arrays(policy):
+    assert policy(np.array([100, 200])).steps == policy([100, np.int64(200)]).steps == {100, 200}
+
+
+def test_counts_may_be_numpy_integers_and_a_policy_without_a_decision_is_named():
+    assert pts.SaveEverySteps(np.int64(5)).is_due(SavePoint(5, 0.0))
+    assert pts.KeepLast(np.int64(2)).count == 2
+    with pts.CheckpointManager("run", keep_every_n_steps=np.int64(5), block=True) as manager:
+        manager.save(1, {"w": 1})
+    assert pts.list_checkpoints("run")[0].keep
+
+    class Mine(pts.SavePolicy):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Mine: expected a save policy with a method is_due"):
+        pts.CheckpointManager("other", save_policy=Mine()).save(1, {"w": 1})
