@@ -8,7 +8,6 @@ the system could not look. The functions of `os.path` and `pathlib` answer no to
 import ctypes
 import errno
 import fcntl
-import mmap
 import os
 import stat
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pytreesaver._io import memory
+from pytreesaver._io import direct, memory
 
 Buffer = np.ndarray | bytes | memoryview
 MAX_BUFFERS = 1024  # IOV_MAX: buffers in one vectored write
@@ -84,11 +83,16 @@ def write(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
         return os.pwritev(descriptor, buffers, offset)  # type: ignore[arg-type]
     except OSError as error:
         if error.errno in (errno.ESPIPE, errno.EOPNOTSUPP):
-            error.strerror = (
-                f"{error.strerror}; the file system cannot write at any position of a file, as some mounted object "
-                "stores cannot: save to a local disk and copy the checkpoint from there"
+            _explain(
+                error,
+                "the file system cannot write at any position of a file, as some mounted object stores cannot: save to "
+                "a local disk and copy the checkpoint from there",
             )
         raise
+
+
+def _explain(error: OSError, explanation: str) -> None:
+    error.strerror = f"{error.strerror}; {explanation}"
 
 
 def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
@@ -109,53 +113,6 @@ def read_into(descriptor: int, buffer: np.ndarray, offset: int) -> int:
     return os.preadv(descriptor, [buffer], offset)  # type: ignore[list-item]
 
 
-def is_cached(descriptor: int, offset: int) -> bool:
-    """Return whether the byte at `offset` is in the page cache, or True if the system cannot tell.
-
-    One byte is representative of the megabytes around it, because large reads and writes are cached as a unit.
-    """
-    if not hasattr(os, "RWF_NOWAIT"):
-        return True
-    try:
-        os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:  # not supported by this file system
-        return True
-    return True
-
-
-def open_direct(descriptor: int, *, to_write: bool = False) -> int | None:
-    """Reopen an open file for direct I/O, bypassing the page cache. Return None if that is not supported.
-
-    Offsets, sizes and memory addresses must be multiples of `DIRECT_ALIGNMENT`.
-    """
-    if sys.platform != "linux":
-        return None
-    try:
-        access = os.O_RDWR if to_write else os.O_RDONLY
-        return os.open(f"/proc/self/fd/{descriptor}", access | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError:
-        return None
-
-
-DIRECT_ALIGNMENT = 4096
-
-
-def map_file(descriptor: int, nbytes: int) -> np.ndarray:
-    """Return the first bytes of an open file as a memory-mapped uint8[nbytes].
-
-    The mapping is copy-on-write: writing to the array does not change the file.
-    """
-    # Without this flag, a system that does not overcommit counts the entire mapping as used memory.
-    flags = mmap.MAP_PRIVATE | (_MAP_NORESERVE if sys.platform == "linux" else 0)
-    memory = mmap.mmap(descriptor, nbytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    return np.frombuffer(memory, np.uint8)
-
-
-_MAP_NORESERVE = 0x4000
-
-
 def file_size(descriptor: int) -> int:
     """Return the size of an open file in bytes."""
     return os.fstat(descriptor).st_size
@@ -170,10 +127,7 @@ def sync_file(descriptor: int) -> None:
             os.fdatasync(descriptor)
     except OSError as error:
         if error.errno in _NOT_SUPPORTED:
-            error.strerror = (
-                f"{error.strerror}; the file system cannot make files durable: pass durable=False, or save to another "
-                "one"
-            )
+            _explain(error, "the file system cannot make files durable: pass durable=False, or save to another one")
         raise
 
 
@@ -365,10 +319,7 @@ def rename(source: Path, target: Path) -> None:
         if _has_moved(source, target, (before.st_dev, before.st_ino)):
             return
         if error.errno in (errno.EPERM, errno.EXDEV, *_NOT_SUPPORTED):
-            error.strerror = (
-                f"{error.strerror}; the file system cannot rename: save to another one and copy the checkpoint from "
-                "there"
-            )
+            _explain(error, "the file system cannot rename: save to another one and copy the checkpoint from there")
         raise
 
 
@@ -419,3 +370,7 @@ def list_directory(path: Path) -> list[str]:
 
 
 new_memory = memory.new_memory
+map_file = memory.map_file
+is_cached = direct.is_cached
+open_direct = direct.open_direct
+DIRECT_ALIGNMENT = direct.DIRECT_ALIGNMENT

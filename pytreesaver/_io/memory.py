@@ -43,3 +43,17 @@ def _align(alignment: int, memory: np.ndarray) -> np.ndarray:
 
 _HUGE_PAGE_NBYTES = 2 << 20
 _MAX_FALLBACK_NBYTES = 1 << 30
+
+
+def map_file(descriptor: int, nbytes: int) -> np.ndarray:
+    """Return the first bytes of an open file as a memory-mapped uint8[nbytes].
+
+    The mapping is copy-on-write: writing to the array does not change the file.
+    """
+    # Without this flag, a system that does not overcommit counts the entire mapping as used memory.
+    flags = mmap.MAP_PRIVATE | (_MAP_NORESERVE if sys.platform == "linux" else 0)
+    memory = mmap.mmap(descriptor, nbytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    return np.frombuffer(memory, np.uint8)
+
+
+_MAP_NORESERVE = 0x4000

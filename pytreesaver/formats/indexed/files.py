@@ -260,3 +260,17 @@ def _note(error: CorruptCheckpointError, reasons: list[str], damaged: dict[str, 
 def _close_all(descriptors: dict[int, int]) -> None:
     while descriptors:
         filesystem.release(descriptors.popitem()[1])
+
+
+def bounded(chunks: Iterable[tuple[int, Chunk]], most: int) -> Iterator[list[tuple[int, Chunk]]]:
+    """Yield chunks and their variables in groups of up to `most` bytes, or of a single larger chunk."""
+    group: list[tuple[int, Chunk]] = []
+    nbytes = 0
+    for position, chunk in chunks:
+        if group and nbytes + chunk.nbytes > most:
+            yield group
+            group, nbytes = [], 0
+        group.append((position, chunk))
+        nbytes += chunk.nbytes
+    if group:
+        yield group

@@ -3,7 +3,7 @@
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from pytreesaver._tree.boxes import (
     whole_box,
 )
 from pytreesaver._tree.kinds import LeafType, storage_dtype, stored_array
-from pytreesaver.formats.indexed.files import IndexedFiles
+from pytreesaver.formats.indexed.files import IndexedFiles, bounded
 from pytreesaver.formats.indexed.index import Chunk, Index
 
 _WINDOW_NBYTES = 64 << 20  # peak memory beyond the result
@@ -282,8 +282,7 @@ class IndexedReader:
                 continue
             if file is None:
                 continue
-            begin = place.chunk.offset + place.begin
-            data = file[begin : begin + place.end - place.begin]
+            data = file[place.chunk.offset + place.begin : place.chunk.offset + place.end]
             results[-1] = np.ndarray(box_shape(box), self._dtypes[self._files.index.type_of[position]], data)
             if verify and self._files.has_checksums:
                 checks += self._checks(position, place, file)
@@ -348,7 +347,7 @@ class IndexedReader:
     def verify(self) -> None:
         """See `pytreesaver.formats.CheckpointReader.verify`. Memory use is bounded."""
         reasons, damaged = self._files.check()
-        for group in _bounded(self._slices()):
+        for group in bounded(self._slices(), _WINDOW_NBYTES):
             # `reasons` covers what a truncated file lacks already; the rest is verified all the same.
             present = [(i, c) for i, c in group if self._files.size(c.file) >= c.offset + c.nbytes]
             chunks = [chunk for _, chunk in present]
@@ -386,17 +385,3 @@ class IndexedReader:
             return read_ranges(descriptor, ranges, self._files.block_nbytes)
         except EndOfFileError:
             raise self._files.truncated(file, filesystem.file_size(descriptor)) from None
-
-
-def _bounded(chunks: Iterable[tuple[int, Chunk]]) -> Iterator[list[tuple[int, Chunk]]]:
-    """Yield chunks and their variables in groups of up to `_WINDOW_NBYTES`, or of a single larger chunk."""
-    group: list[tuple[int, Chunk]] = []
-    nbytes = 0
-    for position, chunk in chunks:
-        if group and nbytes + chunk.nbytes > _WINDOW_NBYTES:
-            yield group
-            group, nbytes = [], 0
-        group.append((position, chunk))
-        nbytes += chunk.nbytes
-    if group:
-        yield group
