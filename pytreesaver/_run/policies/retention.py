@@ -7,6 +7,7 @@ pinned ones, which are always kept.
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -246,12 +247,14 @@ def checked_steps(what: str, steps: Any) -> frozenset[int]:
     """Return named steps as ints. Raise a TypeError or ValueError unless they are non-negative integers."""
     if isinstance(steps, str) or not isinstance(steps, Iterable):
         raise TypeError(f"{what}: expected several steps, as in [100, 200], found {steps!r}")
-    found = set()
+    found: set[int] = set()
     for step in steps:
-        is_integer = hasattr(step, "__index__") and not isinstance(step, bool | np.bool_)
-        if not is_integer or operator.index(step) < 0:
+        number = -1
+        with suppress(TypeError):
+            number = -1 if isinstance(step, bool | np.bool_) else operator.index(step)
+        if number < 0:
             raise ValueError(f"{what}: expected non-negative integers, found {step!r}")
-        found.add(operator.index(step))
+        found.add(number)
     return frozenset(found)
 
 
