@@ -14,7 +14,7 @@ from pytreesaver._io.checksums import ChecksumOfParts
 from pytreesaver._io.parallel import advance
 from pytreesaver._tree.boxes import Box, box_index, box_shape, whole_box
 from pytreesaver.formats.orbax.layout import MANIFEST
-from pytreesaver.formats.orbax.plain_tree import array_directory
+from pytreesaver.formats.orbax.tree import array_directory
 
 _WINDOW_NBYTES = 256 << 20
 """The maximum number of bytes that are being read at a time."""

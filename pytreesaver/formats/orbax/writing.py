@@ -1,8 +1,10 @@
 """Writing of Orbax checkpoints, through orbax-checkpoint, atomically and durably."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,6 @@ from pytreesaver._text import SINGLE_LEAF_NAME, quoted
 from pytreesaver._tree.kinds import Cells, LeafType, cell_bytes, describe_dtype, grid_cells, storage_dtype, stored_array
 from pytreesaver.formats.orbax.arrays import path_for_store
 from pytreesaver.formats.orbax.layout import recognizes
-from pytreesaver.formats.orbax.plain_tree import array_directory, orbax_tree
 from pytreesaver.formats.orbax.sidecar import (
     MARKER,
     SIDECAR,
@@ -35,6 +36,7 @@ from pytreesaver.formats.orbax.sidecar import (
     encode_sidecar,
     files_of_others,
 )
+from pytreesaver.formats.orbax.tree import array_directory, orbax_tree
 from pytreesaver.formats.protocol import PINNED_NAME, TreeContents, refuse_unsupported
 
 NAME = "orbax"
@@ -146,22 +148,15 @@ def _problem(leaf_type: LeafType, shape: Sequence[int]) -> str | None:
 
 def _write_files(directory: Path, tree: Any, keys: Sequence[str], contents: TreeContents) -> None:
     import jax
-    import orbax.checkpoint as ocp
 
-    checksums: list[str] = []
-    leaves: list[Any] = []
-    for leaf_type, shape, cells in zip(contents.types, contents.shapes, contents.cells, strict=True):
-        content = _bytes_of(cells, leaf_type, shape)
-        checksums.append(f"{checksum(content):016x}")
-        leaves.append(_orbax_leaf(stored_array(content, leaf_type, shape), leaf_type))
-        advance(content.nbytes)
+    from pytreesaver.formats.orbax.streaming import save_tree
+
+    checksums = [""] * len(keys)
+    columns = enumerate(zip(contents.types, contents.shapes, contents.cells, strict=True))
+    leaves = [_orbax_leaf(*each, partial(_note_checksum, checksums, i)) for i, each in columns]
     filled = jax.tree.map(lambda position: leaves[position], tree)
-    args: Any = ocp.args.StandardSave(filled, custom_metadata=MARKER)
-    handler: Any = ocp.StandardCheckpointHandler()
-    if _STEP_NAME.fullmatch(directory.name):  # as `ocp.CheckpointManager` expects it
-        args, handler = ocp.args.Composite(default=args), ocp.CompositeCheckpointHandler()
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(directory.absolute(), args=args)
+    is_step = _STEP_NAME.fullmatch(directory.name) is not None  # as `ocp.CheckpointManager` expects it
+    save_tree(directory, filled, dict(zip(keys, leaves, strict=True)), MARKER, is_step=is_step)
     types = list(dict.fromkeys(contents.types))
     positions = {leaf_type: i for i, leaf_type in enumerate(types)}
     sidecar = Sidecar(
@@ -195,25 +190,37 @@ def _nbytes(leaf_type: LeafType, shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64)) * storage_dtype(leaf_type).itemsize
 
 
-def _orbax_leaf(stored: np.ndarray, leaf_type: LeafType) -> Any:
-    """Return a leaf as Orbax takes it."""
+def _orbax_leaf(
+    leaf_type: LeafType, shape: tuple[int, ...], cells: Cells, note_checksum: Callable[[np.ndarray], None]
+) -> Any:
+    """Return a leaf as Orbax takes it: a number, or an array that is loaded when it is written."""
+    from pytreesaver.formats.orbax.streaming import LazyJAXArray, LazyNumPyArray
+
+    def load() -> np.ndarray:
+        content = _bytes_of(cells, leaf_type, shape)
+        note_checksum(content)
+        advance(content.nbytes)
+        return stored_array(content, leaf_type, shape)
+
+    if leaf_type.kind in ("bool", "int", "float"):
+        return load().item()
+    in_context = partial(copy_context().run, load)  # Orbax writes in other threads, and the progress counts there too
+    if leaf_type.kind == "key" or (leaf_type.kind == "jax" and _is_jax_dtype(storage_dtype(leaf_type))):
+        leaf = LazyJAXArray(shape, storage_dtype(leaf_type), in_context)
+        leaf.key_impl = leaf_type.key_impl
+        return leaf
+    return LazyNumPyArray(shape, storage_dtype(leaf_type), in_context)
+
+
+def _is_jax_dtype(dtype: np.dtype[Any]) -> bool:
+    """Return whether JAX has arrays of a dtype: those of 64 bits have to be enabled."""
     import jax
 
-    match leaf_type.kind:
-        case "bool" | "int" | "float":
-            return stored.item()
-        case "key":
-            return jax.random.wrap_key_data(jax.device_put(stored, _cpu()), impl=leaf_type.key_impl)
-        case "jax":
-            on_device = jax.device_put(stored, _cpu())
-            return on_device if on_device.dtype == stored.dtype else stored  # 64 bits, while JAX has none
-    return stored
+    return jax.config.jax_enable_x64 or jax.dtypes.canonicalize_dtype(dtype) == dtype  # type: ignore[no-any-return, attr-defined, unused-ignore]
 
 
-def _cpu() -> Any:
-    import jax
-
-    return jax.local_devices(backend="cpu")[0]
+def _note_checksum(checksums: list[str], position: int, content: np.ndarray) -> None:
+    checksums[position] = f"{checksum(content):016x}"
 
 
 def _write_file(file: Path, content: bytes) -> None:
