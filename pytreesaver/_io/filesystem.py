@@ -341,6 +341,26 @@ def link(source: Path, target: Path) -> None:
     os.link(source, target)
 
 
+def rename_to_new(source: Path, target: Path) -> bool:
+    """Rename a file or a directory atomically, unless there is something at `target`.
+
+    Return False, and do nothing, if the system or the file system cannot do that.
+
+    Raises:
+        FileExistsError: if `target` exists.
+    """
+    if _renameat2 is None:
+        return False
+    if not _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        return True
+    number = ctypes.get_errno()
+    if number == errno.EEXIST:
+        raise FileExistsError(number, os.strerror(number), str(target))
+    if number in (*_NOT_SUPPORTED, errno.EPERM):
+        return False
+    raise OSError(number, os.strerror(number), str(target))
+
+
 def exchange(source: Path, target: Path) -> None:
     """Exchange the names of two files or directories atomically.
 
@@ -355,6 +375,7 @@ def exchange(source: Path, target: Path) -> None:
 
 
 _AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
 

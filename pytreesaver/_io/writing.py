@@ -16,6 +16,9 @@ from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
 _MAX_RANGES_PER_WRITE = filesystem.MAX_BUFFERS - 24
 
 
+_MIN_WRITEBACK_NBYTES = 1 << 20  # less is written by the sync in one request
+
+
 class WriteRanges(NamedTuple):
     """Byte ranges of a file, in columns: range i has ``nbytes[i]`` bytes at ``offsets[i]``.
 
@@ -42,7 +45,7 @@ def write_ranges(
     blocks = -(-nbytes // BLOCK_NBYTES)
     first_blocks = np.cumsum(blocks) - blocks
     checksums = np.zeros(int(blocks.sum()), np.uint64)
-    buffered = BufferedWriter(descriptor, durable)
+    buffered = BufferedWriter(descriptor, durable and int(nbytes.sum()) >= _MIN_WRITEBACK_NBYTES)
     with DirectWriter(descriptor, buffered) if in_background else buffered as writer:
         tasks: dict[int, Callable[[], None]] = {}
         for group in _groups(offsets, nbytes):

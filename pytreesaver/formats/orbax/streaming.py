@@ -62,7 +62,7 @@ class _Handler(type_handlers.NumpyHandler):  # type: ignore[misc, unused-ignore]
     def typestr(self) -> str:
         return self._restored_as
 
-    async def serialize(
+    async def serialize(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, values: Sequence[LazyArray], infos: Sequence[Any], args: Sequence[Any] | None = None
     ) -> Sequence[future.Future]:
         """Write the arrays in the background, in groups."""

@@ -115,6 +115,8 @@ def _write_file(path: Path, contents: TreeContents, options: WriteOptions, *, ov
 def _give_name(temporary: Path, path: Path) -> None:
     """Rename a file without replacing another one that has been created meanwhile."""
     try:
+        if filesystem.rename_to_new(temporary, path):
+            return
         filesystem.link(temporary, path)
     except FileExistsError as error:
         raise CheckpointExistsError(f"{path} was created by another process during the save") from error
