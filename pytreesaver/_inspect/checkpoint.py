@@ -2,20 +2,18 @@
 
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any, NoReturn
 
 import numpy as np
 
-from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError, VariableNotFoundError
+from pytreesaver._errors import CorruptCheckpointError, VariableNotFoundError
 from pytreesaver._inspect.measuring import measure
 from pytreesaver._inspect.statistics import Statistics
 from pytreesaver._inspect.type_tree import TypeNode, type_tree
 from pytreesaver._inspect.variable import Variable
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
-from pytreesaver._run.directory import open_checkpoint
-from pytreesaver._run.listing import list_checkpoints
+from pytreesaver._run.directory import is_complete, newest_listed, open_checkpoint
 from pytreesaver._run.record import decode_record
 from pytreesaver._text import did_you_mean
 from pytreesaver._tree.kinds import NotPlainError
@@ -258,10 +256,10 @@ def verify(path: PathLike, *, progress: Progress = False) -> None:
     Example:
         >>> verify(pytreesaver.save({"w": np.arange(3)}, "verified"))
     """
-    if not is_checkpoint(local_path(path)):
-        with suppress(CheckpointNotFoundError):
-            newest = list_checkpoints(path)[-1:]
-            if newest and newest[0].problem is not None:
-                raise CorruptCheckpointError(f"{newest[0].path}: {newest[0].problem}")
-    with load_checkpoint(path) as checkpoint:
+    target = local_path(path)
+    if not is_checkpoint(target):
+        newest = newest_listed(target)
+        if newest is not None and is_checkpoint(newest) and not is_complete(newest):
+            target = newest
+    with load_checkpoint(target) as checkpoint:
         checkpoint.verify(progress=progress)

@@ -35,11 +35,18 @@ from pytreesaver._run.recorded import (
     visible_entries,
 )
 from pytreesaver._run.state_file import listed_checkpoints, write_state
-from pytreesaver._run.state_text import CheckpointState, state_file_name
+from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState, state_file_name
 from pytreesaver.formats.protocol import CheckpointReader, pin_of
 from pytreesaver.formats.registry import format_at, is_checkpoint, open_reader, opened
 
 logger = logging.getLogger("pytreesaver")
+
+
+def newest_listed(directory: Path) -> Path | None:
+    """Return the checkpoint of a run directory that was saved last, even if it is damaged, or None."""
+    listed = listed_checkpoints(directory, STATE_FILE_NAME)
+    unlisted = [path for path, _ in unlisted_checkpoints(directory, STATE_FILE_NAME, listed)]
+    return next(iter([*reversed(unlisted), *reversed(listed)]), None)
 
 
 def is_complete(path: Path) -> bool:

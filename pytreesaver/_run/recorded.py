@@ -66,8 +66,11 @@ def saved_at(path: Path) -> float:
     return 0.0
 
 
-def managed_name(directory: Path) -> str | None:
-    """Return the `checkpoint_name` of the manager that uses the state file ``checkpoint`` of a directory, or None."""
+def managed_name(directory: Path, *, by_times: bool = True) -> str | None:
+    """Return the `checkpoint_name` of the manager that uses the state file ``checkpoint`` of a directory, or None.
+
+    Times in the state file are those of a manager, as in TensorFlow, if `by_times`. Otherwise only its record counts.
+    """
     try:
         state, _ = read_state_file(directory, STATE_FILE_NAME)
     except CorruptCheckpointError:
@@ -78,7 +81,8 @@ def managed_name(directory: Path) -> str | None:
         paths = [Path(path) for path in paths_in_order(state)]
     for path in reversed(paths):
         if path.parent == directory and filesystem.may_exist(path):
-            is_managed = bool(state and state.all_model_checkpoint_timestamps) or _is_managed(path)
+            has_times = by_times and state is not None and bool(state.all_model_checkpoint_timestamps)
+            is_managed = has_times or _is_managed(path)
             return path.name.rpartition("-")[0] if is_managed else None
     return None
 

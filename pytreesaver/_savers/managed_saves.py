@@ -126,7 +126,6 @@ class ManagedSaves:
         """Return whether a step is due. See `CheckpointManager.should_save`."""
         if self._settings.read_only:
             return False
-        self.schedule.refuse_to_go_back(step, self._given_directory)
         at_once = self.preemption.requested
         if self._settings.when_busy == "skip" and not at_once and self._is_busy():
             return False
@@ -194,6 +193,7 @@ class ManagedSaves:
                 started=started,
                 waited_secs=waited_secs,
             )
+        self.preemption.used = True
         return self._given_directory / path.name
 
     def _is_after_last(self, step: int) -> bool:

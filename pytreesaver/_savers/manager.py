@@ -31,7 +31,7 @@ from pytreesaver._savers.managed_saves import (
     checked_save_policy,
 )
 from pytreesaver._savers.preemption import checked_signals
-from pytreesaver.formats.registry import format_to_write
+from pytreesaver.formats.registry import format_named, format_of_ending
 
 logger = logging.getLogger("pytreesaver")
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class CheckpointManager:
         saving = checked_save_policy(save_interval_steps, save_interval_secs, save_policy)
         check_when_busy(when_busy)
         signals = checked_signals(save_on_signal, save_on_sigterm)
-        format = format_to_write(Path(checkpoint_name), format).name
+        format = format_named(format or format_of_ending(checkpoint_name)).name
         self._rule = rule
         self._clock = clock
         self._run = ManagedRun(self._given_directory, checkpoint_name, pad_step_number, rule, float(clock()))
@@ -311,8 +311,15 @@ class CheckpointManager:
     # Listing.
 
     def all_steps(self) -> list[int]:
-        """Return the steps of all complete checkpoints, in ascending order."""
-        return self._run.steps()
+        """Return the steps of all complete checkpoints, in ascending order.
+
+        Raises:
+            CheckpointExistsError: if there is none, but steps of another library.
+        """
+        steps = self._run.steps()
+        if not steps:
+            refuse_foreign_steps(self._given_directory)
+        return steps
 
     def latest_step(self, *, verify: bool = True) -> int | None:
         """Return the step of the newest checkpoint that can be restored, or None.
@@ -328,6 +335,8 @@ class CheckpointManager:
             lambda saved: self._run.verify(self._run.directory / saved.path, every_byte=verify),
         )
         warn_of_damaged(problems, "nothing" if saved is None else str(self._given_directory / saved.path))
+        if saved is None and not problems:
+            refuse_foreign_steps(self._given_directory)
         return None if saved is None else saved.step
 
     def best_step(self, metric: str | None = None, mode: Literal["min", "max"] = "min") -> int | None:

@@ -72,6 +72,7 @@ class Preemption:
     Attributes:
         requested: whether one of the signals has arrived.
         finished: whether the last save after it is over.
+        used: whether there was a save before.
 
     Raises:
         ValueError: if this is not the main thread. Only the main thread can handle signals.
@@ -98,7 +99,6 @@ class Preemption:
     def saving(self) -> Iterator[None]:
         """Postpone the end of the process until the save in the ``with`` block is over."""
         self.saves += 1
-        self.used = True
         try:
             try:
                 yield
@@ -124,6 +124,7 @@ class Preemption:
             _handler.end()
         else:
             self.finished = True
+            _handler.start_timer()
             logger.warning("the process will end after the last saves of the other managers")
 
     def release(self) -> None:
@@ -186,10 +187,14 @@ class _Handler:
             self.end()
         else:
             logger.warning("%s: the process will end after the next save", name_of(arrived))
-            if arrived == signal.SIGTERM:
-                self._timer = threading.Timer(GRACE_SECS, os.kill, (self._pid, arrived))
-                self._timer.daemon = True
-                self._timer.start()
+            self.start_timer()
+
+    def start_timer(self) -> None:
+        """After a SIGTERM, let the process end in `GRACE_SECS` even if nothing is saved until then."""
+        if self._arrived == signal.SIGTERM and self._timer is None:
+            self._timer = threading.Timer(GRACE_SECS, os.kill, (self._pid, self._arrived))
+            self._timer.daemon = True
+            self._timer.start()
 
     def end(self) -> None:
         for each in list(self.live):

@@ -30,7 +30,7 @@ from pytreesaver._savers.saver_def import SaverDef, VariableList, checked_saver_
 from pytreesaver._savers.saver_state import SaverState
 from pytreesaver._savers.session import WriterSession
 from pytreesaver._tree.select import Selection
-from pytreesaver.formats.registry import format_to_write
+from pytreesaver.formats.registry import format_of_ending, format_to_write
 
 logger = logging.getLogger("pytreesaver")
 T = TypeVar("T")
@@ -209,7 +209,7 @@ class Saver:
                     list_saved=partial(self._list_saved, lock, path, location, record, now) if write_state else None,
                     failed=self._state.reread_directories,
                     block=block,
-                    format=self._settings.format or format_to_write(Path(ending_in), None).name,
+                    format=self._format_of(path, ending_in),
                     progress=progress,
                     started=started,
                     waited_secs=waited_secs,
@@ -227,6 +227,11 @@ class Saver:
         if is_current:
             self._versions[lock.identity] = version
         return deletions
+
+    def _format_of(self, path: str, before_step: str) -> str:
+        """Return the name of the format: as given, or by the ending of the path before the step."""
+        given = self._settings.format or format_of_ending(before_step)
+        return format_to_write(Path(path), given).name
 
     @property
     def _label(self) -> str:

@@ -141,7 +141,7 @@ class SaverState:
         key = (self._identity(location.parent), base)
         if not is_current or key not in self._state_names:
             own = f"{STATE_FILE_NAME}_{base}"
-            is_foreign = managed_name(location.parent) not in (None, base)
+            is_foreign = managed_name(location.parent, by_times=False) not in (None, base)
             with wrap_os_errors("look at", location.parent):
                 has_own = filesystem.exists(location.parent / own)
             self._state_names[key] = own if is_foreign or has_own else STATE_FILE_NAME

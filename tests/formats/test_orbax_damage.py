@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from orbax.checkpoint import args
+from orbax.checkpoint import args, v1
 
 import pytreesaver as pts
 import pytreesaver.orbax
@@ -255,3 +256,42 @@ def test_arrays_of_too_many_axes_are_refused_by_name():
         pts.save({"w": np.ones((1,) * 33)}, "model", format="orbax")
     with pytest.raises(pts.UnsupportedLeafError, match="the tree cannot be saved"):
         pts.save({}, "model", format="orbax")
+
+
+def test_damage_in_an_item_has_the_name_of_the_variable():
+    with ocp.CheckpointManager(Path("run").absolute()) as manager:
+        items = {name: pts.orbax.SaveArgs({"w": np.arange(1000.0)}) for name in ("state", "ema")}
+        manager.save(3, args=args.Composite(**items))
+    (file,) = Path("run/3/state").glob("data-*")
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    for read in (pts.restore, pts.verify, lambda path: pts.restore(path, mmap=True)):
+        with pytest.raises(pts.CorruptCheckpointError) as caught:
+            read("run/3")
+        assert caught.value.damaged == ["state/w"]
+
+
+@pytest.mark.parametrize("beside", ["Thumbs.db", "@eaDir", "notes.txt", "dataset"])
+def test_steps_of_old_versions_are_found_with_other_files_beside(beside):
+    by_orbax("run/1/default", {"w": jnp.ones(2)})
+    if "." in beside:
+        Path("run/1", beside).touch()
+    else:
+        Path("run/1", beside).mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pts.StructureWarning)
+        assert pts.restore("run/1")["w"].tolist() == [1, 1]
+
+
+def test_a_run_of_the_checkpointer_of_version_1_is_the_tree_itself():
+    with v1.training.Checkpointer(Path("run").absolute()) as checkpointer:
+        checkpointer.save(1, {"dense": {"w": jnp.ones(2)}})
+    assert pts.list_variables("run") == [("dense/w", (2,))]
+
+
+def test_steps_with_keys_are_removed():
+    with ocp.CheckpointManager(Path("run").absolute()) as manager:
+        items = {"w": args.StandardSave({"w": jnp.ones(2)}), "key": args.JaxRandomKeySave(jax.random.key(1))}
+        manager.save(1, args=args.Composite(**items, numpy=args.NumpyRandomKeySave(np.random.get_state())))
+    assert pts.remove_checkpoint("run/1")

@@ -42,7 +42,22 @@ class TestSafetensorsDirectory(FormatConformance):
 @given(pytrees() | sharded_arrays())
 def test_the_safetensors_library_loads_every_file(tree):
     path = pts.save(tree, "model.safetensors", durable=False, overwrite=True)
-    assert_same_tensors(load_file(path), path)
+    with safe_open(path, "numpy") as file:
+        # Its NumPy loader knows no 8-bit floats, although they are in the format.
+        names = [name for name in file.keys() if not file.get_slice(name).get_dtype().startswith("F8")]  # noqa: SIM118
+        assert_same_tensors({name: file.get_tensor(name) for name in names}, path, only=names)
+
+
+@pytest.mark.parametrize("options", [{}, {"format": "safetensors", "shard_nbytes": 100}])
+def test_8_bit_floats_have_their_dtypes(options):
+    dtypes = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0"}
+    tree = {name: jnp.ones((2, 3), name) for name in dtypes}
+    path = pts.save(tree, "model" if options else "model.safetensors", **options)
+    copy = pts.convert(path, "copy.safetensors")
+    with safe_open(copy, "numpy") as file:
+        found = {name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in dtypes}
+    assert found == {name: (tag, [2, 3]) for name, tag in dtypes.items()}
+    assert_trees_equal(pts.restore(copy), tree)
 
 
 def test_the_safetensors_library_loads_every_shard():
@@ -58,10 +73,13 @@ def test_the_safetensors_library_loads_every_shard():
     assert_trees_equal(pts.restore(path), tree)
 
 
-def assert_same_tensors(tensors, path):
+def assert_same_tensors(tensors, path, only=None):
     with pts.load_checkpoint(path) as checkpoint:
-        assert len(tensors) == len(checkpoint)
+        if only is None:
+            assert len(tensors) == len(checkpoint)
         for name, variable in checkpoint.items():
+            if only is not None and name != "__metadata__" and name not in only:
+                continue
             tensor = tensors["__metadata__'" if name == "__metadata__" else name]
             assert tensor.nbytes == variable.nbytes, name
             if variable.dtype != object and variable.read().dtype == tensor.dtype:

@@ -162,7 +162,7 @@ def test_the_newest_checkpoint_of_a_run_is_verified_even_if_it_is_damaged():
 
 @pytest.mark.parametrize(
     "name",
-    ["epoch=3-step=100.ckpt", "model_100.pt", "ckpt_100.eqx", "checkpoint-100/model.safetensors", "step100.msgpack"],
+    ["epoch=3-step=100.ckpt", "step_100.pt", "ckpt_100.eqx", "checkpoint-100/model.safetensors", "step100.msgpack"],
 )
 def test_a_manager_does_not_start_over_beside_the_steps_of_another_library(name):
     path = Path("run", name)
@@ -174,9 +174,24 @@ def test_a_manager_does_not_start_over_beside_the_steps_of_another_library(name)
             call()
 
 
-@pytest.mark.parametrize("name", ["vocab.npz", "pretrained.pt", "config-2.json", "log_100.txt", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vocab.npz", "pretrained.pt", "config-2.json", "log_100.txt", "model.safetensors", "model_v1.msgpack"),
+        *("params1.eqx", "weights_resnet50.h5", "state_dict_2.pth", "Llama-2/model.safetensors"),
+    ],
+)
 def test_other_files_in_a_run_directory_are_no_steps(name):
-    Path("run").mkdir()
+    Path("run", name).parent.mkdir(parents=True)
     Path("run", name).write_bytes(b"x" * 100)
     with pts.CheckpointManager("run", block=True) as manager:
         manager.save(1, {"w": 0.0})
+
+
+def test_a_damaged_file_beside_the_checkpoints_is_not_the_newest_one():
+    with pts.CheckpointManager("run", block=True) as manager:
+        for step in (1, 2):
+            manager.save(step, {"w": np.arange(1000.0)})
+    path = pts.save({"w": np.arange(1000.0)}, "run/base.safetensors")
+    os.truncate(path, 1000)
+    pts.verify("run")

@@ -60,8 +60,7 @@ def test_both_intervals_must_have_passed():
 def test_a_loop_cannot_start_over_in_the_directory_of_another_run():
     saved(range(5))
     manager = pts.CheckpointManager("run")
-    with pytest.raises(pts.CheckpointExistsError, match=r"step 0 is before step 4"):
-        manager.should_save(0)
+    assert manager.should_save(0)  # the save then says what is wrong, or goes back
     for force in (False, True):
         with pytest.raises(pts.CheckpointExistsError, match=r"step 0 is before step 4, the last one in run: call rest"):
             manager.save(0, tree(0), force=force)

@@ -191,3 +191,21 @@ def test_managers_and_savers_survive_pickling():
     copies[1].save(tree(3), "saved/model", 3)
     assert on_disk("saved") == ["model-2", "model-3"]
     assert pts.list_variables("saved/model-3") == [("weights", (100,))]
+
+
+def test_a_saver_goes_on_in_a_converted_directory():
+    saver = pts.Saver()
+    for epoch in (1, 2):
+        saver.save(tree(epoch), f"run/epoch_{epoch}")
+    pts.convert("run", "converted")
+    pts.Saver().save(tree(3), "converted/epoch_3")
+    assert pts.latest_checkpoint("converted") == Path("converted/epoch_3")
+
+
+def test_the_name_of_a_run_may_end_like_a_file_of_another_program():
+    with pts.CheckpointManager("run", checkpoint_name="model.pt", block=True) as manager:
+        manager.save(1, tree(1))
+    pts.Saver().save(tree(2), "other/model.bin", global_step=2)
+    assert on_disk("other") == ["model.bin-2"]
+    with pytest.raises(ValueError, match=r"without the ending \.bin"):
+        pts.Saver().save(tree(2), "other/model.bin")

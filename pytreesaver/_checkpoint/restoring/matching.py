@@ -352,7 +352,7 @@ def check_targets(targets: Mapping[str, Template], stored: StoredVariables, *, w
             wide = describe(target.type, target.shape)
             problems.differ[name] = Difference(describe(narrow, target.shape), wide, X64_NOTE)
             problems.dtype[name] = (narrow.dtype, target.type.dtype)
-            problems.narrowing_helps |= target.type == stored.types[position]
+            problems.narrowing_helps |= target.type.dtype == stored.types[position].dtype
         elif misfit:
             expected = f"{describe(target.type, target.shape)} with {target.sharding}"
             found = describe(stored.types[position], stored.logical_shape(position))

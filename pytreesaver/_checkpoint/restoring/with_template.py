@@ -131,14 +131,18 @@ def _misplaced_children(
     stored = stored_children(structure)
     position_of = {name: i for i, name in enumerate(names)}
     misplaced = {}
+    compared: dict[tuple[int, int], list[tuple[str, str]] | None] = {}  # by the identities of auxiliary data
     for name, expected in flat.keyless.items():
         if name not in stored_names or (renaming is not None and renaming.is_explicit(name)):
             continue
         found = stored.get(position_of.get(stored_names[name], -1), ())
         for one, other in zip(expected, found, strict=False):
-            differing = other_names(one, other)
-            if differing is not None:
-                misplaced[name] = differing
+            key = (id(one.auxiliary), id(other.auxiliary))
+            if key not in compared:
+                compared[key] = other_names(one, other)
+            differing = compared[key] or []
+            if one.position < len(differing) and differing[one.position][0] != differing[one.position][1]:
+                misplaced[name] = differing[one.position]
                 break
     return misplaced
 

@@ -69,6 +69,8 @@ class SaveSchedule:
     def is_due(self, step: int, now: float, *, at_once: bool = False) -> bool:
         """Return whether a save of this step is due. With `at_once`, every step after the last one is.
 
+        A step before the last one is due too: the save then says what is wrong, or goes back.
+
         Example:
             >>> schedule = SaveSchedule(pytreesaver.SaveEverySteps(100), lambda: LastSave(200, 60.0, 3))
             >>> schedule.is_due(299, now=90.0), schedule.is_due(300, now=90.0)
@@ -78,7 +80,7 @@ class SaveSchedule:
             self._previous, self._asked = self._asked, step
         last = self.last
         if last.step is not None and step <= last.step:
-            return False
+            return step < last.step
         if at_once:
             return True
         last_time = None if last.step is None else last.time

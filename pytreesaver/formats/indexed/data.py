@@ -67,6 +67,7 @@ def write_data(
     *,
     alignment: int = ALIGNMENT,
     share: bool = True,
+    with_float8: bool = False,
     seal: Callable[[bytes], bytes] = bytes,
 ) -> Index:
     """Write the arrays of a tree to a new file.
@@ -79,6 +80,7 @@ def write_data(
         metadata_of: returns the metadata of the header for an index whose offsets count from the end of the header. It
             is called twice, first without the checksums, and has to return texts of the same lengths.
         alignment: the size of the header is a multiple of it.
+        with_float8: as in `encode_entries`.
         share: store an array of several variables once. Otherwise each variable is a tensor of its own.
         seal: changes the text of the header at last, but not its length.
 
@@ -96,7 +98,7 @@ def write_data(
     sizes = _at(chunk_nbytes(index), stored)
     offsets, order = plan_layout(sizes)
     tensors = _at(_tensors(index), stored)
-    entries = encode_entries([Tensor(*tensors[i], offsets[i], sizes[i]) for i in order])
+    entries = encode_entries([Tensor(*tensors[i], offsets[i], sizes[i]) for i in order], with_float8=with_float8)
 
     blocks = [block_count(size, BLOCK_NBYTES) for size in sizes]
     index.checksums = _NO_CHECKSUM * sum(blocks[i] for i in where)

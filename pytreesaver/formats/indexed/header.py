@@ -27,6 +27,7 @@ _TAGS = {
 }
 
 
+_FLOAT8_TAGS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0"}
 LENGTH_NBYTES = 8
 """The size of the length of a header, before it."""
 
@@ -57,15 +58,15 @@ def encode_header(entries: bytes, metadata: Mapping[str, str], alignment: int) -
     return struct.pack("<Q", len(header)) + header
 
 
-def encode_entries(tensors: Sequence[Tensor]) -> bytes:
-    """Return the entries of tensors in a header, each after a comma."""
+def encode_entries(tensors: Sequence[Tensor], *, with_float8: bool = False) -> bytes:
+    """Return the entries of tensors in a header, each after a comma. Without `with_float8`, 8-bit floats are bytes."""
     taken = {"__metadata__"}
     entries = [""]
     kinds: dict[Any, str] = {}  # the start of the entries of tensors with the same dtype and shape
     for name, dtype, shape, offset, nbytes in tensors:
         kind = kinds.get((dtype, *shape))
         if kind is None:
-            tag, suffix = _tag_and_suffix(dtype)
+            tag, suffix = _tag_and_suffix(dtype, with_float8)
             kind = f'{{"dtype":"{tag}","shape":[{",".join(map(str, [*shape, *suffix]))}],"data_offsets":['
             kinds[(dtype, *shape)] = kind
         if name in taken:
@@ -83,9 +84,9 @@ def is_header(data: bytes) -> bool:
     return data[8:].startswith(b'{"__metadata__":{"format":"pytreesaver"')
 
 
-def _tag_and_suffix(dtype: np.dtype[Any]) -> tuple[str, list[int]]:
+def _tag_and_suffix(dtype: np.dtype[Any], with_float8: bool) -> tuple[str, list[int]]:
     """Return the safetensors dtype for arrays of `dtype`, and the additional axes if it stores them as bytes."""
-    tag = _TAGS.get(dtype.name)
+    tag = _TAGS.get(dtype.name) or (_FLOAT8_TAGS.get(dtype.name) if with_float8 else None)
     if tag is not None or dtype.itemsize == 1:
         return tag or "U8", []
     return "U8", [dtype.itemsize]

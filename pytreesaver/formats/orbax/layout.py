@@ -94,12 +94,16 @@ def layout_of(path: Path) -> Layout | None:
     items = _items(path, names)
     if not items.exist:
         return None
-    is_single = (trees := [*items.trees, *items.natives]) == ["default"] or (trees == ["state"] and _MARKER in names)
+    root = _root(path, names)
+    trees = [*items.trees, *items.natives]
+    handlers = root.get("item_handlers")
+    is_v1 = _MARKER in names or (isinstance(handlers, dict) and ".v1." in str(handlers.get("".join(trees[:1]))))
+    is_single = trees == ["default"] or (trees in (["state"], ["pytree"]) and is_v1)
     by_prefix, natives_by_prefix = (
         {"" if is_single else f"{item}/": path / item for item in found} for found in (items.trees, items.natives)
     )
     json_files = {item: path / item / file for item, file in items.json_files.items()}
-    return Layout(by_prefix, natives_by_prefix, json_files, items.others, _root(path, names))
+    return Layout(by_prefix, natives_by_prefix, json_files, items.others, root)
 
 
 def other_files(path: Path, listed: Collection[str] | None = None) -> list[str]:
@@ -140,7 +144,9 @@ def _is_own_file(path: Path, parts: Sequence[str]) -> bool:
         return True
     directory = path.joinpath(*parts[:-1])
     if parts[-1] in _JSON_ITEMS:
-        return len(parts) == 2 and not _is_tree(path, set(filesystem.list_directory(path)))
+        beside = set(filesystem.list_directory(directory)) - {parts[-1], _SUCCESS}
+        is_item = len(parts) > 1 and all(map(SYSTEM_FILES.fullmatch, beside))
+        return is_item and not _is_tree(path, set(filesystem.list_directory(path)))
     if parts[-1][0].isdigit():  # a chunk of an array, whose directory may have further levels
         above = [path.joinpath(*parts[:i]) for i in range(1, len(parts))]
         return any(map(_is_zarr, above))
@@ -194,14 +200,17 @@ def _is_msgpack_map(file: Path) -> bool:
 def _is_root(path: Path, names: set[str]) -> bool:
     """Return whether a directory says that it is one of items.
 
-    The steps of old versions say nothing. They contain a tree called ``default``, and at most JSON items beside it.
+    The steps of old versions say nothing. They contain a tree called ``default``, and at most JSON items beside it
+    unless their name is a step.
     """
     if names & {ROOT_FILE, _MARKER, _SUCCESS}:
         return True
     if "default" not in names or not filesystem.is_directory(path / "default"):
         return False
-    others = {name for name in names if not name.startswith(".")} - {"default", PINNED_NAME, *_JSON_ITEMS}
-    return not others and _is_tree(path / "default", set(filesystem.list_directory(path / "default")))
+    others = {name for name in names if not SYSTEM_FILES.fullmatch(name)} - {"default", PINNED_NAME, *_JSON_ITEMS}
+    if others and step_of(path) is None:
+        return False
+    return _is_tree(path / "default", set(filesystem.list_directory(path / "default")))
 
 
 class _Items(NamedTuple):

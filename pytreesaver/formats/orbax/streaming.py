@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
@@ -101,6 +102,7 @@ def save_tree(directory: Path, tree: Any, arrays: Mapping[str, Any], metadata: A
             (LazyNumPyArray, _Handler("np.ndarray")),
             (int, type_handlers.get_type_handler(int)),
             (float, type_handlers.get_type_handler(float)),
+            (jax.Array, type_handlers.ArrayHandler(array_metadata_store=None)),  # Orbax warns without one
         )
     )
     args: Any = ocp.args.PyTreeSave(tree, custom_metadata=metadata)

@@ -44,7 +44,7 @@ _STEP_NAME = re.compile(r"[0-9]+")
 _KINDS = ("jax", "key", "numpy", "numpy_scalar", "bool", "int", "float")
 _DTYPES = re.compile(
     r">?(bool|u?int(8|16|32|64)|int[24]|float(16|32|64)|bfloat16|complex(64|128)"
-    r"|float8_(e4m3fn|e4m3fnuz|e4m3b11fnuz|e5m2|e5m2fnuz)|float4_e2m1fn)"
+    r"|float8_(e3m4|e4m3fn|e4m3fnuz|e4m3b11fnuz|e5m2|e5m2fnuz|e8m0fnu)|float4_e2m1fn)"
 )
 
 
@@ -134,7 +134,7 @@ def unsupported(contents: TreeContents) -> Mapping[str, str]:
 
 def _problem(leaf_type: LeafType, shape: Sequence[int]) -> str | None:
     if leaf_type.kind not in _KINDS:
-        return f"Orbax holds no {leaf_type.kind}"
+        return f"StandardCheckpointer of Orbax holds no {leaf_type.kind}"
     if leaf_type.kind == "int" and leaf_type.dtype == "uint8":
         return "Orbax holds no int of more than 64 bits"
     if not _DTYPES.fullmatch(leaf_type.dtype):

@@ -94,6 +94,7 @@ def _write_file(path: Path, contents: TreeContents, options: WriteOptions, *, ov
                     metadata_with_index,
                     alignment=alignment,
                     share=False,
+                    with_float8=True,
                     seal=sealed,
                 )
                 if options.durable:
@@ -143,7 +144,7 @@ def _shard_writer(shard_nbytes: int) -> Any:
             writer.write(
                 name,
                 lambda descriptor, name=name, part=part: parts.append(  # type: ignore[misc]
-                    write_data(descriptor, name, part, writer.options, _plain_metadata, share=False)
+                    write_data(descriptor, name, part, writer.options, _plain_metadata, share=False, with_float8=True)
                 ),
             )
         return _index_text(_joined_index(contents, shards, parts))
