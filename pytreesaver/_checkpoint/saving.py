@@ -204,9 +204,9 @@ def save(
         durable: whether to return only when the checkpoint would survive a power failure. Otherwise the operating
             system writes it to disk some seconds later. Overwriting is always durable, because a power failure could
             cost the old checkpoint too.
-        format: the name of the format: ``"native"``, ``"safetensors"``, ``"orbax"``, or that of a format that
+        format: the name of the format: ``"native"``, ``"safetensors"``, ``"npz"``, ``"orbax"``, or one that
             `pytreesaver.register_format` has added. With None, the ending of `path` decides: ``.safetensors`` means a
-            single safetensors file, and everything else the native format, a directory.
+            single safetensors file, ``.npz`` an archive of NumPy, and everything else the native format, a directory.
         shard_nbytes: with ``format="safetensors"``, write a directory of safetensors files of at most this size, and
             their index, as Hugging Face does. A larger variable has a file of its own.
         progress: True shows a line on the terminal if the save takes long: bytes, rate and time left. A function is

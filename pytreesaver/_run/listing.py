@@ -1,6 +1,7 @@
 """The checkpoints of a run directory, with their steps, sizes and metrics, and the reasons to keep them."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -32,7 +33,7 @@ from pytreesaver._run.state_file import listed_checkpoints, tracks_nothing
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value
 from pytreesaver.formats.protocol import pin_of
-from pytreesaver.formats.registry import format_to_read, is_checkpoint
+from pytreesaver.formats.registry import format_named, format_to_read, is_checkpoint
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class _Entry:
     is_newest: bool = False  # among the undamaged ones of its saver
     is_pinned: bool = False
     error: CheckpointIOError | None = None  # the system could not look at the checkpoint
+    is_of_run: bool = True  # rather than a model or data of another program beside the run, whose name has no step
 
     @property
     def saver(self) -> str | None:
@@ -190,7 +192,12 @@ def _look_at_entry(path: Path) -> _Entry | None:
     saved = modified if record.time is None else record.time
     problem = "; ".join(wrong) or None
     listed = ListedCheckpoint(path, record.step, saved, nbytes, record.metrics, metadata, problem=problem)
-    return _Entry(listed, record, is_pinned=pinned)
+    is_native = format_to_read(path).name == format_named(None).name
+    is_of_run = heading.record is not None or is_native or _STEP.search(path.name) is not None
+    return _Entry(listed, record, is_pinned=pinned, is_of_run=is_of_run)
+
+
+_STEP = re.compile(r"(\A|[-_=.])[0-9]+(\.[a-z]+)?\Z")
 
 
 def _in_order(entries: Sequence[_Entry], tracked: Mapping[str, Sequence[Path]]) -> list[_Entry]:
@@ -210,8 +217,9 @@ def _in_order(entries: Sequence[_Entry], tracked: Mapping[str, Sequence[Path]]) 
 
 def _reasons_of_policy(entries: Sequence[_Entry], policy: RetentionPolicy, now: float) -> dict[str, tuple[str, ...]]:
     undamaged = [entry for entry in entries if entry.listed.problem is None]
-    decisions = decide(policy, [entry.saved for entry in undamaged], now)
+    decisions = decide(policy, [entry.saved for entry in undamaged if entry.is_of_run], now)
     reasons = {decision.checkpoint.path: decision.reasons for decision in decisions}
+    reasons |= {entry.listed.path.name: ("a file beside the run",) for entry in undamaged if not entry.is_of_run}
     for entry in undamaged:
         if entry.is_newest and not reasons[entry.listed.path.name]:
             reasons[entry.listed.path.name] = ("newest of its saver",)

@@ -51,7 +51,6 @@ _ZIPS = (
         "a file of PyTorch (.pt, .bin); "
         "it contains a pickle, which could run any code: convert it where it was made, to safetensors",
     ),
-    (re.compile(rb".*\.npy"), "an archive of NumPy (.npz); load it with numpy.load and save a dict of its arrays"),
     (
         re.compile(rb"metadata\.json|config\.json|model\.weights\.h5"),
         "a model of Keras (.keras); load it with Keras and save the weights as safetensors",

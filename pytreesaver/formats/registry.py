@@ -20,9 +20,10 @@ _MODULES = {
     "native": "pytreesaver.formats.native",
     "safetensors": "pytreesaver.formats.safetensors",
     "orbax": "pytreesaver.formats.orbax",
+    "npz": "pytreesaver.formats.npz",
 }
 _DEFAULT = "native"
-_ENDINGS = {".safetensors": "safetensors"}
+_ENDINGS = {".safetensors": "safetensors", ".npz": "npz"}
 _registered: dict[str, Format] = {}
 _METHODS = (
     "unsupported",
@@ -130,7 +131,7 @@ def format_of_ending(name: str) -> str | None:
 
 
 _ENDINGS_OF_OTHERS = (
-    *(".npz", ".npy", ".msgpack", ".pt", ".pth", ".bin", ".pkl"),
+    *(".npy", ".msgpack", ".pt", ".pth", ".bin", ".pkl"),
     *(".h5", ".hdf5", ".keras", ".gguf", ".eqx"),
 )
 

@@ -322,7 +322,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written():
                 save({"w": 1}, "model", **options)
     with pytest.raises(ValueError, match="the path of a directory"):
         pts.save({"w": 1}, "model.safetensors", shard_nbytes=10)
-    for name in ("model.npz", "model.PT", "model.h5"):
+    for name in ("model.npy", "model.PT", "model.h5"):
         with pytest.raises(ValueError, match="expected a path without the ending"):
             pts.save({"w": 1}, name)
     assert list(Path().iterdir()) == []

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
 from helpers import message_of
+from safetensors.numpy import save_file
 
 import pytreesaver as pts
 
@@ -127,7 +128,6 @@ def zip_of(name):
 KINDS = {
     "model.h5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     "model.pt": (zip_of("archive/data.pkl"), "a file of PyTorch (.pt, .bin); it contains a pickle"),
-    "arrays.npz": (zip_of("w.npy"), "an archive of NumPy"),
     "model.keras": (zip_of("metadata.json"), "a model of Keras"),
     "docs.zip": (zip_of("readme.txt"), "a zip archive; unpack it first"),
     "model.tar": (bytes(257) + b"ustar" + bytes(300), "a tar archive"),
@@ -195,3 +195,14 @@ def test_a_damaged_file_beside_the_checkpoints_is_not_the_newest_one():
     path = pts.save({"w": np.arange(1000.0)}, "run/base.safetensors")
     os.truncate(path, 1000)
     pts.verify("run")
+
+
+def test_files_beside_a_run_are_not_pruned():
+    with pts.CheckpointManager("run", block=True) as manager:
+        for step in range(3):
+            manager.save(step, {"w": np.ones(2)})
+    np.savez("run/vocab2.npz", words=np.ones(3))
+    save_file({"w": np.ones(2)}, "run/base.safetensors")
+    pts.prune("run", pts.KeepLast(1))
+    assert {path.name for path in Path("run").iterdir()} >= {"ckpt-2", "vocab2.npz", "base.safetensors"}
+    assert not Path("run/ckpt-1").exists()

@@ -15,12 +15,13 @@ from pytreesaver._io.checksums import checksum
 from pytreesaver._text import SINGLE_LEAF_NAME, duplicates, quoted
 from pytreesaver._tree.boxes import Box, box_index
 from pytreesaver._tree.kinds import LeafType, storage_dtype
+from pytreesaver.formats.description import Description
 from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.native.files import read_heading as native_heading
 from pytreesaver.formats.orbax.arrays import ArrayStore, StoreError, read_arrays, read_box, read_boxes_with_checksum
 from pytreesaver.formats.orbax.layout import TREE_FILE, Layout, layout_of
 from pytreesaver.formats.orbax.opening import OrbaxVariable, damage_of, metadata_of, read_tree, record_of
-from pytreesaver.formats.orbax.sidecar import SIDECAR, Sidecar, checksums_of_files, read_sidecar
+from pytreesaver.formats.orbax.sidecar import SIDECAR, checksums_of_files, read_sidecar
 from pytreesaver.formats.orbax.tree import joined_structure, structure_of
 from pytreesaver.formats.protocol import Heading
 
@@ -60,7 +61,7 @@ class OrbaxReader:
             math.prod(each.shape) * storage_dtype(each.type).itemsize for each in self._variables
         ]
 
-    def _open_ours(self, sidecar: Sidecar, directory: Path) -> None:
+    def _open_ours(self, sidecar: Description, directory: Path) -> None:
         """Open the arrays of a checkpoint that pytreesaver wrote, and compare them with what it noted."""
         arrays = ArrayStore(directory, zarr3=False, is_complete=True).open(sidecar.keys)
         types = [sidecar.types[i] for i in sidecar.type_of]

@@ -26,14 +26,13 @@ from pytreesaver._io.files import write_fully
 from pytreesaver._io.parallel import advance
 from pytreesaver._text import SINGLE_LEAF_NAME, quoted
 from pytreesaver._tree.kinds import Cells, LeafType, cell_bytes, describe_dtype, grid_cells, storage_dtype, stored_array
+from pytreesaver.formats.description import described, encode_description
 from pytreesaver.formats.orbax.arrays import path_for_store
 from pytreesaver.formats.orbax.layout import recognizes
 from pytreesaver.formats.orbax.sidecar import (
     MARKER,
     SIDECAR,
-    Sidecar,
     checksums_of_files,
-    encode_sidecar,
     files_of_others,
 )
 from pytreesaver.formats.orbax.tree import array_directory, orbax_tree
@@ -157,22 +156,8 @@ def _write_files(directory: Path, tree: Any, keys: Sequence[str], contents: Tree
     filled = jax.tree.map(lambda position: leaves[position], tree)
     is_step = _STEP_NAME.fullmatch(directory.name) is not None  # as `ocp.CheckpointManager` expects it
     save_tree(directory, filled, dict(zip(keys, leaves, strict=True)), MARKER, is_step=is_step)
-    types = list(dict.fromkeys(contents.types))
-    positions = {leaf_type: i for i, leaf_type in enumerate(types)}
-    sidecar = Sidecar(
-        names=list(contents.names),
-        types=types,
-        type_of=[positions[leaf_type] for leaf_type in contents.types],
-        shapes=[tuple(shape) for shape in contents.shapes],
-        keys=list(keys),
-        checksums=checksums,
-        structure=contents.structure,
-        metadata=contents.metadata,
-        record=contents.record,
-        files=checksums_of_files(directory, filesystem.file_sizes(directory)),
-        same_as={str(position): earlier for position, earlier in contents.same_as.items()},
-    )
-    _write_file(directory / SIDECAR, encode_sidecar(sidecar))
+    files = checksums_of_files(directory, filesystem.file_sizes(directory))
+    _write_file(directory / SIDECAR, encode_description(described(contents, keys, checksums, files=files)))
 
 
 def _bytes_of(cells: Cells, leaf_type: LeafType, shape: tuple[int, ...]) -> np.ndarray:

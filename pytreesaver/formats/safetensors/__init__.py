@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
 from pytreesaver._io import filesystem
-from pytreesaver._io.atomic import remove_directory_atomically, sync_parents
+from pytreesaver._io.atomic import remove_directory_atomically
 from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.indexed.directory import remove_unlisted
 from pytreesaver.formats.indexed.reader import IndexedReader
@@ -18,6 +18,7 @@ from pytreesaver.formats.protocol import Heading, TreeContents
 from pytreesaver.formats.safetensors import opening
 from pytreesaver.formats.safetensors.files import INDEX_NAME, data_files, other_files, recognizes
 from pytreesaver.formats.safetensors.writing import LAYOUT, is_index_of_ours, write
+from pytreesaver.formats.single_file import remove_single_file
 
 __all__ = [
     "heading_file",
@@ -49,8 +50,7 @@ def remove_unlisted_files(path: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a checkpoint. See `pytreesaver.formats.Format.remove`."""
     if filesystem.is_link(path) or not filesystem.is_directory(path):
-        filesystem.remove_file(path)
-        return sync_parents(path)
+        return remove_single_file(path)
     if foreign := other_files(path):
         raise CheckpointExistsError(
             f"{path}: the checkpoint to delete also contains other files: {', '.join(foreign[:3])}; "

@@ -1,8 +1,6 @@
 """Writing of a safetensors file, or of a directory of several with the index of Hugging Face."""
 
-import errno
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,6 @@ import numpy as np
 
 from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io import filesystem
-from pytreesaver._io.atomic import (
-    make_directories,
-    new_locked_file,
-    remove_leftovers,
-    remove_tree,
-    sync_parents,
-    temporary_sibling,
-)
 from pytreesaver._io.checksums import block_count
 from pytreesaver._tree.kinds import Cells, grid_cells
 from pytreesaver.formats.indexed.data import ALIGNMENT, WriteOptions, new_index, write_data
@@ -41,6 +31,7 @@ from pytreesaver.formats.safetensors.files import (
     recognizes,
 )
 from pytreesaver.formats.safetensors.opening import read_json_index
+from pytreesaver.formats.single_file import write_single_file
 
 _SMALL_ALIGNMENT = 64  # of the data of trees that are too small to be worth a page of padding
 _SMALL_NBYTES = 1 << 20
@@ -66,71 +57,21 @@ def write(
         layout = LAYOUT._replace(write_data=_shard_writer(shard_nbytes))
         write_directory(path, contents, layout, overwrite=overwrite, durable=durable, in_background=in_background)
         return
-    exists = filesystem.exists(path)
-    if exists and not overwrite:
-        raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
-    if exists and not is_safetensors_file(path):
-        raise CheckpointExistsError(
-            f"{path}: expected a safetensors file to overwrite, found something else; remove it first"
-        )
-    # As in the native format, a power failure must not cost the old checkpoint.
-    _write_file(path, contents, WriteOptions(durable or exists, in_background), overwrite=overwrite)
-
-
-def _write_file(path: Path, contents: TreeContents, options: WriteOptions, *, overwrite: bool) -> None:
-    made: list[Path] = []
-    temporary = temporary_sibling(path)
     alignment = ALIGNMENT if contents.nbytes >= _SMALL_NBYTES else _SMALL_ALIGNMENT
-    try:
-        make_directories(path.parent, made)
-        remove_leftovers(path.parent)
-        with ExitStack() as locks:
-            with new_locked_file(temporary, locks) as (descriptor, _):
-                write_data(
-                    descriptor,
-                    "",
-                    contents,
-                    options,
-                    metadata_with_index,
-                    alignment=alignment,
-                    share=False,
-                    with_float8=True,
-                    seal=sealed,
-                )
-                if options.durable:
-                    filesystem.sync_file(descriptor)
-            if overwrite:
-                filesystem.rename(temporary, path)
-            else:
-                _give_name(temporary, path)
-    except BaseException:
-        remove_tree(temporary)
-        with suppress(OSError):
-            for directory in reversed(made):
-                filesystem.remove_directory(directory)
-        raise
-    if options.durable:
-        sync_parents(path, made)
 
+    def write_contents(descriptor: int, synced: bool) -> None:
+        options = WriteOptions(synced, in_background)
+        embedded: Any = {"alignment": alignment, "share": False, "with_float8": True, "seal": sealed}
+        write_data(descriptor, "", contents, options, metadata_with_index, **embedded)
 
-def _give_name(temporary: Path, path: Path) -> None:
-    """Rename a file without replacing another one that has been created meanwhile."""
-    try:
-        if filesystem.rename_to_new(temporary, path):
-            return
-        filesystem.link(temporary, path)
-    except FileExistsError as error:
-        raise CheckpointExistsError(f"{path} was created by another process during the save") from error
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        filesystem.rename(temporary, path)
-        return
-    with suppress(OSError):  # the next save removes it
-        filesystem.remove_file(temporary)
-
-
-_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+    write_single_file(
+        path,
+        write_contents,
+        what="a safetensors file",
+        recognizes=is_safetensors_file,
+        overwrite=overwrite,
+        durable=durable,
+    )
 
 
 def _shard_writer(shard_nbytes: int) -> Any:

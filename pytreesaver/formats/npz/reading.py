@@ -1,0 +1,258 @@
+"""Reading of npz archives."""
+
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from io import BufferedReader, RawIOBase
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy
+
+from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
+from pytreesaver._io import filesystem
+from pytreesaver._io.checksums import checksum
+from pytreesaver._io.files import EndOfFileError, read_fully
+from pytreesaver._text import quoted
+from pytreesaver._tree.kinds import LeafType, NotPlainError, dtype_name, storage_dtype, stored_array
+from pytreesaver._tree.restructure import structure_of_names
+from pytreesaver.formats.description import Description, decode_description
+from pytreesaver.formats.foreign import foreign_kind
+from pytreesaver.formats.indexed.index import is_shape
+
+ENTRY = ".npy"
+_COMMENT = re.compile(rb"pytreesaver description=([0-9]{19})\+([0-9]{19}) xxh3=([0-9a-f]{16})\Z")
+_COMMENT_NBYTES = len(b"pytreesaver description=+ xxh3=") + 2 * 19 + 16
+_DAMAGES = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    KeyError,
+    struct.error,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+)
+"""What `zipfile` and `numpy.lib.format` raise for damaged archives."""
+
+
+def recognizes(path: Path) -> bool:
+    """Return whether `path` is a zip archive whose first entry is an array of NumPy."""
+    try:
+        if not filesystem.is_regular_file(path):
+            return False
+        descriptor = filesystem.open_existing(path)
+    except OSError as error:
+        if filesystem.is_absence(error):
+            return False
+        raise
+    try:
+        return _looks_like_archive(descriptor)
+    finally:
+        filesystem.release(descriptor)
+
+
+def _looks_like_archive(descriptor: int) -> bool:
+    size = filesystem.file_size(descriptor)
+    head = np.zeros(min(size, 512), np.uint8)
+    with suppress(EndOfFileError):
+        read_fully(descriptor, head, 0)
+    start = head.tobytes()
+    if not start.startswith(b"PK\x03\x04"):
+        return False
+    length = int.from_bytes(start[26:28], "little")
+    entry = start[30 : 30 + length]
+    return entry.endswith(b".npy") or (len(entry) < length and b"\x93NUMPY" not in start[:30])
+
+
+class _File(RawIOBase):
+    """A file that is released, without a warning, when it is closed or garbage collected."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._position = 0
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
+        self._position = offset + (filesystem.file_size(self._descriptor) if start is None else start)
+        if self._position < 0:
+            raise ValueError("a position before the start of the file")
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        count = filesystem.read_into(self._descriptor, np.frombuffer(buffer, np.uint8), self._position)
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            filesystem.release(self._descriptor)
+        super().close()
+
+
+class Archive(NamedTuple):
+    """An open archive: its file, its entries by name, and the description if pytreesaver wrote it."""
+
+    file: BinaryIO
+    entries: Mapping[str, zipfile.ZipInfo]
+    archive: zipfile.ZipFile
+    description: Description | None
+
+
+def open_archive(path: Path) -> Archive:
+    """Open an archive and read its directory. Raises what `pytreesaver.formats.Format.open` raises."""
+    if not recognizes(path):
+        found = foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
+        raise CheckpointNotFoundError(f"{path}: expected an npz archive, found {found}")
+    file = BufferedReader(_File(filesystem.open_existing(path)))
+    try:
+        archive = zipfile.ZipFile(file)
+        entries = {info.filename: info for info in archive.infolist()}
+        if len(entries) < len(archive.infolist()):
+            raise CorruptCheckpointError(f"{path}: expected different names of arrays, found one twice")
+        return Archive(file, entries, archive, _description_of(path, archive, file))
+    except _DAMAGES as error:
+        file.close()
+        if isinstance(error, CorruptCheckpointError):
+            raise
+        raise CorruptCheckpointError(f"{path}: expected an npz archive, found a damaged one ({error})") from None
+    except BaseException:
+        file.close()
+        raise
+
+
+def _description_of(path: Path, archive: zipfile.ZipFile, file: BinaryIO) -> Description | None:
+    if not archive.comment.startswith(b"pytreesaver "):
+        return None
+    match = _COMMENT.fullmatch(archive.comment)
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    if match is None or int(match[1]) + int(match[2]) > size:
+        raise CorruptCheckpointError(f"{path}: expected the place of the description of the tree, found a damaged one")
+    file.seek(size - _COMMENT_NBYTES)
+    if file.read() != archive.comment:
+        raise CorruptCheckpointError(f"{path}: expected the end of the archive, found other bytes after it")
+    file.seek(int(match[1]))
+    return decode_description(file.read(int(match[2])), str(path))
+
+
+def described_entries(path: Path, opened: Archive) -> Description:
+    """Return a description without checksums of an archive of another program. The leaves are NumPy arrays."""
+    names: list[str] = []
+    types: dict[LeafType, int] = {}
+    type_of, shapes, keys = [], [], []
+    for key, info in opened.entries.items():
+        if not key.endswith(ENTRY):
+            continue
+        variable = key.removesuffix(ENTRY)
+        try:
+            with opened.archive.open(info) as entry:
+                shape, _, dtype = _read_npy_header(entry)
+            if dtype.hasobject:
+                raise CorruptCheckpointError(
+                    f"{path}: {quoted(variable)}: an array of Python objects, which is a pickle, which could run any "
+                    "code; convert it where it was made"
+                )
+            leaf_type = LeafType("numpy", "bfloat16" if dtype.str == "|V2" else _dtype_name(dtype))
+        except NotPlainError as error:
+            raise CorruptCheckpointError(f"{path}: {quoted(variable)}: {error}") from None
+        except _DAMAGES as error:
+            if isinstance(error, CorruptCheckpointError):
+                raise
+            raise CorruptCheckpointError(
+                f"{path}: {quoted(variable)}: expected an array of NumPy, found a damaged one ({error})",
+                damaged=[variable],
+            ) from None
+        names.append(variable)
+        type_of.append(types.setdefault(leaf_type, len(types)))
+        shapes.append(shape)
+        keys.append(key)
+    return Description(
+        names=names,
+        types=list(types),
+        type_of=type_of,
+        shapes=shapes,
+        keys=keys,
+        checksums=[""] * len(names),
+        structure=structure_of_names(names),
+        metadata={},
+    )
+
+
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return dtype_name(dtype.newbyteorder("<") if dtype.byteorder == ">" and dtype.kind == "U" else dtype)
+
+
+def _read_npy_header(entry: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = npy.read_magic(entry)
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"unknown version {version} of the format of NumPy arrays")
+    shape, is_fortran, dtype = read(entry)
+    if not is_shape(shape, dtype.itemsize):
+        raise ValueError(f"impossible shape {shape}")
+    return shape, is_fortran, dtype
+
+
+def load_array(path: Path, opened: Archive, key: str, leaf_type: LeafType, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array of the archive. Zip's own checksum is compared too."""
+    dtype = storage_dtype(leaf_type)
+    variable = quoted(key.removesuffix(ENTRY))
+    try:
+        info = opened.entries[key]
+        with opened.archive.open(info) as entry:
+            found, is_fortran, stored = _read_npy_header(entry)
+            nbytes = int(np.prod(found, dtype=np.int64)) * stored.itemsize
+            if found != shape or nbytes > info.file_size or stored.itemsize != dtype.itemsize:
+                raise ValueError(f"expected {dtype}{list(shape)}, found {stored}{list(found)}")
+            memory = filesystem.new_memory(nbytes)
+            _read_into(entry, memory)
+            if entry.read(1):
+                raise ValueError("bytes after the end of the array")
+    except _DAMAGES as error:
+        raise CorruptCheckpointError(f"{path}: {variable}: expected an array of NumPy ({error})") from None
+    if leaf_type.dtype.startswith(">") or stored.byteorder == ">":
+        memory = memory.view(stored).astype(stored.newbyteorder("<")).view(np.uint8)
+    if is_fortran:
+        memory = np.ascontiguousarray(memory.view(dtype).reshape(shape[::-1]).T).reshape(-1).view(np.uint8)
+    return stored_array(memory, leaf_type, shape)
+
+
+def _read_into(entry: Any, memory: np.ndarray) -> None:
+    view = memoryview(memory)  # type: ignore[arg-type]
+    done = 0
+    while done < memory.nbytes:
+        content = entry.read(min(memory.nbytes - done, 8 << 20))
+        if not content:
+            raise EOFError("the array ends early")
+        view[done : done + len(content)] = content
+        done += len(content)
+
+
+def check_file(path: Path, opened: Archive) -> None:
+    """Compare the checksum of the whole file."""
+    if opened.description is None:
+        return
+    descriptor = opened.file.fileno()
+    size = filesystem.file_size(descriptor)
+    match = _COMMENT.fullmatch(opened.archive.comment)
+    whole = filesystem.map_file(descriptor, size)
+    if match is None or int(match[3], 16) != checksum(whole[: size - 16]):
+        raise CorruptCheckpointError(f"{path}: the checksum of the file does not match: it is damaged")

@@ -1,0 +1,95 @@
+"""Atomic writes and removal of a checkpoint that is a single file."""
+
+import errno
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from pytreesaver._errors import CheckpointExistsError
+from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import (
+    make_directories,
+    new_locked_file,
+    remove_leftovers,
+    remove_tree,
+    sync_parents,
+    temporary_sibling,
+)
+
+
+def write_single_file(
+    path: Path,
+    write: Callable[[int, bool], object],
+    *,
+    what: str,
+    recognizes: Callable[[Path], bool],
+    overwrite: bool,
+    durable: bool,
+) -> None:
+    """Create or replace a file. At every moment, either the old or the new one is complete.
+
+    Args:
+        path: the file.
+        write: writes the contents to a descriptor; the second argument is whether they are synced afterwards.
+        what: what the file is, for messages.
+        recognizes: returns whether a file may be overwritten.
+        overwrite: whether to replace an existing file.
+        durable: whether to sync. A replacement always is, since a power failure must not cost the old file.
+
+    Raises:
+        CheckpointExistsError: if something is there that may not be replaced.
+    """
+    exists = filesystem.exists(path)
+    if exists and not overwrite:
+        raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
+    if exists and not recognizes(path):
+        raise CheckpointExistsError(f"{path}: expected {what} to overwrite, found something else; remove it first")
+    durable = durable or exists
+    made: list[Path] = []
+    temporary = temporary_sibling(path)
+    try:
+        make_directories(path.parent, made)
+        remove_leftovers(path.parent)
+        with ExitStack() as locks:
+            with new_locked_file(temporary, locks) as (descriptor, _):
+                write(descriptor, durable)
+                if durable:
+                    filesystem.sync_file(descriptor)
+            if overwrite:
+                filesystem.rename(temporary, path)
+            else:
+                _give_name(temporary, path)
+    except BaseException:
+        remove_tree(temporary)
+        with suppress(OSError):
+            for directory in reversed(made):
+                filesystem.remove_directory(directory)
+        raise
+    if durable:
+        sync_parents(path, made)
+
+
+def _give_name(temporary: Path, path: Path) -> None:
+    """Rename a file without replacing another one that has been created meanwhile."""
+    try:
+        if filesystem.rename_to_new(temporary, path):
+            return
+        filesystem.link(temporary, path)
+    except FileExistsError as error:
+        raise CheckpointExistsError(f"{path} was created by another process during the save") from error
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        filesystem.rename(temporary, path)
+        return
+    with suppress(OSError):  # the next save removes it
+        filesystem.remove_file(temporary)
+
+
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+
+
+def remove_single_file(path: Path) -> None:
+    """Delete a file durably."""
+    filesystem.remove_file(path)
+    sync_parents(path)
