@@ -97,3 +97,22 @@ def test_a_file_that_shrinks_after_its_first_use_is_damaged():
         os.truncate(path, path.stat().st_size // 2)
         with pytest.raises(pts.CorruptCheckpointError):
             checkpoint["b"].read()
+
+
+def test_pointers_of_git_lfs_in_a_model_are_named():
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12345\n"
+    for name in ("model.safetensors", "model-00001-of-00001.safetensors"):
+        directory = Path(name.removesuffix(".safetensors"))
+        directory.mkdir()
+        (directory / "config.json").write_text("{}")
+        (directory / name).write_bytes(pointer)
+        with pytest.raises(pts.CorruptCheckpointError, match="run git lfs pull"):
+            pts.restore(directory)
+
+
+def test_a_directory_of_pytorch_is_named():
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    Path("model/pytorch_model.bin").write_bytes(b"PK")
+    with pytest.raises(pts.CheckpointNotFoundError, match="a directory of a PyTorch model"):
+        pts.restore("model")

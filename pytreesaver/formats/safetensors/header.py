@@ -94,6 +94,10 @@ def read_header_text(file: Path) -> tuple[bytes, int, Version]:
         size = filesystem.file_size(descriptor)
         start = _read(descriptor, file, 0, min(LENGTH_NBYTES, size))
         length = int.from_bytes(start, "little")
+        if start == b"version ":
+            raise CorruptCheckpointError(
+                f"{file}: expected a safetensors file, found a Git LFS pointer in its place; run git lfs pull"
+            )
         if len(start) < LENGTH_NBYTES or length > min(size - LENGTH_NBYTES, MAX_HEADER_NBYTES):
             raise CorruptCheckpointError(
                 f"{file}: expected a header of {length} bytes, found a file of {size} bytes: the file is damaged, or "
