@@ -98,7 +98,7 @@ class OrbaxReader:
                 structures[prefix] = structure_of(leaves, empty, len(names))
             except ValueError as error:
                 raise CorruptCheckpointError(f"{directory / TREE_FILE}: expected a tree, found {error}") from None
-            names += [_joined_name(prefix, leaf.name if leaf.path else "") for leaf in leaves]
+            names += [_joined_name(prefix, leaf.name if leaf.path else None) for leaf in leaves]
             self._variables += variables
         again = duplicates(names)
         if again:
@@ -231,8 +231,8 @@ def _mismatch() -> StoreError:
     return StoreError("the checksum of its bytes does not match")
 
 
-def _joined_name(prefix: str, name: str) -> str:
-    return f"{prefix}{name}" if name else prefix.removesuffix("/") or SINGLE_LEAF_NAME
+def _joined_name(prefix: str, name: str | None) -> str:
+    return prefix.removesuffix("/") or SINGLE_LEAF_NAME if name is None else f"{prefix}{name}"
 
 
 def _version_of(path: Path) -> tuple[int, int] | None:
