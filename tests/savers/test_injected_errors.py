@@ -30,6 +30,14 @@ def save_with_saver(step):
         saver.save({"w": np.full(6, float(step)), "step": step}, RUN / "ckpt", step)
 
 
+def save_over(name):
+    pts.save({"w": 1.0}, RUN / name, overwrite=True)
+    try:
+        pts.save(TREE, RUN / name, overwrite=True)
+    finally:
+        assert pts.restore(RUN / name).keys() in ({"w"}, TREE.keys())
+
+
 def load():
     with pts.load_checkpoint(NEWEST) as reader:
         return reader["w"]
@@ -77,6 +85,12 @@ WRITES = {
     "save": lambda: pts.save(TREE, RUN / "other"),
     "save over a checkpoint": lambda: pts.save(TREE, NEWEST, overwrite=True),
     "save without sync": lambda: pts.save(TREE, RUN / "other", durable=False),
+    "save a safetensors file": lambda: pts.save(TREE, RUN / "other.safetensors"),
+    "save over a safetensors file": lambda: save_over("other.safetensors"),
+    "save shards": lambda: pts.save(TREE, RUN / "other", format="safetensors", shard_nbytes=40),
+    "save an archive": lambda: pts.save(TREE, RUN / "other.npz"),
+    "save over an archive": lambda: save_over("other.npz"),
+    "convert": lambda: pts.convert(NEWEST, RUN / "other.safetensors"),
     "save_async": lambda: pts.save_async(TREE, RUN / "other").result(),
     "Saver.save": lambda: save_with_saver(4),
     "CheckpointManager.save": lambda: save_managed(4),
