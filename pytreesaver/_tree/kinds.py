@@ -207,6 +207,16 @@ def stored_array(data: np.ndarray, leaf_type: LeafType, stored_shape: Sequence[i
     return data.view(dtype).reshape(tuple(stored_shape))
 
 
+def joined_bytes(cells: Cells, leaf_type: LeafType, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the stored bytes of a leaf as a uint8[n]: of a sharded one, those of all cells together."""
+    if cells.boundaries is None:
+        return cell_bytes(cells.arrays[0], leaf_type)
+    whole = np.empty(shape, storage_dtype(leaf_type))
+    for (start, cell_shape), array in zip(grid_cells(cells.boundaries), cells.arrays, strict=True):
+        whole[tuple(slice(a, a + n) for a, n in zip(start, cell_shape, strict=True))] = np.asarray(array)
+    return whole.reshape(-1).view(np.uint8)
+
+
 def python_value(array: np.ndarray, leaf_type: LeafType) -> Any:
     """Convert a stored array to its Python object."""
     match leaf_type.kind:

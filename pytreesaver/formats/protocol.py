@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from pytreesaver._errors import UnsupportedLeafError
+from pytreesaver._errors import CheckpointExistsError, UnsupportedLeafError
 from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import Box
 from pytreesaver._tree.kinds import Cells, LeafType, storage_dtype
@@ -70,6 +70,15 @@ def refuse_unsupported(contents: TreeContents, problems: Mapping[str, str], form
         count = f"{len(problems)} of {len(contents.names)} variables" if contents.names else "the tree"
         lines = "\n".join(f"  {quoted(name)}: {problem}" for name, problem in problems.items())
         raise UnsupportedLeafError(f'{count} cannot be saved with format="{format_name}":\n{lines}')
+
+
+def refuse_other_files(path: Path, others: Sequence[str]) -> None:
+    """Raise a CheckpointExistsError if the directory of a checkpoint to delete contains files of others."""
+    if others:
+        raise CheckpointExistsError(
+            f"{path}: the checkpoint to delete also contains other files: {', '.join(others[:3])}; "
+            "move them elsewhere first"
+        )
 
 
 class Heading(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pytreesaver._errors import CheckpointError, CheckpointExistsError
+from pytreesaver._errors import CheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
 from pytreesaver.formats.indexed.directory import remove_unlisted
@@ -19,7 +19,7 @@ from pytreesaver.formats.native.files import (
     recognizes,
 )
 from pytreesaver.formats.native.writing import LAYOUT, write, write_into
-from pytreesaver.formats.protocol import SYSTEM_FILES, TreeContents
+from pytreesaver.formats.protocol import SYSTEM_FILES, TreeContents, refuse_other_files
 
 __all__ = [
     "heading_file",
@@ -55,12 +55,9 @@ def remove(path: Path) -> None:
     if filesystem.is_link(path):
         return filesystem.remove_file(path)
     names = filesystem.list_directory(path)
-    foreign = [name for name in names if not (OWN_FILES.fullmatch(name) or SYSTEM_FILES.fullmatch(name))]
-    if foreign:
-        raise CheckpointExistsError(
-            f"{path}: the checkpoint to delete also contains other files: {', '.join(foreign[:3])}; "
-            "move them elsewhere first"
-        )
+    refuse_other_files(
+        path, [each for each in names if not (OWN_FILES.fullmatch(each) or SYSTEM_FILES.fullmatch(each))]
+    )
     return remove_directory_atomically(path)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import checksum
 from pytreesaver._io.parallel import advance
-from pytreesaver._tree.kinds import Cells, LeafType, cell_bytes, grid_cells, storage_dtype
+from pytreesaver._tree.kinds import joined_bytes, storage_dtype
 from pytreesaver.formats.description import described, encode_description
 from pytreesaver.formats.npz.reading import ENTRY, recognizes
 from pytreesaver.formats.protocol import TreeContents
@@ -40,7 +40,7 @@ def _write_archive(descriptor: int, contents: TreeContents) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             columns = zip(keys, contents.types, contents.shapes, contents.cells, strict=True)
             for key, leaf_type, shape, cells in columns:
-                content = _bytes_of(cells, leaf_type, shape)
+                content = joined_bytes(cells, leaf_type, shape)
                 checksums.append(f"{checksum(content):016x}")
                 with archive.open(zipfile.ZipInfo(key, _DATE), "w", force_zip64=content.nbytes > 1 << 30) as entry:
                     entry.write(npy_header(storage_dtype(leaf_type), shape))
@@ -80,12 +80,3 @@ def npy_header(dtype: np.dtype[Any], shape: Sequence[int]) -> bytes:
     text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {tuple(shape)!r}, }}".encode("latin1")
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
-
-
-def _bytes_of(cells: Cells, leaf_type: LeafType, shape: tuple[int, ...]) -> np.ndarray:
-    if cells.boundaries is None:
-        return cell_bytes(cells.arrays[0], leaf_type)
-    whole = np.empty(shape, storage_dtype(leaf_type))
-    for (start, cell_shape), array in zip(grid_cells(cells.boundaries), cells.arrays, strict=True):
-        whole[tuple(slice(a, a + n) for a, n in zip(start, cell_shape, strict=True))] = np.asarray(array)
-    return whole.reshape(-1).view(np.uint8)

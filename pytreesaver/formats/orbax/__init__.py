@@ -6,7 +6,6 @@ types of containers, is in a file that Orbax ignores.
 
 from pathlib import Path
 
-from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
 from pytreesaver.formats import native
@@ -23,7 +22,7 @@ from pytreesaver.formats.orbax.opening import metadata_of, record_of
 from pytreesaver.formats.orbax.reader import NAME, VERSION, OrbaxReader, read_heading, warn_of_others
 from pytreesaver.formats.orbax.sidecar import SIDECAR, files_of_others
 from pytreesaver.formats.orbax.writing import unsupported, write
-from pytreesaver.formats.protocol import CheckpointReader
+from pytreesaver.formats.protocol import CheckpointReader, refuse_other_files
 
 __all__ = [
     "heading_file",
@@ -48,11 +47,7 @@ def remove(path: Path) -> None:
     """Delete a checkpoint. See `pytreesaver.formats.Format.remove`."""
     if filesystem.is_link(path):
         return filesystem.remove_file(path)
-    if foreign := files_of_others(path):
-        raise CheckpointExistsError(
-            f"{path}: the checkpoint to delete also contains other files: {', '.join(foreign[:3])}; "
-            "move them elsewhere first"
-        )
+    refuse_other_files(path, files_of_others(path))
     return remove_directory_atomically(path)
 
 

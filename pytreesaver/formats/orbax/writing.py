@@ -25,7 +25,7 @@ from pytreesaver._io.checksums import checksum
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.parallel import advance
 from pytreesaver._text import SINGLE_LEAF_NAME, quoted
-from pytreesaver._tree.kinds import Cells, LeafType, cell_bytes, describe_dtype, grid_cells, storage_dtype, stored_array
+from pytreesaver._tree.kinds import Cells, LeafType, describe_dtype, joined_bytes, storage_dtype, stored_array
 from pytreesaver.formats.description import described, encode_description
 from pytreesaver.formats.orbax.arrays import path_for_store
 from pytreesaver.formats.orbax.layout import recognizes
@@ -160,21 +160,6 @@ def _write_files(directory: Path, tree: Any, keys: Sequence[str], contents: Tree
     _write_file(directory / SIDECAR, encode_description(described(contents, keys, checksums, files=files)))
 
 
-def _bytes_of(cells: Cells, leaf_type: LeafType, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the bytes of a leaf, of a sharded one those of all cells together."""
-    if cells.boundaries is None:
-        return cell_bytes(cells.arrays[0], leaf_type)
-    whole = stored_array(filesystem.new_memory(_nbytes(leaf_type, shape)), leaf_type, shape)
-    for (start, cell_shape), array in zip(grid_cells(cells.boundaries), cells.arrays, strict=True):
-        box = tuple(slice(a, a + n) for a, n in zip(start, cell_shape, strict=True))
-        whole[box] = np.asarray(array)
-    return whole.reshape(-1).view(np.uint8)
-
-
-def _nbytes(leaf_type: LeafType, shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * storage_dtype(leaf_type).itemsize
-
-
 def _orbax_leaf(
     leaf_type: LeafType, shape: tuple[int, ...], cells: Cells, note_checksum: Callable[[np.ndarray], None]
 ) -> Any:
@@ -182,7 +167,7 @@ def _orbax_leaf(
     from pytreesaver.formats.orbax.streaming import LazyJAXArray, LazyNumPyArray
 
     def load() -> np.ndarray:
-        content = _bytes_of(cells, leaf_type, shape)
+        content = joined_bytes(cells, leaf_type, shape)
         note_checksum(content)
         advance(content.nbytes)
         return stored_array(content, leaf_type, shape)

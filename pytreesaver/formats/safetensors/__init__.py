@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
+from pytreesaver._errors import CheckpointError, CheckpointNotFoundError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
 from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.indexed.directory import remove_unlisted
 from pytreesaver.formats.indexed.reader import IndexedReader
-from pytreesaver.formats.protocol import Heading, TreeContents
+from pytreesaver.formats.protocol import Heading, TreeContents, refuse_other_files
 from pytreesaver.formats.safetensors import opening
 from pytreesaver.formats.safetensors.files import INDEX_NAME, data_files, other_files, recognizes
 from pytreesaver.formats.safetensors.writing import LAYOUT, is_index_of_ours, write
@@ -51,11 +51,7 @@ def remove(path: Path) -> None:
     """Delete a checkpoint. See `pytreesaver.formats.Format.remove`."""
     if filesystem.is_link(path) or not filesystem.is_directory(path):
         return remove_single_file(path)
-    if foreign := other_files(path):
-        raise CheckpointExistsError(
-            f"{path}: the checkpoint to delete also contains other files: {', '.join(foreign[:3])}; "
-            "move them elsewhere first"
-        )
+    refuse_other_files(path, other_files(path))
     return remove_directory_atomically(path)
 
 
