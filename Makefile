@@ -12,9 +12,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto
 
-# The long versions of some tests: 500 random runs, 200 kills.
+# The long versions of some tests: 500 random runs, 200 kills, an error of every system call.
 prove: $(VENV)/.installed-dev
-	PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -n auto tests/savers/test_state_machine.py
+	PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -n auto tests/savers/test_state_machine.py tests/savers/test_injected_errors.py
 
 # Needs Chromium and its driver: apt-get install chromium chromium-driver
 test-browser: $(VENV)/.installed-browser

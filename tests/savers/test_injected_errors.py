@@ -2,6 +2,8 @@
 
 import errno
 import gc
+import os
+import random
 import shutil
 import sys
 import warnings
@@ -113,8 +115,8 @@ def outcome_of(call, failing, code):
     return failure, None
 
 
-def fail_every_call(call, code, renew, check):
-    for failing in range(1, 10_000):
+def fail_every_call(call, code, renew, check, stride=1):
+    for failing in range(random.randint(1, stride), 10_000, stride):
         renew()
         failure, error = outcome_of(call, failing, code)
         if failure.failed is None:
@@ -147,4 +149,5 @@ def test_after_a_failing_system_call_of_a_write_the_next_save_works(name, code, 
         assert len(kept - {"ckpt-3"}) <= 2, (failed, kept)
         assert list(RUN.glob("*.tmp")) == [], failed
 
-    fail_every_call(WRITES[name], code, site, check)
+    # The long version fails every call, the short one every second, with a random beginning.
+    fail_every_call(WRITES[name], code, site, check, stride=1 if os.environ.get("PYTREESAVER_LONG_TESTS") else 2)
