@@ -92,7 +92,8 @@ class Heading(NamedTuple):
 
 class CheckpointReader(Protocol):
     """An open checkpoint. Opening it reads everything but the arrays. A position is an index into the columns `names`,
-    `types`, `shapes` and `nbytes`."""
+    `types`, `shapes` and `nbytes`. A reader that decompresses several arrays in parallel may have an attribute
+    `window_nbytes`: how many bytes of them should be read together."""
 
     path: Path
     format_name: str

@@ -222,12 +222,13 @@ def _groups(reader: CheckpointReader, plans: Sequence[LeafPlan], options: Restor
     """
     group: list[int] = []
     nbytes, last = 0, -1
+    window = getattr(reader, "window_nbytes", _WINDOW_NBYTES)
     positions = [plan.position for plan in plans]
     for i in sorted(range(len(plans)), key=positions.__getitem__):
         position = positions[i]
         if position != last:
             size = 0 if _is_read_in_place(reader, plans[i], options) else reader.nbytes[position]
-            if group and (nbytes + size > _WINDOW_NBYTES or options.sequentially):
+            if group and (nbytes + size > window or options.sequentially):
                 yield group
                 group, nbytes = [], 0
             nbytes, last = nbytes + size, position

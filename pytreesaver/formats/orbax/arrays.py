@@ -16,10 +16,11 @@ from pytreesaver._tree.boxes import Box, box_index, box_shape, whole_box
 from pytreesaver.formats.orbax.layout import MANIFEST
 from pytreesaver.formats.orbax.tree import array_directory
 
-_WINDOW_NBYTES = 256 << 20
-"""The maximum number of bytes that are being read at a time."""
+WINDOW_NBYTES = 512 << 20
+"""The maximum size of arrays that are decompressed at a time, in parallel."""
 
-_ALIGNMENT = 64
+_SLAB_NBYTES = 64 << 20
+"""The maximum size of a part of a single array that is read at a time."""
 
 
 class ArrayStore:
@@ -149,7 +150,7 @@ def read_arrays(arrays: Sequence[Any]) -> list[Any]:
     begin = 0
     while begin < len(arrays):
         end, nbytes = begin, 0
-        while end < len(arrays) and (end == begin or nbytes + _nbytes(arrays[end]) <= _WINDOW_NBYTES):
+        while end < len(arrays) and (end == begin or nbytes + _nbytes(arrays[end]) <= WINDOW_NBYTES):
             if end > begin and _excess_of(arrays[end]):
                 break
             nbytes += _nbytes(arrays[end])
@@ -166,8 +167,23 @@ def _read_together(arrays: Sequence[Any]) -> list[Any]:
     if len(arrays) == 1 and (problem := _excess_of(arrays[0])):
         return [StoreError(problem)]
     with ts.Batch() as batch:
-        futures = [array.read(order="C", batch=batch) for array in arrays]
-    return [_aligned(_result(future)) for future in futures]
+        reads = [_started(array, batch) for array in arrays]
+    results = [_result(future) for _, future in reads]
+    return [
+        output if output is not None and not isinstance(result, StoreError) else result
+        for (output, _), result in zip(reads, results, strict=True)
+    ]
+
+
+def _started(array: Any, batch: Any) -> tuple[np.ndarray | None, Any]:
+    """Start to read an array: a large one into aligned memory, which JAX uses without a copy."""
+    import tensorstore as ts
+
+    if _nbytes(array) < 1 << 20:
+        return None, array.read(order="C", batch=batch)
+    memory = filesystem.new_memory(_nbytes(array))
+    output = memory.view(array.dtype.numpy_dtype).reshape(array.shape)
+    return output, ts.array(output, copy=False).write(array, batch=batch)
 
 
 _MAX_CHUNKS = 1 << 18
@@ -193,15 +209,6 @@ def _fits_memory(nbytes: int) -> bool:
     return True
 
 
-def _aligned(values: Any) -> Any:
-    """Return an array in aligned memory, which JAX uses without a copy."""
-    if not isinstance(values, np.ndarray) or values.nbytes < 1 << 20 or values.ctypes.data % _ALIGNMENT == 0:
-        return values
-    memory = filesystem.new_memory(values.nbytes)
-    memory[:] = values.reshape(-1).view(np.uint8)
-    return memory.view(values.dtype).reshape(values.shape)
-
-
 def _nbytes(array: Any) -> int:
     return int(array.size) * int(array.dtype.numpy_dtype.itemsize)
 
@@ -223,7 +230,7 @@ def _slabs(array: Any, box: Box) -> Iterator[tuple[Box, np.ndarray]]:
         return
     (low, high), *others = box
     row_nbytes = max(1, int(np.prod(box_shape(tuple(others)), dtype=np.int64)) * array.dtype.numpy_dtype.itemsize)
-    rows = max(1, (_WINDOW_NBYTES // 4) // row_nbytes)
+    rows = max(1, _SLAB_NBYTES // row_nbytes)
     chunk = array.chunk_layout.read_chunk.shape
     if chunk and rows > chunk[0]:
         rows -= rows % chunk[0]  # so that no chunk is read twice

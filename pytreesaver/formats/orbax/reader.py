@@ -18,7 +18,14 @@ from pytreesaver._tree.kinds import LeafType, storage_dtype
 from pytreesaver.formats.description import Description
 from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.native.files import read_heading as native_heading
-from pytreesaver.formats.orbax.arrays import ArrayStore, StoreError, read_arrays, read_box, read_boxes_with_checksum
+from pytreesaver.formats.orbax.arrays import (
+    WINDOW_NBYTES,
+    ArrayStore,
+    StoreError,
+    read_arrays,
+    read_box,
+    read_boxes_with_checksum,
+)
 from pytreesaver.formats.orbax.layout import TREE_FILE, Layout, layout_of
 from pytreesaver.formats.orbax.opening import OrbaxVariable, damage_of, metadata_of, read_tree, record_of
 from pytreesaver.formats.orbax.sidecar import SIDECAR, checksums_of_files, read_sidecar
@@ -38,6 +45,7 @@ class OrbaxReader:
 
     format_name = NAME
     format_version = VERSION
+    window_nbytes = WINDOW_NBYTES
 
     def __init__(self, path: Path) -> None:
         layout = layout_of(path)
