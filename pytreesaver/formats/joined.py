@@ -75,6 +75,13 @@ class JoinedReader:
         """See `pytreesaver.formats.CheckpointReader.read`."""
         return self._of_each(positions, lambda reader, inner: reader.read(inner, verify=verify))
 
+    def read_ahead(self, positions: Sequence[int]) -> None:
+        """See `pytreesaver.formats.CheckpointReader`."""
+        for item, reader in self._readers.items():
+            ahead: Any = getattr(reader, "read_ahead", None)
+            if ahead is not None:
+                ahead([self._places[position][1] for position in positions if self._places[position][0] == item])
+
     def read_boxes(
         self,
         position: int,

@@ -92,8 +92,11 @@ class Heading(NamedTuple):
 
 class CheckpointReader(Protocol):
     """An open checkpoint. Opening it reads everything but the arrays. A position is an index into the columns `names`,
-    `types`, `shapes` and `nbytes`. A reader that decompresses several arrays in parallel may have an attribute
-    `window_nbytes`: how many bytes of them should be read together."""
+    `types`, `shapes` and `nbytes`.
+
+    A reader that decompresses several arrays in parallel may have an attribute `window_nbytes`, how many bytes of them
+    should be read together, and a method ``read_ahead(positions)``, called with those that `read_boxes` is going to
+    read."""
 
     path: Path
     format_name: str

@@ -15,6 +15,7 @@ from orbax.checkpoint import args, v1
 
 import pytreesaver as pts
 import pytreesaver.orbax
+from pytreesaver.formats.orbax import arrays
 from pytreesaver.testing import assert_trees_equal
 
 
@@ -295,3 +296,32 @@ def test_steps_with_keys_are_removed():
         items = {"w": args.StandardSave({"w": jnp.ones(2)}), "key": args.JaxRandomKeySave(jax.random.key(1))}
         manager.save(1, args=args.Composite(**items, numpy=args.NumpyRandomKeySave(np.random.get_state())))
     assert pts.remove_checkpoint("run/1")
+
+
+@pytest.mark.parametrize("writer", ["orbax", "pytreesaver"])
+def test_large_arrays_are_read_ahead_for_sharded_templates(writer, monkeypatch):
+    monkeypatch.setattr(arrays, "_AHEAD_NBYTES", 5 << 20)  # two arrays at a time
+    spread = jax.NamedSharding(jax.make_mesh((8,), ("x",)), jax.P("x"))
+    rng = np.random.default_rng(0)
+    tree = {f"a{i}": jnp.asarray(rng.normal(size=(64, 8192)).astype(np.float32)) for i in range(5)}
+    path = by_orbax("model", tree) if writer == "orbax" else pts.save(tree, "model", format="orbax")
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spread), tree)
+    restored = pts.restore(path, like)
+    assert all(leaf.sharding == spread for leaf in restored.values())
+    assert_trees_equal(jax.tree.map(np.asarray, restored), jax.tree.map(np.asarray, tree))
+    if writer == "pytreesaver":
+        file = max((each for each in Path(path).rglob("*") if each.is_file()), key=lambda each: each.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+        with pytest.raises(pts.CorruptCheckpointError) as caught:
+            pts.restore(path, like)
+        assert len(caught.value.damaged) == 1
+
+
+def test_a_reader_is_usable_after_a_restore_in_parts():
+    tree = {"w": np.arange(1 << 19, dtype=np.float32).reshape(64, -1)}
+    path = pts.save(tree, "model", format="orbax")
+    with pts.load_checkpoint(path) as checkpoint:
+        for _ in range(2):
+            assert checkpoint["w"][3:5].tolist() == tree["w"][3:5].tolist()

@@ -116,6 +116,9 @@ def _read_leaves(
 ) -> list[Any]:
     leaves: list[Any] = [None] * len(plans)
     failures = _Failures([], {})
+    read_ahead: Any = getattr(reader, "read_ahead", None)
+    if read_ahead is not None:
+        read_ahead([plan.position for plan in plans if _is_read_in_parts(reader, plan, options)])
     in_flight: list[Any] = []
     for group in _groups(reader, plans, options):
         made = _leaves_of_group(reader, [plans[i] for i in group], [names[i] for i in group], options, failures)

@@ -175,6 +175,52 @@ def _read_together(arrays: Sequence[Any]) -> list[Any]:
     ]
 
 
+class ReadAhead:
+    """Reads of arrays that are needed soon, one after the other: as many as fit are decompressed in parallel.
+
+    Args:
+        arrays: the open arrays by position, in the order in which they are needed.
+    """
+
+    def __init__(self, arrays: Mapping[int, Any]) -> None:
+        self._waiting = dict(arrays)
+        self._reads: dict[int, tuple[np.ndarray | None, Any]] = {}
+        self._nbytes = {position: _nbytes(array) for position, array in arrays.items()}
+
+    def __contains__(self, position: int) -> bool:
+        return position in self._waiting or position in self._reads
+
+    def take(self, position: int) -> Any:
+        """Return an array, or the error. Each is returned once."""
+        if position not in self._reads:
+            self._start(position)
+        for following in list(self._waiting):
+            if sum(self._nbytes[each] for each in self._reads) + self._nbytes[following] > _AHEAD_NBYTES:
+                break
+            self._start(following)
+        output, future = self._reads.pop(position)
+        result = _result(future)
+        return result if output is None or isinstance(result, StoreError) else output
+
+    def _start(self, position: int) -> None:
+        array = self._waiting.pop(position)
+        problem = _excess_of(array)
+        self._reads[position] = _started(array, None) if problem is None else (None, _Failed(problem))
+
+
+class _Failed:
+    """A future of a read that was not started."""
+
+    def __init__(self, problem: str) -> None:
+        self._problem = problem
+
+    def result(self) -> Any:
+        raise ValueError(self._problem)
+
+
+_AHEAD_NBYTES = 256 << 20
+
+
 def _started(array: Any, batch: Any) -> tuple[np.ndarray | None, Any]:
     """Start to read an array: a large one into aligned memory, which JAX uses without a copy."""
     import tensorstore as ts
@@ -244,6 +290,17 @@ def _slabs(array: Any, box: Box) -> Iterator[tuple[Box, np.ndarray]]:
             raise StoreError(f"{(end - begin) * row_nbytes} bytes of it do not fit into memory")
         yield part, np.asarray(_result_or_raise(array[box_index(part)].read(order="C")))
         begin = end
+
+
+def chunks_touched(array: Any, boxes: Sequence[Box]) -> tuple[int, int]:
+    """Return how often chunks would be read for some boxes, one after the other, and how many chunks there are."""
+    chunk = array.chunk_layout.read_chunk.shape or tuple(array.shape)
+    lengths = [max(1, each) for each in chunk]
+    touched = sum(
+        math.prod(-(-high // length) - low // length for (low, high), length in zip(box, lengths, strict=False))
+        for box in boxes
+    )
+    return touched, math.prod(-(-size // length) for size, length in zip(array.shape, lengths, strict=False))
 
 
 def read_boxes_with_checksum(

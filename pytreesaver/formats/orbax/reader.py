@@ -12,6 +12,7 @@ import numpy as np
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError, DuplicateNameError, StructureWarning
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import checksum
+from pytreesaver._io.parallel import advance
 from pytreesaver._text import SINGLE_LEAF_NAME, duplicates, quoted
 from pytreesaver._tree.boxes import Box, box_index
 from pytreesaver._tree.kinds import LeafType, storage_dtype
@@ -21,7 +22,9 @@ from pytreesaver.formats.native.files import read_heading as native_heading
 from pytreesaver.formats.orbax.arrays import (
     WINDOW_NBYTES,
     ArrayStore,
+    ReadAhead,
     StoreError,
+    chunks_touched,
     read_arrays,
     read_box,
     read_boxes_with_checksum,
@@ -53,6 +56,7 @@ class OrbaxReader:
             raise not_found(path)
         self.path = path
         self._version = _version_of(path)
+        self._ahead = ReadAhead({})
         self._checksums: Sequence[str] = ()
         self._files: Mapping[str, tuple[int, str]] = {}
         self.same_as: Mapping[int, int] = {}
@@ -117,6 +121,7 @@ class OrbaxReader:
     def close(self) -> None:
         """Close the checkpoint."""
         self._variables = [each._replace(array=None) for each in self._variables]
+        self._ahead = ReadAhead({})
 
     def check(self) -> None:
         """See `pytreesaver.formats.CheckpointReader.check`. Opening the checkpoint has found all arrays."""
@@ -153,6 +158,16 @@ class OrbaxReader:
             values = values.astype(dtype)
         return values if values.flags.writeable and values.flags.c_contiguous else values.copy()
 
+    def read_ahead(self, positions: Sequence[int]) -> None:
+        """See `pytreesaver.formats.CheckpointReader`."""
+        self._ahead = ReadAhead(
+            {
+                position: self._open_array(position)
+                for position in sorted(set(positions))
+                if self._variables[position].value is None and self.nbytes[position] <= WINDOW_NBYTES // 2
+            }
+        )
+
     def read_boxes(
         self,
         position: int,
@@ -175,10 +190,22 @@ class OrbaxReader:
                 assign(output, whole[box_index(box)])
             return
         array = self._open_array(position)
+        if position in self._ahead:
+            values: Any = self._ahead.take(position)
+            error: StoreError | None = values if isinstance(values, StoreError) else None
+            if error is None and verify and self._checksums and not self._is_intact(position, values):
+                error = _mismatch()
+            if error is not None:
+                raise self._corrupt({position: error})
+            for box, output in zip(boxes, outputs, strict=True):
+                assign(output, values[box_index(box)])
+                advance(output.nbytes)
+            return
         try:
-            if verify and self._checksums:
+            touched, chunks = chunks_touched(array, boxes)
+            if (verify and self._checksums) or touched >= chunks > 0:
                 found = read_boxes_with_checksum(array, boxes, outputs, assign)
-                if f"{found:016x}" != self._checksums[position]:
+                if verify and self._checksums and f"{found:016x}" != self._checksums[position]:
                     raise _mismatch()
                 return
             for box, output in zip(boxes, outputs, strict=True):
