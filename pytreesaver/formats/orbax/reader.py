@@ -191,12 +191,11 @@ class OrbaxReader:
             return
         array = self._open_array(position)
         if position in self._ahead:
-            values: Any = self._ahead.take(position)
-            error: StoreError | None = values if isinstance(values, StoreError) else None
-            if error is None and verify and self._checksums and not self._is_intact(position, values):
-                error = _mismatch()
-            if error is not None:
-                raise self._corrupt({position: error})
+            values = self._ahead.take(position)
+            if isinstance(values, StoreError):
+                raise self._corrupt({position: values})
+            if verify and self._checksums and not self._is_intact(position, values):
+                raise self._corrupt({position: _mismatch()})
             for box, output in zip(boxes, outputs, strict=True):
                 assign(output, values[box_index(box)])
                 advance(output.nbytes)
