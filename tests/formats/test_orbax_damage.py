@@ -15,6 +15,7 @@ from orbax.checkpoint import args, v1
 
 import pytreesaver as pts
 import pytreesaver.orbax
+from pytreesaver._io import filesystem
 from pytreesaver.formats.orbax import arrays
 from pytreesaver.testing import assert_trees_equal
 
@@ -325,3 +326,18 @@ def test_a_reader_is_usable_after_a_restore_in_parts():
     with pts.load_checkpoint(path) as checkpoint:
         for _ in range(2):
             assert checkpoint["w"][3:5].tolist() == tree["w"][3:5].tolist()
+
+
+def test_a_step_that_is_deleted_while_it_is_looked_at_does_not_exist(monkeypatch):
+    with ocp.CheckpointManager(Path("run").absolute()) as manager:
+        manager.save(1, args=args.StandardSave({"w": jnp.ones(2)}))
+    real = filesystem.list_directory
+
+    def deleting(path):
+        if Path(path).name == "default":
+            shutil.rmtree("run/1")
+        return real(path)
+
+    monkeypatch.setattr(filesystem, "list_directory", deleting)
+    assert not pts.checkpoint_exists("run/1")
+    assert pts.list_checkpoints("run") == []

@@ -65,11 +65,11 @@ def recognizes(path: Path) -> bool:
         return False
     try:
         names = set(filesystem.list_directory(path))
+        return _is_tree(path, names) or (_is_root(path, names) and _items(path, names).exist)
     except OSError as error:
-        if filesystem.is_absence(error):
+        if filesystem.is_absence(error):  # also if it is deleted meanwhile
             return False
         raise
-    return _is_tree(path, names) or (_is_root(path, names) and _items(path, names).exist)
 
 
 def layout_of(path: Path) -> Layout | None:
