@@ -66,11 +66,19 @@ def _sorted(node: Mapping[Any, Any]) -> list[Any]:
 
 
 class Child(NamedTuple):
-    """A child of a node without keys: its position, how many children there are, and the auxiliary data of the node."""
+    """A child of a registered node.
+
+    Attributes:
+        position: its position.
+        siblings: how many children there are, with itself.
+        auxiliary: the auxiliary data of the node, or the keys of its children.
+        has_key: whether it has a key, by which it is matched.
+    """
 
     position: int
     siblings: int
     auxiliary: Any
+    has_key: bool = False
 
 
 def other_names(expected: Child, found: Child) -> list[tuple[str, str]] | None:
@@ -90,7 +98,9 @@ def other_names(expected: Child, found: Child) -> list[tuple[str, str]] | None:
         ([('w', 'b'), ('b', 'w')], None)
     """
     count = expected.siblings
-    if count < 2 or msgspec.json.encode(expected.auxiliary) == msgspec.json.encode(found.auxiliary):
+    if count < 2 or (expected.has_key and found.has_key):
+        return None
+    if msgspec.json.encode(expected.auxiliary) == msgspec.json.encode(found.auxiliary):
         return None
     ours, theirs = (dict(_namings((), each.auxiliary, each.siblings)) for each in (expected, found))
     pairs = [(ours[path], theirs[path]) for path in ours if path in theirs]
@@ -145,16 +155,26 @@ def _head_of(item: Any) -> str | None:
     return item if isinstance(item, str) else None
 
 
-def stored_children(structure: Any) -> dict[int, tuple[Child, ...]]:
-    """Return, for each leaf of a stored structure in nodes without keys, the children that it is in, outermost first.
+def children_in_nodes(structure: Any) -> dict[int, tuple[Child, ...]]:
+    """Return, for each leaf of a structure in registered nodes, the children of these that it is in, innermost first.
+
+    The auxiliary data of a node whose children have keys are these keys.
 
     Example:
-        >>> stored_children({"layer": {"$node": ["m:C", [0, 1], {"$tuple": ["w", "b"]}]}, "step": 2})[1]
-        (Child(position=1, siblings=2, auxiliary={'$tuple': ['w', 'b']}),)
+        >>> children_in_nodes({"layer": {"$node": ["m:C", [0, 1], {"$tuple": ["w", "b"]}]}, "step": 2})[1]
+        (Child(position=1, siblings=2, auxiliary={'$tuple': ['w', 'b']}, has_key=False),)
     """
     found: dict[int, tuple[Child, ...]] = {}
     _add_children(structure, (), found)
     return found
+
+
+def _naming_of(node: Any) -> tuple[Any, bool] | None:
+    """Return what names the children of a structure's node, if it is a registered one, and whether these are keys."""
+    if type(node) is not dict or node.keys() != {"$node"}:
+        return None
+    _, children, auxiliary = node["$node"]
+    return (auxiliary, False) if type(children) is list else ([key for key, _ in children.get("$dict", ())], True)
 
 
 def _add_children(node: Any, above: tuple[Child, ...], found: dict[int, tuple[Child, ...]]) -> None:
@@ -162,10 +182,9 @@ def _add_children(node: Any, above: tuple[Child, ...], found: dict[int, tuple[Ch
         if above:
             found[node] = above
     elif node is not None:
-        is_keyless_node = type(node) is dict and node.keys() == {"$node"} and type(node["$node"][1]) is list
-        children = node_parts(node).children
+        naming, children = _naming_of(node), node_parts(node).children
         for i, child in enumerate(children):
-            inside = (*above, Child(i, len(children), node["$node"][2])) if is_keyless_node else above
+            inside = above if naming is None else (Child(i, len(children), *naming), *above)
             _add_children(child, inside, found)
 
 

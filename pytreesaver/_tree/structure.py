@@ -17,7 +17,7 @@ import numpy as np
 
 from pytreesaver._errors import DuplicateNameError, UnsupportedLeafError
 from pytreesaver._text import SINGLE_LEAF_NAME, duplicates, quoted
-from pytreesaver._tree.keyless import Child, children_by_key, is_keyless, is_nested_mapping
+from pytreesaver._tree.keyless import children_by_key, is_keyless, is_nested_mapping
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import class_reference, encode_value
 
@@ -61,7 +61,7 @@ class FlatTree:
         structure: the containers, as JSON data.
         problems: maps a variable name or prefix to the reason why it cannot be stored.
         older_names: maps variable names to those that earlier versions gave to the same leaves, where they differ.
-        keyless: for each leaf in nodes without keys, the children of these that it is in, outermost first.
+        has_keyless: whether there are nodes that are registered without keys.
         shared: where a node with an identity is again, and where it was first.
         functions: the functions in Equinox modules, by their positions among the leaves of `jax.tree.leaves`. They have
             no names, and are not stored.
@@ -72,7 +72,7 @@ class FlatTree:
     structure: Any
     problems: dict[str, str]
     older_names: dict[str, str] = dataclasses.field(default_factory=dict)
-    keyless: dict[str, tuple[Child, ...]] = dataclasses.field(default_factory=dict)
+    has_keyless: bool = False
     shared: dict[str, str] = dataclasses.field(default_factory=dict)
     functions: dict[int, Any] = dataclasses.field(default_factory=dict)
 
@@ -105,7 +105,7 @@ def flatten_tree(tree: Any) -> FlatTree:
             structure,
             flattener.problems,
             flattener.older_names,
-            flattener.keyless,
+            flattener.has_keyless,
             flattener.shared,
             flattener.functions,
         )
@@ -121,7 +121,7 @@ class _Flattener:
         self.leaves: list[Any] = []
         self.problems: dict[str, str] = {}
         self.older_names: dict[str, str] = {}
-        self.keyless: dict[str, tuple[Child, ...]] = {}
+        self.has_keyless = False
         self.shared: dict[str, str] = {}
         self.functions: dict[int, Any] = {}
         self._equinox_module = getattr(sys.modules.get("equinox"), "Module", None)
@@ -274,6 +274,7 @@ class _Flattener:
         return {"$node": [reference, _named_children(entries, visited), _encode_or_opaque(auxiliary)]}
 
     def _visit_keyless(self, node: Any, name: str | None, children: Sequence[Any], auxiliary: Any) -> Any:
+        self.has_keyless = True
         prefix, reference = _prefix(name), class_reference(type(node))
         encoded = _encode_or_opaque(auxiliary)
         by_key = children_by_key(node, children)
@@ -284,7 +285,6 @@ class _Flattener:
                 self.older_names[leaf] = f"{prefix}{i}"
             return structure
         keys = list(range(len(children))) if by_key is None else list(by_key)
-        naming = encoded if by_key is None else [str(key) for key in keys]
         visited_children = []
         for i, (key, child) in enumerate(zip(keys, children, strict=True)):
             first, child_name = len(self.names), f"{prefix}{key}"
@@ -293,7 +293,6 @@ class _Flattener:
                 older = self.older_names.get(leaf, leaf).removeprefix(child_name)
                 if by_key is not None or leaf in self.older_names:
                     self.older_names[leaf] = f"{prefix}{i}{older}"
-                self.keyless[leaf] = (Child(i, len(keys), naming), *self.keyless.get(leaf, ()))
         if by_key is None:
             return {"$node": [reference, visited_children, encoded]}
         items = [[_encode_or_opaque(key), child] for key, child in zip(keys, visited_children, strict=True)]

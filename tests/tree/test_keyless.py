@@ -1,6 +1,5 @@
 """Containers without keys, immutable mappings, boxes of Flax, and tuples as dict keys."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import flax.linen as nn
@@ -13,53 +12,11 @@ from flax import nnx
 from helpers import message_of, rewrite
 from hypothesis import given
 from hypothesis import strategies as st
+from tree.containers import FrozenMap, Positional, WithAuxiliary
 
 import pytreesaver as pts
 from pytreesaver._checkpoint.restoring import with_template
 from pytreesaver.testing import assert_trees_equal
-
-
-class Positional:
-    """Attributes whose names are the auxiliary data, without keys."""
-
-    def __init__(self, **fields):
-        self.fields = fields
-
-    def tree_flatten(self):
-        return list(self.fields.values()), tuple(self.fields)
-
-    @classmethod
-    def tree_unflatten(cls, names, children):
-        return cls(**dict(zip(names, children, strict=True)))
-
-
-jax.tree_util.register_pytree_node_class(Positional)
-
-
-class FrozenMap(Mapping):
-    def __init__(self, *args, **items):
-        self.items_ = dict(*args, **items)
-
-    def __getitem__(self, key):
-        return self.items_[key]
-
-    def __iter__(self):
-        return iter(self.items_)
-
-    def __len__(self):
-        return len(self.items_)
-
-    def __eq__(self, other):
-        return type(other) is FrozenMap and self.items_ == other.items_
-
-    __hash__ = None
-
-
-jax.tree_util.register_pytree_node(
-    FrozenMap,
-    lambda node: (tuple(node.values()), tuple(node)),
-    lambda keys, children: FrozenMap(zip(keys, children, strict=True)),
-)
 
 
 @pytest.mark.parametrize("names", [("b", "w"), ("weight", "b"), ("w", "bias")])
@@ -267,14 +224,6 @@ def test_other_dict_keys_are_errors(key):
     assert ("convert it with .item()" in message) == isinstance(key, np.generic)
 
 
-class WithAuxiliary:
-    """Children without keys, and any auxiliary data."""
-
-    def __init__(self, auxiliary, children):
-        self.auxiliary, self.children = auxiliary, children
-
-
-jax.tree_util.register_pytree_node(WithAuxiliary, lambda node: (node.children, node.auxiliary), WithAuxiliary)
 AUXILIARY = {
     "beside another list": lambda a, b: (("relu", "same"), (a, b)),
     "in a dict beside a list": lambda a, b: {"act": ["relu", "gelu"], "names": [a, b]},

@@ -20,7 +20,7 @@ from pytreesaver._checkpoint.restoring.targets import (
 )
 from pytreesaver._errors import MismatchError, UnsupportedLeafError
 from pytreesaver._text import quoted
-from pytreesaver._tree.keyless import other_names, stored_children
+from pytreesaver._tree.keyless import children_in_nodes, other_names
 from pytreesaver._tree.kinds import NUMBER_KINDS, PYTHON_KINDS, python_value
 from pytreesaver._tree.leaves import LeafError
 from pytreesaver._tree.rename import Renaming
@@ -126,21 +126,22 @@ def _misplaced_children(
 
     These are containers without keys, whose children are matched by position. A renaming of the leaf itself decides.
     """
-    if not flat.keyless:
+    if not flat.has_keyless:
         return {}
-    stored = stored_children(structure)
+    wanted, stored = children_in_nodes(flat.structure), children_in_nodes(structure)
     position_of = {name: i for i, name in enumerate(names)}
     misplaced = {}
-    compared: dict[tuple[int, int], list[tuple[str, str]] | None] = {}  # by the identities of auxiliary data
-    for name, expected in flat.keyless.items():
+    compared: dict[tuple[int, ...], list[tuple[str, str]]] = {}  # by the identities of auxiliary data
+    for position, expected in wanted.items():
+        name = flat.names[position]
         if name not in stored_names or (renaming is not None and renaming.is_explicit(name)):
             continue
         found = stored.get(position_of.get(stored_names[name], -1), ())
         for one, other in zip(expected, found, strict=False):
-            key = (id(one.auxiliary), id(other.auxiliary))
+            key = (id(one.auxiliary), one.siblings, id(other.auxiliary), other.siblings)
             if key not in compared:
-                compared[key] = other_names(one, other)
-            differing = compared[key] or []
+                compared[key] = other_names(one, other) or []
+            differing = compared[key]
             if one.position < len(differing) and differing[one.position][0] != differing[one.position][1]:
                 misplaced[name] = differing[one.position]
                 break
