@@ -26,7 +26,10 @@ def joined_damage(reader: CheckpointReader, damage: Sequence[CorruptCheckpointEr
     names = [name for name in reader.names if name in damaged]
     count = f"{len(names)} of {len(reader.names)} variables damaged:"
     # Each message states its reasons, then such a line, then the names.
-    reasons = [str(error).rpartition(f"{reader.path}: {len(error.damaged)} of ")[0] for error in damage]
+    reasons = []
+    for error in damage:
+        before, found, _ = str(error).rpartition(f"{reader.path}: {len(error.damaged)} of ")
+        reasons.append(before if found else f"{error}\n")
     lines = [line for line in dict.fromkeys("".join(reasons).splitlines()) if line]
     return CorruptCheckpointError(
         "\n".join([*lines, f"{reader.path}: {count}", *(f"  {quoted(name)}" for name in names)]), damaged=names

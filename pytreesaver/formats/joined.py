@@ -73,7 +73,7 @@ class JoinedReader:
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """See `pytreesaver.formats.CheckpointReader.read`."""
-        return self._of_each(positions, lambda reader, inner: reader.read(inner, verify=verify))
+        return self._of_each(positions, lambda reader, inner, chosen: reader.read(inner, verify=verify))
 
     def read_ahead(self, positions: Sequence[int]) -> None:
         """See `pytreesaver.formats.CheckpointReader`."""
@@ -104,7 +104,7 @@ class JoinedReader:
         def map_some(reader: CheckpointReader, inner: Sequence[int], chosen: Sequence[int]) -> list[Any]:
             return reader.map(list(zip(inner, [boxes[i] for i in chosen], strict=True)), verify=verify)
 
-        return self._of_each([position for position, _ in places], map_some, with_indices=True)
+        return self._of_each([position for position, _ in places], map_some)
 
     def digest(self, position: int) -> Any:
         """See `pytreesaver.formats.CheckpointReader.digest`."""
@@ -134,16 +134,19 @@ class JoinedReader:
             raise CorruptCheckpointError(str(error), damaged=[_joined(item, name) for name in error.damaged]) from None
 
     def _of_each(
-        self, positions: Sequence[int], read: Callable[..., list[Any]], *, with_indices: bool = False
+        self, positions: Sequence[int], read: Callable[[CheckpointReader, list[int], list[int]], list[Any]]
     ) -> list[Any]:
-        """Call `read` once for each checkpoint, with the positions in it, and return all results in order."""
+        """Call `read` once for each checkpoint, and return all results in order.
+
+        Its arguments are the checkpoint, the positions in it, and which ones of `positions` these are.
+        """
         results: list[Any] = [None] * len(positions)
         for item, reader in self._readers.items():
             chosen = [i for i, position in enumerate(positions) if self._places[position][0] == item]
             inner = [self._places[positions[i]][1] for i in chosen]
             if chosen:
                 with self._naming(item):
-                    found = read(reader, inner, chosen) if with_indices else read(reader, inner)
+                    found = read(reader, inner, chosen)
                 for i, result in zip(chosen, found, strict=True):
                     results[i] = result
         return results

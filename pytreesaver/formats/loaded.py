@@ -12,6 +12,7 @@ from pytreesaver._io.parallel import advance
 from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import Box, box_index
 from pytreesaver._tree.kinds import LeafType, storage_dtype
+from pytreesaver.formats.damage import joined_damage
 from pytreesaver.formats.description import Description
 
 
@@ -70,19 +71,22 @@ class LoadedReader:
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """See `pytreesaver.formats.CheckpointReader.read`."""
-        arrays, reasons, damaged = [], [], []
+        arrays = []
+        damage: list[CorruptCheckpointError] = []
         for position in positions:
             try:
                 arrays.append(self._read(position, verify))
             except CorruptCheckpointError as error:
-                reasons.append(str(error))
-                damaged.append(self.names[position])
-        if damaged:
-            lines = [*dict.fromkeys(reasons), f"{self.path}: {len(damaged)} of {len(self.names)} variables damaged:"]
-            raise CorruptCheckpointError(
-                "\n".join([*lines, *(f"  {quoted(name)}" for name in damaged)]), damaged=damaged
-            )
+                damage.append(self._damage_of(position, error))
+        if damage:
+            raise joined_damage(self, damage)
         return arrays
+
+    def _damage_of(self, position: int, error: CorruptCheckpointError) -> CorruptCheckpointError:
+        """Return an error of one variable with its name."""
+        name = self.names[position]
+        message = f"{error}\n{self.path}: 1 of {len(self.names)} variables damaged:\n  {quoted(name)}"
+        return CorruptCheckpointError(message, damaged=[name])
 
     def _read(self, position: int, verify: bool) -> np.ndarray:
         if self._is_closed:
@@ -123,16 +127,12 @@ class LoadedReader:
 
     def verify(self) -> None:
         """See `pytreesaver.formats.CheckpointReader.verify`."""
-        reasons, damaged = [], []
+        damage: list[CorruptCheckpointError] = []
         for position in range(len(self.names)):
             try:
                 self.read([position], verify=True)
             except CorruptCheckpointError as error:
-                reasons.append(str(error).partition("\n")[0])
-                damaged.append(self.names[position])
-        if damaged:
-            lines = [*reasons, f"{self.path}: {len(damaged)} of {len(self.names)} variables damaged:"]
-            raise CorruptCheckpointError(
-                "\n".join([*lines, *(f"  {quoted(name)}" for name in damaged)]), damaged=damaged
-            )
+                damage.append(error)
+        if damage:
+            raise joined_damage(self, damage)
         self._check_file()

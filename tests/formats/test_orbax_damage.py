@@ -168,7 +168,7 @@ def test_names_and_positions_that_are_none():
     shutil.rmtree("zarr/array_metadatas", ignore_errors=True)
     Path(os.fsdecode(b"zarr/\xff")).mkdir()
     Path(os.fsdecode(b"zarr/\xff/.zarray")).write_text("{}")
-    with pytest.raises(pts.CheckpointError, match=r"UTF-8|expected"):
+    with pytest.raises(pts.CorruptCheckpointError, match="expected names of arrays in UTF-8"):
         pts.restore("zarr")
 
 
@@ -290,6 +290,18 @@ def test_a_run_of_the_checkpointer_of_version_1_is_the_tree_itself():
     with v1.training.Checkpointer(Path("run").absolute()) as checkpointer:
         checkpointer.save(1, {"dense": {"w": jnp.ones(2)}})
     assert pts.list_variables("run") == [("dense/w", (2,))]
+
+
+def test_damage_in_several_items_keeps_its_reasons():
+    with ocp.CheckpointManager(Path("run").absolute()) as manager:
+        items = {name: pts.orbax.SaveArgs({"w": np.arange(1 << 20)}) for name in ("state", "ema")}
+        manager.save(3, args=args.Composite(**items))
+    for file in Path("run/3").glob("*/data-*"):
+        os.truncate(file, file.stat().st_size - 8)
+    with pytest.raises(pts.CorruptCheckpointError) as caught:
+        pts.restore("run/3", {name: {"w": np.zeros(1 << 20)} for name in items}, cast=True)
+    assert caught.value.damaged == ["ema/w", "state/w"]
+    assert str(caught.value).count("bytes, found") == 2
 
 
 def test_steps_with_keys_are_removed():

@@ -168,11 +168,7 @@ def _read_together(arrays: Sequence[Any]) -> list[Any]:
         return [StoreError(problem)]
     with ts.Batch() as batch:
         reads = [_started(array, batch) for array in arrays]
-    results = [_result(future) for _, future in reads]
-    return [
-        output if output is not None and not isinstance(result, StoreError) else result
-        for (output, _), result in zip(reads, results, strict=True)
-    ]
+    return [_finished(*read) for read in reads]
 
 
 class ReadAhead:
@@ -198,24 +194,12 @@ class ReadAhead:
             if sum(self._nbytes[each] for each in self._reads) + self._nbytes[following] > _AHEAD_NBYTES:
                 break
             self._start(following)
-        output, future = self._reads.pop(position)
-        result = _result(future)
-        return result if output is None or isinstance(result, StoreError) else output
+        return _finished(*self._reads.pop(position))
 
     def _start(self, position: int) -> None:
         array = self._waiting.pop(position)
         problem = _excess_of(array)
-        self._reads[position] = _started(array, None) if problem is None else (None, _Failed(problem))
-
-
-class _Failed:
-    """A future of a read that was not started."""
-
-    def __init__(self, problem: str) -> None:
-        self._problem = problem
-
-    def result(self) -> Any:
-        raise ValueError(self._problem)
+        self._reads[position] = _started(array, None) if problem is None else (None, StoreError(problem))
 
 
 _AHEAD_NBYTES = 256 << 20
@@ -230,6 +214,12 @@ def _started(array: Any, batch: Any) -> tuple[np.ndarray | None, Any]:
     memory = filesystem.new_memory(_nbytes(array))
     output = memory.view(array.dtype.numpy_dtype).reshape(array.shape)
     return output, ts.array(output, copy=False).write(array, batch=batch)
+
+
+def _finished(output: np.ndarray | None, future: Any) -> Any:
+    """Return the array of a read that was started, or the error."""
+    result = future if isinstance(future, StoreError) else _result(future)
+    return result if output is None or isinstance(result, StoreError) else output
 
 
 _MAX_CHUNKS = 1 << 18
