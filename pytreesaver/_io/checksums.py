@@ -1,6 +1,6 @@
 """xxh3 checksums, one for each block of a byte range, so that blocks can be checked separately and in parallel."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import xxhash
@@ -61,3 +61,24 @@ def block_checksums(data: np.ndarray, block_nbytes: int = BLOCK_NBYTES) -> Itera
     view = memoryview(data)  # type: ignore[arg-type]
     for start in range(0, data.nbytes, block_nbytes):
         yield checksum(view[start : start + block_nbytes])
+
+
+class BlockChecksums:
+    """Checks byte ranges by the checksums of their blocks.
+
+    Args:
+        expected: the checksums of the blocks of all ranges. A range is called by the number of its first one.
+        block_nbytes: the number of bytes that each covers.
+    """
+
+    def __init__(self, expected: Sequence[int], block_nbytes: int = BLOCK_NBYTES) -> None:
+        self._expected = expected
+        self.granularity: int | None = block_nbytes
+
+    def is_intact(self, number: int, begin: int, data: np.ndarray) -> bool:
+        """Return whether some blocks of a range match. See `pytreesaver._io.reading.RangeChecks`."""
+        block = self.granularity or BLOCK_NBYTES
+        first = number + begin // block
+        if 0 < data.nbytes <= block:
+            return checksum(data) == self._expected[first]
+        return all(each == self._expected[i] for i, each in enumerate(block_checksums(data, block), first))

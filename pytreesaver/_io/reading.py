@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import block_checksums, checksum
+from pytreesaver._io.checksums import BLOCK_NBYTES
 from pytreesaver._io.files import DirectReader, read_fully
 from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
 
@@ -19,19 +19,39 @@ _STEP_NBYTES = 1 << 20
 _GAP_NBYTES = 64 << 10  # reading this much is cheaper than another system call
 
 
+class RangeChecks(Protocol):
+    """Compares what is read with checksums."""
+
+    granularity: int | None
+    """Parts of a range can be checked from each multiple of this on. None: only a range as a whole."""
+
+    def is_intact(self, number: int, begin: int, data: np.ndarray) -> bool:
+        """Return whether a part of a range is intact. Thread-safe.
+
+        Args:
+            number: the number of the range.
+            begin: where in the range the part begins.
+            data: its bytes, a uint8[n]. Without a granularity, each byte of a range has to be in one part; the result
+                for the last one is that of the range.
+        """
+        ...
+
+
 class ReadRanges(NamedTuple):
     """Byte ranges of a file, in columns: range i has ``nbytes[i]`` bytes at ``offsets[i]``.
 
-    The checksums of its blocks start at ``checksums[first_checksums[i]]``; with None they are not verified.
+    `checks` knows it as ``numbers[i]``, of which it is the part from ``begins[i]`` on, or from 0. Without `checks`,
+    nothing is verified.
     """
 
     offsets: Sequence[int]
     nbytes: Sequence[int]
-    first_checksums: Sequence[int]
-    checksums: Sequence[int] | None
+    numbers: Sequence[int]
+    checks: RangeChecks | None
+    begins: Sequence[int] | None = None
 
 
-def read_ranges(descriptor: int, ranges: ReadRanges, block_nbytes: int) -> tuple[list[np.ndarray], list[int]]:
+def read_ranges(descriptor: int, ranges: ReadRanges) -> tuple[list[np.ndarray], list[int]]:
     """Read all ranges. Return a uint8[nbytes] for each, and the indices of those with a checksum mismatch.
 
     Each large range has its own memory, aligned to `ALIGNMENT`. Where possible, its address and its file offset are
@@ -41,7 +61,7 @@ def read_ranges(descriptor: int, ranges: ReadRanges, block_nbytes: int) -> tuple
         EndOfFileError: if a range extends beyond the end of the file.
     """
     with DirectReader(descriptor) as direct:
-        reading = _Reading(descriptor, direct, ranges, block_nbytes)
+        reading = _Reading(descriptor, direct, ranges)
         run_all(reading.tasks(), sum(ranges.nbytes))
     return reading.results, sorted(reading.damaged)
 
@@ -52,13 +72,13 @@ _EMPTY = np.empty(0, np.uint8)
 class _Reading:
     """State that the threads of one `read_ranges` share."""
 
-    def __init__(self, descriptor: int, direct: DirectReader, ranges: ReadRanges, block_nbytes: int) -> None:
+    def __init__(self, descriptor: int, direct: DirectReader, ranges: ReadRanges) -> None:
         self.results: list[np.ndarray] = [_EMPTY] * len(ranges.offsets)
         self.damaged: set[int] = set()
         self._descriptor = descriptor
         self._direct = direct
         self._ranges = ranges
-        self._block_nbytes = block_nbytes
+        self._block_nbytes = (ranges.checks.granularity if ranges.checks else None) or BLOCK_NBYTES
 
     def tasks(self) -> list[Callable[[], None]]:
         """Return a task for each slice of a large range and for each group of neighbouring small ranges."""
@@ -77,51 +97,41 @@ class _Reading:
         return tasks + [partial(self._read_group, group) for group in groups]
 
     def _read_group(self, group: Sequence[int]) -> None:
-        offsets, nbytes, first_checksums, checksums = self._ranges
+        offsets, nbytes, numbers, checks, begins = self._ranges
         start = offsets[group[0]]
         end = max(offsets[i] + nbytes[i] for i in group)
         shift = start % filesystem.DIRECT_ALIGNMENT
         memory = filesystem.new_memory(shift + end - start)
         read_fully(self._descriptor, memory[shift:], start)
-        view = memoryview(memory)  # type: ignore[arg-type]
         origin = start - shift
         for i in group:
             low = offsets[i] - origin
-            high = low + nbytes[i]
-            self.results[i] = memory[low:high]
-            if checksums is None:
-                continue
-            if high - low <= self._block_nbytes:  # fast path for thousands of ranges of a single block
-                intact = checksum(view[low:high]) == checksums[first_checksums[i]]
-            else:
-                intact = self._are_intact(self.results[i], checksums, first_checksums[i])
-            if not intact:
+            data = self.results[i] = memory[low : low + nbytes[i]]
+            if checks is not None and not checks.is_intact(numbers[i], begins[i] if begins else 0, data):
                 self.damaged.add(i)
         advance(end - start)
 
     def _read_slice(self, i: int, start: int, slice_nbytes: int) -> None:
-        block, checksums = self._block_nbytes, self._ranges.checksums
+        block, checks = self._block_nbytes, self._ranges.checks
         data = self.results[i][start : start + slice_nbytes]
         offset = self._ranges.offsets[i] + start
         is_read = self._direct.read(data, offset)
-        if checksums is None:
+        if checks is None:
             if not is_read:
                 read_fully(self._descriptor, data, offset)
             advance(data.nbytes)
             return
         # In small steps, so that checksums are computed while the bytes are in the CPU cache.
-        first = self._ranges.first_checksums[i] + start // block
-        blocks = max(_STEP_NBYTES // block, 1)
-        for begin in range(0, data.nbytes, blocks * block):
-            piece = data[begin : begin + blocks * block]
+        number, begins = self._ranges.numbers[i], self._ranges.begins
+        start += begins[i] if begins else 0
+        step = max(_STEP_NBYTES // block, 1) * block
+        for begin in range(0, data.nbytes, step):
+            piece = data[begin : begin + step]
             if not is_read:
                 read_fully(self._descriptor, piece, offset + begin)
-            if not self._are_intact(piece, checksums, first + begin // block):
+            if not checks.is_intact(number, start + begin, piece):
                 self.damaged.add(i)
         advance(data.nbytes)
-
-    def _are_intact(self, data: np.ndarray, checksums: Sequence[int], first: int) -> bool:
-        return all(each == checksums[i] for i, each in enumerate(block_checksums(data, self._block_nbytes), first))
 
 
 def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[list[int]]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pytreesaver as pts
 from pytreesaver._io import files, filesystem, parallel, reading, writing
-from pytreesaver._io.checksums import BLOCK_NBYTES, block_checksums
+from pytreesaver._io.checksums import BLOCK_NBYTES, BlockChecksums, block_checksums
 from pytreesaver._io.files import DirectReader, EndOfFileError
 from pytreesaver._io.reading import ReadRanges, read_ranges
 from pytreesaver._io.writing import WriteRanges, write_ranges
@@ -95,7 +95,8 @@ def files_with_ranges(draw):
 def ranges_of(content, places, block):
     sums = [list(block_checksums(content[start : start + n], block)) for start, n in places]
     first = np.cumsum([0, *map(len, sums)]).tolist()[:-1]
-    return ReadRanges([start for start, _ in places], [n for _, n in places], first, [each for s in sums for each in s])
+    checks = BlockChecksums([each for s in sums for each in s], block)
+    return ReadRanges([start for start, _ in places], [n for _, n in places], first, checks)
 
 
 @given(files_with_ranges(), st.booleans(), st.booleans(), st.data())
@@ -104,7 +105,7 @@ def test_ranges_are_read_in_any_pieces_and_damage_is_detected(file, cached, chec
     content, places, block = file
     wanted = ranges_of(content, places, block)
     if not checked:
-        wanted = wanted._replace(checksums=None)
+        wanted = wanted._replace(checks=None)
     bad = data.draw(st.integers(0, len(content) - 1)) if len(content) and data.draw(st.booleans()) else None
     damaged = content.copy()
     if bad is not None:
@@ -116,7 +117,7 @@ def test_ranges_are_read_in_any_pieces_and_damage_is_detected(file, cached, chec
         patch.setattr(reading, "_LARGE_NBYTES", data.draw(st.sampled_from([1, 100, 5000, 1 << 20])))
         patch.setattr(reading, "SLICE_NBYTES", data.draw(st.sampled_from([1, 4096, 8192])))
         patch.setattr(reading, "_GAP_NBYTES", data.draw(st.sampled_from([0, 50])))
-        arrays, found = read_ranges(descriptor, wanted, block)
+        arrays, found = read_ranges(descriptor, wanted)
     os.close(descriptor)
     for (start, n), array in zip(places, arrays, strict=True):
         assert array.tobytes() == damaged[start : start + n].tobytes()
@@ -132,7 +133,7 @@ def test_a_truncated_file_is_an_error(open_file, monkeypatch, is_large):
         monkeypatch.setattr(filesystem, "is_cached", lambda descriptor, offset, cached=cached: cached)
         for start, n in ((4096, 8192), (9_999, 2), (20_000, 4096)):
             with pytest.raises(EndOfFileError):
-                read_ranges(descriptor, ReadRanges([start], [n], [0], None), 4096)
+                read_ranges(descriptor, ReadRanges([start], [n], [0], None))
 
 
 def test_uncached_bytes_are_read_directly(open_file, monkeypatch):
@@ -173,7 +174,7 @@ def test_reads_are_buffered_if_direct_io_is_not_supported(open_file, monkeypatch
         monkeypatch.setattr(filesystem, "read_into", refuse)
     else:
         monkeypatch.setattr(filesystem, "open_direct", lambda descriptor, *, to_write: None)
-    (array,), bad = read_ranges(descriptor, ranges_of(content, [(0, content.size)], 4096), 4096)
+    (array,), bad = read_ranges(descriptor, ranges_of(content, [(0, content.size)], 4096))
     assert array.tobytes() == content.tobytes()
     assert not bad
 
@@ -192,7 +193,7 @@ def test_a_failed_direct_read_is_an_error_and_leaves_no_open_files(open_file, mo
     monkeypatch.setattr(filesystem, "read_into", fail)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="Input/output error"):
-        read_ranges(descriptor, ReadRanges([0], [2 * PAGE], [0], None), 4096)
+        read_ranges(descriptor, ReadRanges([0], [2 * PAGE], [0], None))
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 

@@ -2,7 +2,7 @@
 
 import errno
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import block_checksums, block_count
+from pytreesaver._io.checksums import BlockChecksums, block_count
 from pytreesaver._io.files import EndOfFileError, read_fully
-from pytreesaver._io.reading import ReadRanges
+from pytreesaver._io.reading import RangeChecks, ReadRanges
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import grid_cells
 from pytreesaver.formats.indexed.index import (
@@ -29,21 +29,30 @@ from pytreesaver.formats.indexed.index import (
 class IndexedFiles:
     """The index and the open data files of a checkpoint.
 
+    Args:
+        path: the checkpoint.
+        index: its index.
+        paths: the data files that the index lists.
+        new_checks: returns checks of the chunks for one reading; by default, those of the checksums in the index. A
+            chunk is called by its `first_block`.
+
     Attributes:
         path: the checkpoint.
         index: its index.
         paths: the data files that the index lists.
         has_checksums: whether the index has checksums of the data.
-        block_nbytes: the number of bytes that one checksum covers.
-        checksums: the checksums of the blocks of all chunks, in the order of the chunks.
+        granularity: as in `pytreesaver._io.reading.RangeChecks`.
+        digests: the checksums of the blocks of all chunks, in the order of the chunks; None if equal ones do not imply
+            equal bytes.
         descriptors: the file descriptors of the data files that exist, by position; not necessarily checked yet.
     """
 
-    def __init__(self, path: Path, index: Index, paths: Sequence[Path]) -> None:
+    def __init__(
+        self, path: Path, index: Index, paths: Sequence[Path], new_checks: Callable[[], RangeChecks] | None = None
+    ) -> None:
         self.path = path
         self.index = index
         self.paths = paths
-        self.block_nbytes = index.checksum_block_nbytes
         self.descriptors: dict[int, int] = {}
         self._checked: set[int] = set()
         self._failures: dict[int, tuple[str, list[str]]] = {}  # finding the damaged variables takes time
@@ -52,8 +61,14 @@ class IndexedFiles:
         self._chunk_nbytes = chunk_nbytes(index)
         self._first_chunk = first_positions(chunk_counts(index))
         self._first_block = first_positions([block_count(n, index.checksum_block_nbytes) for n in self._chunk_nbytes])
-        self.checksums = decode_checksums(index.checksums)
-        self.has_checksums = bool(self.checksums) or not any(self._chunk_nbytes)
+        self.digests: list[int] | None = None
+        if new_checks is None:
+            self.digests = decode_checksums(index.checksums)
+            checks = BlockChecksums(self.digests, index.checksum_block_nbytes)
+            new_checks = lambda: checks  # noqa: E731
+        self.has_checksums = self.digests is None or bool(self.digests) or not any(self._chunk_nbytes)
+        self.new_checks = new_checks
+        self.granularity = new_checks().granularity
         self._open_files()
 
     def close(self) -> None:
@@ -111,12 +126,12 @@ class IndexedFiles:
         return dict(by_file)
 
     def ranges(self, chunks: Sequence[int], verify: bool) -> ReadRanges:
-        """Return where chunks are stored in their file, and their checksums if `verify`."""
+        """Return where chunks are stored in their file, and checks of them if `verify`."""
         return ReadRanges(
             [self.index.chunk_offsets[i] for i in chunks],
             [self._chunk_nbytes[i] for i in chunks],
             [self._first_block[i] for i in chunks],
-            self.checksums if verify else None,
+            self.new_checks() if verify else None,
         )
 
     def _chunk(self, i: int, start: tuple[int, ...], shape: tuple[int, ...]) -> Chunk:
@@ -125,17 +140,17 @@ class IndexedFiles:
             start, shape, index.chunk_files[i], index.chunk_offsets[i], self._chunk_nbytes[i], self._first_block[i]
         )
 
-    def expected(self, chunk: Chunk, first: int = 0, stop: int | None = None) -> list[int]:
-        """Return the expected checksums of the blocks of a chunk, from number `first` up to `stop`."""
-        blocks = -(-chunk.nbytes // self.block_nbytes)
-        return self.checksums[chunk.first_block + first : chunk.first_block + (blocks if stop is None else stop)]
+    def digest(self, chunk: Chunk) -> list[int]:
+        """Return the checksums of the blocks of a chunk."""
+        blocks = block_count(chunk.nbytes, self.index.checksum_block_nbytes)
+        return (self.digests or [])[chunk.first_block : chunk.first_block + blocks]
 
-    def is_intact(self, chunk: Chunk, begin: int, data: np.ndarray) -> bool:
-        """Return whether the bytes of a chunk, from the start of a block at `begin`, match their checksums."""
-        block = self.block_nbytes
-        first = begin // block
-        expected = self.expected(chunk, first, first + block_count(data.nbytes, block))
-        return list(block_checksums(data, block)) == expected
+    def checkable(self, chunk: Chunk, begin: int, end: int) -> tuple[int, int]:
+        """Return the smallest part of a chunk that can be checked and contains the bytes from `begin` to `end`."""
+        if self.granularity is None:
+            return 0, chunk.nbytes
+        block = self.granularity
+        return begin // block * block, min(-(-end // block) * block, chunk.nbytes)
 
     def mapped(self, file: int) -> np.ndarray | None:
         """Return a data file as uint8[n], or None if its file system cannot map files; see `filesystem.map_file`."""
@@ -260,17 +275,3 @@ def _note(error: CorruptCheckpointError, reasons: list[str], damaged: dict[str, 
 def _close_all(descriptors: dict[int, int]) -> None:
     while descriptors:
         filesystem.release(descriptors.popitem()[1])
-
-
-def bounded(chunks: Iterable[tuple[int, Chunk]], most: int) -> Iterator[list[tuple[int, Chunk]]]:
-    """Yield chunks and their variables in groups of up to `most` bytes, or of a single larger chunk."""
-    group: list[tuple[int, Chunk]] = []
-    nbytes = 0
-    for position, chunk in chunks:
-        if group and nbytes + chunk.nbytes > most:
-            yield group
-            group, nbytes = [], 0
-        group.append((position, chunk))
-        nbytes += chunk.nbytes
-    if group:
-        yield group

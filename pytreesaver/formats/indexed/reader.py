@@ -3,7 +3,7 @@
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
 from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
-from pytreesaver._io.reading import ReadRanges, read_ranges
+from pytreesaver._io.reading import RangeChecks, ReadRanges, read_ranges
 from pytreesaver._tree.boxes import (
     Box,
     assign_piece,
@@ -29,7 +29,7 @@ from pytreesaver._tree.boxes import (
     whole_box,
 )
 from pytreesaver._tree.kinds import LeafType, storage_dtype, stored_array
-from pytreesaver.formats.indexed.files import IndexedFiles, bounded
+from pytreesaver.formats.indexed.files import IndexedFiles
 from pytreesaver.formats.indexed.index import Chunk, Index
 
 _WINDOW_NBYTES = 64 << 20  # peak memory beyond the result
@@ -54,6 +54,15 @@ class _Check(NamedTuple):
     data: np.ndarray
 
 
+class _Slice(NamedTuple):
+    """The bytes of a chunk from `begin` to `end`, and the variable that it belongs to."""
+
+    position: int
+    chunk: Chunk
+    begin: int
+    end: int
+
+
 class IndexedReader:
     """An open checkpoint with an index. See `pytreesaver.formats.CheckpointReader`.
 
@@ -63,12 +72,20 @@ class IndexedReader:
         paths: the data files that the index lists.
         format_name: the name of its format.
         format_version: the version of its format.
+        new_checks: as in `IndexedFiles`.
     """
 
     def __init__(
-        self, path: Path, index: Index, paths: Sequence[Path], *, format_name: str, format_version: int
+        self,
+        path: Path,
+        index: Index,
+        paths: Sequence[Path],
+        *,
+        format_name: str,
+        format_version: int,
+        new_checks: Callable[[], RangeChecks] | None = None,
     ) -> None:
-        self._files = IndexedFiles(path, index, paths)
+        self._files = IndexedFiles(path, index, paths, new_checks)
         self.path = path
         self.format_name = format_name
         self.format_version = format_version
@@ -199,7 +216,8 @@ class IndexedReader:
         dtype = storage_dtype(self.types[position])
         if dtype.itemsize == 0:
             return True
-        block = self._files.block_nbytes if verify else _GAP_NBYTES
+        checks = self._files.new_checks() if verify else None
+        block = (self._files.granularity if verify else None) or _GAP_NBYTES
         bytes_of_items: tuple[int, ...] = ()
         if dtype.itemsize <= 16:  # numbers have no more
             block = math.lcm(block, dtype.itemsize)
@@ -224,12 +242,15 @@ class IndexedReader:
                 if shared is not None:
                     inside = box_index(shifted(shared, [start for start, _ in box]))
                     parts.append((shifted(shared, origin), output[inside]))
-            for begin, end in byte_runs(chunk_shape, dtype.itemsize, [box for box, _ in parts], block):
+            runs = byte_runs(chunk_shape, dtype.itemsize, [box for box, _ in parts], block)
+            if checks is not None and checks.granularity is None:
+                runs = [(0, chunk.nbytes)] if parts and chunk.nbytes else []
+            for begin, end in runs:
                 nbytes += end - begin
                 for low in range(begin, end, window_nbytes):
                     run = (low, min(low + window_nbytes, end))
                     tasks.append(
-                        partial(self._read_window, chunk, run, chunk_shape, dtype, parts, assign, verify, bad, local)
+                        partial(self._read_window, chunk, run, chunk_shape, dtype, parts, assign, checks, bad, local)
                     )
         run_all(tasks, nbytes)
         return not bad
@@ -242,7 +263,7 @@ class IndexedReader:
         dtype: np.dtype[Any],
         parts: Sequence[tuple[Box, np.ndarray]],
         assign: Callable[[np.ndarray, np.ndarray], None],
-        verify: bool,
+        checks: RangeChecks | None,
         bad: list[Chunk],
         local: threading.local,
     ) -> None:
@@ -255,7 +276,7 @@ class IndexedReader:
             read_fully(descriptor, data, chunk.offset + begin)
         except EndOfFileError:
             raise self._files.truncated(chunk.file, filesystem.file_size(descriptor)) from None
-        if verify and not self._files.is_intact(chunk, begin, data):
+        if checks is not None and not checks.is_intact(chunk.first_block, begin, data):
             bad.append(chunk)
             return
         elements = data.view(dtype)
@@ -308,20 +329,23 @@ class IndexedReader:
         return None
 
     def _checks(self, position: int, place: _Place, file: np.ndarray) -> Iterator[_Check]:
-        """Yield the blocks that cover some bytes of a mapped file, in windows."""
-        block, chunk = self._files.block_nbytes, place.chunk
+        """Yield the bytes of a mapped file that have to be checked for some of them, in windows."""
+        block, chunk = self._files.granularity or SLICE_NBYTES, place.chunk
         window = max(SLICE_NBYTES // block, 1) * block
-        end = min(-(-place.end // block) * block, chunk.nbytes)
-        for low in range(place.begin // block * block, end, window):
+        begin, end = self._files.checkable(chunk, place.begin, place.end)
+        for low in range(begin, end, window):
             yield _Check(position, chunk, low, file[chunk.offset + low : chunk.offset + min(low + window, end)])
 
     def _damaged(self, checks: Sequence[_Check]) -> dict[str, None]:
         """Return the names of the variables whose bytes do not match their checksums."""
         damaged: dict[str, None] = {}
+        if self._files.granularity is None:  # several boxes of a variable need its bytes once
+            checks = list({(each.chunk.first_block, each.low): each for each in checks}.values())
+        new_checks = self._files.new_checks()
 
         def check(some: Sequence[_Check]) -> None:
             for position, chunk, low, data in some:
-                if not self._files.is_intact(chunk, low, data):
+                if not new_checks.is_intact(chunk.first_block, low, data):
                     damaged[self.names[position]] = None
                 advance(data.nbytes)
 
@@ -333,10 +357,10 @@ class IndexedReader:
 
     def digest(self, position: int) -> Any:
         """See `pytreesaver.formats.CheckpointReader.digest`."""
-        if not self._files.has_checksums:
+        if self._files.digests is None or not self._files.has_checksums:
             return None
-        checksums = [self._files.expected(chunk) for chunk in self._files.chunks(position)]
-        return self._files.block_nbytes, self._files.index.grids.get(str(position)), checksums
+        checksums = [self._files.digest(chunk) for chunk in self._files.chunks(position)]
+        return self._files.granularity, self._files.index.grids.get(str(position)), checksums
 
     def check(self) -> None:
         """See `pytreesaver.formats.CheckpointReader.check`."""
@@ -347,41 +371,55 @@ class IndexedReader:
     def verify(self) -> None:
         """See `pytreesaver.formats.CheckpointReader.verify`. Memory use is bounded."""
         reasons, damaged = self._files.check()
-        for group in bounded(self._slices(), _WINDOW_NBYTES):
+        checks = self._files.new_checks() if self._files.has_checksums else None
+        for group in _bounded(self._slices(), _WINDOW_NBYTES):
             # `reasons` covers what a truncated file lacks already; the rest is verified all the same.
-            present = [(i, c) for i, c in group if self._files.size(c.file) >= c.offset + c.nbytes]
-            chunks = [chunk for _, chunk in present]
-            for file in {chunk.file for chunk in chunks}:
-                in_file = [i for i, chunk in enumerate(chunks) if chunk.file == file]
+            present = [each for each in group if self._files.size(each.chunk.file) >= each.chunk.offset + each.end]
+            for file in {each.chunk.file for each in present}:
+                parts = [each for each in present if each.chunk.file == file]
                 ranges = ReadRanges(
-                    [chunks[i].offset for i in in_file],
-                    [chunks[i].nbytes for i in in_file],
-                    [chunks[i].first_block for i in in_file],
-                    self._files.checksums if self._files.has_checksums else None,
+                    [each.chunk.offset + each.begin for each in parts],
+                    [each.end - each.begin for each in parts],
+                    [each.chunk.first_block for each in parts],
+                    checks,
+                    [each.begin for each in parts],
                 )
                 # The arrays are released before the next group is read.
                 try:
-                    bad = read_ranges(self._files.descriptors[file], ranges, self._files.block_nbytes)[1]
+                    bad = read_ranges(self._files.descriptors[file], ranges)[1]
                 except EndOfFileError:  # truncated by another process meanwhile
                     raise self._files.truncated(file, self._files.size(file)) from None
-                damaged |= dict.fromkeys(self.names[present[in_file[i]][0]] for i in bad)
+                damaged |= dict.fromkeys(self.names[parts[i].position] for i in bad)
         if damaged or reasons:
             raise self._files.corrupt(reasons, damaged)
 
-    def _slices(self) -> Iterator[tuple[int, Chunk]]:
-        """Yield every chunk with the position of its variable, large chunks in slices of blocks."""
-        block = self._files.block_nbytes
+    def _slices(self) -> Iterator[_Slice]:
+        """Yield every chunk, large ones in slices of blocks."""
+        block = self._files.granularity or _WINDOW_NBYTES
         most = max(_WINDOW_NBYTES // block, 1) * block
         for position in range(len(self.names)):
             for chunk in self._files.chunks(position):
                 for begin in range(0, chunk.nbytes, most):
-                    offset, first_block = chunk.offset + begin, chunk.first_block + begin // block
-                    nbytes = min(most, chunk.nbytes - begin)
-                    yield position, chunk._replace(offset=offset, nbytes=nbytes, first_block=first_block)
+                    yield _Slice(position, chunk, begin, min(begin + most, chunk.nbytes))
 
     def _read_ranges(self, file: int, ranges: ReadRanges) -> tuple[list[np.ndarray], list[int]]:
         descriptor = self._files.descriptor(file)
         try:
-            return read_ranges(descriptor, ranges, self._files.block_nbytes)
+            return read_ranges(descriptor, ranges)
         except EndOfFileError:
             raise self._files.truncated(file, filesystem.file_size(descriptor)) from None
+
+
+def _bounded(slices: Iterable[_Slice], most: int) -> Iterator[list[_Slice]]:
+    """Yield slices in groups of up to `most` bytes, or of a single larger one."""
+    group: list[_Slice] = []
+    nbytes = 0
+    for each in slices:
+        size = each.end - each.begin
+        if group and nbytes + size > most:
+            yield group
+            group, nbytes = [], 0
+        group.append(each)
+        nbytes += size
+    if group:
+        yield group
