@@ -1,5 +1,6 @@
 """`save` and `save_async`: from a tree to a checkpoint."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,9 +167,9 @@ def check_format(target: Path, format: str | None, shard_nbytes: int | None) -> 
     writer = format_to_write(target, format)
     if shard_nbytes is not None:
         check_count("shard_nbytes", shard_nbytes, least=1)
-        if writer.name != "safetensors":
-            raise ValueError(f'shard_nbytes: expected format="safetensors", found {format!r}')
-        if target.name.endswith(".safetensors"):
+        if "shard_nbytes" not in inspect.signature(writer.write).parameters:
+            raise ValueError(f'shard_nbytes: expected format="safetensors" or "tensorflow", found {format!r}')
+        if writer.name == "safetensors" and target.name.endswith(".safetensors"):
             raise ValueError(
                 f"shard_nbytes: expected the path of a directory, since it will hold several files, found {target}"
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import write_fully
+from pytreesaver._io.several_files import undo_moves
 
 _TEMPORARY = re.compile(r"\.pytreesaver-[0-9a-f]{16}\.tmp")
 
@@ -125,6 +126,7 @@ def remove_leftovers(directory: Path) -> None:
                 try:
                     # It may have been removed before the lock was taken, and created again under the same name.
                     if filesystem.try_lock(descriptor) and filesystem.is_linked(descriptor):
+                        undo_moves(directory / entry)
                         remove_tree(directory / entry)
                 finally:
                     filesystem.release(descriptor)

@@ -1,10 +1,10 @@
-"""Several open checkpoints as one, each under the name of an item."""
+"""Several open checkpoints as one."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,14 +16,63 @@ from pytreesaver._tree.restructure import joined_structure
 from pytreesaver.formats.protocol import CheckpointReader
 
 
-class JoinedReader:
-    """A reader of several checkpoints, whose variables have the names of their items before their own.
+def joined_items(
+    path: Path,
+    readers: Mapping[str, CheckpointReader],
+    metadata: Any,
+    record: Any,
+    *,
+    format_name: str,
+    format_version: int,
+) -> "JoinedReader":
+    """Return a reader of several checkpoints, whose variables have the names of their items before their own.
 
     Args:
         path: the directory of all of them.
-        readers: the open checkpoints by item. Closing this reader closes them.
+        readers: the open checkpoints by item. Closing the reader closes them.
         metadata: the metadata of the whole, as plain JSON data.
         record: its record.
+        format_name: the name of its format.
+        format_version: the version of its format.
+    """
+    places = [(item, position) for item, reader in readers.items() for position in range(len(reader.names))]
+    names = [_joined(item, name) for item, reader in readers.items() for name in reader.names]
+    counts = [len(reader.names) for reader in readers.values()]
+    first = dict(zip(readers, accumulate([0, *counts]), strict=False))
+    structure = joined_structure({item: reader.structure for item, reader in readers.items()}, first)
+    same_as = {
+        first[item] + position: first[item] + earlier
+        for item, reader in readers.items()
+        for position, earlier in reader.same_as.items()
+    }
+    contents = JoinedContents(names, places, structure, metadata, record, same_as)
+    return JoinedReader(path, readers, contents, format_name=format_name, format_version=format_version)
+
+
+class JoinedContents(NamedTuple):
+    """The tree that several readers contain together.
+
+    Attributes:
+        names: the names of the variables.
+        places: for each, the reader that it is in, and its position there.
+        structure, metadata, record, same_as: as in `pytreesaver.formats.TreeContents`.
+    """
+
+    names: Sequence[str]
+    places: Sequence[tuple[str, int]]
+    structure: Any
+    metadata: Any
+    record: Any
+    same_as: Mapping[int, int] = {}
+
+
+class JoinedReader:
+    """A reader of what is in several others. See `pytreesaver.formats.CheckpointReader`.
+
+    Args:
+        path: the checkpoint.
+        readers: the others, by names that `contents` refers to. Closing this reader closes them.
+        contents: the tree in them.
         format_name: the name of its format.
         format_version: the version of its format.
     """
@@ -32,33 +81,28 @@ class JoinedReader:
         self,
         path: Path,
         readers: Mapping[str, CheckpointReader],
-        metadata: Any,
-        record: Any,
+        contents: JoinedContents,
         *,
         format_name: str,
         format_version: int,
     ) -> None:
         self.path = path
-        self.metadata = metadata
-        self.record = record
+        self.metadata = contents.metadata
+        self.record = contents.record
         self.format_name = format_name
         self.format_version = format_version
         self._readers = dict(readers)
-        self._places: list[tuple[str, int]] = [
-            (item, position) for item, reader in readers.items() for position in range(len(reader.names))
-        ]
-        self.names: Sequence[str] = [_joined(item, name) for item, reader in readers.items() for name in reader.names]
-        self.types: Sequence[LeafType] = [each for reader in readers.values() for each in reader.types]
-        self.shapes: Sequence[tuple[int, ...]] = [each for reader in readers.values() for each in reader.shapes]
-        self.nbytes: Sequence[int] = [each for reader in readers.values() for each in reader.nbytes]
-        counts = [len(reader.names) for reader in readers.values()]
-        first = dict(zip(readers, accumulate([0, *counts]), strict=False))
-        self.structure = joined_structure({item: reader.structure for item, reader in readers.items()}, first)
-        self.same_as: Mapping[int, int] = {
-            first[item] + position: first[item] + earlier
-            for item, reader in readers.items()
-            for position, earlier in reader.same_as.items()
-        }
+        self._places = contents.places
+        self.names: Sequence[str] = contents.names
+        self.types: Sequence[LeafType] = [readers[item].types[inner] for item, inner in self._places]
+        self.shapes: Sequence[tuple[int, ...]] = [readers[item].shapes[inner] for item, inner in self._places]
+        self.nbytes: Sequence[int] = [readers[item].nbytes[inner] for item, inner in self._places]
+        self.structure = contents.structure
+        self.same_as: Mapping[int, int] = contents.same_as
+        # The names in this reader of the variables of each one.
+        self._names_of: dict[str, dict[str, str]] = {item: {} for item in readers}
+        for (item, inner), name in zip(self._places, contents.names, strict=True):
+            self._names_of[item][readers[item].names[inner]] = name
 
     def close(self) -> None:
         """Close all checkpoints."""
@@ -131,7 +175,8 @@ class JoinedReader:
         try:
             yield
         except CorruptCheckpointError as error:
-            raise CorruptCheckpointError(str(error), damaged=[_joined(item, name) for name in error.damaged]) from None
+            names = self._names_of[item]
+            raise CorruptCheckpointError(str(error), damaged=[names[name] for name in error.damaged]) from None
 
     def _of_each(
         self, positions: Sequence[int], read: Callable[[CheckpointReader, list[int], list[int]], list[Any]]

@@ -21,6 +21,7 @@ _MODULES = {
     "safetensors": "pytreesaver.formats.safetensors",
     "orbax": "pytreesaver.formats.orbax",
     "npz": "pytreesaver.formats.npz",
+    "tensorflow": "pytreesaver.formats.tensorflow",
 }
 _DEFAULT = "native"
 _ENDINGS = {".safetensors": "safetensors", ".npz": "npz"}

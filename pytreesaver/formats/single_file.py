@@ -1,6 +1,5 @@
 """Atomic writes and removal of a checkpoint that is a single file."""
 
-import errno
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from pytreesaver._io.atomic import (
     sync_parents,
     temporary_sibling,
 )
+from pytreesaver._io.several_files import rename_without_replacing
 
 
 def write_single_file(
@@ -58,7 +58,7 @@ def write_single_file(
             if overwrite:
                 filesystem.rename(temporary, path)
             else:
-                _give_name(temporary, path)
+                rename_without_replacing(temporary, path)
     except BaseException:
         remove_tree(temporary)
         with suppress(OSError):
@@ -67,26 +67,6 @@ def write_single_file(
         raise
     if durable:
         sync_parents(path, made)
-
-
-def _give_name(temporary: Path, path: Path) -> None:
-    """Rename a file without replacing another one that has been created meanwhile."""
-    try:
-        if filesystem.rename_to_new(temporary, path):
-            return
-        filesystem.link(temporary, path)
-    except FileExistsError as error:
-        raise CheckpointExistsError(f"{path} was created by another process during the save") from error
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        filesystem.rename(temporary, path)
-        return
-    with suppress(OSError):  # the next save removes it
-        filesystem.remove_file(temporary)
-
-
-_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
 def remove_single_file(path: Path) -> None:

@@ -92,7 +92,7 @@ def write_data(
     """
     index = new_index(contents)
     share = share and bool(index.same_as)
-    stored_as = _stored_chunks(index) if share else range(sum(chunk_counts(index)))
+    stored_as = stored_chunks(index) if share else range(sum(chunk_counts(index)))
     stored = np.unique(stored_as).tolist() if share else stored_as
     where = np.searchsorted(stored, stored_as).tolist() if share else stored
     sizes = _at(chunk_nbytes(index), stored)
@@ -118,7 +118,7 @@ def write_data(
         [leaf_type for leaf_type, cells in zip(contents.types, contents.cells, strict=True) for _ in cells.arrays],
         stored,
     )
-    take = _taker(_at([array for cells in contents.cells for array in cells.arrays], stored), order)
+    take = taker(_at([array for cells in contents.cells for array in cells.arrays], stored), order)
     ranges = WriteRanges(
         [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(take(i), leaf_types[i])
     )
@@ -139,7 +139,7 @@ def write_data(
 _NO_CHECKSUM = "0" * 16
 
 
-def _stored_chunks(index: Index) -> list[int]:
+def stored_chunks(index: Index) -> list[int]:
     """Return for each chunk the one whose bytes it has: itself, or one of the variable that its own is the same as."""
     counts = chunk_counts(index)
     result = list(range(sum(counts)))
@@ -154,7 +154,7 @@ def _at(values: Sequence[T], positions: Sequence[int]) -> Sequence[T]:
     return values if len(positions) == len(values) else [values[i] for i in positions]
 
 
-def _taker(arrays: Sequence[Any], order: Sequence[int]) -> Callable[[int], Any]:
+def taker(arrays: Sequence[Any], order: Sequence[int]) -> Callable[[int], Any]:
     """Return a function that returns each array once. Arrays on an accelerator are fetched ahead."""
     if "jax" not in sys.modules:
         return arrays.__getitem__

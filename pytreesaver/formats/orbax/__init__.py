@@ -9,7 +9,7 @@ from pathlib import Path
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
 from pytreesaver.formats import native
-from pytreesaver.formats.joined import JoinedReader
+from pytreesaver.formats.joined import joined_items
 from pytreesaver.formats.orbax.layout import (
     AGGREGATE,
     MANIFEST,
@@ -77,4 +77,4 @@ def open(path: Path) -> CheckpointReader:
             each.close()
         raise
     warn_of_others(path, layout)
-    return JoinedReader(path, readers, metadata, record, format_name=NAME, format_version=VERSION)
+    return joined_items(path, readers, metadata, record, format_name=NAME, format_version=VERSION)

@@ -1,0 +1,81 @@
+"""Where a checkpoint lies: in a directory, in a single file, or in several files whose names begin with its own.
+
+The last is how TensorFlow writes them: the checkpoint ``model-1`` is in ``model-1.index`` and
+``model-1.data-00000-of-00001``, and there is no file ``model-1``.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pytreesaver._io import filesystem
+
+_PART = re.compile(r"(.+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})", re.DOTALL)
+
+
+def index_file(path: Path) -> Path:
+    """Return the file that a checkpoint of several files needs to exist."""
+    return path.with_name(f"{path.name}.index")
+
+
+def files_beside(path: Path) -> list[Path]:
+    """Return the files of a checkpoint of several files, with those that only TensorFlow uses. The first is the index.
+
+    Raises:
+        OSError: if the system could not look.
+    """
+    found = [
+        path.with_name(name)
+        for name in filesystem.list_directory(path.parent)
+        if (match := _PART.fullmatch(name)) is not None and match[1] == path.name
+    ]
+    return sorted(found, key=lambda file: (not file.name.endswith(".index"), file.name))
+
+
+def names_in(entries: Iterable[str]) -> list[str]:
+    """Return the names of what may be checkpoints, from the names in a directory.
+
+    Example:
+        >>> names_in(["checkpoint", "m-1.data-00000-of-00001", "m-1.index", "m-1.meta", "m-2"])
+        ['checkpoint', 'm-1', 'm-2']
+    """
+    names = set(entries)
+    prefixes = {name.removesuffix(".index") for name in names if name.endswith(".index")} - {""}
+    parts = {name for name in names if (match := _PART.fullmatch(name)) is not None and match[1] in prefixes}
+    return sorted((names - parts) | prefixes)
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is something at a path, or files of a checkpoint beside it. Raises an OSError if unknown."""
+    return filesystem.exists(path) or filesystem.exists(index_file(path))
+
+
+def may_exist(path: Path) -> bool:
+    """Return whether there is something, as `exists`, or the system could not look."""
+    return filesystem.may_exist(path) or filesystem.may_exist(index_file(path))
+
+
+def _is_beside(path: Path) -> bool:
+    return not filesystem.exists(path) and filesystem.exists(index_file(path))
+
+
+def file_sizes(path: Path) -> dict[str, int]:
+    """Return the size in bytes of each file of a checkpoint. See `filesystem.file_sizes`.
+
+    Files that lie beside each other are called by their whole names.
+    """
+    if not _is_beside(path):
+        return filesystem.file_sizes(path)
+    return {file.name: filesystem.file_sizes(file)[""] for file in files_beside(path)}
+
+
+def fingerprint(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Return what changes when a checkpoint does. See `filesystem.fingerprint`."""
+    if not _is_beside(path):
+        return filesystem.fingerprint(path)
+    return tuple(each for file in files_beside(path) for each in filesystem.fingerprint(file))
+
+
+def modified_ns(path: Path) -> int:
+    """Return when a file or directory was modified, in nanoseconds since the epoch, or the index beside the path."""
+    return filesystem.modified_ns(index_file(path) if _is_beside(path) else path)

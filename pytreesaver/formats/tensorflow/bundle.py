@@ -1,0 +1,175 @@
+"""The index of a TensorFlow checkpoint: its tensors by their keys, checked. Pure functions."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._text import quoted
+from pytreesaver._tree.boxes import Box, box_shape, whole_box
+from pytreesaver._tree.kinds import dtype_from_name
+from pytreesaver.formats.description import Description, decode_description
+from pytreesaver.formats.indexed.index import is_shape
+from pytreesaver.formats.tensorflow.dtypes import STRING, name_of_dtype
+from pytreesaver.formats.tensorflow.messages import Entry, Extent, Header, decode_entry, decode_header
+from pytreesaver.formats.tensorflow.slices import slice_key
+from pytreesaver.formats.tensorflow.table import DamagedTableError, read_table
+
+DESCRIPTION_KEY = b"pytreesaver.description"
+"""The name of the block with the description of the tree, if pytreesaver wrote the checkpoint."""
+
+
+class Tensor(NamedTuple):
+    """A tensor: its dtype as in `Entry`, its shape, and the boxes of which it consists, with their entries."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    parts: Sequence[tuple[Box, Entry]]
+
+
+class Bundle(NamedTuple):
+    """The contents of an index.
+
+    Attributes:
+        header: the number of data files, and the byte order.
+        tensors: the tensors by their keys.
+        description: the description of the tree; None in a checkpoint of another program.
+        nbytes: how many bytes of each data file are in use.
+    """
+
+    header: Header
+    tensors: Mapping[str, Tensor]
+    description: Description | None
+    nbytes: Sequence[int]
+
+
+def decode_bundle(content: bytes, where: str) -> Bundle:
+    """Decode an index. Messages name its file, `where`.
+
+    Raises:
+        CorruptCheckpointError: if it is damaged.
+        UnsupportedVersionError: if its description is of a newer version.
+    """
+    try:
+        pairs, others = read_table(content)
+        if not pairs or pairs[0][0]:
+            raise DamagedTableError("a table without the header of a checkpoint")
+        header = decode_header(pairs[0][1])
+        entries = {key: decode_entry(value) for key, value in pairs[1:]}
+        tensors = _tensors(entries)
+        nbytes = _checked(tensors, header)
+    except DamagedTableError as error:
+        raise CorruptCheckpointError(f"{where}: expected the index of a TensorFlow checkpoint, found {error}") from None
+    stored = others.get(DESCRIPTION_KEY)
+    description = None if stored is None else decode_description(stored, where)
+    if description is not None and sorted(description.keys) != sorted(tensors):
+        raise CorruptCheckpointError(f"{where}: expected the tensors of its description, found others")
+    return Bundle(header, tensors, description, nbytes)
+
+
+def _tensors(entries: Mapping[bytes, Entry]) -> dict[str, Tensor]:
+    """Return the tensors by their keys. Their slices are in entries whose keys begin with a zero byte."""
+    tensors: dict[str, Tensor] = {}
+    of_slices = {key for key in entries if key.startswith(b"\0")}
+    for key, entry in entries.items():
+        if key in of_slices:
+            continue
+        try:
+            name = key.decode()
+        except UnicodeDecodeError as error:
+            raise DamagedTableError(f"a key that is not UTF-8: {key[:60]!r} ({error})") from None
+        if not is_shape(entry.shape, 1):
+            raise DamagedTableError(f"{quoted(name)} of the impossible shape {list(entry.shape[:9])}")
+        parts = []
+        for extents in entry.slices:
+            box, part = _box_of(extents, entry.shape), entries.get(slice_key(key, extents))
+            if box is None or part is None or part.slices or (part.dtype, part.shape) != (entry.dtype, box_shape(box)):
+                raise DamagedTableError(f"{quoted(name)} without one of its slices, {_described(extents)}")
+            of_slices.discard(slice_key(key, extents))
+            parts.append((box, part))
+        tensors[name] = Tensor(entry.dtype, entry.shape, parts or [(whole_box(entry.shape), entry)])
+    if of_slices:
+        raise DamagedTableError(f"a slice of no tensor, {min(of_slices)[:60]!r}")
+    return tensors
+
+
+def _box_of(extents: Sequence[Extent], shape: Sequence[int]) -> Box | None:
+    """Return the box of a slice, or None if it is not within the shape."""
+    if len(extents) != len(shape):
+        return None
+    box = tuple(
+        (extent.start, size if extent.length is None else extent.start + extent.length)
+        for extent, size in zip(extents, shape, strict=True)
+    )
+    inside = all(0 <= low <= high <= size for (low, high), size in zip(box, shape, strict=True))
+    return box if inside else None
+
+
+def _described(extents: Sequence[Extent]) -> str:
+    return ":".join("-" if each.length is None else f"{each.start},{each.length}" for each in extents)
+
+
+def _checked(tensors: Mapping[str, Tensor], header: Header) -> list[int]:
+    """Return how many bytes of each data file are in use. Raises a DamagedTableError for an impossible entry."""
+    used: dict[int, int] = {}
+    for name, tensor in tensors.items():
+        dtype = name_of_dtype(tensor.dtype)
+        itemsize = None if dtype is None else dtype_from_name(dtype).itemsize
+        for box, entry in tensor.parts:
+            shape = box_shape(box)
+            size = math.prod(shape)
+            if not 0 <= entry.shard < header.num_shards or entry.offset < 0 or entry.nbytes < 0:
+                raise DamagedTableError(
+                    f"{quoted(name)} at the impossible place {entry.shard}:{entry.offset}+{entry.nbytes}"
+                )
+            if entry.offset + entry.nbytes >= 1 << 63:
+                raise DamagedTableError(f"{quoted(name)} at the impossible place {entry.offset}+{entry.nbytes}")
+            fits = (
+                entry.nbytes == size * itemsize
+                if itemsize is not None
+                else entry.nbytes >= size + 4
+                if tensor.dtype == STRING
+                else True
+            )
+            if not fits:
+                raise DamagedTableError(f"{quoted(name)} of the shape {list(shape[:9])} in {entry.nbytes} bytes")
+            used[entry.shard] = max(used.get(entry.shard, 0), entry.offset + entry.nbytes)
+    if header.num_shards > 100_000:
+        raise DamagedTableError(f"a header with {header.num_shards} data files")
+    return [used.get(shard, 0) for shard in range(header.num_shards)]
+
+
+def grid_of(tensor: Tensor) -> tuple[list[list[int]], list[int]] | None:
+    """Return the boundaries of the grid that the parts of a tensor form, and their positions in the order of its cells.
+
+    Return None if they form none.
+
+    Example:
+        >>> entry = Entry(1, (2, 3), 0, 0, 24, 0)
+        >>> grid_of(Tensor(1, (4, 3), [(((2, 4), (0, 3)), entry), (((0, 2), (0, 3)), entry)]))
+        ([[0, 2, 4], [0, 3]], [1, 0])
+    """
+    boxes = [box for box, _ in tensor.parts]
+    if boxes == [whole_box(tensor.shape)]:
+        return [[0, length] for length in tensor.shape], [0]
+    boundaries = [sorted({bound for box in boxes for bound in box[axis]}) for axis in range(len(tensor.shape))]
+    spans = [(axis[0], axis[-1]) for axis in boundaries]
+    if tuple(spans) != whole_box(tensor.shape) or math.prod(len(axis) - 1 for axis in boundaries) != len(boxes):
+        return None
+    at = {box: position for position, box in enumerate(boxes)}
+    order = [at.get(tuple(cell)) for cell in itertools.product(*map(itertools.pairwise, boundaries))]
+    return None if None in order else (boundaries, [position for position in order if position is not None])
+
+
+def covers(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
+    """Return whether boxes that may overlap cover an array of a shape."""
+    if 0 in shape:
+        return True
+    boundaries = [sorted({0, length, *(bound for box in boxes for bound in box[i])}) for i, length in enumerate(shape)]
+    if math.prod(len(axis) for axis in boundaries) > 1_000_000:
+        return sum(math.prod(box_shape(box)) for box in boxes) >= math.prod(shape)
+    return all(
+        any(all(low <= a and b <= high for (a, b), (low, high) in zip(cell, box, strict=True)) for box in boxes)
+        for cell in itertools.product(*(itertools.pairwise(axis) for axis in boundaries))
+    )

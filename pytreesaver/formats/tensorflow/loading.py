@@ -1,0 +1,154 @@
+"""Loading of whole tensors: of strings, of numbers of the other byte order, and of slices that form no grid."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._errors import CorruptCheckpointError, UnsupportedLeafError
+from pytreesaver._io import filesystem
+from pytreesaver._io.crc32c import crc32c, masked
+from pytreesaver._io.files import EndOfFileError, read_fully
+from pytreesaver._text import quoted
+from pytreesaver._tree.boxes import box_index, box_shape
+from pytreesaver._tree.kinds import LeafType, dtype_from_name, storage_dtype, stored_array
+from pytreesaver.formats.tensorflow.bundle import Tensor, covers
+from pytreesaver.formats.tensorflow.dtypes import STRING, VARIANT_NAMES, name_of_dtype
+from pytreesaver.formats.tensorflow.messages import Entry
+from pytreesaver.formats.tensorflow.strings import decode_strings
+from pytreesaver.formats.tensorflow.table import DamagedTableError
+
+
+class DataFiles:
+    """The data files of a checkpoint, opened when they are read first.
+
+    Args:
+        paths: the files, by shard.
+        is_big_endian: whether they were written on a machine of that byte order.
+    """
+
+    def __init__(self, paths: Sequence[Path], is_big_endian: bool) -> None:
+        self.paths = paths
+        self.is_big_endian = is_big_endian
+        self._descriptors: dict[int, int] = {}
+
+    def read(self, entry: Entry) -> np.ndarray:
+        """Return the bytes of an entry as a uint8[n]. Raises a DamagedTableError if there are fewer."""
+        file = self.paths[entry.shard]
+        if entry.shard not in self._descriptors:
+            try:
+                self._descriptors[entry.shard] = filesystem.open_existing(file)
+            except OSError as error:
+                if not filesystem.is_absence(error):
+                    raise
+                raise DamagedTableError(f"no data file {file}") from None
+        descriptor = self._descriptors[entry.shard]
+        size = filesystem.file_size(descriptor)
+        if entry.offset + entry.nbytes > size:
+            raise DamagedTableError(f"{file} of {size} bytes, expected {entry.offset + entry.nbytes}")
+        memory = filesystem.new_memory(entry.nbytes)
+        try:
+            read_fully(descriptor, memory, entry.offset)
+        except EndOfFileError:
+            raise DamagedTableError(f"{file}, which became shorter") from None
+        return memory
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._descriptors:
+            filesystem.release(self._descriptors.popitem()[1])
+
+
+def strings_of(data: DataFiles, tensor: Tensor) -> list[bytes]:
+    """Return the strings of a tensor. Raises a DamagedTableError if it is damaged."""
+    if len(tensor.parts) == 1:
+        return _strings(data, tensor.parts[0][1])
+    whole = np.empty(tensor.shape, object)
+    _check_covered(tensor)
+    for box, entry in tensor.parts:
+        part = np.empty(math.prod(box_shape(box)), object)
+        part[:] = _strings(data, entry)
+        whole[box_index(box)] = part.reshape(box_shape(box))
+    strings: list[bytes] = whole.reshape(-1).tolist()
+    return strings
+
+
+def _strings(data: DataFiles, entry: Entry) -> list[bytes]:
+    content = data.read(entry).tobytes()
+    return decode_strings(content, math.prod(entry.shape), entry.checksum, is_big_endian=data.is_big_endian)
+
+
+def load_tensor(
+    data: DataFiles, key: str, tensor: Tensor, leaf_type: LeafType, shape: tuple[int, ...], element: int | None
+) -> np.ndarray:
+    """Return a variable as a stored array, verified.
+
+    Args:
+        data: the data files.
+        key: the key of its tensor.
+        tensor: its tensor.
+        leaf_type: its type.
+        shape: its stored shape.
+        element: the number of the string that it is in the tensor, or None for all of them.
+
+    Raises:
+        CorruptCheckpointError: if it is damaged.
+        UnsupportedLeafError: if only TensorFlow can use it.
+    """
+    try:
+        if tensor.dtype == STRING:
+            strings = strings_of(data, tensor)
+            return _array_of(strings if element is None else strings[element : element + 1], leaf_type, shape)
+        name = name_of_dtype(tensor.dtype)
+        if name is None:
+            dtype = VARIANT_NAMES.get(tensor.dtype, f"number {tensor.dtype}")
+            raise UnsupportedLeafError(
+                f"{quoted(key)}: a tensor of the dtype {dtype}, which only TensorFlow can use; leave it out with only="
+            )
+        return _numbers(data, tensor, dtype_from_name(name), leaf_type, shape)
+    except DamagedTableError as error:
+        raise CorruptCheckpointError(f"{quoted(key)}: expected a tensor, found {error}") from None
+
+
+def _numbers(
+    data: DataFiles, tensor: Tensor, dtype: np.dtype[Any], leaf_type: LeafType, shape: tuple[int, ...]
+) -> np.ndarray:
+    _check_covered(tensor)
+    whole = filesystem.new_memory(math.prod(tensor.shape) * dtype.itemsize).view(dtype).reshape(tensor.shape)
+    for box, entry in tensor.parts:
+        content = data.read(entry)
+        if masked(crc32c(content)) != entry.checksum:
+            raise DamagedTableError("a checksum that does not match")
+        whole[box_index(box)] = content.view(dtype).reshape(box_shape(box))
+    if data.is_big_endian:
+        whole = whole.byteswap(inplace=True)
+    return stored_array(whole.reshape(-1).view(np.uint8), leaf_type, shape)
+
+
+def _check_covered(tensor: Tensor) -> None:
+    if not covers([box for box, _ in tensor.parts], tensor.shape):
+        raise DamagedTableError("slices that do not cover it")
+
+
+def _array_of(strings: Sequence[bytes], leaf_type: LeafType, shape: tuple[int, ...]) -> np.ndarray:
+    """Return strings as the stored array of a str, of bytes, of a large int, or of an array of NumPy strings."""
+    dtype = storage_dtype(leaf_type)
+    if leaf_type.kind not in ("numpy", "numpy_scalar"):
+        content = np.frombuffer(strings[0], np.uint8)
+        if content.shape != shape:
+            raise DamagedTableError(f"{content.size} bytes, expected {list(shape)}")
+        return content.copy()
+    most = max(map(len, strings), default=0)
+    if dtype.kind == "S":
+        if most > dtype.itemsize or len(strings) != math.prod(shape):
+            raise DamagedTableError(f"strings of up to {most} bytes, expected {dtype.itemsize}")
+        return np.array(strings, dtype).reshape(shape) if dtype.itemsize else np.ndarray(shape, dtype)
+    try:
+        texts = [string.decode("utf-8", "surrogatepass") for string in strings]
+    except UnicodeDecodeError as error:
+        raise DamagedTableError(f"strings that are not UTF-8 ({error})") from None
+    if max(map(len, texts), default=0) > dtype.itemsize // 4 or len(texts) != math.prod(shape):
+        raise DamagedTableError(f"strings that are longer than {dtype.itemsize // 4}")
+    return np.array(texts, dtype).reshape(shape) if dtype.itemsize else np.ndarray(shape, dtype)
