@@ -42,6 +42,7 @@ from pytreesaver._tree.kinds import Cells, LeafType, is_floating, storage_dtype
 from pytreesaver._tree.rename import ByName, as_renaming
 from pytreesaver._tree.restructure import prune_structure
 from pytreesaver._tree.select import Selection, as_selection
+from pytreesaver.formats import places
 from pytreesaver.formats.protocol import Format, TreeContents, pin_of, refuse_unsupported
 from pytreesaver.formats.registry import format_at
 
@@ -160,7 +161,7 @@ def _convert_run(source: Path, listed: list[ListedCheckpoint], target: Path, con
     if problems:
         raise CorruptCheckpointError("nothing was converted; damaged checkpoints:\n" + "\n".join(problems))
     refuse_inside_checkpoint(target)
-    if filesystem.exists(target):
+    if places.exists(target):
         raise CheckpointExistsError(f"{target}: expected nothing there for the new run directory, found something")
     names = [_name_of_step(each) for each in listed]
     again = duplicates(names)

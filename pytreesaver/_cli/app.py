@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pytreesaver._tree.select import Selector, as_selection, regex
+from pytreesaver.formats import places
 
 app = typer.Typer(
     name="pytreesaver",
@@ -81,11 +82,10 @@ def checkpoint_path(path: Path) -> Path:
         CheckpointNotFoundError: if `path` does not exist.
     """
     from pytreesaver._errors import CheckpointNotFoundError
-    from pytreesaver._io import filesystem
     from pytreesaver._run.directory import checkpoint_at
 
     found = checkpoint_at(path)
-    if found == path and not filesystem.may_exist(path):
+    if found == path and not places.may_exist(path):
         raise CheckpointNotFoundError(f"{path} does not exist: expected a checkpoint or a run directory")
     return found
 

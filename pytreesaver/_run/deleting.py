@@ -24,6 +24,7 @@ from pytreesaver._run.policies.retention import AnyOf, KeepBest, KeepSteps, Rete
 from pytreesaver._run.recorded import read_record, recorded_checkpoints
 from pytreesaver._run.state_file import path_in_state, read_state_file, remove_state, write_state
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState, paths_in_order, state_file_name
+from pytreesaver.formats import places
 from pytreesaver.formats.registry import is_checkpoint
 
 
@@ -119,7 +120,7 @@ def remove_checkpoint(path: PathLike, *, update_state: bool = False) -> bool:
     if not update_state:
         return delete_checkpoint(target)
     with wrap_os_errors("remove", target):
-        if not filesystem.exists(target):
+        if not places.exists(target):
             return False
     _remove(target.parent, [target])
     return True
@@ -179,7 +180,7 @@ def _delete_and_record(directory: Path, paths: Sequence[Path], lock: RunLock) ->
             except CheckpointError as error:
                 errors.append(error)
     finally:
-        if deleted := [path for path in paths if path in done or not filesystem.may_exist(path)]:
+        if deleted := [path for path in paths if path in done or not places.may_exist(path)]:
             for name, state in states.items():
                 _write_without(directory, name, state, {canonical(path) for path in deleted})
             lock.advance()  # so that savers of this process read the state file again
@@ -211,7 +212,7 @@ def _write_without(directory: Path, name: str, state: CheckpointState, deleted: 
     """Write a state file without deleted checkpoints and those that do not exist. Remove it if none of its run does."""
 
     def remains(path: str) -> bool:
-        return canonical(path) not in deleted and filesystem.may_exist(Path(path))
+        return canonical(path) not in deleted and places.may_exist(Path(path))
 
     times = dict(zip(state.all_model_checkpoint_paths, state.all_model_checkpoint_timestamps, strict=False))
     tracked = [path for path in dict.fromkeys(state.all_model_checkpoint_paths) if remains(path)]

@@ -36,6 +36,7 @@ from pytreesaver._run.recorded import (
 )
 from pytreesaver._run.state_file import listed_checkpoints, write_state
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState, state_file_name
+from pytreesaver.formats import places
 from pytreesaver.formats.protocol import CheckpointReader, pin_of
 from pytreesaver.formats.registry import format_at, is_checkpoint, open_reader, opened
 
@@ -114,7 +115,7 @@ def check_run_directory(directory: Path) -> None:
 def delete_checkpoint(target: Path) -> bool:
     """Delete the checkpoint at a path. Return whether it existed. Raises what `remove_checkpoint` raises."""
     with wrap_os_errors("remove", target):
-        if not filesystem.exists(target):
+        if not places.exists(target):
             return False
         found = format_at(target)
         if found is None:

@@ -32,6 +32,7 @@ from pytreesaver._run.recorded import is_visible, modified_time, unlisted_to_ado
 from pytreesaver._run.state_file import listed_checkpoints, tracks_nothing
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value
+from pytreesaver.formats import places
 from pytreesaver.formats.protocol import pin_of
 from pytreesaver.formats.registry import format_named, format_to_read, is_checkpoint
 
@@ -103,7 +104,7 @@ def listed_and_unreadable(
     where = local_path(directory)
     with wrap_os_errors("read", where):
         try:
-            names = filesystem.list_directory(where)
+            names = places.names_in(filesystem.list_directory(where))
         except OSError as error:
             if not filesystem.is_absence(error):
                 raise
@@ -154,14 +155,14 @@ def _read_entry(path: Path) -> _Entry | None:
     try:
         return again_after_io_error(lambda: _look_at_entry(path))
     except CheckpointIOError as error:
-        if not filesystem.may_exist(path):
+        if not places.may_exist(path):
             return None  # a saver deleted it concurrently
         return _Entry(ListedCheckpoint(path, None, _last_modified(path), 0, problem=str(error)), Record(), error=error)
 
 
 def _last_modified(path: Path) -> float:
     with suppress(OSError):
-        return filesystem.modified_ns(path) / 1e9
+        return places.modified_ns(path) / 1e9
     return 0.0
 
 
@@ -173,14 +174,14 @@ def _look_at_entry(path: Path) -> _Entry | None:
     try:
         with wrap_os_errors("read", path):
             pinned = filesystem.exists(pin_of(path, is_directory=filesystem.is_directory(path)))
-            sizes = filesystem.file_sizes(path)
+            sizes = places.file_sizes(path)
             nbytes = sum(sizes.values())
             modified = modified_time(path)
             heading = format_to_read(path).read_heading(path)
         record = decode_record(heading.record, path)
         metadata = decode_value(heading.metadata)
     except (CheckpointNotFoundError, CorruptCheckpointError, UnsupportedVersionError, NotPlainError) as error:
-        if not filesystem.may_exist(path):
+        if not places.may_exist(path):
             return None  # a saver deleted it concurrently
         modified = modified or _last_modified(path)
         return _Entry(ListedCheckpoint(path, None, modified, nbytes, problem=str(error)), Record())
@@ -240,7 +241,7 @@ def _recorded_reasons(
         if rule is None:
             found = [Decision(entry.saved, ("its saver recorded no retention rule",)) for entry in own]
         elif isinstance(rule, SaverRule):
-            existing = [path.name for path in paths if filesystem.may_exist(path)]
+            existing = [path.name for path in paths if places.may_exist(path)]
             found = _saver_decisions(rule, [] if tracks_nothing(directory, saver) else existing, own)
         else:
             found = _manager_decisions(directory, newest.record, rule, now)

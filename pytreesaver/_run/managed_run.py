@@ -37,6 +37,7 @@ from pytreesaver._run.recorded import (
 )
 from pytreesaver._run.state_file import read_state_file
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState
+from pytreesaver.formats import places
 from pytreesaver.formats.protocol import pin_of
 from pytreesaver.formats.registry import is_checkpoint, opened
 
@@ -110,7 +111,7 @@ class ManagedRun:
         usual, other = (padded, plain) if self._pad else (plain, padded)
         # A checkpoint of this step that was saved with the other padding is overwritten, not duplicated.
         with wrap_os_errors("look at", usual):
-            return other if filesystem.exists(other) and not filesystem.exists(usual) else usual
+            return other if places.exists(other) and not places.exists(usual) else usual
 
     def on_disk(self) -> dict[Path, SavedCheckpoint]:
         """Return the checkpoints by path, except those with a damaged index or a newer format version."""
@@ -132,7 +133,7 @@ class ManagedRun:
 
     def _look(self, path: Path) -> tuple[Any, SavedCheckpoint | None]:
         with wrap_os_errors("look at", path):
-            fingerprint = filesystem.fingerprint(path)
+            fingerprint = places.fingerprint(path)
             known = self._cached.get(path)
             return fingerprint, known[1] if known is not None and known[0] == fingerprint else self._read(path)
 
@@ -171,7 +172,7 @@ class ManagedRun:
         """Return all paths in the directory that have the name of a checkpoint."""
         with wrap_os_errors("read", self.directory):
             try:
-                entries = filesystem.list_directory(self.directory)
+                entries = places.names_in(filesystem.list_directory(self.directory))
             except (FileNotFoundError, NotADirectoryError):
                 return []
         return [self.directory / entry for entry in entries if self._pattern.fullmatch(entry)]
@@ -232,7 +233,7 @@ class ManagedRun:
         if self._rule.is_tensorflow_rule:
             # As in TensorFlow, checkpoints that are not newer than the last preserved one count as preserved too.
             entries = [(path, time) for path, time in entries if min(time, now) > mark or may_be_pinned(path)]
-        tracked = [(p, min(t, now)) for p, t in entries if self._is_ours(p) and filesystem.may_exist(p)]
+        tracked = [(p, min(t, now)) for p, t in entries if self._is_ours(p) and places.may_exist(p)]
         paths = list(dict.fromkeys([*listed, newest]))
         serial = last_serial(self.directory, name, paths)
         return self._with_unlisted(RunState(tracked, mark, newest, serial, name), paths)
@@ -277,7 +278,7 @@ class ManagedRun:
     def decisions(self, state: RunState, now: float) -> ManagerDecisions:
         """Return the decisions of the rule for the tracked checkpoints that exist."""
         on_disk = self.on_disk()
-        tracked = [self._as_tracked(on_disk, path, time) for path, time in state.tracked if filesystem.may_exist(path)]
+        tracked = [self._as_tracked(on_disk, path, time) for path, time in state.tracked if places.may_exist(path)]
         tracked_paths = {path for path, _ in state.tracked}
         others = [saved for path, saved in on_disk.items() if path not in tracked_paths]
         return manager_decisions(self._rule, tracked, others, state.mark, now)
@@ -335,7 +336,7 @@ class ManagedRun:
         times |= {path: saved.time for path, saved in on_disk.items()}
         last = -math.inf
         for path, time in state.tracked:  # in the order of their saves, even if the clock was set back
-            if filesystem.may_exist(path):
+            if places.may_exist(path):
                 times[path] = last = max(time, math.nextafter(last, math.inf))
         paths = sorted(times, key=lambda path: (path == state.newest, times[path]), reverse=True)
         return [self._as_tracked(on_disk, path, times[path]) for path in paths]
@@ -350,7 +351,7 @@ class ManagedRun:
         """
         with wrap_os_errors("verify", path):
             try:
-                fingerprint = filesystem.fingerprint(path)
+                fingerprint = places.fingerprint(path)
             except OSError as error:
                 if not filesystem.is_absence(error):
                     raise
@@ -365,11 +366,11 @@ class ManagedRun:
     def trust(self, path: Path) -> None:
         """Treat a checkpoint that was just saved as intact until it changes."""
         with suppress(OSError):  # another saver of this run may have deleted it by now
-            self._remember(path, filesystem.fingerprint(path))
+            self._remember(path, places.fingerprint(path))
 
     def _remember(self, path: Path, fingerprint: Any) -> None:
         # Replaced, not modified in place, since the thread that saves and readers use it concurrently.
-        self._verified = {p: f for p, f in self._verified.items() if filesystem.may_exist(p)} | {path: fingerprint}
+        self._verified = {p: f for p, f in self._verified.items() if places.may_exist(p)} | {path: fingerprint}
 
 
 def _may_be_checkpoint(path: Path) -> bool:

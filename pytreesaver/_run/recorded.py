@@ -19,6 +19,7 @@ from pytreesaver._io.paths import again_after_io_error, wrap_os_errors
 from pytreesaver._run.record import Record, decode_record
 from pytreesaver._run.state_file import read_state_file
 from pytreesaver._run.state_text import STATE_FILE_NAME, paths_in_order
+from pytreesaver.formats import places
 from pytreesaver.formats.registry import format_named, format_names, format_to_read
 
 
@@ -30,7 +31,8 @@ def is_visible(name: str) -> bool:
 def visible_entries(directory: Path) -> list[Path]:
     """Return the paths in a directory that may be checkpoints, sorted by name."""
     with wrap_os_errors("read", directory):
-        return [directory / name for name in filesystem.list_directory(directory) if is_visible(name)]
+        names = places.names_in(filesystem.list_directory(directory))
+        return [directory / name for name in names if is_visible(name)]
 
 
 def modified_time(path: Path) -> float:
@@ -80,7 +82,7 @@ def managed_name(directory: Path, *, by_times: bool = True) -> str | None:
     else:
         paths = [Path(path) for path in paths_in_order(state)]
     for path in reversed(paths):
-        if path.parent == directory and filesystem.may_exist(path):
+        if path.parent == directory and places.may_exist(path):
             has_times = by_times and state is not None and bool(state.all_model_checkpoint_timestamps)
             is_managed = has_times or _is_managed(path)
             return path.name.rpartition("-")[0] if is_managed else None

@@ -13,7 +13,6 @@ import jax
 from pytreesaver._checkpoint.saving import contents_of
 from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._errors import CheckpointError, CheckpointPermissionError
-from pytreesaver._io import filesystem
 from pytreesaver._progress import Progress
 from pytreesaver._run.directory import Deletions
 from pytreesaver._run.history import CheckpointEvent, SaveTimings
@@ -29,6 +28,7 @@ from pytreesaver._run.state_text import STATE_FILE_NAME
 from pytreesaver._savers.fallback import refuse_foreign_steps
 from pytreesaver._savers.preemption import Preemption
 from pytreesaver._savers.session import WriterSession
+from pytreesaver.formats import places
 
 logger = logging.getLogger("pytreesaver")
 WhenBusy = Literal["wait", "skip"]
@@ -266,7 +266,7 @@ class ManagedSaves:
         lock = self.session.lock
         if lock is not None and self._held_state is not None and self._version != lock.version:
             return saved.serial == self.state().serial
-        return not saved.name or filesystem.may_exist(self._run.directory / saved.name)
+        return not saved.name or places.may_exist(self._run.directory / saved.name)
 
     def _last_on_disk(self) -> LastSave:
         state = self.state()

@@ -18,6 +18,7 @@ from pytreesaver._run.recorded import last_serial, managed_name, saved_at, unlis
 from pytreesaver._run.state_file import listed_checkpoints, tracks_nothing
 from pytreesaver._run.state_text import STATE_FILE_NAME, CheckpointState
 from pytreesaver._text import duplicates
+from pytreesaver.formats import places
 
 
 class SaverState:
@@ -81,7 +82,7 @@ class SaverState:
         state_name = record.state_file or STATE_FILE_NAME
         result = saver_eviction(
             # Checkpoints that were deleted by others do not count.
-            [(where, time) for where, time in self._tracked if filesystem.may_exist(Path(where))],
+            [(where, time) for where, time in self._tracked if places.may_exist(Path(where))],
             (str(location), now),
             self.next_checkpoint_time,
             self._settings.max_to_keep or 0,
@@ -161,7 +162,7 @@ class SaverState:
         found: dict[str, float] = {}
         for path in [*(p for p in listed if p not in newer), *newer]:
             ours = path.parent == directory and of_same_name.fullmatch(path.name) is not None
-            wanted = ours and filesystem.may_exist(path) and not (self._is_set_by_user and path not in newer)
+            wanted = ours and places.may_exist(path) and not (self._is_set_by_user and path not in newer)
             if str(path) in known or wanted:
                 found[str(path)] = known[str(path)] if str(path) in known else saved_at(path)
                 self._given_paths.setdefault(str(path), str(path) if absolute else os.path.relpath(path))

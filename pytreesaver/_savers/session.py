@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pytreesaver._checkpoint.background import SaveQueue, lock_within
 from pytreesaver._checkpoint.saving import write_contents
-from pytreesaver._io import filesystem
 from pytreesaver._progress import Progress
 from pytreesaver._run.directory import Deletions
 from pytreesaver._run.history import SaveTimings
 from pytreesaver._run.lock import RunLock, claim
+from pytreesaver.formats import places
 from pytreesaver.formats.protocol import TreeContents
 
 logger = logging.getLogger("pytreesaver")
@@ -141,6 +141,6 @@ class WriterSession:
 
 def _size_of(path: Path) -> int:
     try:
-        return sum(size for _, _, size, _ in filesystem.fingerprint(path))
+        return sum(size for _, _, size, _ in places.fingerprint(path))
     except OSError:  # another program deleted it
         return 0

@@ -1,12 +1,16 @@
 """What other libraries' checkpoints look like, so that messages can say whose file or directory was found."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
+from pytreesaver._tree.plain import encode_value
 
 _ORBAX_NAMES = {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "ocdbt.process_0"}
 _STEP = re.compile(r"(?:.*_)?([0-9]+)")
@@ -141,6 +145,22 @@ def _kind_of_prefix(path: Path) -> str | None:
     if filesystem.is_regular_file(path.with_name(f"{path.name}.index")):
         return "a TensorFlow checkpoint"
     return None
+
+
+def foreign_record(
+    step: int | None, time: float | None = None, metrics: Mapping[str, float] = MappingProxyType({})
+) -> Any:
+    """Return the record of a checkpoint that no saver of pytreesaver tracks, as plain JSON data."""
+    record = {
+        "step": step,
+        "time": time,
+        "metrics": dict(metrics),
+        "state_file": None,
+        "serial": 0,
+        "name": "",
+        "predecessor": None,
+    }
+    return encode_value(record, classes=False)
 
 
 def foreign_steps(directory: Path) -> tuple[str, list[int]] | None:

@@ -47,16 +47,19 @@ def names_in(entries: Iterable[str]) -> list[str]:
 
 def exists(path: Path) -> bool:
     """Return whether there is something at a path, or files of a checkpoint beside it. Raises an OSError if unknown."""
-    return filesystem.exists(path) or filesystem.exists(index_file(path))
+    return filesystem.exists(path) or _is_beside(path)
 
 
 def may_exist(path: Path) -> bool:
     """Return whether there is something, as `exists`, or the system could not look."""
-    return filesystem.may_exist(path) or filesystem.may_exist(index_file(path))
+    try:
+        return exists(path)
+    except OSError:
+        return True
 
 
 def _is_beside(path: Path) -> bool:
-    return not filesystem.exists(path) and filesystem.exists(index_file(path))
+    return bool(path.name) and not filesystem.exists(path) and filesystem.exists(index_file(path))
 
 
 def file_sizes(path: Path) -> dict[str, int]:

@@ -7,9 +7,10 @@ import pytest
 from cli.running import run
 
 import pytreesaver as pts
+from pytreesaver.formats.places import names_in
 from pytreesaver.testing import assert_trees_equal
 
-FORMATS = ["native", "safetensors", "orbax"]
+FORMATS = ["native", "safetensors", "orbax", "tensorflow"]
 
 
 def tree(step):
@@ -17,7 +18,7 @@ def tree(step):
 
 
 def names(directory="run"):
-    return sorted(path.name for path in Path(directory).iterdir() if not path.name.startswith("."))
+    return names_in(path.name for path in Path(directory).iterdir() if not path.name.startswith("."))
 
 
 @pytest.mark.parametrize("format", FORMATS)

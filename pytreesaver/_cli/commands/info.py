@@ -6,10 +6,10 @@ from pytreesaver._cli.app import CheckpointPath, Debug, Json, app, checkpoint_pa
 from pytreesaver._cli.output import bytes_text, count_text, jsonable, number_text, plural, styled, write, write_json
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._inspect.type_tree import TypeNode
-from pytreesaver._io import filesystem
 from pytreesaver._run.recorded import modified_time
 from pytreesaver._text import printable, time_text
 from pytreesaver._tree.plain import encode_value
+from pytreesaver.formats import places
 
 
 @app.command("info")
@@ -26,7 +26,7 @@ def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None
     """
     with load_checkpoint(checkpoint_path(path)) as checkpoint:
         time = modified_time(checkpoint.path) if checkpoint.time is None else checkpoint.time
-        sizes = filesystem.file_sizes(checkpoint.path)
+        sizes = places.file_sizes(checkpoint.path)
         size = sum(variable.size for variable in checkpoint.values())
         tree = checkpoint.type_tree()
         if json:

@@ -8,8 +8,8 @@ import typer
 from pytreesaver._cli.app import Debug, Json, Only, Regex, app, selection_of, shows_progress
 from pytreesaver._cli.output import bytes_text, write, write_json
 from pytreesaver._inspect.report import write_report
-from pytreesaver._io import filesystem
 from pytreesaver._text import printable
+from pytreesaver.formats import places
 
 
 @app.command("report")
@@ -47,7 +47,7 @@ def report(
         overwrite=overwrite,
         progress=shows_progress(json),
     )
-    nbytes = sum(size for _, _, size, _ in filesystem.fingerprint(written))
+    nbytes = sum(size for _, _, size, _ in places.fingerprint(written))
     if json:
         write_json({"path": str(written), "nbytes": nbytes})
     else:

@@ -13,6 +13,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError, cell_bytes, dtype_name, stored_array
 from pytreesaver._tree.plain import MAX_DEPTH, encode_value
+from pytreesaver.formats.foreign import foreign_record
 from pytreesaver.formats.orbax.aggregate import decode_aggregate
 from pytreesaver.formats.orbax.arrays import ArrayStore, as_os_error
 from pytreesaver.formats.orbax.layout import (
@@ -233,13 +234,4 @@ def record_of(path: Path, layout: Layout) -> Any:
         }
     except OverflowError:
         raise CorruptCheckpointError(f"{path}: metrics: expected numbers of 64 bits") from None
-    record = {
-        "step": step_of(path),
-        "time": layout.time,
-        "metrics": numbers,
-        "state_file": None,
-        "serial": 0,
-        "name": "",
-        "predecessor": None,
-    }
-    return encode_value(record, classes=False)
+    return foreign_record(step_of(path), layout.time, numbers)

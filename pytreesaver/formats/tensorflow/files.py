@@ -35,11 +35,10 @@ def shard_count(file: Path) -> int | None:
 
 def recognizes(path: Path) -> bool:
     """Return whether `path` is the prefix of a checkpoint. Raises an OSError if the system could not look."""
-    index = index_file(path)
     try:
-        if not path.name or filesystem.exists(path) or not filesystem.is_regular_file(index):
+        if not path.name or filesystem.exists(path) or not filesystem.is_regular_file(index_file(path)):
             return False
-        descriptor = filesystem.open_existing(index)
+        descriptor = filesystem.open_existing(index_file(path))
     except OSError as error:
         if filesystem.is_absence(error):
             return False

@@ -4,6 +4,7 @@ Tensors of numbers are read through an index like that of the native format. The
 numbers of the other byte order, and slices that form no grid.
 """
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,6 +21,7 @@ from pytreesaver._tree.kinds import LeafType, storage_dtype
 from pytreesaver._tree.plain import encode_value
 from pytreesaver._tree.restructure import node_parts, structure_of_names
 from pytreesaver.formats.description import Description
+from pytreesaver.formats.foreign import foreign_record
 from pytreesaver.formats.indexed.index import DataFile, Index
 from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.formats.joined import JoinedContents, JoinedReader
@@ -84,8 +86,17 @@ def read_heading(path: Path) -> Heading:
     bundle = decode_bundle(content, str(index))
     sizes = {index.name: len(content)} | {file.name: file.nbytes for file in _data_files(path, bundle)}
     if bundle.description is None:
-        return Heading(None, encode_value({}, classes=False), sizes)
+        return Heading(_record_of(path), encode_value({}, classes=False), sizes)
     return Heading(bundle.description.record, bundle.description.metadata, sizes)
+
+
+def _record_of(path: Path) -> Any:
+    """Return the record of a checkpoint of TensorFlow, whose name ends in the step if it has one."""
+    match = _STEP.search(path.name)
+    return foreign_record(int(match[1])) if match else None
+
+
+_STEP = re.compile(r"-([0-9]{1,18})\Z")
 
 
 def _data_files(path: Path, bundle: Bundle) -> list[DataFile]:
@@ -137,7 +148,7 @@ def _reader_of(
     arrays = _indexed_reader(path, files, stored)
     described = bundle.description
     metadata = encode_value({}, classes=False) if described is None else described.metadata
-    record = None if described is None else described.record
+    record = _record_of(path) if described is None else described.record
     same_as = {} if described is None else {int(key): earlier for key, earlier in described.same_as.items()}
     if not loaded:
         data.close()
