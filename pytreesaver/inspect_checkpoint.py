@@ -10,15 +10,18 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from pytreesaver._cli.program import run_program
 from pytreesaver._errors import VariableNotFoundError
 from pytreesaver._inspect.checkpoint import Checkpoint, load_checkpoint
 from pytreesaver._inspect.printing import parse_print_options, values_text
 from pytreesaver._inspect.variable import Variable
-from pytreesaver._io.paths import PathLike
+from pytreesaver._io.paths import PathLike, wrap_os_errors
 from pytreesaver._run.directory import checkpoint_at
 from pytreesaver._text import did_you_mean, printable
+from pytreesaver.formats.registry import format_at
 
 _USAGE = (
     "inspect_checkpoint --file_name=checkpoint_file_name [--tensor_name=tensor_to_print] [--all_tensors] "
@@ -76,7 +79,7 @@ def print_tensors_in_checkpoint_file(
         raise ValueError(
             f"count_exclude_pattern: expected a regular expression, found {count_exclude_pattern!r}: {error}"
         ) from error
-    with load_checkpoint(checkpoint_at(file_name)) as checkpoint:
+    with _opened(checkpoint_at(file_name)) as checkpoint:
         for line in _listing(checkpoint, tensor_name, all_tensors, all_tensor_names):
             print(line)
         excluded_variables = [each for each in checkpoint.values() if exclude is not None and exclude.search(each.name)]
@@ -87,6 +90,15 @@ def print_tensors_in_checkpoint_file(
                 f"{printable(count_exclude_pattern)} when counting."
             )
         print(f"# Total number of params: {sum(map(_params, checkpoint.values())) - excluded_params}")
+
+
+def _opened(path: Path) -> Checkpoint:
+    """Open a checkpoint. Variables of TensorFlow 2 are called by their keys, as TensorFlow's tool does."""
+    open_with_keys: Any = getattr(format_at(path), "open_with_keys", None)
+    if open_with_keys is None:
+        return load_checkpoint(path)
+    with wrap_os_errors("read", path):
+        return Checkpoint(open_with_keys(path))
 
 
 def _listing(

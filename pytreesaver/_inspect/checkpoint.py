@@ -19,7 +19,7 @@ from pytreesaver._text import did_you_mean
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value
 from pytreesaver._tree.select import Selection, as_selection, selected_names
-from pytreesaver.formats.protocol import CheckpointReader
+from pytreesaver.formats.protocol import CheckpointReader, other_names_in
 from pytreesaver.formats.registry import is_checkpoint
 
 
@@ -41,6 +41,7 @@ class Checkpoint(Mapping[str, Variable]):
     def __init__(self, reader: CheckpointReader) -> None:
         self._reader = reader
         self._positions = {name: i for i, name in enumerate(reader.names)}
+        self._other_names = other_names_in(reader)
         self.path = reader.path
         self.format = reader.format_name
         self.version = reader.format_version
@@ -54,18 +55,19 @@ class Checkpoint(Mapping[str, Variable]):
         self.metrics = dict(record.metrics)
 
     def __getitem__(self, name: str) -> Variable:
-        if name not in self._positions:
+        position = self._positions.get(self._other_names.get(name, name))
+        if position is None:
             raise VariableNotFoundError(
                 f"{self.path} has no variable {name!r}{did_you_mean(str(name), list(self._positions))}"
             )
-        return Variable(self._reader, self._positions[name])
+        return Variable(self._reader, position)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._positions
+        return isinstance(name, str) and self._other_names.get(name, name) in self._positions
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the variable `name`, or `default` if it does not exist."""
-        return self[name] if name in self._positions else default
+        return self[name] if name in self else default  # noqa: SIM401
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._positions)

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from pytreesaver._text import SINGLE_LEAF_NAME, prefixes, suggestions
 
@@ -14,6 +14,9 @@ Rename = Mapping[str, str] | Sequence[tuple[str | re.Pattern[str], str]] | Calla
 
 A dict of names or of prefixes that end in ``/``, a list of (regular expression, replacement), or a function.
 """
+
+
+R = TypeVar("R", bound="Renaming | None")
 
 
 class Renaming:
@@ -170,6 +173,37 @@ class _ByFunction(Renaming):
 
     def unused(self, names: Sequence[str]) -> dict[str, str]:
         return {}
+
+
+@dataclass(frozen=True)
+class _ToOtherNames(Renaming):
+    """A renaming to names of another program."""
+
+    renaming: Renaming
+    others: Mapping[str, str]
+
+    def stored_name(self, name: str) -> str:
+        stored = self.renaming.stored_name(name)
+        return self.others.get(stored, stored)
+
+    def tree_names(self, stored: str) -> list[str]:
+        return [stored]
+
+    def is_explicit(self, name: str) -> bool:
+        return self.renaming.is_explicit(name)
+
+    def unused(self, names: Sequence[str]) -> dict[str, str]:
+        return self.renaming.unused(names)
+
+
+def with_other_names(renaming: R, others: Mapping[str, str]) -> R:
+    """Return a renaming that may name a variable of the checkpoint as another program does, by {another name: name}."""
+    result: Any = renaming
+    if isinstance(renaming, ByName):
+        result = replace(renaming, entries={key: others.get(value, value) for key, value in renaming.entries.items()})
+    elif isinstance(renaming, Renaming) and others:
+        result = _ToOtherNames(renaming, others)
+    return result  # type: ignore[no-any-return]
 
 
 def as_renaming(given: Any) -> Renaming:

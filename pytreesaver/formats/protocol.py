@@ -94,9 +94,9 @@ class CheckpointReader(Protocol):
     """An open checkpoint. Opening it reads everything but the arrays. A position is an index into the columns `names`,
     `types`, `shapes` and `nbytes`.
 
-    A reader that decompresses several arrays in parallel may have an attribute `window_nbytes`, how many bytes of them
-    should be read together, and a method ``read_ahead(positions)``, called with those that `read_boxes` is going to
-    read."""
+    A reader may have an attribute `other_names`, {another name: name}, of names that other programs use. One that
+    decompresses several arrays in parallel may have an attribute `window_nbytes`, how many bytes of them should be read
+    together, and a method ``read_ahead(positions)``, called with those that `read_boxes` is going to read."""
 
     path: Path
     format_name: str
@@ -187,6 +187,12 @@ class CheckpointReader(Protocol):
     def close(self) -> None:
         """Close the files."""
         ...
+
+
+def other_names_in(reader: CheckpointReader) -> Mapping[str, str]:
+    """Return {another name: name} of the variables of an open checkpoint that other programs call otherwise."""
+    others: Mapping[str, str] = getattr(reader, "other_names", {})
+    return others
 
 
 class Format(Protocol):

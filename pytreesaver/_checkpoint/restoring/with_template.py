@@ -23,11 +23,11 @@ from pytreesaver._text import quoted
 from pytreesaver._tree.keyless import children_in_nodes, other_names
 from pytreesaver._tree.kinds import NUMBER_KINDS, PYTHON_KINDS, python_value
 from pytreesaver._tree.leaves import LeafError
-from pytreesaver._tree.rename import Renaming
+from pytreesaver._tree.rename import Renaming, with_other_names
 from pytreesaver._tree.restructure import names_without_leaves
 from pytreesaver._tree.select import Selector, selected
 from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
-from pytreesaver.formats.protocol import CheckpointReader
+from pytreesaver.formats.protocol import CheckpointReader, other_names_in
 
 logger = logging.getLogger("pytreesaver")
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
         flags = selected(options.only, flat.names, "the template (like)", may_be_empty=options.may_be_empty)
     placed = placement_of(options.sharding, flat.names, lambda: names_without_leaves(flat.structure))
     templates = _templates_of(flat, flags, placed, options)
-    renaming: Renaming | None = options.rename
+    renaming: Renaming | None = with_other_names(options.rename, other_names_in(reader))
     stored_names = {name: renaming.stored_name(name) if renaming else name for name in templates}
     for_arrays = {stored_names[name] for name, each in templates.items() if each.type.kind not in PYTHON_KINDS}
     names = names_for_template(flat, stored_names, reader.names, reader.structure)
@@ -95,7 +95,7 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
         renaming=renaming,
         template_names=flat.names,
         misplaced=_misplaced_children(flat, stored_names, names, reader.structure, renaming),
-        considered=_is_asked_for(options),
+        considered=_is_asked_for(options, renaming),
         hints=options.hints,
         value_of=values.__getitem__,
         x64_enabled=x64_enabled() or options.as_numpy,
@@ -148,10 +148,9 @@ def _misplaced_children(
     return misplaced
 
 
-def _is_asked_for(options: RestoreOptions) -> Callable[[str], bool]:
+def _is_asked_for(options: RestoreOptions, renaming: Renaming | None) -> Callable[[str], bool]:
     """Return the predicate that tells whether `only` asks for a stored variable."""
     only: Selector | None = options.only
-    renaming: Renaming | None = options.rename
     if only is None:
         return lambda stored: True
     if renaming is None:

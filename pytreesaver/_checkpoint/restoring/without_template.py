@@ -16,10 +16,10 @@ from pytreesaver._errors import CorruptCheckpointError, DuplicateNameError, Stru
 from pytreesaver._text import lines_with_suggestions, quoted
 from pytreesaver._tree.kinds import LeafType, dtype_from_name, is_floating, logical_shape
 from pytreesaver._tree.rebuild import MalformedStructureError, rebuild_tree
-from pytreesaver._tree.rename import ByName
+from pytreesaver._tree.rename import ByName, with_other_names
 from pytreesaver._tree.restructure import NameConflictError, move_structure, names_without_leaves, prune_structure
 from pytreesaver._tree.select import Selector, selected
-from pytreesaver.formats.protocol import CheckpointReader
+from pytreesaver.formats.protocol import CheckpointReader, other_names_in
 
 
 def restore_as_stored(reader: CheckpointReader, options: RestoreOptions, stacklevel: int) -> Any:
@@ -111,6 +111,7 @@ def select_variables(
         DuplicateNameError: if a leaf and a container would have the same name, or a variable would have none.
     """
     names, positions, structure = list(reader.names), list(range(len(reader.names))), reader.structure
+    rename = with_other_names(rename, other_names_in(reader))
     if rename is not None:
         names, positions = _renamed_variables(reader, rename, only)
     if only is not None:

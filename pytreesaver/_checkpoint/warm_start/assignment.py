@@ -21,7 +21,7 @@ from pytreesaver._tree.boxes import Box, box_shape
 from pytreesaver._tree.kinds import describe, storage_dtype
 from pytreesaver._tree.rename import ByName
 from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
-from pytreesaver.formats.protocol import CheckpointReader
+from pytreesaver.formats.protocol import CheckpointReader, other_names_in
 from pytreesaver.formats.registry import opened
 
 AssignmentMap = Mapping[str, Any] | Sequence[tuple[str, Any]]
@@ -70,6 +70,8 @@ def init_from_checkpoint(tree: T, path: PathLike, assignment_map: AssignmentMap)
         positions = {name: i for i, name in enumerate(reader.names)}
         assigned = _Assignments({}, {})
         problems: list[MismatchError] = []
+        others = other_names_in(reader)
+        entries = [(others.get(old, old), new) for old, new in entries]
         lines = _resolve(entries, _Names(flat, list(reader.names)), assigned)
         if lines:
             problems.append(MismatchError(f"the assignment map does not fit {reader.path}:\n" + "\n".join(lines)))

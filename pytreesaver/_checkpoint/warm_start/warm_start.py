@@ -21,7 +21,7 @@ from pytreesaver._tree.boxes import box_shape, split_box, whole_box
 from pytreesaver._tree.kinds import describe, storage_dtype
 from pytreesaver._tree.select import Selector, selected
 from pytreesaver._tree.structure import check_unique_names, flatten_tree
-from pytreesaver.formats.protocol import CheckpointReader
+from pytreesaver.formats.protocol import CheckpointReader, other_names_in
 from pytreesaver.formats.registry import opened
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def warm_start(
             problems.append(error)
     with opened(checkpoint_at(path)) as reader:
         plans: list[_VocabularyPlan] = []
-        at = {name: i for i, name in enumerate(reader.names)}
+        at, others = {name: i for i, name in enumerate(reader.names)}, other_names_in(reader)
         plan: TreePlan[T] | None = None
         try:
             plan = plan_restore(reader, tree, options)
@@ -96,6 +96,7 @@ def warm_start(
             problems.append(error)
         for name, (positions, count) in rows.items():
             template, stored_name = named_template(name, leaves[name]), previous.get(name, name)
+            stored_name = others.get(stored_name, stored_name)
             plan_of_name = _VocabularyPlan(name, at.get(stored_name, -1), template, positions, vocabularies[name])
             try:
                 _check_vocabulary(reader, plan_of_name, stored_name, count)

@@ -8,6 +8,7 @@ index, where TensorFlow does not look. tensorflow/core/util/tensor_bundle specif
 from pathlib import Path
 
 from pytreesaver.formats.places import index_file
+from pytreesaver.formats.protocol import CheckpointReader
 from pytreesaver.formats.tensorflow.files import recognizes
 from pytreesaver.formats.tensorflow.opening import NAME, read_heading
 from pytreesaver.formats.tensorflow.opening import open_bundle as open
@@ -17,6 +18,7 @@ __all__ = [
     "heading_file",
     "name",
     "open",
+    "open_with_keys",
     "read_heading",
     "recognizes",
     "remove",
@@ -26,6 +28,11 @@ __all__ = [
 ]
 
 name = NAME
+
+
+def open_with_keys(path: Path) -> CheckpointReader:
+    """Open a checkpoint whose variables are called by their keys, as TensorFlow does."""
+    return open(path, with_keys=True)
 
 
 def heading_file(path: Path) -> Path:

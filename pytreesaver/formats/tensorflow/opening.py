@@ -59,12 +59,15 @@ class _Variable(NamedTuple):
     element: int | None = None
 
 
-def open_bundle(path: Path) -> CheckpointReader:
-    """Open a checkpoint. See `pytreesaver.formats.Format.open`."""
+def open_bundle(path: Path, *, with_keys: bool = False) -> CheckpointReader:
+    """Open a checkpoint. See `pytreesaver.formats.Format.open`.
+
+    With `with_keys`, variables of other programs are called by their keys, and the object graph is one of them.
+    """
     while True:
         before = _version(path)
         bundle = decode_bundle(read_index_file(path), str(index_file(path)))
-        reader = _open(path, bundle)
+        reader = _open(path, bundle, with_keys)
         if _version(path) == before:
             return reader
         reader.close()  # another program has replaced it meanwhile
@@ -115,7 +118,7 @@ def _data_files(path: Path, bundle: Bundle) -> list[DataFile]:
     return files
 
 
-def _open(path: Path, bundle: Bundle) -> CheckpointReader:
+def _open(path: Path, bundle: Bundle, with_keys: bool) -> CheckpointReader:
     files = _data_files(path, bundle)
     paths = [path.with_name(file.name) for file in files]
     data = DataFiles(paths, bundle.header.is_big_endian)
@@ -124,14 +127,13 @@ def _open(path: Path, bundle: Bundle) -> CheckpointReader:
         if bundle.description is not None:
             variables, structure = _described_variables(path, bundle), bundle.description.structure
         else:
-            variables, structure, others = _foreign_variables(path, bundle, data)
+            variables, structure, others = _foreign_variables(path, bundle, data, with_keys)
         reader = _reader_of(path, bundle, files, variables, structure, data)
     except BaseException:
         data.close()
         raise
-    keys: Any = reader
-    keys.keys = [variable.key for variable in variables]
-    keys.other_names = others
+    named: Any = reader
+    named.other_names = others
     return reader
 
 
@@ -250,11 +252,13 @@ def _cells(
     return cells[0][: len(shape)], cells[1]
 
 
-def _foreign_variables(path: Path, bundle: Bundle, data: DataFiles) -> tuple[list[_Variable], Any, dict[str, str]]:
+def _foreign_variables(
+    path: Path, bundle: Bundle, data: DataFiles, with_keys: bool
+) -> tuple[list[_Variable], Any, dict[str, str]]:
     """Return the variables of a checkpoint of another program, their structure, and other names of them."""
-    keys = [key for key in bundle.tensors if key != OBJECT_GRAPH]
-    graph = None
-    if OBJECT_GRAPH in bundle.tensors:
+    keys, graph = list(bundle.tensors), None
+    if OBJECT_GRAPH in bundle.tensors and not with_keys:
+        keys.remove(OBJECT_GRAPH)
         try:
             (message,) = strings_of(data, bundle.tensors[OBJECT_GRAPH])
             graph = decode_object_graph(message)

@@ -42,7 +42,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def unsupported(contents: TreeContents) -> Mapping[str, str]:
     """Return the variables with names that TensorFlow cannot have. See `pytreesaver.formats.Format.unsupported`."""
-    problems = {}
+    problems: dict[str, str] = {}
     for name in contents.names:
         if not name:
             problems[name] = "TensorFlow has no variables without a name; name it, or rename it with convert"
