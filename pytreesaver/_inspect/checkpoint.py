@@ -13,10 +13,10 @@ from pytreesaver._inspect.type_tree import TypeNode, type_tree
 from pytreesaver._inspect.variable import Variable
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
-from pytreesaver._run.directory import is_complete, newest_listed, open_checkpoint
+from pytreesaver._run.directory import is_complete, newest_listed, open_checkpoint, opened_checkpoint
 from pytreesaver._run.record import decode_record
 from pytreesaver._text import did_you_mean
-from pytreesaver._tree.kinds import NotPlainError
+from pytreesaver._tree.kinds import NotPlainError, is_stored_as_bytes
 from pytreesaver._tree.plain import decode_value
 from pytreesaver._tree.select import Selection, as_selection, selected_names
 from pytreesaver.formats.protocol import CheckpointReader, other_names_in
@@ -222,8 +222,9 @@ def list_variables(path: PathLike) -> list[tuple[str, tuple[int, ...]]]:
         >>> list_variables(pytreesaver.save({"w": np.zeros((2, 3)), "b": np.zeros(3)}, "layer"))
         [('b', (3,)), ('w', (2, 3))]
     """
-    with load_checkpoint(path) as checkpoint:
-        return sorted((name, variable.shape) for name, variable in checkpoint.items())
+    with opened_checkpoint(path) as reader:
+        columns = zip(reader.names, reader.types, reader.shapes, strict=True)
+        return sorted((name, () if is_stored_as_bytes(leaf_type) else shape) for name, leaf_type, shape in columns)
 
 
 def load_variable(path: PathLike, name: str) -> np.ndarray:

@@ -96,21 +96,24 @@ class Crc32cOfRanges:
     def __init__(self, expected: Sequence[int], nbytes: Sequence[int]) -> None:
         self._expected = expected
         self._nbytes = nbytes
-        self._parts: dict[int, dict[int, tuple[int, int]]] = {}
+        self._runs: dict[int, dict[int, tuple[int, int]]] = {}  # {end: (begin, checksum)} of the bytes read, by range
         self._lock = threading.Lock()
 
     def is_intact(self, number: int, begin: int, data: np.ndarray) -> bool:
         """Return False if a range is damaged; True until its last part is known."""
-        checksum, nbytes = crc32c(data), self._nbytes[number]
+        nbytes = self._nbytes[number]
         if data.nbytes == nbytes:
-            return checksum == self._expected[number]
+            return crc32c(data) == self._expected[number]
+        with self._lock:  # a part that goes on where another one ends needs no combination
+            start, checksum = self._runs.setdefault(number, {}).pop(begin, (begin, 0))
+        checksum = crc32c(data, checksum)
         with self._lock:
-            parts = self._parts.setdefault(number, {})
-            parts[begin] = data.nbytes, checksum
-            if sum(size for size, _ in parts.values()) < nbytes:
+            runs = self._runs[number]
+            runs[begin + data.nbytes] = start, checksum
+            if sum(end - start for end, (start, _) in runs.items()) < nbytes:
                 return True
-            del self._parts[number]
+            del self._runs[number]
         whole = 0
-        for _, (size, part) in sorted(parts.items()):
-            whole = combined(whole, part, size)
+        for end, (start, part) in sorted(runs.items()):
+            whole = combined(whole, part, end - start)
         return whole == self._expected[number]

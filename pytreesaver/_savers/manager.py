@@ -35,6 +35,7 @@ from pytreesaver.formats.registry import format_named, format_of_ending
 
 logger = logging.getLogger("pytreesaver")
 T = TypeVar("T")
+_MOST_LISTINGS = 10
 
 
 class CheckpointManager:
@@ -330,10 +331,13 @@ class CheckpointManager:
             verify: whether to read every byte of the checkpoint, once, unless this manager saved it. Otherwise only the
                 index and the sizes of the files are checked.
         """
-        saved, _, problems = first_intact(
-            self._run.candidates(self._saves.state()),
-            lambda saved: self._run.verify(self._run.directory / saved.path, every_byte=verify),
-        )
+        for _ in range(_MOST_LISTINGS):
+            saved, _, problems = first_intact(
+                self._run.candidates(self._saves.state()),
+                lambda saved: self._run.verify(self._run.directory / saved.path, every_byte=verify),
+            )
+            if not any(isinstance(problem, CheckpointNotFoundError) for problem in problems):
+                break  # otherwise a save has deleted checkpoints since they were listed
         warn_of_damaged(problems, "nothing" if saved is None else str(self._given_directory / saved.path))
         if saved is None and not problems:
             refuse_foreign_steps(self._given_directory)

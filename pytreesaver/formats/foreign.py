@@ -28,6 +28,8 @@ _STEP_FILE = re.compile(
     rf"\.({'|'.join(_LIBRARIES)})",
     re.IGNORECASE,
 )
+_END_OF_TABLE = bytes.fromhex("57fb808b247547db")
+_OF_TENSORFLOW = re.compile(r"(.+)\.(?:index|meta|data-[0-9]{5}-of-[0-9]{5})", re.DOTALL)
 _OF_HUGGING_FACE = re.compile(r"(model|pytorch_model|adapter_model).*\.(safetensors|bin)")
 _PICKLE = (
     "a pickle, which could run any code when it is read; pytreesaver reads no pickles: convert it where it was made, "
@@ -106,8 +108,9 @@ def _kind_of_file(path: Path) -> str | None:
         size = filesystem.file_size(descriptor)
         if size == 0:
             return "an empty file; the program that wrote it, or a download, was interrupted"
-        head = np.zeros(min(512, size), np.uint8)
+        head, tail = np.zeros(min(512, size), np.uint8), np.zeros(min(8, size), np.uint8)
         read_fully(descriptor, head, 0)
+        read_fully(descriptor, tail, size - tail.nbytes)
     except EndOfFileError:
         return None
     finally:
@@ -119,10 +122,16 @@ def _kind_of_file(path: Path) -> str | None:
     kind = next((kind for beginning, kind in _HEADS if start.startswith(beginning)), None)
     if path.name.endswith(".eqx"):
         return "a file of Equinox; load it with equinox.tree_deserialise_leaves and save the model"
-    if kind is None and path.name.endswith(".index") and filesystem.is_regular_file(path):
-        return "the index of a TensorFlow checkpoint; load it with TensorFlow and save a dict of its arrays"
+    if kind is None and (of_tensorflow := _OF_TENSORFLOW.fullmatch(path.name)):
+        prefix = path.with_name(of_tensorflow[1])
+        return f"a file of a TensorFlow checkpoint; pass its prefix, {prefix}"
     if kind is None and path.name.endswith(".safetensors.index.json"):
         return f"the index of a model of several safetensors files; pass its directory, {path.parent}"
+    if kind is None and tail.tobytes() == _END_OF_TABLE:
+        return (
+            "a TensorFlow checkpoint of version 1, which TensorFlow wrote before 2017; to convert it, read it with "
+            "tf.train.load_checkpoint of TensorFlow and save a dict of its arrays with pytreesaver"
+        )
     if kind is None and content[257:262] == b"ustar":
         kind = "a tar archive; unpack it first"
     if kind is None and path.name.endswith(".safetensors"):

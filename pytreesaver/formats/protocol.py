@@ -106,12 +106,15 @@ class CheckpointReader(Protocol):
     shapes: Sequence[tuple[int, ...]]
     nbytes: Sequence[int]
     """The size of each stored array in bytes."""
-    structure: Any
-    """As in `TreeContents`. A format that stores none returns nested dicts of the names."""
     metadata: Any
     record: Any
     same_as: Mapping[int, int]
     """As in `TreeContents`; empty if the format stores no such information."""
+
+    @property
+    def structure(self) -> Any:
+        """As in `TreeContents`. A format that stores none returns nested dicts of the names."""
+        ...
 
     def check(self) -> None:
         """Check that every file exists and has the expected size and header, without reading the arrays.

@@ -1,6 +1,546 @@
+"""TensorFlow's checkpoints: its own samples, exactly; what TensorFlow expects of ours; damage and hostile files.
+
+`tests/data/of_tensorflow` has the samples, and what TensorFlow reads from them. ``make test-tensorflow`` reads files of
+pytreesaver with TensorFlow.
+"""
+
+import hashlib
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from itertools import pairwise, product
+from pathlib import Path
+
+import cramjam
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import message_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pytreesaver as pts
+from pytreesaver._io.crc32c import Crc32cOfRanges, combined, crc32c, masked
 from pytreesaver.formats import tensorflow
-from pytreesaver.testing import FormatConformance
+from pytreesaver.formats.tensorflow.messages import Entry, Extent, encode_entry, encode_header
+from pytreesaver.formats.tensorflow.slices import slice_key
+from pytreesaver.formats.tensorflow.strings import encode_strings
+from pytreesaver.formats.tensorflow.table import encode_varint, read_table, write_table
+from pytreesaver.testing import FormatConformance, assert_trees_equal, pytrees
+
+SAMPLES = Path(__file__).parents[1] / "data" / "of_tensorflow"
+TENSORS = json.loads((SAMPLES / "tensors.json").read_text())
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 class TestTensorFlow(FormatConformance):
     format = tensorflow
+
+
+# TensorFlow's own files.
+
+
+def digest_of(values, dtype):
+    if dtype != "string":
+        return hashlib.sha256(values.tobytes()).hexdigest()
+    strings = values.reshape(-1).tolist()
+    return hashlib.sha256(b"".join(len(each).to_bytes(8, "little") + each for each in strings)).hexdigest()
+
+
+@pytest.mark.parametrize("prefix", [each for each in TENSORS if not each.startswith("exotic")])
+def test_every_tensor_of_a_sample_is_read_exactly(prefix):
+    with pts.load_checkpoint(SAMPLES / prefix) as checkpoint:
+        for key, tensor in TENSORS[prefix].items():
+            if key == GRAPH:
+                assert key not in checkpoint
+                continue
+            variable = checkpoint[key]
+            values = variable.read()
+            assert list(values.shape) == tensor["shape"], key
+            assert digest_of(values, tensor["dtype"]) == tensor["sha256"], key
+        checkpoint.verify()
+        assert len(checkpoint) >= len(TENSORS[prefix].keys() - {GRAPH})
+
+
+def test_rare_dtypes_are_read_and_values_of_tensorflow_are_refused_by_name():
+    with pts.load_checkpoint(SAMPLES / "exotic.ckpt") as checkpoint:
+        for key, tensor in TENSORS["exotic.ckpt"].items():
+            if key in checkpoint and "error" not in tensor:
+                values = checkpoint[key].read()
+                assert digest_of(values, tensor["dtype"]) == tensor["sha256"], key
+        dtypes = {name: str(checkpoint[name].dtype) for name in ("float8/e4m3fn", "int4", "qint8", "qint32")}
+        assert dtypes == {"float8/e4m3fn": "float8_e4m3fn", "int4": "int4", "qint8": "int8", "qint32": "int32"}
+        assert checkpoint["int4"].read().tolist() == [-8, 7, 0]
+    tree = pts.restore(SAMPLES / "exotic.ckpt", only=["strings", "scalar"])
+    assert tree["strings"]["ending_in_nul"] == [[b"a\0", b""], [b"\0", b"plain"]]  # NumPy would drop the zeros
+    assert tree["strings"]["one_long"].tolist() == [b"x" * 300, *[b""] * 9]
+    assert tree["scalar"] == {"nul": b"\0\0"}
+    message = message_of(pts.UnsupportedLeafError, lambda: pts.restore(SAMPLES / "exotic.ckpt"))
+    assert "variant: a tensor of the dtype variant, which only TensorFlow can use" in message
+
+
+def test_variables_of_objects_have_readable_names():
+    names = [name for name, _ in pts.list_variables(SAMPLES / "keras2" / "ckpt-1")]
+    assert "model/layer_with_weights-0/kernel" in names
+    assert "optimizer/m/model/layer_with_weights-0/kernel" in names
+    assert "save_counter" in names
+    names = [name for name, _ in pts.list_variables(SAMPLES / "objects" / "ckpt-1")]
+    assert names == ["layers/0/w", "layers/1/w", "save_counter", "step", "table/a/b", "table/c.d"]
+    names = [name for name, _ in pts.list_variables(SAMPLES / "keras3" / "ckpt-1")]
+    assert {"sequential/dense/kernel", "adam/sequential_dense_kernel_momentum", "adam/iteration"} <= set(names)
+
+
+def test_variables_are_also_found_under_the_names_of_tensorflow():
+    path = SAMPLES / "keras3" / "ckpt-1"
+    key = "optimizer/_trainable_variables/0/.ATTRIBUTES/VARIABLE_VALUE"
+    expected = pts.load_variable(path, "sequential/dense/kernel")
+    for name in (key, "optimizer/_trainable_variables/0"):
+        assert np.array_equal(pts.load_variable(path, name), expected)
+        like = {"kernel": np.zeros((3, 4), np.float32)}
+        for rename in ({"kernel": name}, lambda _, name=name: name):
+            restored = pts.restore(path, like, rename=rename, unexpected="ignore")
+            assert np.array_equal(restored["kernel"], expected)
+        assert np.array_equal(pts.init_from_checkpoint(like, path, {name: "kernel"})["kernel"], expected)
+        warm = pts.warm_start(like, path, var_name_to_prev_var_name={"kernel": name})
+        assert np.array_equal(warm["kernel"], expected)
+    assert pts.restore(path, only="head", rename={"head/": "sequential/dense/"})["head"].keys() == {"bias", "kernel"}
+    name = "model/layer_with_weights-0/kernel"
+    for other in ("dense/kernel", f"{name}/.ATTRIBUTES/VARIABLE_VALUE"):
+        found = pts.load_variable(SAMPLES / "keras2" / "ckpt-1", other)
+        assert np.array_equal(found, pts.load_variable(SAMPLES / "keras2" / "ckpt-1", name))
+
+
+def test_slots_are_beside_their_variables():
+    tree = pts.restore(SAMPLES / "tf1_run")
+    assert tree["dense"].keys() == {"bias", "bias/Adam", "bias/Adam_1", "kernel", "kernel/Adam", "kernel/Adam_1"}
+    assert tree["global_step"] == 30
+
+
+def test_a_file_of_version_1_and_a_part_of_a_checkpoint_are_named():
+    message = message_of(pts.CheckpointNotFoundError, lambda: pts.restore(SAMPLES / "version_1.ckpt"))
+    assert "a TensorFlow checkpoint of version 1" in message
+    assert "tf.train.load_checkpoint" in message
+    for part in ("index", "meta", "data-00000-of-00001"):
+        path = SAMPLES / "tf1_run" / f"model.ckpt-20.{part}"
+        message = message_of(pts.CheckpointNotFoundError, lambda path=path: pts.restore(path))
+        assert f"pass its prefix, {SAMPLES / 'tf1_run' / 'model.ckpt-20'}" in message
+
+
+# Reading parts.
+
+
+@pytest.mark.parametrize(("prefix", "name"), [("partitioned/partitioned.ckpt", "part/axis0"), ("irregular.ckpt", "w")])
+def test_slices_are_put_together(prefix, name):
+    whole = pts.load_variable(SAMPLES / prefix, name)
+    with pts.load_checkpoint(SAMPLES / prefix) as checkpoint:
+        assert np.array_equal(checkpoint[name][1:3, 1:], whole[1:3, 1:])
+    restored = pts.restore(SAMPLES / prefix, mmap=True)
+    for part in name.split("/"):
+        restored = restored[part]
+    assert np.array_equal(restored, whole)
+
+
+def test_reading_one_tensor_reads_no_other(tmp_path):
+    tree = {"a": np.arange(1 << 16), "b": np.arange(5), "c": "text"}
+    path = pts.save(tree, tmp_path / "m", format="tensorflow")
+    data = tmp_path / "m.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(content)
+    assert pts.load_variable(path, "b").tolist() == [0, 1, 2, 3, 4]
+    assert pts.restore(path, only=["b", "c"]).keys() == {"b", "c"}
+    with pytest.raises(pts.CorruptCheckpointError) as caught:
+        pts.restore(path)
+    assert caught.value.damaged == ["a"]
+    with pytest.raises(pts.CorruptCheckpointError):
+        pts.load_checkpoint(path)["a"][60_000:]  # its checksum is that of the whole tensor
+    assert pts.restore(path, verify=False)["a"].size == 1 << 16
+
+
+def test_large_tensors_are_verified_in_pieces(tmp_path):
+    values = np.random.default_rng(0).integers(0, 255, (3, 9 << 20), np.uint8)
+    path = pts.save({"w": values, "v": values[0]}, tmp_path / "m", format="tensorflow")
+    assert_trees_equal(pts.restore(path), {"w": values, "v": values[0]})
+    with pts.load_checkpoint(path) as checkpoint:
+        assert np.array_equal(checkpoint["w"][1, 100:-100], values[1, 100:-100])
+    pts.verify(path)
+    mapped = pts.restore(path, mmap=True)
+    assert np.array_equal(mapped["w"], values)
+    data = tmp_path / "m.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    content[-1] ^= 1
+    data.write_bytes(content)
+    damaged = "w" if values.nbytes == len(content) else "v"
+    for read in (pts.restore, pts.verify, lambda path: pts.restore(path, mmap=True)):
+        with pytest.raises(pts.CorruptCheckpointError) as caught:
+            read(path)
+        assert len(caught.value.damaged) == 1, damaged
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=4), st.randoms())
+def test_a_checksum_is_that_of_its_parts_in_any_order(content, cuts, random):
+    bounds = sorted({0, len(content), *(cut for cut in cuts if cut < len(content))})
+    parts = list(pairwise(bounds))
+    whole = 0
+    for low, high in parts:
+        whole = combined(whole, crc32c(content[low:high]), high - low)
+    assert whole == crc32c(content)
+    random.shuffle(parts)
+    checks = Crc32cOfRanges([crc32c(content), 0], [len(content), 5])
+    data = np.frombuffer(content, np.uint8)
+    results = [checks.is_intact(0, low, data[low:high]) for low, high in parts]
+    assert all(results)
+    wrong = Crc32cOfRanges([crc32c(content) ^ 1], [len(content)])
+    assert [wrong.is_intact(0, low, data[low:high]) for low, high in parts][-1:] in ([], [False])
+
+
+# Writing.
+
+
+def test_trees_come_back_and_their_files_are_those_of_tensorflow(tmp_path):
+    tree = {
+        "params": {"w": jnp.ones((3, 2), jnp.bfloat16), "b": np.zeros(2)},
+        "opt": optax.adam(1e-3).init({"w": jnp.ones(3)}),
+        "key": jax.random.key(1),
+        "texts": np.array([b"a", b"bcd"]),
+        "unicode": np.array(["\u00e9", "xyz"]),
+        "note": "h\u00e9llo",
+        "huge": 2**100,
+    }
+    path = pts.save(tree, tmp_path / "model-1", format="tensorflow", metadata={"epoch": 1})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model-1.data-00000-of-00001", "model-1.index"]
+    assert_trees_equal(pts.restore(path), tree)
+    assert pts.load_checkpoint(path).metadata == {"epoch": 1}
+    entries, others = read_table((tmp_path / "model-1.index").read_bytes())
+    assert [key for key, _ in entries][:3] == [b"", b"huge", b"key"]
+    assert list(others) == [b"pytreesaver.description"]
+
+
+@given(pytrees())
+def test_every_tree_comes_back(tree):
+    try:
+        pts.save(tree, "model", format="tensorflow", overwrite=True)
+    except pts.UnsupportedLeafError:  # names that TensorFlow cannot have
+        return
+    assert_trees_equal(pts.restore("model"), tree)
+
+
+def test_shards_are_of_the_asked_size(tmp_path):
+    tree = {f"w{i}": np.full(1000, i, np.uint8) for i in range(5)}
+    path = pts.save(tree, tmp_path / "m", format="tensorflow", shard_nbytes=2000)
+    sizes = {file.name: file.stat().st_size for file in tmp_path.glob("*.data-*")}
+    assert sizes == {f"m.data-0000{i}-of-00003": size for i, size in enumerate([2000, 2000, 1000])}
+    assert_trees_equal(pts.restore(path), tree)
+
+
+def test_an_overwrite_keeps_the_old_data_until_the_new_index_is_there(tmp_path):
+    for step in range(4):
+        pts.save({"w": np.full(3, step)}, tmp_path / "m", format="tensorflow", overwrite=True)
+        names = sorted(file.name for file in tmp_path.iterdir())
+        count = 1 + step % 2  # the new data file never has the name of the old one
+        assert names == [*(f"m.data-{i:05}-of-{count:05}" for i in range(count)), "m.index"]
+        assert pts.restore(tmp_path / "m")["w"].tolist() == [step] * 3
+
+
+def test_names_that_tensorflow_cannot_have_are_refused_before_anything_is_written(tmp_path):
+    tree = {"": 1, "\0x": 2, GRAPH: 3, "fine": 4}
+    message = message_of(pts.UnsupportedLeafError, lambda: pts.save(tree, tmp_path / "m", format="tensorflow"))
+    assert "3 of 4 variables" in message
+    assert list(tmp_path.iterdir()) == []
+    with pytest.warns(pts.StructureWarning, match="3 of 4|not converted"):
+        pts.convert(pts.save(tree, tmp_path / "native"), tmp_path / "m", format="tensorflow", lossy=True)
+    assert pts.restore(tmp_path / "m") == {"fine": 4}
+
+
+@pytest.mark.parametrize("prefix", [each for each in TENSORS if not each.startswith("exotic")])
+def test_a_sample_is_rewritten_with_the_same_tensors(prefix, tmp_path):
+    path = pts.convert(SAMPLES / prefix, tmp_path / "again", format="tensorflow")
+    assert not pts.diff(SAMPLES / prefix, path).changed
+    assert pts.list_variables(path) == pts.list_variables(SAMPLES / prefix)
+
+
+# Run directories.
+
+
+def run_of_tensorflow(directory):
+    shutil.copytree(SAMPLES / "tf1_run", directory)
+    return Path(directory)
+
+
+def test_a_run_of_tensorflow_is_a_run_directory():
+    run = run_of_tensorflow("run")
+    assert pts.latest_checkpoint(run) == run / "model.ckpt-30"
+    assert next(pts.checkpoints_iterator(run, timeout=0)) == run / "model.ckpt-30"
+    assert [(each.path.name, each.step) for each in pts.list_checkpoints(run)] == [
+        ("model.ckpt-20", 20),
+        ("model.ckpt-30", 30),
+    ]
+    assert pts.checkpoint_exists(run / "model.ckpt-20")
+    assert not pts.checkpoint_exists(run / "model.ckpt-2*")
+    (run / "checkpoint").unlink()
+    assert pts.latest_checkpoint(run) == run / "model.ckpt-30"
+    pts.prune(run, pts.KeepLast(1))
+    assert sorted(file.name for file in run.glob("model*")) == [
+        f"model.ckpt-30.{part}" for part in ("data-00000-of-00001", "index", "meta")
+    ]
+    pts.write_report(run, "report.html")
+    assert pts.remove_checkpoint(run / "model.ckpt-30")
+    assert not list(run.glob("model*"))
+
+
+def test_a_run_of_tensorflow_is_converted_as_a_whole():
+    run = run_of_tensorflow("run")
+    pts.convert(run, "native")
+    assert [each.step for each in pts.list_checkpoints("native")] == [20, 30]
+    assert_trees_equal(pts.restore("native"), pts.restore(run))
+    pts.convert("native", "back", format="tensorflow")
+    assert pts.latest_checkpoint("back") == Path("back/model.ckpt-30")
+    assert_trees_equal(pts.restore("back"), pts.restore(run))
+
+
+TRACES = json.loads((SAMPLES.parent / "retention_saver.json").read_text())
+
+
+def test_a_saver_goes_on_in_the_run_of_tensorflow():
+    run = run_of_tensorflow("run")
+    saver = pts.Saver(max_to_keep=2, format="tensorflow")
+    saver.save({"w": np.ones(2)}, "run/model.ckpt", 40)
+    assert pts.get_checkpoint_state(run).all_model_checkpoint_paths == ["run/model.ckpt-30", "run/model.ckpt-40"]
+    assert not list(run.glob("model.ckpt-20*"))
+
+
+# Damage.
+
+
+def small_checkpoint(directory, *, of_tensorflow):
+    if of_tensorflow:
+        shutil.copytree(SAMPLES / "partitioned", directory)
+        return Path(directory) / "partitioned.ckpt"
+    tree = {"w": np.arange(3), "s": "text", "t": np.array([b"ab"])}
+    return pts.save(tree, Path(directory) / "m", format="tensorflow")
+
+
+@pytest.mark.parametrize("of_tensorflow", [True, False])
+def test_every_flipped_bit_and_every_truncation_is_an_error_by_name(tmp_path, of_tensorflow):
+    path = small_checkpoint(tmp_path / "run", of_tensorflow=of_tensorflow)
+    files = [file for file in path.parent.iterdir() if file.suffix != ".meta" and file.name != "checkpoint"]
+    assert len(files) == 2
+    for file in files:
+        content = file.read_bytes()
+        step = 1 if len(content) < 700 else 5
+        for position in range(0, len(content), step):
+            changed = bytearray(content)
+            changed[position] ^= 1 << position % 8
+            file.write_bytes(changed)
+            with pytest.raises(pts.CheckpointError) as caught:
+                pts.restore(path)
+            assert path.name in str(caught.value)
+            with pytest.raises(pts.CheckpointError):
+                pts.verify(path)
+        for length in range(0, len(content), step):
+            file.write_bytes(content[:length])
+            with pytest.raises(pts.CheckpointError) as caught:
+                pts.restore(path)
+            assert path.name in str(caught.value)
+        file.write_bytes(content)
+    pts.verify(path)
+
+
+def test_a_missing_data_file_names_its_variables(tmp_path):
+    shutil.copytree(SAMPLES / "sharded", tmp_path / "run")
+    (tmp_path / "run" / "sharded.ckpt-10.data-00001-of-00003").unlink()
+    with pytest.raises(pts.CorruptCheckpointError, match="expected a data file, found none") as caught:
+        pts.restore(tmp_path / "run" / "sharded.ckpt-10")
+    assert len(caught.value.damaged) == 1
+    assert not pts.checkpoint_exists(tmp_path / "run" / "sharded.ckpt-10")
+
+
+FLOAT = Entry(1, (1,), 0, 0, 4, masked(crc32c(bytes(4))))
+HEADER = (b"", encode_header(1))
+
+
+def table(*entries, header=HEADER):
+    return write_table([header, *sorted(entries)])
+
+
+def damaged(position, byte):
+    content = bytearray(table((b"w", encode_entry(FLOAT))))
+    content[position] = byte
+    return bytes(content)
+
+
+def block(content, kind=0):
+    return content + bytes([kind]) + masked(crc32c(content + bytes([kind]))).to_bytes(4, "little")
+
+
+def table_of_block(content, kind=0):
+    """Return a table with this single data block."""
+    data = block(content, kind)
+    empty = block(bytes(4) + b"\1\0\0\0")
+    handle = encode_varint(0) + encode_varint(len(content))
+    index = block(b"\0\1" + bytes([len(handle)]) + b"z" + handle + bytes(4) + b"\1\0\0\0")
+    places = [(len(data), len(empty) - 5), (len(data) + len(empty), len(index) - 5)]
+    footer = b"".join(encode_varint(number) for place in places for number in place).ljust(40, b"\0")
+    return data + empty + index + footer + bytes.fromhex("57fb808b247547db")
+
+
+ONE_RESTART = bytes(4) + b"\1\0\0\0"
+HOSTILE = {
+    "a number without end": (table_of_block(b"\x80" * 30 + ONE_RESTART), "a number"),
+    "a key longer than its block": (table_of_block(b"\0\x7f\0a" + ONE_RESTART), "beyond the end of its block"),
+    "a prefix that no key has": (table_of_block(b"\5\1\0a" + ONE_RESTART), "beyond the end of its block"),
+    "more restarts than bytes": (table_of_block(b"\xff\xff\xff\x7f"), "restarts"),
+    "an unknown compression": (table_of_block(ONE_RESTART, 7), "unknown kind 7"),
+    "a bomb": (table_of_block(encode_varint(1 << 40) + b"\0a", 1), "claims to decompress"),
+    "no valid compression": (table_of_block(encode_varint(20) + b"\xff\xff\xff", 1), "decompress"),
+    "a block beyond the file": (
+        table_of_block(ONE_RESTART)[:-48] + (encode_varint(1 << 40) * 4).ljust(40, b"\0") + table_of_block(b"")[-8:],
+        "beyond the end of the table",
+    ),
+    "keys out of order": (write_table([HEADER, (b"b", encode_entry(FLOAT)), (b"a", encode_entry(FLOAT))]), "order"),
+    "no header": (write_table([(b"w", encode_entry(FLOAT))]), "without the header"),
+    "no data files": (table(header=(b"", b"\x1a\2\x08\1")), "0 data files"),
+    "a million data files": (table(header=(b"", encode_header(1_000_000))), "1000000 data files"),
+    "a later version": (table(header=(b"", b"\x08\1\x1a\4\x08\5\x10\5")), "does not know"),
+    "a data file that does not exist": (table((b"w", encode_entry(FLOAT._replace(shard=3)))), "impossible place"),
+    "a negative offset": (table((b"w", encode_entry(FLOAT._replace(offset=(1 << 64) - 5)))), "impossible place"),
+    "an offset near the limit": (table((b"w", encode_entry(FLOAT._replace(offset=(1 << 63) - 2)))), "impossible place"),
+    "fewer bytes than numbers": (table((b"w", encode_entry(FLOAT._replace(shape=(1 << 40,))))), "in 4 bytes"),
+    "a huge shape of no bytes": (table((b"w", encode_entry(FLOAT._replace(shape=(1 << 62, 1 << 62))))), "shape"),
+    "a negative length": (table((b"w", encode_entry(FLOAT._replace(shape=((1 << 64) - 1,))))), "shape"),
+    "more strings than bytes": (table((b"w", encode_entry(Entry(7, (1 << 40,), 0, 0, 4, 0)))), "in 4 bytes"),
+    "a slice that is missing": (
+        table((b"w", encode_entry(FLOAT._replace(slices=((Extent(0, 1),),))))), "without one of its slices"
+    ),
+    "a slice outside of its tensor": (
+        table(
+            (b"w", encode_entry(FLOAT._replace(slices=((Extent(5, 1),),)))),
+            (slice_key(b"w", [Extent(5, 1)]), encode_entry(FLOAT)),
+        ),
+        "without one of its slices",
+    ),
+    "a slice of no tensor": (table((slice_key(b"w", [Extent(0, 1)]), encode_entry(FLOAT))), "slice of no tensor"),
+    "a key that is not UTF-8": (table((b"\xff", encode_entry(FLOAT))), "not UTF-8"),
+    "a message that ends early": (table((b"w", b"\x12\x7f\0")), "beyond the end of its message"),
+    "a field of an unknown kind": (table((b"w", b"\x0b\0")), "unknown kind 3"),
+    "bytes in place of a number": (table((b"w", b"\x0a\1a")), "in place of a number"),
+    "a shape of unknown rank": (table((b"w", b"\x08\1\x12\2\x18\1")), "unknown rank"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_index_is_refused_at_once(content, tmp_path):
+    index, expected = content
+    (tmp_path / "m.index").write_bytes(index)
+    (tmp_path / "m.data-00000-of-00001").write_bytes(bytes(4))
+    started = time.monotonic()
+    message = message_of(pts.CorruptCheckpointError, lambda: pts.restore(tmp_path / "m"))
+    assert time.monotonic() - started < 5
+    assert expected in message
+    assert "m.index" in message
+
+
+def test_keys_that_grow_without_end_take_bounded_memory(tmp_path):
+    entries = b"\0\0\0" + b"".join(
+        encode_varint(length) + b"\1\0" + b"a" for length in range(300_000)
+    )  # each key is one byte longer than the one before
+    (tmp_path / "m.index").write_bytes(table_of_block(entries + ONE_RESTART))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = message_of(pts.CorruptCheckpointError, lambda: pts.restore(tmp_path / "m", format="tensorflow"))
+    assert "much longer than the table" in message
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10
+
+
+def test_a_compressed_index_is_read(tmp_path):
+    content, empty = write_table([HEADER, *((f"w{i:03}".encode(), encode_entry(FLOAT)) for i in range(100))]), b""
+    entries, _ = read_table(content)
+    plain = content[: content.index(block(ONE_RESTART)) - 5]  # the only data block
+    assert read_table(table_of_block(bytes(cramjam.snappy.compress_raw(plain)), 1))[0] == entries
+    (tmp_path / "m.index").write_bytes(table_of_block(bytes(cramjam.snappy.compress_raw(plain)), 1))
+    (tmp_path / "m.data-00000-of-00001").write_bytes(bytes(4) + empty)
+    assert len(pts.restore(tmp_path / "m")) == 100
+
+
+@given(st.binary(max_size=300), st.integers(0, 400), st.binary(min_size=1, max_size=4))
+def test_changed_tables_are_read_or_refused(content, position, change):
+    whole = bytearray(table((b"w", encode_entry(FLOAT))) if len(content) < 5 else content)
+    whole[position : position + len(change)] = change
+    try:
+        read_table(bytes(whole))
+    except ValueError:
+        return
+
+
+def test_numbers_of_the_other_byte_order_are_read(tmp_path):
+    values = np.arange(6, dtype=">f4").reshape(2, 3)
+    strings, checksum = encode_strings([b"ab"])
+    lengths = crc32c((2).to_bytes(4, "big"))
+    stored = masked(lengths).to_bytes(4, "big")
+    strings = b"\2" + stored + b"ab"
+    checksum = masked(crc32c(b"ab", crc32c(stored, lengths)))
+    content = values.tobytes() + strings
+    entries = [
+        (b"s", encode_entry(Entry(7, (), 0, values.nbytes, len(strings), checksum))),
+        (b"w", encode_entry(Entry(1, (2, 3), 0, 0, values.nbytes, masked(crc32c(values.tobytes()))))),
+    ]
+    (tmp_path / "m.index").write_bytes(write_table([(b"", b"\x08\1\x10\1\x1a\2\x08\1"), *entries]))
+    (tmp_path / "m.data-00000-of-00001").write_bytes(content)
+    tree = pts.restore(tmp_path / "m")
+    assert tree["w"].tolist() == values.tolist()
+    assert tree["s"] == b"ab"
+
+
+def test_leftovers_of_a_killed_save_are_removed_by_the_next_one(tmp_path):
+    program = """
+import os, sys
+import numpy as np
+import pytreesaver as pts
+from pytreesaver._io import filesystem
+calls = 0
+def count(name):
+    real = getattr(filesystem, name)
+    def counted(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == int(sys.argv[2]):
+            os._exit(9)
+        return real(*arguments, **options)
+    setattr(filesystem, name, counted)
+for name in ("rename", "rename_to_new", "sync_directory", "sync_file", "open_new", "remove_file", "remove_directory"):
+    count(name)
+if sys.argv[3] == "remove":
+    pts.remove_checkpoint(sys.argv[1])
+else:
+    pts.save({"w": np.full(3, 2)}, sys.argv[1], format="tensorflow", overwrite=True)
+print(calls)
+"""
+    for action, exists in product(["save", "remove"], [False, True]):
+        if action == "remove" and not exists:
+            continue
+        for number in range(1, 60):
+            run = tmp_path / f"{action}-{exists}-{number}"
+            if exists:
+                pts.save({"w": np.full(3, 1)}, run / "m", format="tensorflow")
+            done = subprocess.run(
+                [sys.executable, "-c", program, str(run / "m"), str(number), action],
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode == 0:
+                break
+            assert done.returncode == 9, done.stderr
+            if pts.checkpoint_exists(run / "m"):
+                assert pts.restore(run / "m")["w"].tolist() in ([1] * 3, [2] * 3)
+            else:
+                assert not exists or action == "remove"
+            pts.save({"w": np.full(3, 3)}, run / "m", format="tensorflow", overwrite=True)
+            assert pts.restore(run / "m")["w"].tolist() == [3] * 3
+            pts.remove_checkpoint(run / "m")
+            assert list(run.iterdir()) == []
+        assert number > 4

@@ -94,10 +94,17 @@ class IndexedReader:
         self.shapes: Sequence[tuple[int, ...]] = index.shapes
         self._dtypes = [storage_dtype(leaf_type) for leaf_type in index.types]
         self.nbytes: Sequence[int] = self._files.nbytes
-        self.structure = index.structure
+        self._structure = index.structure
         self.metadata = index.metadata
         self.record = index.record
         self.same_as: Mapping[int, int] = {int(position): earlier for position, earlier in index.same_as.items()}
+
+    @property
+    def structure(self) -> Any:
+        """As in `pytreesaver.formats.TreeContents`. The index has it, or a function that returns it, called once."""
+        if callable(self._structure):
+            self._structure = self._structure()
+        return self._structure
 
     def close(self) -> None:
         """Close the data files. Mapped arrays stay valid."""

@@ -234,6 +234,6 @@ def _index_of(headers: Sequence[tuple[str, Header]], metadata: Mapping[str, Any]
         chunk_offsets=offsets,
         checksum_block_nbytes=BLOCK_NBYTES,
         checksums="",
-        structure=structure_of_names(names),
+        structure=lambda: structure_of_names(names),
         metadata=encode_value(dict(metadata), classes=False),
     )

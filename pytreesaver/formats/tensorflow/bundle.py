@@ -1,5 +1,6 @@
 """The index of a TensorFlow checkpoint: its tensors by their keys, checked. Pure functions."""
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,25 @@ DESCRIPTION_KEY = b"pytreesaver.description"
 
 
 class Tensor(NamedTuple):
-    """A tensor: its dtype as in `Entry`, its shape, and the boxes of which it consists, with their entries."""
+    """A tensor: its entry, and if it is in slices, their boxes and entries."""
 
-    dtype: int
-    shape: tuple[int, ...]
-    parts: Sequence[tuple[Box, Entry]]
+    entry: Entry
+    slices: Sequence[tuple[Box, Entry]] = ()
+
+    @property
+    def dtype(self) -> int:
+        """Its dtype, as in `Entry`."""
+        return self.entry.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.entry.shape
+
+    @property
+    def parts(self) -> Sequence[tuple[Box, Entry]]:
+        """The boxes of which it consists, with their entries."""
+        return self.slices or ((whole_box(self.entry.shape), self.entry),)
 
 
 class Bundle(NamedTuple):
@@ -73,14 +88,15 @@ def _tensors(entries: Mapping[bytes, Entry]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     of_slices = {key for key in entries if key.startswith(b"\0")}
     for key, entry in entries.items():
-        if key in of_slices:
+        if key.startswith(b"\0"):
             continue
         try:
             name = key.decode()
         except UnicodeDecodeError as error:
             raise DamagedTableError(f"a key that is not UTF-8: {key[:60]!r} ({error})") from None
-        if not is_shape(entry.shape, 1):
-            raise DamagedTableError(f"{quoted(name)} of the impossible shape {list(entry.shape[:9])}")
+        if not entry.slices:
+            tensors[name] = Tensor(entry)
+            continue
         parts = []
         for extents in entry.slices:
             box, part = _box_of(extents, entry.shape), entries.get(slice_key(key, extents))
@@ -88,7 +104,7 @@ def _tensors(entries: Mapping[bytes, Entry]) -> dict[str, Tensor]:
                 raise DamagedTableError(f"{quoted(name)} without one of its slices, {_described(extents)}")
             of_slices.discard(slice_key(key, extents))
             parts.append((box, part))
-        tensors[name] = Tensor(entry.dtype, entry.shape, parts or [(whole_box(entry.shape), entry)])
+        tensors[name] = Tensor(entry, parts)
     if of_slices:
         raise DamagedTableError(f"a slice of no tensor, {min(of_slices)[:60]!r}")
     return tensors
@@ -112,32 +128,38 @@ def _described(extents: Sequence[Extent]) -> str:
 
 def _checked(tensors: Mapping[str, Tensor], header: Header) -> list[int]:
     """Return how many bytes of each data file are in use. Raises a DamagedTableError for an impossible entry."""
-    used: dict[int, int] = {}
-    for name, tensor in tensors.items():
-        dtype = name_of_dtype(tensor.dtype)
-        itemsize = None if dtype is None else dtype_from_name(dtype).itemsize
-        for box, entry in tensor.parts:
-            shape = box_shape(box)
-            size = math.prod(shape)
-            if not 0 <= entry.shard < header.num_shards or entry.offset < 0 or entry.nbytes < 0:
-                raise DamagedTableError(
-                    f"{quoted(name)} at the impossible place {entry.shard}:{entry.offset}+{entry.nbytes}"
-                )
-            if entry.offset + entry.nbytes >= 1 << 63:
-                raise DamagedTableError(f"{quoted(name)} at the impossible place {entry.offset}+{entry.nbytes}")
-            fits = (
-                entry.nbytes == size * itemsize
-                if itemsize is not None
-                else entry.nbytes >= size + 4
-                if tensor.dtype == STRING
-                else True
-            )
-            if not fits:
-                raise DamagedTableError(f"{quoted(name)} of the shape {list(shape[:9])} in {entry.nbytes} bytes")
-            used[entry.shard] = max(used.get(entry.shard, 0), entry.offset + entry.nbytes)
-    if header.num_shards > 100_000:
+    if header.num_shards > _MOST_SHARDS:
         raise DamagedTableError(f"a header with {header.num_shards} data files")
-    return [used.get(shard, 0) for shard in range(header.num_shards)]
+    used = [0] * header.num_shards
+    for name, tensor in tensors.items():
+        for entry in [part for _, part in tensor.slices] or (tensor.entry,):
+            _, shape, shard, offset, nbytes, _, _ = entry
+            least, most = _sizes(entry.dtype, shape)
+            if least < 0:
+                raise DamagedTableError(f"{quoted(name)} of the impossible shape {list(shape[:9])}")
+            end = offset + nbytes
+            if not 0 <= shard < header.num_shards or offset < 0 or nbytes < 0 or end >= 1 << 63:
+                raise DamagedTableError(f"{quoted(name)} at the impossible place {shard}:{offset}+{nbytes}")
+            if not least <= nbytes <= most:
+                raise DamagedTableError(f"{quoted(name)} of the shape {list(shape[:9])} in {nbytes} bytes")
+            used[shard] = max(used[shard], end)
+    return used
+
+
+_MOST_SHARDS = 100_000
+
+
+@functools.lru_cache(maxsize=4096)
+def _sizes(dtype: int, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many bytes an entry has at least and at most; -1 for an impossible shape."""
+    name = name_of_dtype(dtype)
+    itemsize = 1 if name is None else dtype_from_name(name).itemsize
+    if not is_shape(shape, itemsize):
+        return -1, -1
+    nbytes = math.prod(shape) * itemsize
+    if name is not None:
+        return nbytes, nbytes
+    return nbytes + 4 if dtype == STRING else 0, 1 << 63
 
 
 def grid_of(tensor: Tensor) -> tuple[list[list[int]], list[int]] | None:
@@ -146,12 +168,12 @@ def grid_of(tensor: Tensor) -> tuple[list[list[int]], list[int]] | None:
     Return None if they form none.
 
     Example:
-        >>> entry = Entry(1, (2, 3), 0, 0, 24, 0)
-        >>> grid_of(Tensor(1, (4, 3), [(((2, 4), (0, 3)), entry), (((0, 2), (0, 3)), entry)]))
+        >>> entry = Entry(1, (4, 3), 0, 0, 0, 0)
+        >>> grid_of(Tensor(entry, [(((2, 4), (0, 3)), entry), (((0, 2), (0, 3)), entry)]))
         ([[0, 2, 4], [0, 3]], [1, 0])
     """
-    boxes = [box for box, _ in tensor.parts]
-    if boxes == [whole_box(tensor.shape)]:
+    boxes = [box for box, _ in tensor.slices]
+    if not boxes or boxes == [whole_box(tensor.shape)]:
         return [[0, length] for length in tensor.shape], [0]
     boundaries = [sorted({bound for box in boxes for bound in box[axis]}) for axis in range(len(tensor.shape))]
     spans = [(axis[0], axis[-1]) for axis in boundaries]

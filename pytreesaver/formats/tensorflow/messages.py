@@ -102,6 +102,32 @@ class Entry(NamedTuple):
 
 def decode_entry(message: bytes) -> Entry:
     """Decode an entry. Raises a DamagedTableError if it is damaged."""
+    return _decode_usual_entry(message) or _decode_any_entry(message)
+
+
+def _decode_usual_entry(message: bytes) -> Entry | None:
+    """Decode an entry without slices whose fields are in order, as nearly all are. Return None for others."""
+    nbytes = len(message)
+    if nbytes < 4 or message[0] != 0x08 or message[1] > 0x7F or message[2] != 0x12 or message[3] > 0x7F:
+        return None
+    position = 4 + message[3]
+    shape = message[4:position]
+    numbers = []
+    for tag in (0x18, 0x20, 0x28):
+        number = 0
+        if position < nbytes and message[position] == tag:
+            number, position = varint(message, position + 1)
+        numbers.append(number)
+    checksum = message[position + 1 :]
+    if (position < nbytes and (message[position] != 0x35 or len(checksum) != 4)) or position > nbytes:
+        return None
+    shard, offset, size = numbers
+    if (shard | offset | size) >> 63:  # a negative number
+        return None
+    return Entry(message[1], _decode_shape(shape), shard, offset, size, int.from_bytes(checksum, "little"))
+
+
+def _decode_any_entry(message: bytes) -> Entry:
     dtype = shard = offset = nbytes = checksum = 0
     shape: tuple[int, ...] = ()
     slices: list[tuple[Extent, ...]] = []

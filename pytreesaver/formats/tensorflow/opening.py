@@ -4,10 +4,10 @@ Tensors of numbers are read through an index like that of the native format. The
 numbers of the other byte order, and slices that form no grid.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,14 +147,14 @@ def _reader_of(
 ) -> CheckpointReader:
     stored = [variable for variable in variables if variable.cells is not None]
     loaded = [variable for variable in variables if variable.cells is None]
-    arrays = _indexed_reader(path, files, stored)
     described = bundle.description
     metadata = encode_value({}, classes=False) if described is None else described.metadata
     record = _record_of(path) if described is None else described.record
     same_as = {} if described is None else {int(key): earlier for key, earlier in described.same_as.items()}
+    arrays = _indexed_reader(path, files, stored, structure)
     if not loaded:
         data.close()
-        arrays.structure, arrays.metadata, arrays.record, arrays.same_as = structure, metadata, record, same_as
+        arrays.metadata, arrays.record, arrays.same_as = metadata, record, same_as
         return arrays
     whole = _loaded_reader(path, loaded, data)
     places = [("loaded" if variable.cells is None else "stored") for variable in variables]
@@ -163,17 +163,24 @@ def _reader_of(
     for place in places:
         inner.append((place, counts[place]))
         counts[place] += 1
-    contents = JoinedContents([each.name for each in variables], inner, structure, metadata, record, same_as)
+    contents = JoinedContents([each.name for each in variables], inner, arrays.structure, metadata, record, same_as)
     readers: dict[str, CheckpointReader] = {"stored": arrays, "loaded": whole}
     return JoinedReader(path, readers, contents, format_name=NAME, format_version=VERSION)
 
 
-def _indexed_reader(path: Path, files: Sequence[DataFile], variables: Sequence[_Variable]) -> IndexedReader:
+def _indexed_reader(
+    path: Path, files: Sequence[DataFile], variables: Sequence[_Variable], structure: Any
+) -> IndexedReader:
     types: dict[LeafType, int] = {}
-    parts = [
-        [variable.tensor.parts[i][1] for i in variable.cells[1]] for variable in variables if variable.cells is not None
+    entries = [
+        entry
+        for variable in variables
+        for entry in (
+            [variable.tensor.slices[i][1] for i in variable.cells[1]]
+            if variable.tensor.slices and variable.cells
+            else (variable.tensor.entry,)
+        )
     ]
-    entries = [entry for each in parts for entry in each]
     index = Index(
         names=[variable.name for variable in variables],
         types=[],
@@ -185,7 +192,7 @@ def _indexed_reader(path: Path, files: Sequence[DataFile], variables: Sequence[_
         chunk_offsets=[entry.offset for entry in entries],
         checksum_block_nbytes=_NO_BLOCKS,
         checksums="",
-        structure=None,
+        structure=structure,
         metadata=None,
     )
     index.types = list(types)
@@ -197,7 +204,7 @@ def _indexed_reader(path: Path, files: Sequence[DataFile], variables: Sequence[_
         [path.with_name(file.name) for file in files],
         format_name=NAME,
         format_version=VERSION,
-        new_checks=partial(Crc32cOfRanges, expected, sizes),
+        new_checks=functools.partial(Crc32cOfRanges, expected, sizes),
     )
 
 
@@ -241,10 +248,11 @@ def _cells(
     """Return the cells of a variable of pytreesaver; None if it consists of strings."""
     if tensor.dtype == STRING:
         return None
-    dtype = storage_dtype(leaf_type)
-    as_bytes = (*shape, dtype.itemsize)  # of a dtype that TensorFlow lacks
-    cells = grid_of(tensor)
-    is_described = name_of_dtype(tensor.dtype) in (dtype.name, "uint8") and tensor.shape in (tuple(shape), as_bytes)
+    cells = _cells_of(tensor)
+    is_described = name_of_dtype(tensor.dtype) == leaf_type.dtype.removeprefix(">") and tensor.shape == tuple(shape)
+    if not is_described:  # a dtype that TensorFlow lacks is stored as bytes
+        as_bytes = (*shape, storage_dtype(leaf_type).itemsize)
+        is_described = name_of_dtype(tensor.dtype) == "uint8" and tensor.shape == as_bytes
     if cells is None or not is_described:
         raise CorruptCheckpointError(
             f"{index_file(path)}: {quoted(name)}: expected a tensor of its description, found another", damaged=[name]
@@ -273,7 +281,13 @@ def _foreign_variables(
         found, branch = _variables_of(name, key, bundle.tensors[key], data, len(variables))
         variables += found
         branches.append(branch)
-    return variables, _with_branches(structure_of_names(names), branches), others
+    has_lists = len(variables) > len(names)
+
+    def structure() -> Any:  # listing the variables of a checkpoint needs none
+        whole = structure_of_names(names)
+        return _with_branches(whole, branches) if has_lists else whole
+
+    return variables, structure, others
 
 
 def _variables_of(name: str, key: str, tensor: Tensor, data: DataFiles, first: int) -> tuple[list[_Variable], Any]:
@@ -288,9 +302,9 @@ def _variables_of(name: str, key: str, tensor: Tensor, data: DataFiles, first: i
     """
     dtype = name_of_dtype(tensor.dtype)
     if dtype is not None:
-        cells = None if data.is_big_endian else grid_of(tensor)
-        return [_Variable(name, LeafType("numpy", dtype), tensor.shape, key, tensor, cells)], first
-    nbytes = tensor.parts[0][1].nbytes
+        cells = None if data.is_big_endian else _cells_of(tensor)
+        return [_Variable(name, _numpy_type(dtype), tensor.shape, key, tensor, cells)], first
+    nbytes = tensor.entry.nbytes
     if tensor.dtype != STRING or not tensor.shape:
         length = nbytes if tensor.dtype != STRING else scalar_length(nbytes) or 0
         return [_Variable(name, LeafType("bytes", "uint8"), (length,), key, tensor, None)], first
@@ -310,6 +324,19 @@ def _variables_of(name: str, key: str, tensor: Tensor, data: DataFiles, first: i
     ]
     branch: Any = (np.arange(len(strings)) + first).reshape(tensor.shape).tolist()
     return variables, branch
+
+
+_WHOLE: tuple[list[list[int]], Sequence[int]] = ([], [0])
+"""The cells of a tensor that is not in slices."""
+
+
+def _cells_of(tensor: Tensor) -> tuple[list[list[int]], Sequence[int]] | None:
+    return grid_of(tensor) if tensor.slices else _WHOLE
+
+
+@functools.cache
+def _numpy_type(dtype: str) -> LeafType:
+    return LeafType("numpy", dtype)
 
 
 def _with_branches(node: Any, branches: Sequence[Any]) -> Any:
