@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 import pytreesaver as pts
 from pytreesaver._io.crc32c import Crc32cOfRanges, combined, crc32c, masked
 from pytreesaver.formats import tensorflow
+from pytreesaver.formats.tensorflow.bundle import slice_key
 from pytreesaver.formats.tensorflow.messages import Entry, Extent, encode_entry, encode_header
-from pytreesaver.formats.tensorflow.slices import slice_key
 from pytreesaver.formats.tensorflow.strings import encode_strings
 from pytreesaver.formats.tensorflow.table import encode_varint, read_table, write_table
 from pytreesaver.testing import FormatConformance, assert_trees_equal, pytrees

@@ -15,8 +15,7 @@ from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import box_index, box_shape
 from pytreesaver._tree.kinds import LeafType, dtype_from_name, storage_dtype, stored_array
 from pytreesaver.formats.tensorflow.bundle import Tensor, covers
-from pytreesaver.formats.tensorflow.dtypes import STRING, VARIANT_NAMES, name_of_dtype
-from pytreesaver.formats.tensorflow.messages import Entry
+from pytreesaver.formats.tensorflow.messages import STRING, VARIANT_NAMES, Entry, name_of_dtype
 from pytreesaver.formats.tensorflow.strings import decode_strings
 from pytreesaver.formats.tensorflow.table import DamagedTableError
 

@@ -28,12 +28,10 @@ from pytreesaver.formats.description import described, encode_description
 from pytreesaver.formats.indexed.data import WriteOptions, new_index, plan_layout, stored_chunks, taker
 from pytreesaver.formats.places import files_beside, index_file
 from pytreesaver.formats.protocol import TreeContents
-from pytreesaver.formats.tensorflow.bundle import DESCRIPTION_KEY, decode_bundle
-from pytreesaver.formats.tensorflow.dtypes import STRING, number_of_dtype
+from pytreesaver.formats.tensorflow.bundle import DESCRIPTION_KEY, decode_bundle, slice_key
 from pytreesaver.formats.tensorflow.files import data_file, read_index_file, recognizes, shard_count
-from pytreesaver.formats.tensorflow.messages import Entry, Extent, encode_entry, encode_header
+from pytreesaver.formats.tensorflow.messages import STRING, Entry, Extent, encode_entry, encode_header, number_of_dtype
 from pytreesaver.formats.tensorflow.names import OBJECT_GRAPH
-from pytreesaver.formats.tensorflow.slices import slice_key
 from pytreesaver.formats.tensorflow.strings import encode_strings
 from pytreesaver.formats.tensorflow.table import write_table
 
