@@ -91,7 +91,7 @@ def file_system_calls(file):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner, name = ast.unparse(node.func.value), node.func.attr
             known = {"os": OS_FUNCTIONS, "os.path": OS_PATH_FUNCTIONS}.get(owner, PATH_METHODS)
-            if name in known and owner != "filesystem":
+            if name in known and owner not in ("filesystem", "places"):
                 yield f"{file.relative_to(PACKAGE)}:{node.lineno}: {owner}.{name}"
 
 

@@ -77,10 +77,6 @@ _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, e
 """The errors with which file systems refuse a call that they do not support."""
 
 
-NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
-"""The errors of `link` where there are no hard links."""
-
-
 def write(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
     """Write up to `MAX_BUFFERS` buffers contiguously at `offset`. Return the number of bytes written."""
     try:

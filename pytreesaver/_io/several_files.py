@@ -5,6 +5,7 @@ such a directory first. Its file `MOVES` lists the other files. If the process e
 still has the head, so that `undo_moves` can tell that these files are leftovers.
 """
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -134,12 +135,15 @@ def rename_without_replacing(source: Path, target: Path) -> None:
     except FileExistsError as error:
         raise CheckpointExistsError(f"{target} was created by another process during the save") from error
     except OSError as error:
-        if error.errno not in filesystem.NO_HARD_LINKS:
+        if error.errno not in _NO_HARD_LINKS:
             raise
         filesystem.rename(source, target)
         return
     with suppress(OSError):  # the next save removes it
         filesystem.remove_file(source)
+
+
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
 def unlocked(files: Sequence[Path]) -> list[Path]:

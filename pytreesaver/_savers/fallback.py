@@ -60,7 +60,7 @@ def refuse_foreign_steps(directory: Path) -> None:
     if found:
         library, steps = found
         way_out = f"restore them with {library} and save them here under another name"
-        if library in ("Orbax", "Hugging Face", "TensorFlow"):
+        if library in ("Orbax", "Hugging Face", "TensorFlow", "Flax"):
             way_out = "pytreesaver.restore reads them, and pytreesaver.convert copies them to another directory"
         raise CheckpointExistsError(
             f"{directory}: expected checkpoints of pytreesaver or none, found steps of {library}: "

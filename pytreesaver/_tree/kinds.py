@@ -172,6 +172,32 @@ def big_int_nbytes(value: int) -> int:
     return value.bit_length() // 8 + 1
 
 
+PYTHON_TYPES: dict[type, LeafType] = {
+    bool: LeafType("bool", "bool"),
+    int: LeafType("int", "int64"),
+    float: LeafType("float", "float64"),
+    complex: LeafType("complex", "complex128"),
+    str: LeafType("str", "uint8"),
+    bytes: LeafType("bytes", "uint8"),
+}
+_BIG_INT = LeafType("int", "uint8")
+
+
+def python_leaf_type(leaf: Any) -> tuple[LeafType, tuple[int, ...]]:
+    """Return the type of a leaf of one of `PYTHON_TYPES`, and the shape of its stored array.
+
+    Example:
+        >>> python_leaf_type("hi")
+        (LeafType(kind='str', dtype='uint8', weak_type=False, key_impl=''), (2,))
+    """
+    leaf_type = PYTHON_TYPES[type(leaf)]
+    if type(leaf) is int and not -(2**63) <= leaf < 2**63:
+        return _BIG_INT, (big_int_nbytes(leaf),)
+    if type(leaf) is str:
+        return leaf_type, (len(leaf.encode("utf-8", "surrogatepass")),)
+    return leaf_type, (len(leaf),) if type(leaf) is bytes else ()
+
+
 def cell_bytes(cell: Any, leaf_type: LeafType) -> np.ndarray:
     """Return the little-endian, C-ordered bytes of a cell as a uint8[n], without a copy if possible."""
     if leaf_type.kind in ("jax", "numpy"):

@@ -8,7 +8,16 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from pytreesaver._tree.kinds import Cells, Kind, LeafType, NotPlainError, big_int_nbytes, dtype_name, grid_cells
+from pytreesaver._tree.kinds import (
+    PYTHON_TYPES,
+    Cells,
+    Kind,
+    LeafType,
+    NotPlainError,
+    dtype_name,
+    grid_cells,
+    python_leaf_type,
+)
 
 
 class LeafError(Exception):
@@ -26,16 +35,8 @@ def leaf_type_of(leaf: Any) -> tuple[LeafType, tuple[int, ...]]:
         (LeafType(kind='numpy', dtype='float16', weak_type=False, key_impl=''), (2, 3))
     """
     kind = type(leaf)
-    if kind is int:
-        if -(2**63) <= leaf < 2**63:
-            return _PYTHON_TYPES[int], ()
-        return _BIG_INT, (big_int_nbytes(leaf),)
-    if kind is str:
-        return _PYTHON_TYPES[str], (len(leaf.encode("utf-8", "surrogatepass")),)
-    if kind is bytes:
-        return _PYTHON_TYPES[bytes], (len(leaf),)
-    if kind in _PYTHON_TYPES:
-        return _PYTHON_TYPES[kind], ()
+    if kind in PYTHON_TYPES:
+        return python_leaf_type(leaf)
     if isinstance(leaf, jax.Array):
         return _jax_type(leaf)
     if kind is np.ndarray or isinstance(leaf, np.memmap):
@@ -43,18 +44,6 @@ def leaf_type_of(leaf: Any) -> tuple[LeafType, tuple[int, ...]]:
     if isinstance(leaf, np.generic):
         return _numpy_scalar_type(leaf), ()
     raise LeafError(f"of type {kind.__module__}.{kind.__qualname__}{_advice(leaf)}")
-
-
-_PYTHON_TYPES: dict[type, LeafType] = {
-    bool: LeafType("bool", "bool"),
-    int: LeafType("int", "int64"),
-    float: LeafType("float", "float64"),
-    complex: LeafType("complex", "complex128"),
-    str: LeafType("str", "uint8"),
-    bytes: LeafType("bytes", "uint8"),
-}
-
-_BIG_INT = LeafType("int", "uint8")
 
 
 def _jax_type(leaf: jax.Array) -> tuple[LeafType, tuple[int, ...]]:
@@ -136,7 +125,7 @@ def _advice(leaf: Any) -> str:
     if callable(leaf):
         return "; remove functions from the tree first, for example with equinox.filter(tree, equinox.is_array)"
     if isinstance(leaf, bool | int | float | complex | str | bytes):
-        return f"; convert it to a plain {next(t.__name__ for t in _PYTHON_TYPES if isinstance(leaf, t))}"
+        return f"; convert it to a plain {next(t.__name__ for t in PYTHON_TYPES if isinstance(leaf, t))}"
     if type(leaf).__module__.startswith("equinox"):
         return "; equinox.filter(model, equinox.is_array) leaves it out"
     if type(leaf).__name__ == "Ref" and type(leaf).__module__.startswith("jax"):

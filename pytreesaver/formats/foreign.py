@@ -137,7 +137,7 @@ def _kind_of_file(path: Path) -> str | None:
     if kind is None and path.name.endswith(".safetensors"):
         return f"a damaged safetensors file of {size} bytes; perhaps its download was interrupted: download it again"
     if kind is None and re.fullmatch(r"checkpoint_[0-9]+|.*\.msgpack", path.name):
-        return "a msgpack file of Flax; load it with flax.serialization and save a tree"
+        return f"a damaged msgpack file of {size} bytes; perhaps its download was interrupted: download it again"
     return kind
 
 

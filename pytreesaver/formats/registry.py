@@ -21,10 +21,11 @@ _MODULES = {
     "safetensors": "pytreesaver.formats.safetensors",
     "orbax": "pytreesaver.formats.orbax",
     "npz": "pytreesaver.formats.npz",
+    "msgpack": "pytreesaver.formats.msgpack",
     "tensorflow": "pytreesaver.formats.tensorflow",
 }
 _DEFAULT = "native"
-_ENDINGS = {".safetensors": "safetensors", ".npz": "npz"}
+_ENDINGS = {".safetensors": "safetensors", ".npz": "npz", ".msgpack": "msgpack"}
 _registered: dict[str, Format] = {}
 _METHODS = (
     "unsupported",
@@ -132,7 +133,7 @@ def format_of_ending(name: str) -> str | None:
 
 
 _ENDINGS_OF_OTHERS = (
-    *(".npy", ".msgpack", ".pt", ".pth", ".bin", ".pkl"),
+    *(".npy", ".pt", ".pth", ".bin", ".pkl"),
     *(".h5", ".hdf5", ".keras", ".gguf", ".eqx"),
 )
 

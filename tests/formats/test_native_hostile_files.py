@@ -10,7 +10,7 @@ import xxhash
 from helpers import rewrite
 
 import pytreesaver as pts
-from pytreesaver.formats.indexed import reader as native_reader
+from pytreesaver.formats.indexed import verifying
 
 TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32), "step": 3, "name": "run"}
 
@@ -344,13 +344,13 @@ def test_damage_in_two_data_files_is_reported_together(tmp_path, mmap):
 def test_a_file_truncated_during_verify_is_damage(path, monkeypatch):
     (data,) = path.glob("*.safetensors")
     reader = pts.load_checkpoint(path)
-    real = native_reader.read_ranges
+    real = verifying.read_ranges
 
     def cut_before(*args):
         os.truncate(data, data.stat().st_size - 1)
         return real(*args)
 
-    monkeypatch.setattr(native_reader, "read_ranges", cut_before)
+    monkeypatch.setattr(verifying, "read_ranges", cut_before)
     with reader, pytest.raises(pts.CorruptCheckpointError, match="bytes, found"):
         reader.verify()
 

@@ -79,6 +79,9 @@ def test_plain_saves_are_found_as_the_manager_finds_them():
     assert pts.latest_checkpoint("run", "another") is None
 
 
+SAMPLES = Path(__file__).parents[1] / "data" / "of_tensorflow"
+
+
 def orbax_steps(directory):
     with ocp.CheckpointManager(Path(directory).absolute()) as manager:
         for step in (100, 200):
@@ -96,7 +99,8 @@ def tensorflow_steps(directory):
     Path(directory).mkdir()
     for step in (100, 200):
         for ending in ("index", "data-00000-of-00001"):
-            Path(directory, f"model.ckpt-{step}.{ending}").write_bytes(b"x")
+            sample = SAMPLES / "seed" / f"saver1.ckpt.{ending}"
+            Path(directory, f"model.ckpt-{step}.{ending}").write_bytes(sample.read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -109,13 +113,9 @@ def test_a_manager_does_not_start_over_in_the_directory_of_another_library(libra
     for use in (lambda: manager.restore_or_init({"w": 0}), lambda: manager.save(0, {"w": 0}), manager.restore):
         message = message_of(pts.CheckpointExistsError, use)
         assert f"found steps of {library}: 100, 200; " in message
-        assert ("pytreesaver.convert" if library == "Orbax" else f"restore them with {library}") in message
+        assert "pytreesaver.convert" in message
     assert sorted(Path("run").rglob("*")) == before
-    if library == "Orbax":
-        return
-    message = message_of(pts.CheckpointNotFoundError, lambda: pts.restore("run"))
-    assert "found what looks like a directory of " in message
-    assert library in message
+    assert pts.restore("run")
 
 
 def zip_of(name):

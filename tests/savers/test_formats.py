@@ -10,7 +10,7 @@ import pytreesaver as pts
 from pytreesaver.formats.places import names_in
 from pytreesaver.testing import assert_trees_equal
 
-FORMATS = ["native", "safetensors", "orbax", "tensorflow"]
+FORMATS = ["native", "safetensors", "orbax", "tensorflow", "msgpack"]
 
 
 def tree(step):

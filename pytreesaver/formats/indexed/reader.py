@@ -3,7 +3,7 @@
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +31,8 @@ from pytreesaver._tree.boxes import (
 from pytreesaver._tree.kinds import LeafType, storage_dtype, stored_array
 from pytreesaver.formats.indexed.files import IndexedFiles
 from pytreesaver.formats.indexed.index import Chunk, Index
+from pytreesaver.formats.indexed.verifying import verify_files
 
-_WINDOW_NBYTES = 64 << 20  # peak memory beyond the result
 _RESHAPED_NBYTES = 32 << 20  # peak memory of the elements to reshape
 _GAP_NBYTES = 64 << 10  # reading this much costs less than another system call
 
@@ -52,15 +52,6 @@ class _Check(NamedTuple):
     chunk: Chunk
     low: int
     data: np.ndarray
-
-
-class _Slice(NamedTuple):
-    """The bytes of a chunk from `begin` to `end`, and the variable that it belongs to."""
-
-    position: int
-    chunk: Chunk
-    begin: int
-    end: int
 
 
 class IndexedReader:
@@ -377,37 +368,9 @@ class IndexedReader:
 
     def verify(self) -> None:
         """See `pytreesaver.formats.CheckpointReader.verify`. Memory use is bounded."""
-        reasons, damaged = self._files.check()
-        checks = self._files.new_checks() if self._files.has_checksums else None
-        for group in _bounded(self._slices(), _WINDOW_NBYTES):
-            # `reasons` covers what a truncated file lacks already; the rest is verified all the same.
-            present = [each for each in group if self._files.size(each.chunk.file) >= each.chunk.offset + each.end]
-            for file in {each.chunk.file for each in present}:
-                parts = [each for each in present if each.chunk.file == file]
-                ranges = ReadRanges(
-                    [each.chunk.offset + each.begin for each in parts],
-                    [each.end - each.begin for each in parts],
-                    [each.chunk.first_block for each in parts],
-                    checks,
-                    [each.begin for each in parts],
-                )
-                # The arrays are released before the next group is read.
-                try:
-                    bad = read_ranges(self._files.descriptors[file], ranges)[1]
-                except EndOfFileError:  # truncated by another process meanwhile
-                    raise self._files.truncated(file, self._files.size(file)) from None
-                damaged |= dict.fromkeys(self.names[parts[i].position] for i in bad)
+        reasons, damaged = verify_files(self._files)
         if damaged or reasons:
             raise self._files.corrupt(reasons, damaged)
-
-    def _slices(self) -> Iterator[_Slice]:
-        """Yield every chunk, large ones in slices of blocks."""
-        block = self._files.granularity or _WINDOW_NBYTES
-        most = max(_WINDOW_NBYTES // block, 1) * block
-        for position in range(len(self.names)):
-            for chunk in self._files.chunks(position):
-                for begin in range(0, chunk.nbytes, most):
-                    yield _Slice(position, chunk, begin, min(begin + most, chunk.nbytes))
 
     def _read_ranges(self, file: int, ranges: ReadRanges) -> tuple[list[np.ndarray], list[int]]:
         descriptor = self._files.descriptor(file)
@@ -415,18 +378,3 @@ class IndexedReader:
             return read_ranges(descriptor, ranges)
         except EndOfFileError:
             raise self._files.truncated(file, filesystem.file_size(descriptor)) from None
-
-
-def _bounded(slices: Iterable[_Slice], most: int) -> Iterator[list[_Slice]]:
-    """Yield slices in groups of up to `most` bytes, or of a single larger one."""
-    group: list[_Slice] = []
-    nbytes = 0
-    for each in slices:
-        size = each.end - each.begin
-        if group and nbytes + size > most:
-            yield group
-            group, nbytes = [], 0
-        group.append(each)
-        nbytes += size
-    if group:
-        yield group

@@ -22,7 +22,7 @@ from pytreesaver._tree.plain import encode_value
 from pytreesaver._tree.restructure import node_parts, structure_of_names
 from pytreesaver.formats.foreign import foreign_record
 from pytreesaver.formats.indexed.index import DataFile
-from pytreesaver.formats.mixed import MixedVariable, mixed_reader
+from pytreesaver.formats.indexed.mixed import MixedVariable, mixed_reader
 from pytreesaver.formats.places import index_file
 from pytreesaver.formats.protocol import CheckpointReader, Heading
 from pytreesaver.formats.tensorflow.bundle import Bundle, Tensor, decode_bundle, grid_of

@@ -1,0 +1,257 @@
+"""Damaged and hostile checkpoints of TensorFlow, and those of killed processes."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import cramjam
+import numpy as np
+import pytest
+from helpers import message_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pytreesaver as pts
+from pytreesaver._io.crc32c import crc32c, masked
+from pytreesaver.formats.tensorflow.bundle import slice_key
+from pytreesaver.formats.tensorflow.messages import Entry, Extent, encode_entry, encode_header
+from pytreesaver.formats.tensorflow.strings import encode_strings
+from pytreesaver.formats.tensorflow.table import encode_varint, read_table, write_table
+
+SAMPLES = Path(__file__).parents[1] / "data" / "of_tensorflow"
+TENSORS = json.loads((SAMPLES / "tensors.json").read_text())
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+def small_checkpoint(directory, *, of_tensorflow):
+    if of_tensorflow:
+        shutil.copytree(SAMPLES / "partitioned", directory)
+        return Path(directory) / "partitioned.ckpt"
+    tree = {"w": np.arange(3), "s": "text", "t": np.array([b"ab"])}
+    return pts.save(tree, Path(directory) / "m", format="tensorflow")
+
+
+@pytest.mark.parametrize("of_tensorflow", [True, False])
+def test_every_flipped_bit_and_every_truncation_is_an_error_by_name(tmp_path, of_tensorflow):
+    path = small_checkpoint(tmp_path / "run", of_tensorflow=of_tensorflow)
+    files = [file for file in path.parent.iterdir() if file.suffix != ".meta" and file.name != "checkpoint"]
+    assert len(files) == 2
+    for file in files:
+        content = file.read_bytes()
+        step = 1 if len(content) < 700 else 5
+        for position in range(0, len(content), step):
+            changed = bytearray(content)
+            changed[position] ^= 1 << position % 8
+            file.write_bytes(changed)
+            with pytest.raises(pts.CheckpointError) as caught:
+                pts.restore(path)
+            assert path.name in str(caught.value)
+            with pytest.raises(pts.CheckpointError):
+                pts.verify(path)
+        for length in range(0, len(content), step):
+            file.write_bytes(content[:length])
+            with pytest.raises(pts.CheckpointError) as caught:
+                pts.restore(path)
+            assert path.name in str(caught.value)
+        file.write_bytes(content)
+    pts.verify(path)
+
+
+def test_a_missing_data_file_names_its_variables(tmp_path):
+    shutil.copytree(SAMPLES / "sharded", tmp_path / "run")
+    (tmp_path / "run" / "sharded.ckpt-10.data-00001-of-00003").unlink()
+    with pytest.raises(pts.CorruptCheckpointError, match="expected a data file, found none") as caught:
+        pts.restore(tmp_path / "run" / "sharded.ckpt-10")
+    assert len(caught.value.damaged) == 1
+    assert not pts.checkpoint_exists(tmp_path / "run" / "sharded.ckpt-10")
+
+
+FLOAT = Entry(1, (1,), 0, 0, 4, masked(crc32c(bytes(4))))
+HEADER = (b"", encode_header(1))
+
+
+def table(*entries, header=HEADER):
+    return write_table([header, *sorted(entries)])
+
+
+def damaged(position, byte):
+    content = bytearray(table((b"w", encode_entry(FLOAT))))
+    content[position] = byte
+    return bytes(content)
+
+
+def block(content, kind=0):
+    return content + bytes([kind]) + masked(crc32c(content + bytes([kind]))).to_bytes(4, "little")
+
+
+def table_of_block(content, kind=0):
+    """Return a table with this single data block."""
+    data = block(content, kind)
+    empty = block(bytes(4) + b"\1\0\0\0")
+    handle = encode_varint(0) + encode_varint(len(content))
+    index = block(b"\0\1" + bytes([len(handle)]) + b"z" + handle + bytes(4) + b"\1\0\0\0")
+    places = [(len(data), len(empty) - 5), (len(data) + len(empty), len(index) - 5)]
+    footer = b"".join(encode_varint(number) for place in places for number in place).ljust(40, b"\0")
+    return data + empty + index + footer + bytes.fromhex("57fb808b247547db")
+
+
+ONE_RESTART = bytes(4) + b"\1\0\0\0"
+HOSTILE = {
+    "a number without end": (table_of_block(b"\x80" * 30 + ONE_RESTART), "a number"),
+    "a key longer than its block": (table_of_block(b"\0\x7f\0a" + ONE_RESTART), "beyond the end of its block"),
+    "a prefix that no key has": (table_of_block(b"\5\1\0a" + ONE_RESTART), "beyond the end of its block"),
+    "more restarts than bytes": (table_of_block(b"\xff\xff\xff\x7f"), "restarts"),
+    "an unknown compression": (table_of_block(ONE_RESTART, 7), "unknown kind 7"),
+    "a bomb": (table_of_block(encode_varint(1 << 40) + b"\0a", 1), "claims to decompress"),
+    "no valid compression": (table_of_block(encode_varint(20) + b"\xff\xff\xff", 1), "decompress"),
+    "a block beyond the file": (
+        table_of_block(ONE_RESTART)[:-48] + (encode_varint(1 << 40) * 4).ljust(40, b"\0") + table_of_block(b"")[-8:],
+        "beyond the end of the table",
+    ),
+    "keys out of order": (write_table([HEADER, (b"b", encode_entry(FLOAT)), (b"a", encode_entry(FLOAT))]), "order"),
+    "no header": (write_table([(b"w", encode_entry(FLOAT))]), "without the header"),
+    "no data files": (table(header=(b"", b"\x1a\2\x08\1")), "0 data files"),
+    "a million data files": (table(header=(b"", encode_header(1_000_000))), "1000000 data files"),
+    "a later version": (table(header=(b"", b"\x08\1\x1a\4\x08\5\x10\5")), "does not know"),
+    "a data file that does not exist": (table((b"w", encode_entry(FLOAT._replace(shard=3)))), "impossible place"),
+    "a negative offset": (table((b"w", encode_entry(FLOAT._replace(offset=(1 << 64) - 5)))), "impossible place"),
+    "an offset near the limit": (table((b"w", encode_entry(FLOAT._replace(offset=(1 << 63) - 2)))), "impossible place"),
+    "fewer bytes than numbers": (table((b"w", encode_entry(FLOAT._replace(shape=(1 << 40,))))), "in 4 bytes"),
+    "a huge shape of no bytes": (table((b"w", encode_entry(FLOAT._replace(shape=(1 << 62, 1 << 62))))), "shape"),
+    "a negative length": (table((b"w", encode_entry(FLOAT._replace(shape=((1 << 64) - 1,))))), "shape"),
+    "more strings than bytes": (table((b"w", encode_entry(Entry(7, (1 << 40,), 0, 0, 4, 0)))), "in 4 bytes"),
+    "a slice that is missing": (
+        table((b"w", encode_entry(FLOAT._replace(slices=((Extent(0, 1),),))))), "without one of its slices"
+    ),
+    "a slice outside of its tensor": (
+        table(
+            (b"w", encode_entry(FLOAT._replace(slices=((Extent(5, 1),),)))),
+            (slice_key(b"w", [Extent(5, 1)]), encode_entry(FLOAT)),
+        ),
+        "without one of its slices",
+    ),
+    "a slice of no tensor": (table((slice_key(b"w", [Extent(0, 1)]), encode_entry(FLOAT))), "slice of no tensor"),
+    "a key that is not UTF-8": (table((b"\xff", encode_entry(FLOAT))), "not UTF-8"),
+    "a message that ends early": (table((b"w", b"\x12\x7f\0")), "beyond the end of its message"),
+    "a field of an unknown kind": (table((b"w", b"\x0b\0")), "unknown kind 3"),
+    "bytes in place of a number": (table((b"w", b"\x0a\1a")), "in place of a number"),
+    "a shape of unknown rank": (table((b"w", b"\x08\1\x12\2\x18\1")), "unknown rank"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_index_is_refused_at_once(content, tmp_path):
+    index, expected = content
+    (tmp_path / "m.index").write_bytes(index)
+    (tmp_path / "m.data-00000-of-00001").write_bytes(bytes(4))
+    started = time.monotonic()
+    message = message_of(pts.CorruptCheckpointError, lambda: pts.restore(tmp_path / "m"))
+    assert time.monotonic() - started < 5
+    assert expected in message
+    assert "m.index" in message
+
+
+def test_keys_that_grow_without_end_take_bounded_memory(tmp_path):
+    entries = b"\0\0\0" + b"".join(
+        encode_varint(length) + b"\1\0" + b"a" for length in range(300_000)
+    )  # each key is one byte longer than the one before
+    (tmp_path / "m.index").write_bytes(table_of_block(entries + ONE_RESTART))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = message_of(pts.CorruptCheckpointError, lambda: pts.restore(tmp_path / "m", format="tensorflow"))
+    assert "much longer than the table" in message
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10
+
+
+def test_a_compressed_index_is_read(tmp_path):
+    content, empty = write_table([HEADER, *((f"w{i:03}".encode(), encode_entry(FLOAT)) for i in range(100))]), b""
+    entries, _ = read_table(content)
+    plain = content[: content.index(block(ONE_RESTART)) - 5]  # the only data block
+    assert read_table(table_of_block(bytes(cramjam.snappy.compress_raw(plain)), 1))[0] == entries
+    (tmp_path / "m.index").write_bytes(table_of_block(bytes(cramjam.snappy.compress_raw(plain)), 1))
+    (tmp_path / "m.data-00000-of-00001").write_bytes(bytes(4) + empty)
+    assert len(pts.restore(tmp_path / "m")) == 100
+
+
+@given(st.binary(max_size=300), st.integers(0, 400), st.binary(min_size=1, max_size=4))
+def test_changed_tables_are_read_or_refused(content, position, change):
+    whole = bytearray(table((b"w", encode_entry(FLOAT))) if len(content) < 5 else content)
+    whole[position : position + len(change)] = change
+    try:
+        read_table(bytes(whole))
+    except ValueError:
+        return
+
+
+def test_numbers_of_the_other_byte_order_are_read(tmp_path):
+    values = np.arange(6, dtype=">f4").reshape(2, 3)
+    strings, checksum = encode_strings([b"ab"])
+    lengths = crc32c((2).to_bytes(4, "big"))
+    stored = masked(lengths).to_bytes(4, "big")
+    strings = b"\2" + stored + b"ab"
+    checksum = masked(crc32c(b"ab", crc32c(stored, lengths)))
+    content = values.tobytes() + strings
+    entries = [
+        (b"s", encode_entry(Entry(7, (), 0, values.nbytes, len(strings), checksum))),
+        (b"w", encode_entry(Entry(1, (2, 3), 0, 0, values.nbytes, masked(crc32c(values.tobytes()))))),
+    ]
+    (tmp_path / "m.index").write_bytes(write_table([(b"", b"\x08\1\x10\1\x1a\2\x08\1"), *entries]))
+    (tmp_path / "m.data-00000-of-00001").write_bytes(content)
+    tree = pts.restore(tmp_path / "m")
+    assert tree["w"].tolist() == values.tolist()
+    assert tree["s"] == b"ab"
+
+
+def test_leftovers_of_a_killed_save_are_removed_by_the_next_one(tmp_path):
+    program = """
+import os, sys
+import numpy as np
+import pytreesaver as pts
+from pytreesaver._io import filesystem
+calls = 0
+def count(name):
+    real = getattr(filesystem, name)
+    def counted(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == int(sys.argv[2]):
+            os._exit(9)
+        return real(*arguments, **options)
+    setattr(filesystem, name, counted)
+for name in ("rename", "rename_to_new", "sync_directory", "sync_file", "open_new", "remove_file", "remove_directory"):
+    count(name)
+if sys.argv[3] == "remove":
+    pts.remove_checkpoint(sys.argv[1])
+else:
+    pts.save({"w": np.full(3, 2)}, sys.argv[1], format="tensorflow", overwrite=True)
+print(calls)
+"""
+    for action, exists in product(["save", "remove"], [False, True]):
+        if action == "remove" and not exists:
+            continue
+        for number in range(1, 60):
+            run = tmp_path / f"{action}-{exists}-{number}"
+            if exists:
+                pts.save({"w": np.full(3, 1)}, run / "m", format="tensorflow")
+            done = subprocess.run(
+                [sys.executable, "-c", program, str(run / "m"), str(number), action],
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode == 0:
+                break
+            assert done.returncode == 9, done.stderr
+            if pts.checkpoint_exists(run / "m"):
+                assert pts.restore(run / "m")["w"].tolist() in ([1] * 3, [2] * 3)
+            else:
+                assert not exists or action == "remove"
+            pts.save({"w": np.full(3, 3)}, run / "m", format="tensorflow", overwrite=True)
+            assert pts.restore(run / "m")["w"].tolist() == [3] * 3
+            pts.remove_checkpoint(run / "m")
+            assert list(run.iterdir()) == []
+        assert number > 4
