@@ -1,8 +1,11 @@
 """Complete reads and writes of open files, buffered or with direct I/O, which bypasses the page cache."""
 
 import errno
+import os
 import threading
 from collections.abc import Callable, Sequence
+from io import RawIOBase
+from typing import Any
 
 import numpy as np
 
@@ -202,3 +205,37 @@ class DirectWriter:
 
 
 _MIN_DIRECT_NBYTES = 1 << 20
+
+
+class RawFile(RawIOBase):
+    """A file that is released, without a warning, when it is closed or garbage collected."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._position = 0
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
+        self._position = offset + (filesystem.file_size(self._descriptor) if start is None else start)
+        if self._position < 0:
+            raise ValueError("a position before the start of the file")
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        count = filesystem.read_into(self._descriptor, np.frombuffer(buffer, np.uint8), self._position)
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            filesystem.release(self._descriptor)
+        super().close()

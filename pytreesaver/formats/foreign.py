@@ -121,7 +121,7 @@ def _kind_of_file(path: Path) -> str | None:
     start = content.lstrip().lower() if content.lstrip().startswith(b"<") else content
     kind = next((kind for beginning, kind in _HEADS if start.startswith(beginning)), None)
     if path.name.endswith(".eqx"):
-        return "a file of Equinox; load it with equinox.tree_deserialise_leaves and save the model"
+        return f"a damaged file of Equinox of {size} bytes"
     if kind is None and (of_tensorflow := _OF_TENSORFLOW.fullmatch(path.name)):
         prefix = path.with_name(of_tensorflow[1])
         return f"a file of a TensorFlow checkpoint; pass its prefix, {prefix}"

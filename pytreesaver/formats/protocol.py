@@ -92,7 +92,8 @@ class Heading(NamedTuple):
 
 class CheckpointReader(Protocol):
     """An open checkpoint. Opening it reads everything but the arrays. A position is an index into the columns `names`,
-    `types`, `shapes` and `nbytes`.
+    `types`, `shapes` and `nbytes`. In a format without names, `names` are the positions, and an attribute
+    `is_positional` is True: then the variables are matched with the leaves of a template in their order.
 
     A reader may have an attribute `other_names`, {another name: name}, of names that other programs use. One that
     decompresses several arrays in parallel may have an attribute `window_nbytes`, how many bytes of them should be read

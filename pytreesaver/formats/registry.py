@@ -21,6 +21,7 @@ _MODULES = {
     "safetensors": "pytreesaver.formats.safetensors",
     "orbax": "pytreesaver.formats.orbax",
     "npz": "pytreesaver.formats.npz",
+    "equinox": "pytreesaver.formats.npz.equinox",
     "msgpack": "pytreesaver.formats.msgpack",
     "tensorflow": "pytreesaver.formats.tensorflow",
 }

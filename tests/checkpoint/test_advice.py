@@ -70,12 +70,6 @@ def test_only_names_that_fit_are_suggested():
     assert "b/kernel; did you mean 'c/kernel'?" in message
 
 
-def test_a_file_of_equinox_is_named():
-    eqx.tree_serialise_leaves("ckpt_100.eqx", {"w": np.ones(3)})
-    with pytest.raises(pts.CheckpointNotFoundError, match="a file of Equinox; load it with equinox"):
-        pts.restore("ckpt_100.eqx")
-
-
 def test_shared_layers_of_equinox_have_a_way_out():
     class Tied(eqx.Module):
         shared: eqx.nn.Shared

@@ -3,10 +3,35 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from pytreesaver._tree.keyless import boxed_leaves
 from pytreesaver._tree.structure import FlatTree
 
 _BOX = "/value"
+
+
+def names_by_order(flat: FlatTree, count: int) -> Sequence[str]:
+    """Return names for stored variables without names: those of the arrays and numbers of a template, in their order.
+
+    Args:
+        flat: the template.
+        count: the number of stored variables. Those that the template lacks are counted.
+
+    Example:
+        >>> names_by_order(FlatTree(["a", "f", "w"], [1.0, "relu", np.zeros(2)], {}, {}), 3)
+        ['a', 'w', 'array 3 of 3']
+    """
+    names = [name for name, leaf in zip(flat.names, flat.leaves, strict=True) if _is_array_or_number(leaf)]
+    return [names[i] if i < len(names) else f"array {i + 1} of {count}" for i in range(count)]
+
+
+def _is_array_or_number(leaf: Any) -> bool:
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, np.ndarray | np.generic | bool | int | float | complex)
 
 
 def names_for_template(

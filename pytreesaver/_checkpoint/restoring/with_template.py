@@ -6,7 +6,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 
-from pytreesaver._checkpoint.restoring.aliases import names_for_template
+from pytreesaver._checkpoint.restoring.aliases import names_by_order, names_for_template
 from pytreesaver._checkpoint.restoring.matching import LeafPlan, StoredVariables, match_template
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.reading import read_leaves
@@ -74,7 +74,10 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
     renaming: Renaming | None = with_other_names(options.rename, other_names_in(reader))
     stored_names = {name: renaming.stored_name(name) if renaming else name for name in templates}
     for_arrays = {stored_names[name] for name, each in templates.items() if each.type.kind not in PYTHON_KINDS}
-    names = names_for_template(flat, stored_names, reader.names, reader.structure)
+    if getattr(reader, "is_positional", False) and renaming is None:
+        names: Sequence[str] = names_by_order(flat, len(reader.names))
+    else:
+        names = names_for_template(flat, stored_names, reader.names, reader.structure)
     # Whether a Python number fits an array depends on its value, so these numbers are read first.
     numbers = [
         i

@@ -7,23 +7,22 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from io import BufferedReader, RawIOBase
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from numpy.lib import format as npy
 
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums import checksum
-from pytreesaver._io.files import EndOfFileError, read_fully
+from pytreesaver._io.files import EndOfFileError, RawFile, read_fully
 from pytreesaver._text import quoted
-from pytreesaver._tree.kinds import LeafType, NotPlainError, dtype_name, storage_dtype, stored_array
+from pytreesaver._tree.kinds import LeafType, NotPlainError, storage_dtype, stored_array
 from pytreesaver._tree.restructure import structure_of_names
 from pytreesaver.formats.description import Description, decode_description
 from pytreesaver.formats.foreign import foreign_kind
-from pytreesaver.formats.indexed.index import is_shape
+from pytreesaver.formats.npz.header import read_array_header, stored_dtype_name
 
 ENTRY = ".npy"
 _COMMENT = re.compile(rb"pytreesaver description=([0-9]{19})\+([0-9]{19}) xxh3=([0-9a-f]{16})\Z")
@@ -73,40 +72,6 @@ def _looks_like_archive(descriptor: int) -> bool:
     return entry.endswith(b".npy") or (len(entry) < length and b"\x93NUMPY" not in start[:30])
 
 
-class _File(RawIOBase):
-    """A file that is released, without a warning, when it is closed or garbage collected."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._position = 0
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
-        self._position = offset + (filesystem.file_size(self._descriptor) if start is None else start)
-        if self._position < 0:
-            raise ValueError("a position before the start of the file")
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        count = filesystem.read_into(self._descriptor, np.frombuffer(buffer, np.uint8), self._position)
-        self._position += count
-        return count
-
-    def close(self) -> None:
-        if not self.closed:
-            filesystem.release(self._descriptor)
-        super().close()
-
-
 class Archive(NamedTuple):
     """An open archive: its file, its entries by name, and the description if pytreesaver wrote it."""
 
@@ -121,7 +86,7 @@ def open_archive(path: Path) -> Archive:
     if not recognizes(path):
         found = foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
         raise CheckpointNotFoundError(f"{path}: expected an npz archive, found {found}")
-    file = BufferedReader(_File(filesystem.open_existing(path)))
+    file = BufferedReader(RawFile(filesystem.open_existing(path)))
     try:
         archive = zipfile.ZipFile(file)
         entries = {info.filename: info for info in archive.infolist()}
@@ -164,13 +129,13 @@ def described_entries(path: Path, opened: Archive) -> Description:
         variable = key.removesuffix(ENTRY)
         try:
             with opened.archive.open(info) as entry:
-                shape, _, dtype = _read_npy_header(entry)
+                shape, _, dtype = read_array_header(entry)
             if dtype.hasobject:
                 raise CorruptCheckpointError(
                     f"{path}: {quoted(variable)}: an array of Python objects, which is a pickle, which could run any "
                     "code; convert it where it was made"
                 )
-            leaf_type = LeafType("numpy", "bfloat16" if dtype.str == "|V2" else _dtype_name(dtype))
+            leaf_type = LeafType("numpy", stored_dtype_name(dtype))
         except NotPlainError as error:
             raise CorruptCheckpointError(f"{path}: {quoted(variable)}: {error}") from None
         except _DAMAGES as error:
@@ -196,21 +161,6 @@ def described_entries(path: Path, opened: Archive) -> Description:
     )
 
 
-def _dtype_name(dtype: np.dtype[Any]) -> str:
-    return dtype_name(dtype.newbyteorder("<") if dtype.byteorder == ">" and dtype.kind == "U" else dtype)
-
-
-def _read_npy_header(entry: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = npy.read_magic(entry)
-    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-    if read is None:
-        raise ValueError(f"unknown version {version} of the format of NumPy arrays")
-    shape, is_fortran, dtype = read(entry)
-    if not is_shape(shape, dtype.itemsize):
-        raise ValueError(f"impossible shape {shape}")
-    return shape, is_fortran, dtype
-
-
 def load_array(path: Path, opened: Archive, key: str, leaf_type: LeafType, shape: tuple[int, ...]) -> np.ndarray:
     """Return an array of the archive. Zip's own checksum is compared too."""
     dtype = storage_dtype(leaf_type)
@@ -218,7 +168,7 @@ def load_array(path: Path, opened: Archive, key: str, leaf_type: LeafType, shape
     try:
         info = opened.entries[key]
         with opened.archive.open(info) as entry:
-            found, is_fortran, stored = _read_npy_header(entry)
+            found, is_fortran, stored = read_array_header(entry)
             nbytes = int(np.prod(found, dtype=np.int64)) * stored.itemsize
             if found != shape or nbytes > info.file_size or stored.itemsize != dtype.itemsize:
                 raise ValueError(f"expected {dtype}{list(shape)}, found {stored}{list(found)}")

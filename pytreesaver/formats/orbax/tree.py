@@ -72,7 +72,9 @@ def leaves_of_aggregate(tree: Any) -> tuple[list[OrbaxLeaf], list[tuple[tuple[Ke
     empty: list[tuple[tuple[Key, ...], Any]] = []
 
     def visit(node: Any, path: tuple[Key, ...]) -> None:
-        if isinstance(node, dict | list) and node:
+        if isinstance(node, dict) and (array := _array_of_t5x(node)) is not None:
+            leaves.append(OrbaxLeaf(path, UNKNOWN, array))
+        elif isinstance(node, dict | list) and node:
             items = node.items() if isinstance(node, dict) else enumerate(node)
             for key, child in items:
                 visit(child, (*path, Key(str(key), 2 if isinstance(node, dict) else SEQUENCE)))
@@ -85,6 +87,15 @@ def leaves_of_aggregate(tree: Any) -> tuple[list[OrbaxLeaf], list[tuple[tuple[Ke
 
     visit(tree, ())
     return leaves, empty
+
+
+def _array_of_t5x(node: Mapping[str, Any]) -> str | None:
+    """Return the directory of an array that T5X saved beside the tree: the node is the specification of TensorStore."""
+    store = node.get("kvstore")
+    path = store.get("path") if isinstance(store, dict) else None
+    if not {"driver", "metadata"} <= node.keys() or not isinstance(path, str):
+        return None
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def leaves_of_keys(keys: Iterable[str]) -> list[OrbaxLeaf]:

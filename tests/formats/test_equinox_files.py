@@ -1,0 +1,111 @@
+"""Files of `equinox.tree_serialise_leaves` are restored into templates, and differences are named."""
+
+import json
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import message_of
+
+import pytreesaver as pts
+from pytreesaver.testing import assert_trees_equal
+
+
+class Model(eqx.Module):
+    mlp: eqx.nn.MLP
+    scale: jax.Array
+    rate: float
+    steps: int
+    table: np.ndarray
+
+    def __init__(self, key, width=4):
+        self.mlp = eqx.nn.MLP(2, 3, width, 2, key=key)
+        self.scale = jnp.ones(3, jnp.bfloat16)
+        self.rate, self.steps = 0.5, 7
+        self.table = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+
+
+def model(seed, **options):
+    return Model(jax.random.key(seed), **options)
+
+
+def arrays_of(tree):
+    return jax.tree.map(np.asarray, jax.tree.leaves(eqx.filter(tree, eqx.is_array_like)))
+
+
+def test_a_model_is_restored_into_a_template():
+    saved = model(0)
+    eqx.tree_serialise_leaves("model.eqx", saved)
+    restored = pts.restore("model.eqx", model(1))
+    theirs = eqx.tree_deserialise_leaves("model.eqx", model(1))
+    assert_trees_equal(arrays_of(restored), arrays_of(theirs))
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    assert (restored.rate, restored.steps) == (0.5, 7)
+    assert_trees_equal(
+        arrays_of(pts.restore("model.eqx", eqx.filter_eval_shape(lambda: model(1)), as_numpy=True)), arrays_of(saved)
+    )
+
+
+def test_without_a_template_it_is_a_list_of_arrays():
+    saved = model(0)
+    eqx.tree_serialise_leaves("model.eqx", saved)
+    found = pts.restore("model.eqx")
+    assert [each.shape for each in found] == [each.shape for each in arrays_of(saved)]
+    assert [name for name, _ in pts.list_variables("model.eqx")] == sorted(map(str, range(len(found))))
+    pts.convert("model.eqx", "native")
+    assert_trees_equal(pts.restore("native"), found)
+    pts.verify("model.eqx")
+
+
+def test_differences_are_named():
+    eqx.tree_serialise_leaves("model.eqx", model(0))
+    with pytest.raises(pts.MismatchError) as caught:
+        pts.restore("model.eqx", model(0, width=5))
+    assert caught.value.shape["mlp/layers/0/weight"] == ((5, 2), (4, 2))
+    assert not caught.value.missing
+    with pytest.raises(pts.MismatchError) as caught:
+        pts.restore("model.eqx", [model(0), np.ones(2)])
+    assert list(caught.value.missing) == ["1"]
+    with pytest.raises(pts.MismatchError, match="array 10 of 10") as caught:
+        pts.restore("model.eqx", eqx.tree_at(lambda tree: tree.table, model(0), None))
+    assert list(caught.value.unexpected) == ["array 10 of 10"]
+
+
+def test_hyperparameters_in_the_first_line_are_the_metadata():
+    with Path("model.eqx").open("wb") as file:
+        file.write((json.dumps({"width": 4}) + "\n").encode())
+        eqx.tree_serialise_leaves(file, model(0))
+    assert pts.load_checkpoint("model.eqx").metadata == {"width": 4}
+    assert_trees_equal(arrays_of(pts.restore("model.eqx", model(1))), arrays_of(model(0)))
+
+
+def test_other_files_of_numpy_are_none_of_equinox():
+    np.save("one.npy", np.ones(2))
+    message = message_of(pts.CheckpointNotFoundError, lambda: pts.restore("one.npy"))
+    assert "numpy.load" in message
+    Path("one.eqx").write_bytes(Path("one.npy").read_bytes())
+    assert_trees_equal(pts.restore("one.eqx", [np.zeros(2)]), [np.ones(2)])
+
+
+def test_they_are_not_written():
+    message = message_of(pts.UnsupportedLeafError, lambda: pts.save({"w": np.ones(2)}, "m", format="equinox"))
+    assert "files of Equinox are only read" in message
+    assert not Path("m").exists()
+    with pytest.raises(ValueError, match=r"\.eqx"):
+        pts.save({"w": np.ones(2)}, "m.eqx")
+
+
+def test_damaged_files_are_refused():
+    eqx.tree_serialise_leaves("model.eqx", model(0))
+    content = Path("model.eqx").read_bytes()
+    for length in range(0, len(content), 7):
+        Path("model.eqx").write_bytes(content[:length])
+        with pytest.raises(pts.CheckpointError, match=r"model\.eqx"):
+            pts.restore("model.eqx", model(1))
+    np.save("objects.npy", np.array([{}], object), allow_pickle=True)
+    Path("model.eqx").write_bytes(Path("objects.npy").read_bytes())
+    message = message_of(pts.CorruptCheckpointError, lambda: pts.restore("model.eqx"))
+    assert "a pickle, which could run any code" in message
