@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test prove test-browser docs bench bench-check lint types format clean
+.PHONY: demo test prove test-browser test-tensorflow docs bench bench-check lint types format clean
 
 # Each target sets up what it needs, once, and again when the list of what is needed changes.
 demo: $(VENV)/.installed
@@ -19,6 +19,10 @@ prove: $(VENV)/.installed-dev
 # Needs Chromium and its driver: apt-get install chromium chromium-driver
 test-browser: $(VENV)/.installed-browser
 	$(BIN)/python -m pytest -m browser tests/inspect/report/test_report_in_browser.py
+
+# Needs TensorFlow, which it installs in an environment of its own.
+test-tensorflow: $(VENV)-tensorflow/.installed
+	$(VENV)-tensorflow/bin/python -m pytest -m tensorflow tests/formats/test_with_tensorflow.py
 
 # The pictures and the generated page of the documentation; the pictures need Chromium too.
 docs: $(VENV)/.installed-browser
@@ -44,11 +48,16 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist checkpoint digits
+	rm -rf $(VENV) $(VENV)-tensorflow build dist checkpoint digits
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) .
+	touch $@
+
+$(VENV)-tensorflow/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-tensorflow
+	$(VENV)-tensorflow/bin/python -m pip install --quiet --editable '.[test]' 'tensorflow-cpu>=2.20'
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

@@ -23,6 +23,9 @@ ROOT = Path(__file__).parent.parent
         "docs/formats.md",
         "docs/orbax.md",
         "docs/huggingface.md",
+        "docs/tensorflow.md",
+        "docs/flax.md",
+        "docs/equinox.md",
     ],
 )
 def test_examples_run(page, capsys):

@@ -98,3 +98,13 @@ def test_train_loop_killed_at_random_times_reaches_the_same_parameters():
     expected, killed = (pts.restore(pts.latest_checkpoint(directory)) for directory in ("uninterrupted", "killed"))
     assert_trees_equal(killed, expected)
     assert "ckpt-1000 (step 1000): kept: newest, last 3" in resumed
+
+
+def test_a_checkpoint_of_tensorflow_is_trained_on():
+    lines = run("tensorflow_to_jax.py").splitlines()
+    assert lines[0].startswith("variables: beta1_power, beta2_power, dense/bias, dense/bias/Adam")
+    restored, trained = (float(line.rpartition(" ")[2]) for line in lines[1:3])
+    assert lines[1].startswith("restored: step 30, loss 0.02")
+    assert trained < restored / 10
+    state = pts.restore("checkpoint/from_tensorflow")
+    assert state["opt"][0].count == 60

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pytreesaver._errors import CorruptCheckpointError, RetentionWarning
+from pytreesaver._errors import CheckpointError, CorruptCheckpointError, RetentionWarning
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_leftovers, replace_file
 from pytreesaver._io.checksums import checksum
@@ -25,6 +25,7 @@ from pytreesaver._run.state_text import (
     paths_in_order,
     state_file_name,
 )
+from pytreesaver.formats.registry import format_at
 
 
 def get_checkpoint_state(checkpoint_dir: PathLike, latest_filename: str | None = None) -> CheckpointState | None:
@@ -67,7 +68,7 @@ def read_state_file(directory: Path, name: str) -> tuple[CheckpointState | None,
     if not state.model_checkpoint_path:
         raise CorruptCheckpointError(f"{file}: expected a model_checkpoint_path, found none")
     problem = None
-    if known and _checksum_text(content) not in known:
+    if known and _checksum_text(content) not in known and not _is_of_another_program(directory, state):
         problem = (
             f"{file}: expected the contents that were last saved, found others: the file is damaged, or another "
             "program changed it; to choose a checkpoint, call update_checkpoint_state"
@@ -79,6 +80,29 @@ def read_state_file(directory: Path, name: str) -> tuple[CheckpointState | None,
         state.last_preserved_timestamp,
     )
     return state, problem
+
+
+def _is_of_another_program(directory: Path, state: CheckpointState) -> bool:
+    """Return whether another program saved the newest checkpoint of a state file, and then wrote the file.
+
+    A flipped bit could name an older one.
+    """
+    newest = directory / state.model_checkpoint_path
+    try:
+        found = format_at(newest)
+        record = None if found is None else found.read_heading(newest).record
+        if found is None or (record is not None and record["name"]):
+            return False
+        saved = filesystem.modified_ns(found.heading_file(newest))
+        others = [path for path in state.all_model_checkpoint_paths if directory / path != newest]
+        return all(_written_ns(directory / path) <= saved for path in others)
+    except (CheckpointError, OSError, KeyError, TypeError):
+        return False
+
+
+def _written_ns(path: Path) -> int:
+    found = format_at(path)
+    return 0 if found is None else filesystem.modified_ns(found.heading_file(path))
 
 
 def _content_and_known_checksums(directory: Path, name: str) -> tuple[bytes | None, list[str]]:

@@ -36,8 +36,12 @@ _PICKLE = (
     "to safetensors"
 )
 _PAGE = "an HTML page, perhaps the error page of a download; download the file again"
+_HDF5 = (
+    "an HDF5 file, as Keras writes it; load it with Keras, and write the weights with "
+    "tf.train.Checkpoint(model=model).write(prefix), which pytreesaver reads, or as safetensors"
+)
 _HEADS = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes it; load it with Keras and save the weights as safetensors"),
+    (b"\x89HDF\r\n\x1a\n", _HDF5),
     (b"\x80\x02", _PICKLE),
     (b"\x80\x03", _PICKLE),
     (b"\x80\x04", _PICKLE),
@@ -70,8 +74,8 @@ def foreign_kind(path: Path) -> str | None:
     Example:
         >>> path = pytreesaver.save({"w": np.ones(3)}, "overwritten") / "weights.h5"
         >>> _ = path.write_bytes(b"\\x89HDF\\r\\n\\x1a\\n...")
-        >>> foreign_kind(path)
-        'an HDF5 file, as Keras writes it; load it with Keras and save the weights as safetensors'
+        >>> foreign_kind(path).partition(";")[0]
+        'an HDF5 file, as Keras writes it'
     """
     try:
         if filesystem.is_directory(path):

@@ -7,6 +7,7 @@ pytreesaver with TensorFlow.
 import hashlib
 import json
 import shutil
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -304,3 +305,22 @@ def test_a_saver_goes_on_in_the_run_of_tensorflow():
     saver.save({"w": np.ones(2)}, "run/model.ckpt", 40)
     assert pts.get_checkpoint_state(run).all_model_checkpoint_paths == ["run/model.ckpt-30", "run/model.ckpt-40"]
     assert not list(run.glob("model.ckpt-20*"))
+
+
+def test_tensorflow_goes_on_in_a_run_of_ours():
+    with pts.Saver(max_to_keep=3, format="tensorflow") as saver:
+        for step in (1, 2):
+            saver.save({"w": np.ones(2)}, "run/model", step)
+    time.sleep(0.01)
+    for part in ("index", "data-00000-of-00001"):
+        Path(f"run/model-3.{part}").write_bytes((SAMPLES / "seed" / f"saver1.ckpt.{part}").read_bytes())
+    paths = [f'all_model_checkpoint_paths: "model-{step}"\n' for step in (1, 2, 3)]
+    Path("run/checkpoint").write_text(f'model_checkpoint_path: "model-3"\n{"".join(paths)}')
+    assert pts.latest_checkpoint("run") == Path("run/model-3")
+    with pts.Saver(max_to_keep=3, format="tensorflow") as saver:
+        saver.save({"w": np.ones(2)}, "run/model", 4)
+        assert [Path(path).name for path in saver.last_checkpoints] == ["model-2", "model-3", "model-4"]
+    state = Path("run/checkpoint")
+    state.write_text(state.read_text().replace('h: "model-4"', 'h: "model-3"'))  # as a flipped bit would
+    with pytest.warns(pts.RetentionWarning, match="expected the contents that were last saved"):
+        assert pts.latest_checkpoint("run") == Path("run/model-4")
