@@ -296,9 +296,6 @@ def test_a_run_of_tensorflow_is_converted_as_a_whole():
     assert_trees_equal(pts.restore("back"), pts.restore(run))
 
 
-TRACES = json.loads((SAMPLES.parent / "retention_saver.json").read_text())
-
-
 def test_a_saver_goes_on_in_the_run_of_tensorflow():
     run = run_of_tensorflow("run")
     saver = pts.Saver(max_to_keep=2, format="tensorflow")

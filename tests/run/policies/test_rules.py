@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import pytreesaver as pts
+from pytreesaver.formats.places import names_in
 
 DATA = Path(__file__).parents[2] / "data"
 BASE = 1e9
@@ -38,16 +39,18 @@ class Clock:
 
 
 def on_disk(directory):
-    return sorted(entry.name for entry in directory.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    entries = [entry.name for entry in directory.iterdir() if entry.name[0] != "." and entry.name != "checkpoint"]
+    return [name for name in names_in(entries) if name != "history.jsonl"]
 
 
-@pytest.mark.parametrize("block", [True, False])
+@pytest.mark.parametrize(("format", "block"), [("native", True), ("native", False), ("tensorflow", True)])
 @pytest.mark.parametrize("trace", traces("retention_saver"), ids=identity)
-def test_saver_keeps_the_same_checkpoints_as_tensorflow(directory, trace, block):
+def test_saver_keeps_the_same_checkpoints_as_tensorflow(directory, trace, format, block):
     clock = Clock()
     saver = pts.Saver(
         max_to_keep=trace["max_to_keep"],
         keep_checkpoint_every_n_hours=trace["keep_checkpoint_every_n_hours"],
+        format=format,
         clock=clock,
     )
     for row in trace["trace"]:
@@ -64,9 +67,9 @@ def test_saver_keeps_the_same_checkpoints_as_tensorflow(directory, trace, block)
         assert pts.latest_checkpoint(directory) == directory / row["state"]["model_checkpoint_path"]
 
 
-@pytest.mark.parametrize("restart", [False, True], ids=["one process", "a new manager each time"])
+@pytest.mark.parametrize(("format", "restart"), [("native", False), ("native", True), ("tensorflow", False)])
 @pytest.mark.parametrize("trace", traces("retention_manager"), ids=identity)
-def test_manager_keeps_the_same_checkpoints_as_tensorflow(directory, trace, restart):
+def test_manager_keeps_the_same_checkpoints_as_tensorflow(directory, trace, format, restart):
     clock = Clock()
 
     def new_manager():
@@ -74,6 +77,7 @@ def test_manager_keeps_the_same_checkpoints_as_tensorflow(directory, trace, rest
             directory,
             max_to_keep=trace["max_to_keep"],
             keep_checkpoint_every_n_hours=trace["keep_checkpoint_every_n_hours"],
+            format=format,
             clock=clock,
         )
 
