@@ -72,11 +72,11 @@ from ._run.state_text import CheckpointState as CheckpointState
 from ._savers.manager import CheckpointManager as CheckpointManager
 from ._savers.saver import Saver as Saver
 from ._savers.saver_def import SaverDef as SaverDef
-from ._tree.rename import Rename as Rename
-from ._tree.select import Selection as Selection
-from ._tree.select import Selector as Selector
-from ._tree.select import glob as glob
-from ._tree.select import regex as regex
+from ._tree.names.rename import Rename as Rename
+from ._tree.names.select import Selection as Selection
+from ._tree.names.select import Selector as Selector
+from ._tree.names.select import glob as glob
+from ._tree.names.select import regex as regex
 from .formats.registry import register_format as register_format
 from .inspect_checkpoint import print_tensors_in_checkpoint_file as print_tensors_in_checkpoint_file
 

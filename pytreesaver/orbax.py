@@ -29,8 +29,8 @@ from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._inspect.type_tree import TypeNode
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import replace_file
-from pytreesaver._tree.rename import Rename
-from pytreesaver._tree.select import Selection, as_selection
+from pytreesaver._tree.names.rename import Rename
+from pytreesaver._tree.names.select import Selection, as_selection
 from pytreesaver.formats.protocol import TreeContents
 from pytreesaver.formats.registry import write_into
 

@@ -39,9 +39,9 @@ from pytreesaver._text import duplicates, quoted
 from pytreesaver._tree.casting import LossyCastError, floating_dtype
 from pytreesaver._tree.casting import convert as convert_values
 from pytreesaver._tree.kinds import Cells, LeafType, is_floating, storage_dtype
-from pytreesaver._tree.rename import ByName, as_renaming
+from pytreesaver._tree.names.rename import ByName, as_renaming
+from pytreesaver._tree.names.select import Selection, as_selection
 from pytreesaver._tree.restructure import prune_structure
-from pytreesaver._tree.select import Selection, as_selection
 from pytreesaver.formats import places
 from pytreesaver.formats.protocol import Format, TreeContents, pin_of, refuse_unsupported
 from pytreesaver.formats.registry import format_at

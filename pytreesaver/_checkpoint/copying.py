@@ -16,8 +16,8 @@ from pytreesaver._progress import Progress, check_progress
 from pytreesaver._run.record import Record, decode_record, encode_record
 from pytreesaver._tree.boxes import whole_box
 from pytreesaver._tree.kinds import Cells, is_stored_as_bytes
-from pytreesaver._tree.rename import ByName, as_renaming
-from pytreesaver._tree.select import Selection, Selector, as_selection
+from pytreesaver._tree.names.rename import ByName, as_renaming
+from pytreesaver._tree.names.select import Selection, Selector, as_selection
 from pytreesaver.formats.damage import value_of_bytes
 from pytreesaver.formats.protocol import CheckpointReader, TreeContents
 from pytreesaver.formats.registry import is_checkpoint, open_reader

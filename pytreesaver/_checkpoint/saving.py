@@ -20,9 +20,9 @@ from pytreesaver._run.record import Record, encode_record
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError
 from pytreesaver._tree.leaves import LeafError, cells_of, leaf_type_of
+from pytreesaver._tree.names.select import Selection, Selector, as_selection, selected
 from pytreesaver._tree.plain import MAX_DEPTH, encode_value
 from pytreesaver._tree.restructure import prune_structure, structure_of_names
-from pytreesaver._tree.select import Selection, Selector, as_selection, selected
 from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
 from pytreesaver.formats.protocol import Format, TreeContents, refuse_unsupported
 from pytreesaver.formats.registry import format_to_write

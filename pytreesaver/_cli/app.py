@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pytreesaver._tree.select import Selector, as_selection, regex
+from pytreesaver._tree.names.select import Selector, as_selection, regex
 from pytreesaver.formats import places
 
 app = typer.Typer(

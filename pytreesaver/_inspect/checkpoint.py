@@ -17,8 +17,8 @@ from pytreesaver._run.directory import is_complete, newest_listed, open_checkpoi
 from pytreesaver._run.record import decode_record
 from pytreesaver._text import did_you_mean
 from pytreesaver._tree.kinds import NotPlainError, is_stored_as_bytes
+from pytreesaver._tree.names.select import Selection, as_selection, selected_names
 from pytreesaver._tree.plain import decode_value
-from pytreesaver._tree.select import Selection, as_selection, selected_names
 from pytreesaver.formats.protocol import CheckpointReader, other_names_in
 from pytreesaver.formats.registry import is_checkpoint
 

@@ -23,7 +23,7 @@ from pytreesaver._tree.kinds import (
     python_value,
     storage_dtype,
 )
-from pytreesaver._tree.select import Selection, as_selection, selected_names
+from pytreesaver._tree.names.select import Selection, as_selection, selected_names
 from pytreesaver.formats.protocol import CheckpointReader
 
 

@@ -44,12 +44,26 @@ def make_durable_directory(directory: Path) -> None:
 def sync_parents(path: Path, created: Sequence[Path] = ()) -> None:
     """Make the name of a checkpoint durable, and the names of the directories that were just created for it.
 
-    The parent directory is made durable too, since the program that saves may have just created it.
+    The parent directory is made durable too, once, since the program that saves may have just created it.
     """
     parent = path.absolute().parent
-    for directory in dict.fromkeys([parent, *(d.absolute().parent for d in reversed(created)), parent.parent]):
-        with suppress(PermissionError):  # this program cannot have created a directory that it may not read
+    above = [directory.absolute().parent for directory in reversed(created)]
+    with suppress(PermissionError):  # this program cannot have created a directory that it may not read
+        filesystem.sync_directory(parent)
+    generation = None
+    with suppress(OSError):
+        generation = filesystem.generation(parent)
+    if generation is not None and _durable_directories.get(parent) == generation and not above:
+        return
+    for directory in dict.fromkeys([*above, parent.parent]):
+        with suppress(PermissionError):
             filesystem.sync_directory(directory)
+    if generation is not None:
+        _durable_directories[parent] = generation
+
+
+_durable_directories: dict[Path, int] = {}
+"""The directories whose names this process has made durable, with their generations."""
 
 
 def make_locked_directory(path: Path, open_files: ExitStack) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pytreesaver._io import direct, memory
+from pytreesaver._io import linux, memory
 
 Buffer = np.ndarray | bytes | memoryview
 MAX_BUFFERS = 1024  # IOV_MAX: buffers in one vectored write
@@ -392,6 +392,7 @@ def list_directory(path: Path) -> list[str]:
 
 new_memory = memory.new_memory
 map_file = memory.map_file
-is_cached = direct.is_cached
-open_direct = direct.open_direct
-DIRECT_ALIGNMENT = direct.DIRECT_ALIGNMENT
+is_cached = linux.is_cached
+open_direct = linux.open_direct
+DIRECT_ALIGNMENT = linux.DIRECT_ALIGNMENT
+generation = linux.generation

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import BLOCK_NBYTES
+from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES
 from pytreesaver._io.files import DirectReader, read_fully
 from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
 

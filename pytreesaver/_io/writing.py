@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import BLOCK_NBYTES, block_count
+from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, block_count
 from pytreesaver._io.files import BufferedWriter, DirectWriter
 from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
 

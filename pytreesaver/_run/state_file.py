@@ -14,7 +14,7 @@ from pathlib import Path
 from pytreesaver._errors import CheckpointError, CorruptCheckpointError, RetentionWarning
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_leftovers, replace_file
-from pytreesaver._io.checksums import checksum
+from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.files import read_file, write_fully
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._run.state_text import (

@@ -29,7 +29,7 @@ from pytreesaver._run.state_text import state_file_name
 from pytreesaver._savers.saver_def import SaverDef, VariableList, checked_saver_def
 from pytreesaver._savers.saver_state import SaverState
 from pytreesaver._savers.session import WriterSession
-from pytreesaver._tree.select import Selection
+from pytreesaver._tree.names.select import Selection
 from pytreesaver.formats.registry import format_of_ending, format_to_write
 
 logger = logging.getLogger("pytreesaver")

@@ -10,8 +10,8 @@ from pytreesaver._checkpoint.saving import contents_of, renamed
 from pytreesaver._errors import VariableNotFoundError
 from pytreesaver._run.policies.retention import check_count, check_duration
 from pytreesaver._text import duplicates, lines_with_suggestions
-from pytreesaver._tree.rename import ByName, Renaming
-from pytreesaver._tree.select import NameSet, Selection, Selector, as_selection
+from pytreesaver._tree.names.rename import ByName, Renaming
+from pytreesaver._tree.names.select import NameSet, Selection, Selector, as_selection
 from pytreesaver._tree.structure import flatten_tree
 from pytreesaver.formats.protocol import TreeContents
 from pytreesaver.formats.registry import format_named

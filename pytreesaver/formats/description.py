@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from pytreesaver._errors import CorruptCheckpointError, UnsupportedVersionError
-from pytreesaver._io.checksums import checksum
+from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._text import duplicates
 from pytreesaver._tree.kinds import LeafType, NotPlainError, storage_dtype
 from pytreesaver.formats.protocol import TreeContents

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
-from pytreesaver._io.checksums import checksum
+from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.parallel import advance
 from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import Box, box_index

@@ -18,7 +18,7 @@ from pytreesaver._errors import CheckpointError, CheckpointExistsError, Checkpoi
 from pytreesaver._run.record import Record, decode_record
 from pytreesaver._tree.boxes import Box, box_index, box_shape
 from pytreesaver._tree.kinds import Cells, cell_bytes, stored_array
-from pytreesaver._tree.select import as_selection
+from pytreesaver._tree.names.select import as_selection
 from pytreesaver.formats import places
 from pytreesaver.formats.protocol import Format, TreeContents
 from pytreesaver.testing._strategies import pytrees, sharded_arrays

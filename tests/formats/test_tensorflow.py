@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pytreesaver as pts
-from pytreesaver._io.crc32c import Crc32cOfRanges, combined, crc32c
+from pytreesaver._io.checksums.crc32c import Crc32cOfRanges, combined, crc32c
 from pytreesaver.formats import tensorflow
 from pytreesaver.formats.tensorflow.table import read_table
 from pytreesaver.testing import FormatConformance, assert_trees_equal, pytrees

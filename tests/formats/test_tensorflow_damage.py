@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pytreesaver as pts
-from pytreesaver._io.crc32c import crc32c, masked
+from pytreesaver._io.checksums.crc32c import crc32c, masked
 from pytreesaver.formats.tensorflow.bundle import slice_key
 from pytreesaver.formats.tensorflow.messages import Entry, Extent, encode_entry, encode_header
 from pytreesaver.formats.tensorflow.strings import encode_strings

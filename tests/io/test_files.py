@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pytreesaver as pts
 from pytreesaver._io import files, filesystem, parallel, reading, writing
-from pytreesaver._io.checksums import BLOCK_NBYTES, BlockChecksums, block_checksums
+from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, BlockChecksums, block_checksums
 from pytreesaver._io.files import DirectReader, EndOfFileError
 from pytreesaver._io.reading import ReadRanges, read_ranges
 from pytreesaver._io.writing import WriteRanges, write_ranges

@@ -21,7 +21,7 @@ from pytreesaver._tree.kinds import (
     logical_shape,
     storage_dtype,
 )
-from pytreesaver._tree.rename import Renaming, likely_renaming
+from pytreesaver._tree.names.rename import Renaming, likely_renaming
 
 X64_NOTE = "JAX has no 64-bit arrays while jax_enable_x64 is off"
 

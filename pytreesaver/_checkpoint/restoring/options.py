@@ -10,8 +10,8 @@ from pytreesaver._checkpoint.restoring.targets import ShardingRule
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._text import did_you_mean
 from pytreesaver._tree.casting import floating_dtype
-from pytreesaver._tree.rename import ByName, Rename, as_renaming
-from pytreesaver._tree.select import Selection, as_selection
+from pytreesaver._tree.names.rename import ByName, Rename, as_renaming
+from pytreesaver._tree.names.select import Selection, as_selection
 from pytreesaver.formats.registry import format_named
 
 

@@ -12,8 +12,8 @@ from pytreesaver._checkpoint.restoring.without_template import restore_as_stored
 from pytreesaver._io.paths import PathLike
 from pytreesaver._progress import Progress
 from pytreesaver._run.directory import opened_checkpoint
-from pytreesaver._tree.rename import Rename
-from pytreesaver._tree.select import Selection
+from pytreesaver._tree.names.rename import Rename
+from pytreesaver._tree.names.select import Selection
 
 T = TypeVar("T")
 

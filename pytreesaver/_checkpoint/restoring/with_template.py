@@ -23,9 +23,9 @@ from pytreesaver._text import quoted
 from pytreesaver._tree.keyless import children_in_nodes, other_names
 from pytreesaver._tree.kinds import NUMBER_KINDS, PYTHON_KINDS, python_value
 from pytreesaver._tree.leaves import LeafError
-from pytreesaver._tree.rename import Renaming, with_other_names
+from pytreesaver._tree.names.rename import Renaming, with_other_names
+from pytreesaver._tree.names.select import Selector, selected
 from pytreesaver._tree.restructure import names_without_leaves
-from pytreesaver._tree.select import Selector, selected
 from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
 from pytreesaver.formats.protocol import CheckpointReader, other_names_in
 

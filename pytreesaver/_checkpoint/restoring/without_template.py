@@ -15,10 +15,10 @@ from pytreesaver._checkpoint.restoring.targets import X64_DTYPES, Template, plac
 from pytreesaver._errors import CorruptCheckpointError, DuplicateNameError, StructureWarning, VariableNotFoundError
 from pytreesaver._text import lines_with_suggestions, quoted
 from pytreesaver._tree.kinds import LeafType, dtype_from_name, is_floating, logical_shape
+from pytreesaver._tree.names.rename import ByName, with_other_names
+from pytreesaver._tree.names.select import Selector, selected
 from pytreesaver._tree.rebuild import MalformedStructureError, rebuild_tree
-from pytreesaver._tree.rename import ByName, with_other_names
 from pytreesaver._tree.restructure import NameConflictError, move_structure, names_without_leaves, prune_structure
-from pytreesaver._tree.select import Selector, selected
 from pytreesaver.formats.protocol import CheckpointReader, other_names_in
 
 

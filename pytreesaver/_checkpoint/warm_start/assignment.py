@@ -19,7 +19,7 @@ from pytreesaver._run.directory import checkpoint_at
 from pytreesaver._text import prefixes, quoted, suggestions
 from pytreesaver._tree.boxes import Box, box_shape
 from pytreesaver._tree.kinds import describe, storage_dtype
-from pytreesaver._tree.rename import ByName
+from pytreesaver._tree.names.rename import ByName
 from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
 from pytreesaver.formats.protocol import CheckpointReader, other_names_in
 from pytreesaver.formats.registry import opened

@@ -19,7 +19,7 @@ from pytreesaver._run.directory import checkpoint_at
 from pytreesaver._text import did_you_mean, quoted, suggestions
 from pytreesaver._tree.boxes import box_shape, split_box, whole_box
 from pytreesaver._tree.kinds import describe, storage_dtype
-from pytreesaver._tree.select import Selector, selected
+from pytreesaver._tree.names.select import Selector, selected
 from pytreesaver._tree.structure import check_unique_names, flatten_tree
 from pytreesaver.formats.protocol import CheckpointReader, other_names_in
 from pytreesaver.formats.registry import opened

@@ -37,7 +37,7 @@ from pytreesaver._inspect.name_tree import (
 from pytreesaver._io import filesystem
 from pytreesaver._run.recorded import modified_time, visible_entries
 from pytreesaver._text import printable
-from pytreesaver._tree.select import Selector, selected_names
+from pytreesaver._tree.names.select import Selector, selected_names
 from pytreesaver.formats.registry import is_checkpoint
 
 if TYPE_CHECKING:

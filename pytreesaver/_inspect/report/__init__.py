@@ -7,7 +7,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import replace_file
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress
-from pytreesaver._tree.select import Selection
+from pytreesaver._tree.names.select import Selection
 
 
 def write_report(

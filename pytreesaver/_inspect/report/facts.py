@@ -18,7 +18,7 @@ from pytreesaver._progress import Progress, reporting
 from pytreesaver._run.history import CheckpointEvent, get_checkpoint_history
 from pytreesaver._run.listing import ListedCheckpoint, list_checkpoints
 from pytreesaver._tree.kinds import describe, logical_shape
-from pytreesaver._tree.select import Selector, as_selection, selected_names
+from pytreesaver._tree.names.select import Selector, as_selection, selected_names
 from pytreesaver.formats.protocol import CheckpointReader
 from pytreesaver.formats.registry import open_reader
 

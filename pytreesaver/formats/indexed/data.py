@@ -8,7 +8,7 @@ import numpy as np
 
 from pytreesaver._errors import UnsupportedLeafError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import BLOCK_NBYTES, block_count
+from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, block_count
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.writing import WriteRanges, write_ranges
 from pytreesaver._tree.kinds import cell_bytes, grid_cells, storage_dtype

@@ -10,7 +10,7 @@ import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import BlockChecksums, block_count
+from pytreesaver._io.checksums.xxh3 import BlockChecksums, block_count
 from pytreesaver._io.files import EndOfFileError, read_fully
 from pytreesaver._io.reading import RangeChecks, ReadRanges
 from pytreesaver._text import quoted

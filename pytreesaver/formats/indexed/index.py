@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError, UnsupportedVersionError
-from pytreesaver._io.checksums import block_count, checksum
+from pytreesaver._io.checksums.xxh3 import block_count, checksum
 from pytreesaver._text import duplicates
 from pytreesaver._tree.kinds import PYTHON_KINDS, LeafType, NotPlainError, storage_dtype
 from pytreesaver.formats.protocol import Heading

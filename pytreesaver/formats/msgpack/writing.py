@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import block_count
+from pytreesaver._io.checksums.xxh3 import block_count
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.writing import WriteRanges, write_ranges
 from pytreesaver._text import SINGLE_LEAF_NAME

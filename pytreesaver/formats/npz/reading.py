@@ -15,7 +15,7 @@ import numpy as np
 
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import checksum
+from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.files import EndOfFileError, RawFile, read_fully
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError, storage_dtype, stored_array

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import checksum
+from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.parallel import advance
 from pytreesaver._tree.kinds import joined_bytes, storage_dtype
 from pytreesaver.formats.description import described, encode_description

@@ -10,7 +10,7 @@ import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import ChecksumOfParts
+from pytreesaver._io.checksums.xxh3 import ChecksumOfParts
 from pytreesaver._io.parallel import advance
 from pytreesaver._tree.boxes import Box, box_index, box_shape, whole_box
 from pytreesaver.formats.orbax.layout import MANIFEST

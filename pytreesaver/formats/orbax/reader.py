@@ -11,7 +11,7 @@ import numpy as np
 
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError, DuplicateNameError, StructureWarning
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import checksum
+from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.parallel import advance
 from pytreesaver._text import SINGLE_LEAF_NAME, duplicates, quoted
 from pytreesaver._tree.boxes import Box, box_index

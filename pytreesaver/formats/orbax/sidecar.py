@@ -12,7 +12,7 @@ import numpy as np
 
 from pytreesaver._errors import CheckpointError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import checksum
+from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver.formats.description import Description, decode_description
 from pytreesaver.formats.orbax.layout import other_files, read_bytes
 

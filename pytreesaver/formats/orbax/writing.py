@@ -21,7 +21,7 @@ from pytreesaver._io.atomic import (
     temporary_sibling,
     write_pin,
 )
-from pytreesaver._io.checksums import checksum
+from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.parallel import advance
 from pytreesaver._text import SINGLE_LEAF_NAME, quoted

@@ -9,7 +9,7 @@ import msgspec
 
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import BLOCK_NBYTES
+from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES
 from pytreesaver._io.files import EndOfFileError, read_file
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType

@@ -9,7 +9,7 @@ import numpy as np
 
 from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums import block_count
+from pytreesaver._io.checksums.xxh3 import block_count
 from pytreesaver._tree.kinds import Cells, grid_cells
 from pytreesaver.formats.indexed.data import ALIGNMENT, WriteOptions, new_index, write_data
 from pytreesaver.formats.indexed.directory import DataWriter, DirectoryLayout, write_directory

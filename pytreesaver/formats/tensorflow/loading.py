@@ -9,7 +9,7 @@ import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError, UnsupportedLeafError
 from pytreesaver._io import filesystem
-from pytreesaver._io.crc32c import crc32c, masked
+from pytreesaver._io.checksums.crc32c import crc32c, masked
 from pytreesaver._io.files import EndOfFileError, read_fully
 from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import box_index, box_shape

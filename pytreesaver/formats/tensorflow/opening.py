@@ -15,7 +15,7 @@ import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
-from pytreesaver._io.crc32c import Crc32cOfRanges, unmasked
+from pytreesaver._io.checksums.crc32c import Crc32cOfRanges, unmasked
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, storage_dtype
 from pytreesaver._tree.plain import encode_value

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pytreesaver._io.crc32c import crc32c, masked
+from pytreesaver._io.checksums.crc32c import crc32c, masked
 from pytreesaver.formats.tensorflow.table import DamagedTableError, encode_varint, varint
 
 _CHECKSUM_NBYTES = 4

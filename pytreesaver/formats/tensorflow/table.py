@@ -6,7 +6,7 @@ CRC-32C, as LevelDB's do.
 
 from collections.abc import Iterator, Sequence
 
-from pytreesaver._io.crc32c import crc32c, masked
+from pytreesaver._io.checksums.crc32c import crc32c, masked
 
 MAGIC = bytes.fromhex("57fb808b247547db")
 FOOTER_NBYTES = 48

@@ -19,7 +19,7 @@ from pytreesaver._io.atomic import (
     sync_parents,
     temporary_sibling,
 )
-from pytreesaver._io.crc32c import crc32c, masked
+from pytreesaver._io.checksums.crc32c import crc32c, masked
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.several_files import HEAD, move_in, move_out, unlocked
 from pytreesaver._io.writing import WriteRanges, write_ranges

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import pytreesaver as pts
-from pytreesaver._tree.select import as_selection
+from pytreesaver._tree.names.select import as_selection
 from pytreesaver._tree.structure import flatten_tree
 from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.testing import assert_trees_equal, pytrees, selections

@@ -1,7 +1,9 @@
-"""Direct I/O, which bypasses the page cache, and whether a file is in that cache."""
+"""What only Linux has: direct I/O, whether a file is in the page cache, and the generation of a directory."""
 
+import fcntl
 import os
 import sys
+from pathlib import Path
 
 
 def is_cached(descriptor: int, offset: int) -> bool:
@@ -35,3 +37,19 @@ def open_direct(descriptor: int, *, to_write: bool = False) -> int | None:
 
 
 DIRECT_ALIGNMENT = 4096
+
+
+def generation(directory: Path) -> int | None:
+    """Return a number that later directories at this path do not have, even with the same inode; None if unknown."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        number = bytearray(8)
+        fcntl.ioctl(descriptor, _FS_IOC_GETVERSION, number)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return int.from_bytes(number, sys.byteorder) or None
+
+
+_FS_IOC_GETVERSION = 0x80087601

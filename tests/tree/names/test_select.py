@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pytreesaver as pts
+from pytreesaver._tree.names.select import as_selection, selected
 from pytreesaver._tree.rebuild import rebuild_tree
 from pytreesaver._tree.restructure import prune_structure, structure_of_names
-from pytreesaver._tree.select import as_selection, selected
 from pytreesaver._tree.structure import flatten_tree
 from pytreesaver.testing import pytrees
 

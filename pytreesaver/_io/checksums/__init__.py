@@ -1,0 +1,1 @@
+"""Checksums of the bytes of files."""

@@ -1,0 +1,1 @@
+"""Which variables are meant: selection and renaming."""
