@@ -145,7 +145,8 @@ def _contents(reader: CheckpointReader, names: list[str], positions: list[int], 
 
 def _cell(reader: CheckpointReader, position: int) -> Any:
     stored = _StoredArray(reader, position)
-    if is_stored_as_bytes(reader.types[position]):
+    unreadable: Mapping[str, str] = getattr(reader, "unreadable", {})
+    if is_stored_as_bytes(reader.types[position]) and reader.names[position] not in unreadable:
         return value_of_bytes(reader, position, stored.read())
     return stored
 

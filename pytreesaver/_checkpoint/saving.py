@@ -12,7 +12,8 @@ import numpy as np
 
 from pytreesaver._checkpoint.background import SaveFuture, start_in_background
 from pytreesaver._checkpoint.snapshot import snapshot
-from pytreesaver._errors import UnsupportedLeafError
+from pytreesaver._errors import CheckpointExistsError, UnsupportedLeafError
+from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._run.policies.retention import check_count
@@ -24,8 +25,9 @@ from pytreesaver._tree.names.select import Selection, Selector, as_selection, se
 from pytreesaver._tree.plain import MAX_DEPTH, encode_value
 from pytreesaver._tree.restructure import prune_structure, structure_of_names
 from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
+from pytreesaver.formats import places
 from pytreesaver.formats.protocol import Format, TreeContents, refuse_unsupported
-from pytreesaver.formats.registry import format_to_write
+from pytreesaver.formats.registry import format_at, format_to_write
 
 
 def contents_of(
@@ -152,10 +154,22 @@ def write_contents(
     nbytes = 0 if progress is False else contents.nbytes
     with wrap_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
         writer: Any = check_format(target, format, shard_nbytes)
+        _refuse_prefix(target, writer)
         refuse_unsupported(contents, writer.unsupported(contents), writer.name)
         options = {} if shard_nbytes is None else {"shard_nbytes": int(shard_nbytes)}
         writer.write(target, contents, overwrite=overwrite, durable=durable, in_background=in_background, **options)
     return target
+
+
+def _refuse_prefix(target: Path, writer: Format) -> None:
+    """Raise a CheckpointExistsError if a path is the prefix of a checkpoint of another format, and would hide it."""
+    if target.name and filesystem.exists(places.index_file(target)):
+        found = format_at(target)
+        if found is not None and found.name != writer.name:
+            raise CheckpointExistsError(
+                f"{target}: expected nothing there, found a checkpoint of the format {found.name} with this prefix; "
+                "remove it first, or save elsewhere"
+            )
 
 
 def check_format(target: Path, format: str | None, shard_nbytes: int | None) -> Format:

@@ -30,6 +30,7 @@ from pytreesaver._run.history import CheckpointEvent, append_history, deletions
 from pytreesaver._run.recorded import (
     modified_time,
     recorded_checkpoints,
+    recorded_time,
     saved_at,
     unlisted_checkpoints,
     visible_entries,
@@ -175,7 +176,10 @@ def _newest_plain(directory: Path) -> Path | None:
         raise
     steps = {path: int(match[1]) for path in entries if (match := _ENDS_IN_STEP.fullmatch(path.name))}
     found = [path for path in steps if again_after_io_error(partial(is_checkpoint, path))]
-    found.sort(key=lambda path: (saved_at(path), steps[path]), reverse=True)
+    times = {path: recorded_time(path) for path in found}
+    if None in times.values():  # copying changes the times of files, but not the steps
+        times = {}
+    found.sort(key=lambda path: (times.get(path) or 0.0, steps[path], saved_at(path)), reverse=True)
     newest = next(filter(_is_usable, found), None)
     skipped = found[: found.index(newest)] if newest else found
     if skipped:
@@ -183,7 +187,7 @@ def _newest_plain(directory: Path) -> Path | None:
     return newest
 
 
-_ENDS_IN_STEP = re.compile(r"(?:.*[-_])?([0-9]+)", re.DOTALL)
+_ENDS_IN_STEP = re.compile(r"(?:.*[-_])?([0-9]+)(?:\.[a-z]+)?", re.DOTALL)
 
 
 def _warn_of_skipped(skipped: Sequence[Path], fallback: Path | None) -> None:

@@ -60,12 +60,17 @@ def read_record(path: Path) -> Record:
 
 def saved_at(path: Path) -> float:
     """Return when a checkpoint was saved: as recorded, else when it was written; 0 if it cannot be read."""
-    recorded = None
-    with suppress(CheckpointError):
-        recorded = again_after_io_error(lambda: read_record(path)).time
+    recorded = recorded_time(path)
     with suppress(CheckpointError):
         return modified_time(path) if recorded is None else recorded
     return 0.0
+
+
+def recorded_time(path: Path) -> float | None:
+    """Return the time that was recorded with a checkpoint, or None if there is none or it cannot be read."""
+    with suppress(CheckpointError):
+        return again_after_io_error(lambda: read_record(path)).time
+    return None
 
 
 def managed_name(directory: Path, *, by_times: bool = True) -> str | None:

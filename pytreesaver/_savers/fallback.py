@@ -62,6 +62,8 @@ def refuse_foreign_steps(directory: Path) -> None:
         way_out = f"restore them with {library} and save them here under another name"
         if library in ("Orbax", "Hugging Face", "TensorFlow", "Flax"):
             way_out = "pytreesaver.restore reads them, and pytreesaver.convert copies them to another directory"
+        if library == "TensorFlow":
+            way_out += "; a manager of their checkpoint_name= continues their run"
         raise CheckpointExistsError(
             f"{directory}: expected checkpoints of pytreesaver or none, found steps of {library}: "
             f"{', '.join(map(str, steps))}; {way_out}, or use another directory"

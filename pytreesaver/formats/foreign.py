@@ -160,6 +160,20 @@ def _kind_of_prefix(path: Path) -> str | None:
     return None
 
 
+def step_of_name(name: str) -> int | None:
+    """Return the step that the name of a file ends in, or None.
+
+    Example:
+        >>> step_of_name("checkpoint_100"), step_of_name("step-7.msgpack"), step_of_name("model.msgpack")
+        (100, 7, None)
+    """
+    match = _ENDS_IN_STEP.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+_ENDS_IN_STEP = re.compile(r"(?:.*[_=-])?([0-9]{1,18})(?:\.[a-z]+)?", re.DOTALL)
+
+
 def foreign_record(
     step: int | None, time: float | None = None, metrics: Mapping[str, float] = MappingProxyType({})
 ) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._errors import CorruptCheckpointError, UnsupportedLeafError
 from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.parallel import advance
 from pytreesaver._text import quoted
@@ -133,6 +133,8 @@ class LoadedReader:
                 self.read([position], verify=True)
             except CorruptCheckpointError as error:
                 damage.append(error)
+            except UnsupportedLeafError:  # only another program can use it
+                continue
         if damage:
             raise joined_damage(self, damage)
         self._check_file()

@@ -95,7 +95,8 @@ class CheckpointReader(Protocol):
     `types`, `shapes` and `nbytes`. In a format without names, `names` are the positions, and an attribute
     `is_positional` is True: then the variables are matched with the leaves of a template in their order.
 
-    A reader may have an attribute `other_names`, {another name: name}, of names that other programs use. One that
+    A reader may have an attribute `other_names`, {another name: name}, of names that other programs use, and
+    `unreadable`, {name: reason}, of variables of which reading raises an UnsupportedLeafError. One that
     decompresses several arrays in parallel may have an attribute `window_nbytes`, how many bytes of them should be read
     together, and a method ``read_ahead(positions)``, called with those that `read_boxes` is going to read."""
 

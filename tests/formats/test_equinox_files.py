@@ -109,3 +109,64 @@ def test_damaged_files_are_refused():
     Path("model.eqx").write_bytes(Path("objects.npy").read_bytes())
     message = message_of(pts.CorruptCheckpointError, lambda: pts.restore("model.eqx"))
     assert "a pickle, which could run any code" in message
+
+
+def test_leaves_that_equinox_does_not_save_stay_as_they_are():
+    class Other(eqx.Module):
+        activation: str
+        function: dict
+        weight: jax.Array
+
+    original = Other("gelu", {"f": jax.nn.relu, "dtype": np.dtype("f4")}, jnp.ones(3))
+    eqx.tree_serialise_leaves("other.eqx", original)
+    fresh = Other("relu", {"f": jax.nn.gelu, "dtype": np.dtype("f2")}, jnp.zeros(3))
+    restored = pts.restore("other.eqx", fresh)
+    assert restored.weight.tolist() == [1, 1, 1]
+    assert (restored.activation, restored.function) == ("relu", fresh.function)
+    norm = eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, "batch", mode="ema")
+    eqx.tree_serialise_leaves("norm.eqx", norm)
+    assert_trees_equal(arrays_of(pts.restore("norm.eqx", norm)), arrays_of(norm))
+
+
+def test_warm_starts_and_renames_know_the_order():
+    eqx.tree_serialise_leaves("model.eqx", model(0))
+    expected = arrays_of(model(0))
+    for restored in (
+        pts.warm_start(model(1), "model.eqx"),
+        pts.init_from_checkpoint(model(1), "model.eqx", {"/": "/"}),
+        pts.restore("model.eqx", model(1), rename={"scale": "scale"}),
+    ):
+        assert_trees_equal(arrays_of(restored), expected)
+    swapped = pts.restore("model.eqx", {"w": jnp.zeros((4, 2))}, rename={"w": "0"}, unexpected="ignore")
+    assert np.array_equal(swapped["w"], expected[0])
+
+
+def header(text):
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+ONE = header(b"{'descr':'<f4','fortran_order':False,'shape':(1,)}\n")
+HOSTILE = {
+    "unfinished": header(b"((("),
+    "bools": header(b"{'descr':'<f4','fortran_order':False,'shape':(True,)}\n") + b"1234",
+    "no shape": header(b"{'descr':'<f4','fortran_order':False}\n"),
+    "not UTF-8 before it": b'{"a":"\xe9"}\n'
+    + header(b"{'descr':'<f4','fortran_order':False,'shape':(1,)}\n")
+    + b"1234",
+    "deep JSON before it": b'{"a":' + b"[" * 150 + b"]" * 150 + b"}\n" + header(b"((("),
+    "no JSON before it": b"{not json\n" + ONE + b"1234",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_files_are_refused_and_do_not_disturb_a_run(content):
+    Path("run").mkdir()
+    for name in ("bad.npy", "bad.eqx"):
+        Path("run", name).write_bytes(content)
+    with pytest.raises(pts.CheckpointError, match=r"bad\.eqx"):
+        pts.restore("run/bad.eqx", [np.zeros(1, np.float32)])
+    with pts.Saver() as saver:
+        for step in (1, 2):
+            saver.save({"w": np.ones(2)}, "run/m", step)
+    assert pts.latest_checkpoint("run") == Path("run/m-2")
+    pts.list_checkpoints("run")

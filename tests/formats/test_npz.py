@@ -110,3 +110,16 @@ def test_other_zip_archives_are_named():
         pts.restore("model.pt")
     with pytest.raises(pts.CheckpointNotFoundError, match="expected an npz archive"):
         pts.restore("model.pt", format="npz")
+
+
+def test_a_flipped_bit_in_the_comment_does_not_make_it_a_file_of_another_program(tmp_path):
+    path = pts.save({"t": (1, "x"), "k": jax.random.key(0)}, tmp_path / "m.npz")
+    content = path.read_bytes()
+    start = content.rindex(b"pytreesaver description")
+    for position in range(start, len(content)):
+        for bit in (0, 4):
+            changed = bytearray(content)
+            changed[position] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(pts.CheckpointError):
+                pts.verify(path)

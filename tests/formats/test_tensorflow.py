@@ -209,9 +209,9 @@ def test_trees_come_back_and_their_files_are_those_of_tensorflow(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model-1.data-00000-of-00001", "model-1.index"]
     assert_trees_equal(pts.restore(path), tree)
     assert pts.load_checkpoint(path).metadata == {"epoch": 1}
-    entries, others = read_table((tmp_path / "model-1.index").read_bytes())
+    entries, description = read_table((tmp_path / "model-1.index").read_bytes(), b"pytreesaver.description")
     assert [key for key, _ in entries][:3] == [b"", b"huge", b"key"]
-    assert list(others) == [b"pytreesaver.description"]
+    assert json.loads(description)["metadata"] == {"epoch": 1}
 
 
 @given(pytrees())
@@ -321,3 +321,28 @@ def test_tensorflow_goes_on_in_a_run_of_ours():
     state.write_text(state.read_text().replace('h: "model-4"', 'h: "model-3"'))  # as a flipped bit would
     with pytest.warns(pts.RetentionWarning, match="expected the contents that were last saved"):
         assert pts.latest_checkpoint("run") == Path("run/model-4")
+
+
+def test_no_other_format_hides_a_checkpoint_of_tensorflow():
+    pts.save({"w": np.ones(3)}, "m", format="tensorflow")
+    for options in ({}, {"overwrite": True}, {"format": "npz"}, {"format": "orbax"}):
+        with pytest.raises(pts.CheckpointExistsError, match="of the format tensorflow with this prefix"):
+            pts.save({"w": np.zeros(2)}, "m", **options)
+    assert pts.restore("m")["w"].tolist() == [1] * 3
+
+
+def test_values_that_only_tensorflow_can_use_are_left_out_on_request():
+    pts.verify(SAMPLES / "exotic.ckpt")
+    message = message_of(pts.UnsupportedLeafError, lambda: pts.convert(SAMPLES / "exotic.ckpt", "native"))
+    assert "1 of 14 variables" in message
+    with pytest.warns(pts.StructureWarning, match="variant: a tensor of the dtype variant"):
+        pts.convert(SAMPLES / "exotic.ckpt", "native", lossy=True)
+    assert "variant" not in pts.restore("native")
+
+
+def test_an_open_checkpoint_stays_readable_while_it_is_overwritten():
+    pts.save({"a": np.ones(2), "s": "v1"}, "m", format="tensorflow")
+    with pts.load_checkpoint("m") as checkpoint:
+        pts.save({"a": np.zeros(2), "s": "v2"}, "m", format="tensorflow", overwrite=True)
+        assert checkpoint["a"].read().tolist() == [1, 1]
+        assert checkpoint["s"].read() == "v1"

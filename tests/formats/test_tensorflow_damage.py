@@ -255,3 +255,108 @@ print(calls)
             pts.remove_checkpoint(run / "m")
             assert list(run.iterdir()) == []
         assert number > 4
+
+
+# Strings, and slices that form no grid.
+
+
+def write_tensors(prefix, tensors):
+    """Write a checkpoint of (key, entry, content) as TensorFlow does."""
+    content, entries = b"", []
+    for key, entry, part in tensors:
+        entries.append((key, encode_entry(entry._replace(offset=len(content), nbytes=len(part)))))
+        content += part
+    Path(f"{prefix}.data-00000-of-00001").write_bytes(content)
+    Path(f"{prefix}.index").write_bytes(table(*entries))
+
+
+def string_tensor(strings, shape):
+    content, checksum = encode_strings(strings)
+    return Entry(7, shape, 0, 0, 0, checksum), content
+
+
+def test_strings_that_numpy_cannot_hold_are_lists_and_quick():
+    strings = [b"ab\0"] * 20_000
+    write_tensors("m", [(b"s", *string_tensor(strings, (100, 200)))])
+    started = time.monotonic()
+    assert pts.restore("m") == {"s": [[b"ab\0"] * 200] * 100}
+    pts.verify("m")
+    assert time.monotonic() - started < 10
+    write_tensors("one", [(b"s", *string_tensor([b"\0"], (1,)))])
+    assert pts.restore("one") == {"s": [b"\0"]}
+
+
+def test_lists_of_strings_beside_tensors_of_their_names():
+    tensors = [(b"s", *string_tensor([b"a\0", b"b"], (2,))), (b"s/0", *string_tensor([b"c"], ()))]
+    write_tensors("m", tensors)
+    assert pts.restore("m") == {"s[]": [b"a\0", b"b"], "s": {"0": b"c"}}
+    assert [name for name, _ in pts.list_variables("m")] == ["s/0", "s[]/0", "s[]/1"]
+
+
+@pytest.mark.parametrize("strings", [[], [b"hi", b"other"]])
+def test_a_string_of_another_count_is_damage(strings):
+    path = pts.save({"a": "hi"}, "m", format="tensorflow")
+    pairs, description = read_table(Path("m.index").read_bytes(), b"pytreesaver.description")
+    content, checksum = encode_strings(strings)
+    (data,) = Path().glob("m.data*")
+    data.write_bytes(content)
+    entry = Entry(7, (len(strings),), 0, 0, len(content), checksum)
+    changed = [pairs[0], (b"a", encode_entry(entry))]
+    Path("m.index").write_bytes(write_table(changed, {b"pytreesaver.description": description}))
+    for read in (pts.restore, pts.verify):
+        with pytest.raises(pts.CorruptCheckpointError) as caught:
+            read(path)
+        assert caught.value.damaged == ["a"]
+
+
+def sliced(name, shape, extents, itemsize=1):
+    yield name, Entry(4, shape, 0, 0, 0, 0, tuple(extents)), b""
+    for each in dict.fromkeys(extents):
+        part = tuple(size if one.length is None else one.length for one, size in zip(each, shape, strict=True))
+        content = bytes([7]) * int(np.prod(part))
+        yield slice_key(name, each), Entry(4, part, 0, 0, 0, masked(crc32c(content))), content
+
+
+WHOLE = Extent(0, None)
+HOLES = {
+    "overlaps as large as the hole": (
+        (101, 101, 101),
+        [(Extent(0, 100), WHOLE, WHOLE), *[(Extent(i, 1),) * 3 for i in range(100)], (Extent(0, 1), WHOLE, WHOLE)],
+    ),
+    "a hole in a row": ((4, 6), [(Extent(0, 3), WHOLE), (Extent(3, 1), Extent(0, 5)), (Extent(3, 1), Extent(0, 1))]),
+}
+
+
+@pytest.mark.parametrize(("shape", "extents"), HOLES.values(), ids=HOLES)
+def test_slices_with_a_hole_are_damage(shape, extents):
+    write_tensors("m", sliced(b"t", shape, extents))
+    with pytest.raises(pts.CorruptCheckpointError, match=r"cover|too many"):
+        pts.restore("m")
+
+
+def test_many_slices_are_put_together_or_refused_at_once():
+    started = time.monotonic()
+    write_tensors("m", sliced(b"t", (20_000,), [*((Extent(i, 0),) for i in range(20_000)), (WHOLE,)]))
+    assert pts.restore("m")["t"].tolist() == [7] * 20_000
+    diagonal = [(Extent(i, 1), Extent(i, 1)) for i in range(999)]
+    write_tensors("n", sliced(b"t", (999, 999), [*diagonal, (Extent(0, 500), WHOLE), (Extent(500, 499), WHOLE)]))
+    assert (pts.restore("n")["t"] == 7).all()
+    assert time.monotonic() - started < 20
+
+
+def test_blocks_that_are_named_many_times_are_refused(tmp_path):
+    builder_of = table((b"w", encode_entry(FLOAT)))
+    big = block(bytes(1 << 20))
+    names = [(b"%05d" % i, encode_varint(0) + encode_varint(len(big) - 5)) for i in range(2000)]
+    for index_entries in (names,):
+        index = block(b"".join(
+            b"\0" + encode_varint(len(key)) + encode_varint(len(value)) + key + value for key, value in index_entries
+        ) + ONE_RESTART)  # fmt: skip
+        empty = block(ONE_RESTART)
+        places = [(len(big), len(empty) - 5), (len(big) + len(empty), len(index) - 5)]
+        footer = b"".join(encode_varint(number) for place in places for number in place).ljust(40, b"\0")
+        (tmp_path / "m.index").write_bytes(big + empty + index + footer + builder_of[-8:])
+        started = time.monotonic()
+        with pytest.raises(pts.CorruptCheckpointError, match=r"m\.index"):
+            pts.list_variables(tmp_path / "m")
+        assert time.monotonic() - started < 2

@@ -24,8 +24,13 @@ def names_by_order(flat: FlatTree, count: int) -> Sequence[str]:
         >>> names_by_order(FlatTree(["a", "f", "w"], [1.0, "relu", np.zeros(2)], {}, {}), 3)
         ['a', 'w', 'array 3 of 3']
     """
-    names = [name for name, leaf in zip(flat.names, flat.leaves, strict=True) if _is_array_or_number(leaf)]
+    names = arrays_and_numbers(flat)
     return [names[i] if i < len(names) else f"array {i + 1} of {count}" for i in range(count)]
+
+
+def arrays_and_numbers(flat: FlatTree) -> list[str]:
+    """Return the names of the leaves that formats without names save, in their order."""
+    return [name for name, leaf in zip(flat.names, flat.leaves, strict=True) if _is_array_or_number(leaf)]
 
 
 def _is_array_or_number(leaf: Any) -> bool:

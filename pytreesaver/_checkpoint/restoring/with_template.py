@@ -6,7 +6,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 
-from pytreesaver._checkpoint.restoring.aliases import names_by_order, names_for_template
+from pytreesaver._checkpoint.restoring.aliases import arrays_and_numbers, names_by_order, names_for_template
 from pytreesaver._checkpoint.restoring.matching import LeafPlan, StoredVariables, match_template
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.reading import read_leaves
@@ -69,15 +69,18 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
     flags = [True] * len(flat.names)
     if options.only is not None:
         flags = selected(options.only, flat.names, "the template (like)", may_be_empty=options.may_be_empty)
+    others, given_names = other_names_in(reader), reader.names
+    if getattr(reader, "is_positional", False):
+        given_names = names_by_order(flat, len(reader.names))
+        others = {str(i): name for i, name in enumerate(given_names)}
+        saved = set(arrays_and_numbers(flat))  # the other leaves stay as they are in the template
+        flags = [flag and name in saved for name, flag in zip(flat.names, flags, strict=True)]
     placed = placement_of(options.sharding, flat.names, lambda: names_without_leaves(flat.structure))
     templates = _templates_of(flat, flags, placed, options)
-    renaming: Renaming | None = with_other_names(options.rename, other_names_in(reader))
+    renaming: Renaming | None = with_other_names(options.rename, others)
     stored_names = {name: renaming.stored_name(name) if renaming else name for name in templates}
     for_arrays = {stored_names[name] for name, each in templates.items() if each.type.kind not in PYTHON_KINDS}
-    if getattr(reader, "is_positional", False) and renaming is None:
-        names: Sequence[str] = names_by_order(flat, len(reader.names))
-    else:
-        names = names_for_template(flat, stored_names, reader.names, reader.structure)
+    names = names_for_template(flat, stored_names, given_names, reader.structure)
     # Whether a Python number fits an array depends on its value, so these numbers are read first.
     numbers = [
         i

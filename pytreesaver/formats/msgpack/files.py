@@ -4,6 +4,7 @@ The index is in the value of the first key of the map, which the map has once mo
 last value of a key, and see only the tree.
 """
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,6 @@ _HEAD_NBYTES = 1 << 16
 _MAPS = {0xDE: 3, 0xDF: 5}
 _STRINGS = {0xD9: 1, 0xDA: 2, 0xDB: 4}
 _NEVER_USED = 0xC1
-_START_OF_INDEX = b'{"format":"pytreesaver"'
 
 
 class Head(NamedTuple):
@@ -31,26 +31,69 @@ class Head(NamedTuple):
 
 
 def read_head(descriptor: int) -> Head | None:
-    """Return the beginning of a file of pytreesaver, or of a map whose first key is a string; None for another file."""
-    data = np.zeros(min(filesystem.file_size(descriptor), _HEAD_NBYTES), np.uint8)
+    """Return the beginning of a file of pytreesaver, or of what Flax writes; None for another file."""
+    size = filesystem.file_size(descriptor)
+    data = np.zeros(min(size, _HEAD_NBYTES), np.uint8)
     try:
         read_fully(descriptor, data, 0)
     except EndOfFileError:
         return None
     head = data.tobytes()
-    found = head.find(MAGIC)
-    if found < 0 and (index := head.find(_START_OF_INDEX)) >= 0:  # a bit before it may have changed
-        found = index - LENGTH_NBYTES - len(MAGIC)
-    if found >= 0:
+    found = _index_start(head)
+    if found is not None:
         return Head(found)
-    return Head(None) if _begins_like_a_tree(head) else None
+    return Head(None) if _begins_like_a_tree(head, size) else None
 
 
-def _begins_like_a_tree(head: bytes) -> bool:
+def _index_start(head: bytes) -> int | None:
+    """Return where the index of pytreesaver is, also if a bit before it has changed."""
+    first = _first_key(head)
+    if first is not None and _bit_errors(head[first[1] + 5 : first[1] + 5 + len(MAGIC)], MAGIC) <= 1:
+        return first[1] + 5
+    found = head.find(MAGIC)
+    return found if found > 0 and _bit_errors_before(head, found) <= 1 else None
+
+
+def _bit_errors(found: bytes, expected: bytes) -> int:
+    if len(found) != len(expected):
+        return 8 * len(expected)
+    return (int.from_bytes(found, "big") ^ int.from_bytes(expected, "big")).bit_count()
+
+
+def _bit_errors_before(head: bytes, start: int) -> int:
+    """Return how many bits differ from those of a map, a string and the header of bytes that end at `start`."""
+    fewest = 8
+    for map_nbytes in (1, 3, 5):
+        for string_nbytes in (1, 2, 3, 5):
+            length = start - 5 - map_nbytes - string_nbytes
+            if length < 0 or length >> 8 * max(string_nbytes - 1, 1):
+                continue
+            first = _nearest(head[0], range(0x81, 0x90) if map_nbytes == 1 else [0xDE if map_nbytes == 3 else 0xDF])
+            if string_nbytes == 1:
+                header = bytes([0xA0 | length]) if length < 32 else b""
+            else:
+                header = bytes([_STRING_KINDS[string_nbytes]]) + length.to_bytes(string_nbytes - 1, "big")
+            if not header:
+                continue
+            found = head[map_nbytes : map_nbytes + string_nbytes]
+            errors = first + _bit_errors(found, header) + _bit_errors(head[start - 5 : start - 4], b"\xc6")
+            fewest = min(fewest, errors)
+    return fewest
+
+
+def _nearest(byte: int, expected: Iterable[int]) -> int:
+    return min((byte ^ each).bit_count() for each in expected)
+
+
+_STRING_KINDS = {2: 0xD9, 3: 0xDA, 5: 0xDB}
+
+
+def _first_key(head: bytes) -> tuple[str, int] | None:
+    """Return the first key of a map and where its value begins, or None if it is no map with a string as the key."""
     with suppress(IndexError, UnicodeDecodeError):
         position = 1 if 0x81 <= head[0] <= 0x8F else _MAPS.get(head[0], 0)
         if not position:
-            return False
+            return None
         kind = head[position]
         if 0xA0 <= kind <= 0xBF:
             length, position = kind & 0x1F, position + 1
@@ -59,10 +102,22 @@ def _begins_like_a_tree(head: bytes) -> bool:
             length = int.from_bytes(head[position + 1 : position + 1 + size], "big")
             position += 1 + size
         else:
-            return False
+            return None
         key = head[position : position + length]
-        return len(key) == length and key.decode().isprintable() and head[position + length] != _NEVER_USED
-    return False
+        if len(key) == length and head[position + length] != _NEVER_USED:
+            return key.decode(), position + length
+    return None
+
+
+def _begins_like_a_tree(head: bytes, size: int) -> bool:
+    if head == b"\x80" and size == 1:  # an empty dict
+        return True
+    first = _first_key(head)
+    if first is not None:
+        return first[0].isprintable()
+    is_array = head[:1] in (b"\xc7", b"\xc8", b"\xc9")  # a tree of a single leaf
+    code = 1 + (1 << (head[0] - 0xC7)) if is_array else 0
+    return is_array and head[code : code + 2] in (b"\x01\x93", b"\x03\x93")
 
 
 def recognizes(path: Path) -> bool:

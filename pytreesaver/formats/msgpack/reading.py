@@ -4,9 +4,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 import numpy as np
 import xxhash
 
@@ -17,26 +16,24 @@ from pytreesaver._text import SINGLE_LEAF_NAME, duplicates, quoted
 from pytreesaver._tree.kinds import (
     PYTHON_TYPES,
     LeafType,
-    NotPlainError,
     cell_bytes,
     dtype_from_name,
-    dtype_name,
     python_leaf_type,
     stored_array,
 )
 from pytreesaver._tree.plain import encode_value
-from pytreesaver.formats.foreign import foreign_record
+from pytreesaver.formats.foreign import foreign_record, step_of_name
 from pytreesaver.formats.indexed.index import DataFile, Index, decode_heading, decode_index, is_shape
 from pytreesaver.formats.indexed.mixed import MixedVariable, mixed_reader
 from pytreesaver.formats.indexed.reader import IndexedReader
-from pytreesaver.formats.msgpack.encoding import ARRAY, CHUNKED, COMPLEX, SCALAR
+from pytreesaver.formats.msgpack.decoding import DamagedMessageError, StoredArray, decode_tree
+from pytreesaver.formats.msgpack.encoding import CHUNKED
 from pytreesaver.formats.msgpack.files import read_index, refuse_others
 from pytreesaver.formats.protocol import CheckpointReader, Heading
 
 NAME = "msgpack"
 VERSION = 1
 _NO_NAME = re.compile("")
-_STEP = re.compile(r"(?:.*[_-])?([0-9]{1,18})(?:\.msgpack)?", re.DOTALL)
 _PLACEHOLDER = "//GDAPlaceholder:"
 
 
@@ -68,8 +65,8 @@ def read_heading(path: Path) -> Heading:
 
 
 def _record_of(path: Path) -> Any:
-    match = _STEP.fullmatch(path.name)
-    return foreign_record(int(match[1])) if match else None
+    step = step_of_name(path.name)
+    return None if step is None else foreign_record(step)
 
 
 # Files of pytreesaver.
@@ -122,29 +119,14 @@ class _DescribedReader(IndexedReader):
 # Files of Flax.
 
 
-class _Stored(NamedTuple):
-    """An array in the file. `problem` says what is wrong with it."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-    is_scalar: bool
-    problem: str = ""
-
-
-class _ArrayMessage(msgspec.Struct, array_like=True):
-    shape: list[int]
-    dtype: Any
-    content: memoryview
-
-
 def _open_foreign(path: Path) -> CheckpointReader:
     descriptor = filesystem.open_existing(path)
     try:
         size = filesystem.file_size(descriptor)
-        content = filesystem.map_file(descriptor, size)
-        tree = _decoded(path, content)
+        try:
+            tree = decode_tree(descriptor)
+        except DamagedMessageError as error:
+            raise CorruptCheckpointError(f"{path}: expected a tree in msgpack, found {error}") from None
         variables: list[MixedVariable] = []
         problems: dict[str, str] = {}
         structure = _structure(path, tree, "", descriptor, variables, problems)
@@ -167,44 +149,6 @@ def _open_foreign(path: Path) -> CheckpointReader:
     except BaseException:
         filesystem.release(descriptor)
         raise
-
-
-def _decoded(path: Path, content: np.ndarray) -> Any:
-    """Return the tree in a mapped file, with `_Stored` for arrays: their bytes are not read."""
-    base = content.ctypes.data
-
-    def decode_extension(code: int, data: memoryview) -> Any:
-        if code == COMPLEX:
-            return complex(*msgspec.msgpack.decode(data, type=tuple[float, float]))
-        if code not in (ARRAY, SCALAR):
-            raise ValueError(f"the unknown extension type {code}")
-        message = msgspec.msgpack.decode(data, type=_ArrayMessage)
-        values = np.frombuffer(message.content, np.uint8)
-        dtype = message.dtype.decode() if isinstance(message.dtype, bytes) else str(message.dtype)
-        offset = values.ctypes.data - base if values.size else 0
-        return _stored(dtype, tuple(message.shape), offset, values.size, code == SCALAR)
-
-    try:
-        return msgspec.msgpack.decode(memoryview(content), ext_hook=decode_extension)  # type: ignore[arg-type]
-    except (msgspec.MsgspecError, ValueError, TypeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        raise CorruptCheckpointError(f"{path}: expected a tree in msgpack, found a damaged one ({error})") from None
-
-
-_NUMPY_STRINGS = re.compile(r"(bytes|str)([0-9]{1,9})")
-
-
-def _stored(dtype: str, shape: tuple[int, ...], offset: int, nbytes: int, is_scalar: bool) -> _Stored:
-    match = _NUMPY_STRINGS.fullmatch(dtype)
-    if match:  # NumPy's names of its strings count bits
-        dtype = f"S{int(match[2]) // 8}" if match[1] == "bytes" else f"U{int(match[2]) // 32}"
-    try:
-        itemsize = dtype_from_name(dtype).itemsize
-        problem = "" if dtype_name(dtype_from_name(dtype)) == dtype else f"the dtype {dtype}"
-    except NotPlainError as error:
-        return _Stored(dtype, shape, offset, nbytes, is_scalar, str(error))
-    if not is_shape(shape, itemsize) or math.prod(shape) * itemsize != nbytes:
-        problem = f"an array of {dtype}{list(shape[:9])} in {nbytes} bytes"
-    return _Stored(dtype, shape, offset, nbytes, is_scalar, problem)
 
 
 def _structure(
@@ -241,7 +185,7 @@ def _structure(
 def _problem_of(node: Any) -> str | None:
     if isinstance(node, str) and node.startswith(_PLACEHOLDER):
         return "an array of several processes, which is in another directory; restore it with Flax"
-    if isinstance(node, dict | _Stored) or type(node) in PYTHON_TYPES:
+    if isinstance(node, dict | StoredArray) or type(node) in PYTHON_TYPES:
         return None
     return f"a value of the type {type(node).__name__}, which Flax does not write"
 
@@ -249,7 +193,7 @@ def _problem_of(node: Any) -> str | None:
 def _variable(path: Path, name: str, node: Any, descriptor: int) -> MixedVariable:
     if isinstance(node, dict):
         return _chunked_variable(path, name, node, descriptor)
-    if isinstance(node, _Stored):
+    if isinstance(node, StoredArray):
         _refuse_damaged(path, name, node.problem)
         leaf_type = LeafType("numpy_scalar" if node.is_scalar and not node.shape else "numpy", node.dtype)
         return MixedVariable(name, leaf_type, node.shape, [(0, node.offset)])
@@ -268,7 +212,7 @@ def _chunked_variable(path: Path, name: str, node: Mapping[str, Any], descriptor
     """Return the variable of an array of more than 1 GiB, which is in pieces."""
     try:
         shape = tuple(int(node["shape"][str(i)]) for i in range(len(node["shape"])))
-        pieces: list[_Stored] = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
+        pieces: list[StoredArray] = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
         problem = next((piece.problem for piece in pieces if piece.problem), "")
         dtypes = {piece.dtype for piece in pieces}
         if not problem and (len(dtypes) != 1 or not is_shape(shape, dtype_from_name(pieces[0].dtype).itemsize)):
@@ -287,7 +231,7 @@ def _chunked_variable(path: Path, name: str, node: Mapping[str, Any], descriptor
     return MixedVariable(name, leaf_type, shape, load=load)
 
 
-def _read_pieces(path: Path, name: str, descriptor: int, pieces: Sequence[_Stored]) -> np.ndarray:
+def _read_pieces(path: Path, name: str, descriptor: int, pieces: Sequence[StoredArray]) -> np.ndarray:
     memory = filesystem.new_memory(sum(piece.nbytes for piece in pieces))
     position = 0
     for piece in pieces:

@@ -55,7 +55,13 @@ def unsupported(contents: TreeContents) -> Mapping[str, str]:
     if not contents.names or contents.structure == 0:
         what = "tree of a single leaf" if contents.names else "empty tree"
         return {SINGLE_LEAF_NAME: f"a msgpack file of pytreesaver holds no {what}; put it in a dict"}
-    return {}
+    problems: dict[str, str] = {}
+    for name in contents.names:
+        if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_NBYTES:
+            problems[name] = f"a msgpack file of pytreesaver holds no names of more than {_MAX_NAME_NBYTES} bytes"
+        elif CHUNKED in name.split("/"):
+            problems[name] = f"{CHUNKED} marks arrays in pieces in files of Flax"
+    return problems
 
 
 def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False) -> None:
@@ -68,6 +74,9 @@ def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool,
         overwrite=overwrite,
         durable=durable,
     )
+
+
+_MAX_NAME_NBYTES = 1 << 15
 
 
 class _Piece(NamedTuple):

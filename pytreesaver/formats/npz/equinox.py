@@ -4,14 +4,13 @@ They are only read. With a template, the arrays are those of its leaves that Equ
 line may be JSON, as Equinox's documentation suggests for hyperparameters: it becomes the metadata.
 """
 
+import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
 import numpy as np
 
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedLeafError
@@ -19,7 +18,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, RawFile, read_fully
 from pytreesaver._tree.kinds import LeafType, NotPlainError, storage_dtype, stored_array
 from pytreesaver._tree.plain import encode_value
-from pytreesaver.formats.foreign import foreign_kind
+from pytreesaver.formats.foreign import foreign_kind, foreign_record, step_of_name
 from pytreesaver.formats.indexed.index import DataFile
 from pytreesaver.formats.indexed.mixed import MixedVariable, mixed_reader
 from pytreesaver.formats.npz.header import read_array_header, stored_dtype_name
@@ -113,7 +112,7 @@ def read_heading(path: Path) -> Heading:
     """Return the heading of a file. See `pytreesaver.formats.Format.read_heading`."""
     reader = open(path)
     reader.close()
-    return Heading(None, reader.metadata, filesystem.file_sizes(path))
+    return Heading(reader.record, reader.metadata, filesystem.file_sizes(path))
 
 
 def open(path: Path) -> CheckpointReader:
@@ -135,8 +134,9 @@ def open(path: Path) -> CheckpointReader:
             [DataFile(path.name, size, 0, "")],
             variables,
             structure=list(range(len(variables))),
-            metadata=_metadata_of(line),
+            metadata=_metadata_of(path, line),
             close=file.close,
+            record=_record_of(path),
             format_name=name,
             format_version=1,
         )
@@ -147,11 +147,17 @@ def open(path: Path) -> CheckpointReader:
     return reader  # type: ignore[no-any-return]
 
 
-def _metadata_of(line: bytes) -> Any:
-    decoded = None
-    with suppress(msgspec.MsgspecError):
-        decoded = msgspec.json.decode(line)
-    return encode_value(decoded if isinstance(decoded, dict) else {}, classes=False)
+def _record_of(path: Path) -> Any:
+    step = step_of_name(path.name)
+    return None if step is None else foreign_record(step)
+
+
+def _metadata_of(path: Path, line: bytes) -> Any:
+    try:
+        decoded = json.loads(line) if line else {}  # it knows NaN, which programs of Python write
+        return encode_value(decoded if isinstance(decoded, dict) else {}, classes=False)
+    except (ValueError, RecursionError, NotPlainError) as error:
+        raise CorruptCheckpointError(f"{path}: expected JSON in the first line ({error})") from None
 
 
 def _variable(path: Path, file: BinaryIO, position: int, size: int) -> MixedVariable:
@@ -192,6 +198,8 @@ def _load(
         read_fully(descriptor, memory, offset)
     except EndOfFileError:
         raise CorruptCheckpointError(f"{where}: the file ends before it") from None
+    if not dtype.itemsize:
+        return stored_array(memory, leaf_type, shape)
     array = memory.view(dtype)
     if leaf_type.dtype.startswith(">"):
         array = array.byteswap(inplace=True)

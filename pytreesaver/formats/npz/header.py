@@ -1,5 +1,7 @@
 """The header of an array in NumPy's format, as numpy.lib.format specifies it."""
 
+import struct
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -26,11 +28,24 @@ def read_array_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     Raises:
         ValueError: if it is damaged.
     """
+    try:
+        return _read_array_header(file)
+    except _DAMAGES as error:
+        raise ValueError(f"a damaged header ({error})") from None
+
+
+_DAMAGES = (
+    *(SyntaxError, TokenError, TypeError, KeyError, EOFError),
+    *(OverflowError, RecursionError, struct.error, MemoryError),
+)
+
+
+def _read_array_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy.read_magic(file)
     read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
     if read is None:
         raise ValueError(f"unknown version {version} of the format of NumPy arrays")
     shape, is_fortran, dtype = read(file)
-    if not is_shape(shape, dtype.itemsize):
+    if not all(type(length) is int for length in shape) or not is_shape(shape, dtype.itemsize):
         raise ValueError(f"impossible shape {shape}")
     return shape, is_fortran, dtype

@@ -104,9 +104,9 @@ def open_archive(path: Path) -> Archive:
 
 
 def _description_of(path: Path, archive: zipfile.ZipFile, file: BinaryIO) -> Description | None:
-    if not archive.comment.startswith(b"pytreesaver "):
-        return None
     match = _COMMENT.fullmatch(archive.comment)
+    if match is None and len(archive.comment) != _COMMENT_NBYTES and b"pytreesaver" not in archive.comment:
+        return None
     file.seek(0, os.SEEK_END)
     size = file.tell()
     if match is None or int(match[1]) + int(match[2]) > size:
@@ -125,7 +125,7 @@ def described_entries(path: Path, opened: Archive) -> Description:
     type_of, shapes, keys = [], [], []
     for key, info in opened.entries.items():
         if not key.endswith(ENTRY):
-            continue
+            raise CorruptCheckpointError(f"{path}: expected arrays ({ENTRY}), found the entry {quoted(key)}")
         variable = key.removesuffix(ENTRY)
         try:
             with opened.archive.open(info) as entry:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import Box, box_shape, whole_box
@@ -74,7 +76,7 @@ def decode_bundle(content: bytes, where: str) -> Bundle:
         UnsupportedVersionError: if its description is of a newer version.
     """
     try:
-        pairs, others = read_table(content)
+        pairs, stored = read_table(content, DESCRIPTION_KEY)
         if not pairs or pairs[0][0]:
             raise DamagedTableError("a table without the header of a checkpoint")
         header = decode_header(pairs[0][1])
@@ -83,7 +85,6 @@ def decode_bundle(content: bytes, where: str) -> Bundle:
         nbytes = _checked(tensors, header)
     except DamagedTableError as error:
         raise CorruptCheckpointError(f"{where}: expected the index of a TensorFlow checkpoint, found {error}") from None
-    stored = others.get(DESCRIPTION_KEY)
     description = None if stored is None else decode_description(stored, where)
     if description is not None and sorted(description.keys) != sorted(tensors):
         raise CorruptCheckpointError(f"{where}: expected the tensors of its description, found others")
@@ -153,7 +154,7 @@ def _checked(tensors: Mapping[str, Tensor], header: Header) -> list[int]:
     return used
 
 
-_MOST_SHARDS = 100_000
+_MOST_SHARDS = 10_000
 
 
 @functools.lru_cache(maxsize=4096)
@@ -192,16 +193,34 @@ def grid_of(tensor: Tensor) -> tuple[list[list[int]], list[int]] | None:
 
 
 def covers(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
-    """Return whether boxes that may overlap cover an array of a shape."""
-    if 0 in shape:
+    """Return whether boxes that may overlap cover an array of a shape.
+
+    Raises:
+        DamagedTableError: if they are too many to tell.
+
+    Example:
+        >>> covers([((0, 2), (0, 3)), ((1, 4), (0, 3))], (4, 3)), covers([((0, 2), (0, 3))], (4, 3))
+        (True, False)
+    """
+    filled = {box for box in boxes if 0 not in box_shape(box)}
+    size = math.prod(shape)
+    if sum(math.prod(box_shape(box)) for box in filled) < size:
+        return False
+    if size == 0 or whole_box(shape) in filled:
         return True
-    boundaries = [sorted({0, length, *(bound for box in boxes for bound in box[i])}) for i, length in enumerate(shape)]
-    if math.prod(len(axis) for axis in boundaries) > 1_000_000:
-        return sum(math.prod(box_shape(box)) for box in boxes) >= math.prod(shape)
-    return all(
-        any(all(low <= a and b <= high for (a, b), (low, high) in zip(cell, box, strict=True)) for box in boxes)
-        for cell in itertools.product(*(itertools.pairwise(axis) for axis in boundaries))
-    )
+    boundaries = [sorted({0, length, *(bound for box in filled for bound in box[i])}) for i, length in enumerate(shape)]
+    cells = [len(axis) - 1 for axis in boundaries]
+    if math.prod(cells) > _MOST_CELLS or math.prod(cells) * len(filled) > 1000 * _MOST_CELLS:
+        raise DamagedTableError(f"{len(filled)} slices, which are too many that form no grid")
+    numbers = [{bound: number for number, bound in enumerate(axis)} for axis in boundaries]
+    covered = np.zeros(cells, bool)
+    for box in filled:
+        at = (slice(of_axis[low], of_axis[high]) for of_axis, (low, high) in zip(numbers, box, strict=True))
+        covered[tuple(at)] = True
+    return bool(covered.all())
+
+
+_MOST_CELLS = 1_000_000
 
 
 # The keys of slices: the name and the extents, so encoded that their order is that of the bytes. After

@@ -1,7 +1,7 @@
 """Loading of whole tensors: of strings, of numbers of the other byte order, and of slices that form no grid."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +24,33 @@ class DataFiles:
     """The data files of a checkpoint, opened when they are read first.
 
     Args:
+        path: the checkpoint.
         paths: the files, by shard.
         is_big_endian: whether they were written on a machine of that byte order.
     """
 
-    def __init__(self, paths: Sequence[Path], is_big_endian: bool) -> None:
+    def __init__(self, path: Path, paths: Sequence[Path], is_big_endian: bool) -> None:
+        self.path = path
         self.paths = paths
         self.is_big_endian = is_big_endian
         self._descriptors: dict[int, int] = {}
 
-    def read(self, entry: Entry) -> np.ndarray:
-        """Return the bytes of an entry as a uint8[n]. Raises a DamagedTableError if there are fewer."""
-        file = self.paths[entry.shard]
-        if entry.shard not in self._descriptors:
+    def open(self, shard: int) -> int | None:
+        """Open a file, so that it can be read even if another program replaces it. Return None if it does not exist."""
+        if shard not in self._descriptors:
             try:
-                self._descriptors[entry.shard] = filesystem.open_existing(file)
+                self._descriptors[shard] = filesystem.open_existing(self.paths[shard])
             except OSError as error:
                 if not filesystem.is_absence(error):
                     raise
-                raise DamagedTableError(f"no data file {file}") from None
-        descriptor = self._descriptors[entry.shard]
+        return self._descriptors.get(shard)
+
+    def read(self, entry: Entry) -> np.ndarray:
+        """Return the bytes of an entry as a uint8[n]. Raises a DamagedTableError if there are fewer."""
+        file = self.paths[entry.shard]
+        descriptor = self.open(entry.shard)
+        if descriptor is None:
+            raise DamagedTableError(f"no data file {file}")
         size = filesystem.file_size(descriptor)
         if entry.offset + entry.nbytes > size:
             raise DamagedTableError(f"{file} of {size} bytes, expected {entry.offset + entry.nbytes}")
@@ -74,13 +81,24 @@ def strings_of(data: DataFiles, tensor: Tensor) -> list[bytes]:
     return strings
 
 
+def unusable(dtype: int) -> str:
+    """Return why a tensor of a dtype cannot be read."""
+    name = VARIANT_NAMES.get(dtype, f"number {dtype}")
+    return f"a tensor of the dtype {name}, which only TensorFlow can use"
+
+
 def _strings(data: DataFiles, entry: Entry) -> list[bytes]:
     content = data.read(entry).tobytes()
     return decode_strings(content, math.prod(entry.shape), entry.checksum, is_big_endian=data.is_big_endian)
 
 
 def load_tensor(
-    data: DataFiles, key: str, tensor: Tensor, leaf_type: LeafType, shape: tuple[int, ...], element: int | None
+    data: DataFiles,
+    key: str,
+    tensor: Tensor,
+    leaf_type: LeafType,
+    shape: tuple[int, ...],
+    element: tuple[int, Callable[[], list[bytes]]] | None,
 ) -> np.ndarray:
     """Return a variable as a stored array, verified.
 
@@ -90,7 +108,7 @@ def load_tensor(
         tensor: its tensor.
         leaf_type: its type.
         shape: its stored shape.
-        element: the number of the string that it is in the tensor, or None for all of them.
+        element: the number of the string that it is in the tensor, and a function that returns all; None for all.
 
     Raises:
         CorruptCheckpointError: if it is damaged.
@@ -98,17 +116,16 @@ def load_tensor(
     """
     try:
         if tensor.dtype == STRING:
-            strings = strings_of(data, tensor)
-            return _array_of(strings if element is None else strings[element : element + 1], leaf_type, shape)
+            if element is None:
+                return _array_of(strings_of(data, tensor), leaf_type, shape)
+            number, all_strings = element
+            return _array_of(all_strings()[number : number + 1], leaf_type, shape)
         name = name_of_dtype(tensor.dtype)
         if name is None:
-            dtype = VARIANT_NAMES.get(tensor.dtype, f"number {tensor.dtype}")
-            raise UnsupportedLeafError(
-                f"{quoted(key)}: a tensor of the dtype {dtype}, which only TensorFlow can use; leave it out with only="
-            )
+            raise UnsupportedLeafError(f"{data.path}: {quoted(key)}: {unusable(tensor.dtype)}; leave it out with only=")
         return _numbers(data, tensor, dtype_from_name(name), leaf_type, shape)
     except DamagedTableError as error:
-        raise CorruptCheckpointError(f"{quoted(key)}: expected a tensor, found {error}") from None
+        raise CorruptCheckpointError(f"{data.path}: {quoted(key)}: expected a tensor, found {error}") from None
 
 
 def _numbers(
@@ -135,6 +152,8 @@ def _array_of(strings: Sequence[bytes], leaf_type: LeafType, shape: tuple[int, .
     """Return strings as the stored array of a str, of bytes, of a large int, or of an array of NumPy strings."""
     dtype = storage_dtype(leaf_type)
     if leaf_type.kind not in ("numpy", "numpy_scalar"):
+        if len(strings) != 1:
+            raise DamagedTableError(f"{len(strings)} strings, expected one")
         content = np.frombuffer(strings[0], np.uint8)
         if content.shape != shape:
             raise DamagedTableError(f"{content.size} bytes, expected {list(shape)}")

@@ -16,8 +16,8 @@ import numpy as np
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.crc32c import Crc32cOfRanges, unmasked
-from pytreesaver._text import quoted
-from pytreesaver._tree.kinds import LeafType, storage_dtype
+from pytreesaver._text import duplicates, quoted
+from pytreesaver._tree.kinds import LeafType, is_stored_as_bytes, storage_dtype
 from pytreesaver._tree.plain import encode_value
 from pytreesaver._tree.restructure import node_parts, structure_of_names
 from pytreesaver.formats.foreign import foreign_record
@@ -27,7 +27,7 @@ from pytreesaver.formats.places import index_file
 from pytreesaver.formats.protocol import CheckpointReader, Heading
 from pytreesaver.formats.tensorflow.bundle import Bundle, Tensor, decode_bundle, grid_of
 from pytreesaver.formats.tensorflow.files import data_file, read_index_file
-from pytreesaver.formats.tensorflow.loading import DataFiles, load_tensor, strings_of
+from pytreesaver.formats.tensorflow.loading import DataFiles, load_tensor, strings_of, unusable
 from pytreesaver.formats.tensorflow.messages import STRING, Entry, decode_object_graph, name_of_dtype
 from pytreesaver.formats.tensorflow.names import OBJECT_GRAPH, names_of_keys
 from pytreesaver.formats.tensorflow.strings import scalar_length
@@ -99,7 +99,7 @@ def _data_files(path: Path, bundle: Bundle) -> list[DataFile]:
 
 def _open(path: Path, bundle: Bundle, with_keys: bool) -> CheckpointReader:
     files = _data_files(path, bundle)
-    data = DataFiles([path.with_name(file.name) for file in files], bundle.header.is_big_endian)
+    data = DataFiles(path, [path.with_name(file.name) for file in files], bundle.header.is_big_endian)
     described = bundle.description
     entries: list[Entry] = []
     others: dict[str, str] = {}
@@ -108,6 +108,8 @@ def _open(path: Path, bundle: Bundle, with_keys: bool) -> CheckpointReader:
             variables, structure = _described_variables(path, bundle, data, entries), described.structure
         else:
             variables, structure, others = _foreign_variables(path, bundle, data, entries, with_keys)
+        for shard in {entry.shard for tensor in bundle.tensors.values() for entry in _loaded_entries(tensor, data)}:
+            data.open(shard)
         nonempty = [entry for entry in entries if entry.nbytes]
         expected, sizes = [unmasked(entry.checksum) for entry in nonempty], [entry.nbytes for entry in nonempty]
         reader: Any = mixed_reader(
@@ -127,7 +129,19 @@ def _open(path: Path, bundle: Bundle, with_keys: bool) -> CheckpointReader:
         data.close()
         raise
     reader.other_names = others
+    reader.unreadable = {
+        others.get(key, key): unusable(tensor.dtype)
+        for key, tensor in bundle.tensors.items()
+        if tensor.dtype != STRING and name_of_dtype(tensor.dtype) is None
+    }
     return cast(CheckpointReader, reader)
+
+
+def _loaded_entries(tensor: Tensor, data: DataFiles) -> Sequence[Entry]:
+    """Return the entries of a tensor that may be loaded as a whole."""
+    if tensor.dtype == STRING or data.is_big_endian or tensor.slices:
+        return [entry for _, entry in tensor.slices] or [tensor.entry]
+    return []
 
 
 def _variable(
@@ -156,7 +170,7 @@ def _described_variables(path: Path, bundle: Bundle, data: DataFiles, entries: l
     columns = zip(described.names, described.type_of, described.shapes, described.keys, strict=True)
     for name, type_of, shape, key in columns:
         tensor, leaf_type = bundle.tensors[key], described.types[type_of]
-        if tensor.dtype == STRING:
+        if tensor.dtype == STRING and _holds_strings(tensor, leaf_type, shape):
             load = functools.partial(load_tensor, data, key, tensor, leaf_type, shape, None)
             variables.append(MixedVariable(name, leaf_type, shape, load=load))
             continue
@@ -168,6 +182,12 @@ def _described_variables(path: Path, bundle: Bundle, data: DataFiles, entries: l
             )
         variables.append(variable)
     return variables
+
+
+def _holds_strings(tensor: Tensor, leaf_type: LeafType, shape: tuple[int, ...]) -> bool:
+    if is_stored_as_bytes(leaf_type):
+        return tensor.shape == ()
+    return storage_dtype(leaf_type).kind in "SU" and tensor.shape == shape
 
 
 def _is_described(tensor: Tensor, leaf_type: LeafType, shape: tuple[int, ...]) -> bool:
@@ -193,17 +213,23 @@ def _foreign_variables(
                 f"{path}: {OBJECT_GRAPH}: expected the object graph, found {error}", damaged=[OBJECT_GRAPH]
             ) from None
     names, others = names_of_keys(keys, graph)
-    variables: list[MixedVariable] = []
-    branches: list[Any] = []
-    for name, key in zip(names, keys, strict=True):
-        found, branch = _variables_of(name, key, bundle.tensors[key], data, entries, len(variables))
-        variables += found
-        branches.append(branch)
-    has_lists = len(variables) > len(names)
+    while True:
+        entries.clear()
+        variables: list[MixedVariable] = []
+        branches: list[Any] = []
+        for name, key in zip(names, keys, strict=True):
+            found, branch = _variables_of(name, key, bundle.tensors[key], data, entries, len(variables))
+            variables += found
+            branches.append(branch)
+        lists = [i for i, branch in enumerate(branches) if type(branch) is not int]
+        if not lists or not duplicates([variable.name for variable in variables]):
+            break
+        for i in lists:  # one of them is beside a tensor with the name of one of its strings
+            names[i] += "[]"
 
     def structure() -> Any:  # listing the variables of a checkpoint needs none
         whole = structure_of_names(names)
-        return _with_branches(whole, branches) if has_lists else whole
+        return _with_branches(whole, branches) if lists else whole
 
     return variables, structure, others
 
@@ -222,7 +248,7 @@ def _variables_of(
         first: the number of variables before it.
     """
 
-    def loaded(name: str, leaf_type: LeafType, shape: tuple[int, ...], element: int | None = None) -> MixedVariable:
+    def loaded(name: str, leaf_type: LeafType, shape: tuple[int, ...], element: Any = None) -> MixedVariable:
         load = functools.partial(load_tensor, data, key, tensor, leaf_type, shape, element)
         return MixedVariable(name, leaf_type, shape, load=load)
 
@@ -245,8 +271,9 @@ def _variables_of(
         return [loaded(name, LeafType("numpy", f"S{most}"), tensor.shape)], first
     # NumPy would drop the zeros at the end, or need much more memory: a list of bytes is exact.
     indices = np.ndindex(tensor.shape)
+    all_strings = functools.cache(lambda: strings_of(data, tensor))  # decoded once for all of them
     variables = [
-        loaded(f"{name}/{'/'.join(map(str, at))}", _BYTES, (len(string),), i)
+        loaded(f"{name}/{'/'.join(map(str, at))}", _BYTES, (len(string),), (i, all_strings))
         for i, (at, string) in enumerate(zip(indices, strings, strict=True))
     ]
     branch: Any = (np.arange(len(strings)) + first).reshape(tensor.shape).tolist()

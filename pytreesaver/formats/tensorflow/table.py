@@ -60,15 +60,15 @@ def encode_varint(number: int) -> bytes:
     return bytes(result)
 
 
-def read_table(data: bytes) -> tuple[list[tuple[bytes, bytes]], dict[bytes, bytes]]:
-    """Return the keys and values of a table, in their order, and the blocks that its metaindex names.
+def read_table(data: bytes, wanted: bytes = b"") -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+    """Return the keys and values of a table, in their order, and the block that its metaindex calls `wanted`, or None.
 
     Raises:
         DamagedTableError: if it is damaged.
 
     Example:
-        >>> read_table(write_table([(b"a", b"1"), (b"ab", b"2")], {b"note": b"x"}))
-        ([(b'a', b'1'), (b'ab', b'2')], {b'note': b'x'})
+        >>> read_table(write_table([(b"a", b"1"), (b"ab", b"2")], {b"note": b"x"}), b"note")
+        ([(b'a', b'1'), (b'ab', b'2')], b'x')
     """
     if len(data) < FOOTER_NBYTES:
         raise DamagedTableError(f"a table of {len(data)} bytes, fewer than its end has")
@@ -81,13 +81,19 @@ def read_table(data: bytes) -> tuple[list[tuple[bytes, bytes]], dict[bytes, byte
         raise DamagedTableError("a damaged end")
     left = _MOST_OF_KEYS * len(data) + (1 << 20)
     entries: list[tuple[bytes, bytes]] = []
-    for _, handle in _entries(_block(data, index), left):
-        for entry in _entries(_block(data, _handle_of(handle)), left):
+    free = 0
+    for _, value in _entries(_block(data, index), left):
+        handle = _handle_of(value)
+        if handle[0] < free:
+            raise DamagedTableError("blocks that overlap, or are not in their order")
+        free = sum(handle) + _TRAILER_NBYTES
+        for entry in _entries(_block(data, handle), left):
             if entries and entries[-1][0] >= entry[0]:
                 raise DamagedTableError("keys that are not in ascending order")
             entries.append(entry)
             left -= len(entry[0])
-    return entries, {key: _block(data, _handle_of(value)) for key, value in _entries(_block(data, meta), left)}
+    found = next((value for key, value in _entries(_block(data, meta), left) if key == wanted), None)
+    return entries, None if found is None else _block(data, _handle_of(found))
 
 
 def _handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
