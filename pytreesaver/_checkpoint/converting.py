@@ -23,11 +23,9 @@ from pytreesaver._errors import (
 )
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
-    make_directories,
     make_locked_directory,
-    remove_tree,
+    new_hidden_path,
     sync_parents,
-    temporary_sibling,
     write_pin,
 )
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
@@ -174,25 +172,15 @@ def _convert_run(source: Path, listed: list[ListedCheckpoint], target: Path, con
             "one by one"
         )
     conversion = conversion._replace(overwrite=False)
-    made: list[Path] = []
-    hidden = temporary_sibling(target)
     with wrap_os_errors("save to", target):
-        try:
-            make_directories(target.parent, made)
-            with ExitStack() as locks:
-                make_locked_directory(hidden, locks)
-                paths = [_convert_step(each, hidden, conversion) for each in listed]
-                times = [each.time for each in listed]
-                update_checkpoint_state(
-                    hidden, paths[-1], paths, all_model_checkpoint_timestamps=times if _are_known(times) else None
-                )
-                filesystem.rename(hidden, target)
-        except BaseException:
-            remove_tree(hidden)
-            with suppress(OSError):
-                for directory in reversed(made):
-                    filesystem.remove_directory(directory)
-            raise
+        with new_hidden_path(target) as (hidden, made), ExitStack() as locks:
+            make_locked_directory(hidden, locks)
+            paths = [_convert_step(each, hidden, conversion) for each in listed]
+            times = [each.time for each in listed]
+            update_checkpoint_state(
+                hidden, paths[-1], paths, all_model_checkpoint_timestamps=times if _are_known(times) else None
+            )
+            filesystem.rename(hidden, target)
         if conversion.durable:
             sync_parents(target, made)
     return target

@@ -32,6 +32,26 @@ def make_directories(directory: Path, created: list[Path]) -> None:
         created.append(directory)
 
 
+@contextmanager
+def new_hidden_path(path: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Create the directories above a path for a ``with`` block in which it is written. If it fails, nothing is left.
+
+    Yields:
+        An unused hidden path beside it, which is removed if the block fails, and the directories that were created.
+    """
+    hidden = temporary_sibling(path)
+    made: list[Path] = []
+    try:
+        make_directories(path.parent, made)
+        yield hidden, made
+    except BaseException:
+        remove_tree(hidden)
+        with suppress(OSError):
+            for directory in reversed(made):
+                filesystem.remove_directory(directory)
+        raise
+
+
 def make_durable_directory(directory: Path) -> None:
     """Create a directory and its parents durably, so that they survive a power failure."""
     created: list[Path] = []

@@ -12,7 +12,7 @@ import jax
 from pytreesaver._checkpoint.background import SaveFuture, close_on_exit
 from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
 from pytreesaver._checkpoint.restoring.restore import restore_with
-from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
+from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io.paths import PathLike, local_path
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._run.directory import check_run_directory
@@ -35,7 +35,6 @@ from pytreesaver.formats.registry import format_named, format_of_ending
 
 logger = logging.getLogger("pytreesaver")
 T = TypeVar("T")
-_MOST_LISTINGS = 10
 
 
 class CheckpointManager:
@@ -331,17 +330,24 @@ class CheckpointManager:
             verify: whether to read every byte of the checkpoint, once, unless this manager saved it. Otherwise only the
                 index and the sizes of the files are checked.
         """
-        for _ in range(_MOST_LISTINGS):
-            saved, _, problems = first_intact(
-                self._run.candidates(self._saves.state()),
-                lambda saved: self._run.verify(self._run.directory / saved.path, every_byte=verify),
-            )
-            if not any(isinstance(problem, CheckpointNotFoundError) for problem in problems):
-                break  # otherwise a save has deleted checkpoints since they were listed
+        saved, problems = self._newest_intact(every_byte=verify)
         warn_of_damaged(problems, "nothing" if saved is None else str(self._given_directory / saved.path))
         if saved is None and not problems:
             refuse_foreign_steps(self._given_directory)
         return None if saved is None else saved.step
+
+    def _newest_intact(
+        self, *, every_byte: bool, attempts: int = 10
+    ) -> tuple[SavedCheckpoint | None, list[CheckpointError]]:
+        """Return the newest checkpoint that can be restored, and the errors of those that are newer."""
+        saved, _, problems = first_intact(
+            self._run.candidates(self._saves.state()),
+            lambda saved: self._run.verify(self._run.directory / saved.path, every_byte=every_byte),
+        )
+        # A concurrent save may have deleted checkpoints since they were listed.
+        if attempts and any(isinstance(problem, CheckpointNotFoundError) for problem in problems):
+            return self._newest_intact(every_byte=every_byte, attempts=attempts - 1)
+        return saved, problems
 
     def best_step(self, metric: str | None = None, mode: Literal["min", "max"] = "min") -> int | None:
         """Return the step of the best checkpoint by a metric, or None if no checkpoint has the metric.

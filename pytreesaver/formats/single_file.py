@@ -1,18 +1,16 @@
 """Atomic writes and removal of a checkpoint that is a single file."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
-    make_directories,
+    new_hidden_path,
     new_locked_file,
     remove_leftovers,
-    remove_tree,
     sync_parents,
-    temporary_sibling,
 )
 from pytreesaver._io.several_files import rename_without_replacing
 
@@ -45,10 +43,7 @@ def write_single_file(
     if exists and not recognizes(path):
         raise CheckpointExistsError(f"{path}: expected {what} to overwrite, found something else; remove it first")
     durable = durable or exists
-    made: list[Path] = []
-    temporary = temporary_sibling(path)
-    try:
-        make_directories(path.parent, made)
+    with new_hidden_path(path) as (temporary, made):
         remove_leftovers(path.parent)
         with ExitStack() as locks:
             with new_locked_file(temporary, locks) as (descriptor, _):
@@ -59,14 +54,22 @@ def write_single_file(
                 filesystem.rename(temporary, path)
             else:
                 rename_without_replacing(temporary, path)
-    except BaseException:
-        remove_tree(temporary)
-        with suppress(OSError):
-            for directory in reversed(made):
-                filesystem.remove_directory(directory)
-        raise
     if durable:
         sync_parents(path, made)
+
+
+def open_regular_file(path: Path) -> int | None:
+    """Open a file in order to recognize it. Return None if `path` is no regular file.
+
+    Raises:
+        OSError: if the system could not look.
+    """
+    try:
+        return filesystem.open_existing(path) if filesystem.is_regular_file(path) else None
+    except OSError as error:
+        if filesystem.is_absence(error):
+            return None
+        raise
 
 
 def remove_single_file(path: Path) -> None:

@@ -11,13 +11,11 @@ from typing import NamedTuple
 from pytreesaver._errors import CheckpointError, CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
-    make_directories,
     make_locked_directory,
+    new_hidden_path,
     new_locked_file,
     remove_leftovers,
-    remove_tree,
     sync_parents,
-    temporary_sibling,
 )
 from pytreesaver._io.files import write_fully
 from pytreesaver.formats.indexed.data import WriteOptions
@@ -107,27 +105,17 @@ def _refuse_foreign(path: Path, layout: DirectoryLayout) -> None:
 
 
 def _create(path: Path, contents: TreeContents, layout: DirectoryLayout, options: WriteOptions) -> None:
-    made: list[Path] = []
-    temporary = temporary_sibling(path)
-    try:
-        make_directories(path.parent, made)
-        with ExitStack() as locks:
-            # The lock protects the directory from the removal of leftovers until it has its final name.
-            make_locked_directory(temporary, locks)
-            remove_leftovers(path.parent)
-            write_files(DataWriter(temporary, "", options, locks, [], []), layout, layout.index_name, contents)
-            try:
-                filesystem.rename(temporary, path)
-            except OSError as error:
-                if filesystem.may_exist(path):
-                    raise CheckpointExistsError(f"{path} was created by another process during the save") from error
-                raise
-    except BaseException:
-        remove_tree(temporary)
-        with suppress(OSError):
-            for directory in reversed(made):
-                filesystem.remove_directory(directory)
-        raise
+    with new_hidden_path(path) as (temporary, made), ExitStack() as locks:
+        # The lock protects the directory from the removal of leftovers until it has its final name.
+        make_locked_directory(temporary, locks)
+        remove_leftovers(path.parent)
+        write_files(DataWriter(temporary, "", options, locks, [], []), layout, layout.index_name, contents)
+        try:
+            filesystem.rename(temporary, path)
+        except OSError as error:
+            if filesystem.may_exist(path):
+                raise CheckpointExistsError(f"{path} was created by another process during the save") from error
+            raise
     if options.durable:
         sync_parents(path, made)
 

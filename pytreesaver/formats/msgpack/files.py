@@ -15,6 +15,7 @@ from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
 from pytreesaver.formats.foreign import foreign_kind
+from pytreesaver.formats.single_file import open_regular_file
 
 MAGIC = b"pytreesaver index of msgpack, 1\n"
 LENGTH_NBYTES = 8
@@ -126,14 +127,9 @@ def recognizes(path: Path) -> bool:
     Raises:
         OSError: if the system could not look.
     """
-    try:
-        if not filesystem.is_regular_file(path):
-            return False
-        descriptor = filesystem.open_existing(path)
-    except OSError as error:
-        if filesystem.is_absence(error):
-            return False
-        raise
+    descriptor = open_regular_file(path)
+    if descriptor is None:
+        return False
     try:
         return read_head(descriptor) is not None
     finally:

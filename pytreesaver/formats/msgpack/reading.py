@@ -194,7 +194,8 @@ def _variable(path: Path, name: str, node: Any, descriptor: int) -> MixedVariabl
     if isinstance(node, dict):
         return _chunked_variable(path, name, node, descriptor)
     if isinstance(node, StoredArray):
-        _refuse_damaged(path, name, node.problem)
+        if node.problem:
+            raise _damaged_array(path, name, node.problem)
         leaf_type = LeafType("numpy_scalar" if node.is_scalar and not node.shape else "numpy", node.dtype)
         return MixedVariable(name, leaf_type, node.shape, [(0, node.offset)])
     leaf_type, shape = python_leaf_type(node)
@@ -203,32 +204,37 @@ def _variable(path: Path, name: str, node: Any, descriptor: int) -> MixedVariabl
     )
 
 
-def _refuse_damaged(path: Path, name: str, problem: str) -> None:
-    if problem:
-        raise CorruptCheckpointError(f"{path}: {quoted(name)}: expected an array, found {problem}", damaged=[name])
+def _damaged_array(path: Path, name: str, problem: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(f"{path}: {quoted(name)}: expected an array, found {problem}", damaged=[name])
 
 
 def _chunked_variable(path: Path, name: str, node: Mapping[str, Any], descriptor: int) -> MixedVariable:
     """Return the variable of an array of more than 1 GiB, which is in pieces."""
     try:
-        shape = tuple(int(node["shape"][str(i)]) for i in range(len(node["shape"])))
-        pieces: list[StoredArray] = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
-        problem = next((piece.problem for piece in pieces if piece.problem), "")
-        dtypes = {piece.dtype for piece in pieces}
-        if not problem and (len(dtypes) != 1 or not is_shape(shape, dtype_from_name(pieces[0].dtype).itemsize)):
-            problem = f"pieces of {sorted(dtypes)}"
-        nbytes = 0 if problem else math.prod(shape) * dtype_from_name(pieces[0].dtype).itemsize
-        if not problem and nbytes != sum(piece.nbytes for piece in pieces):
-            problem = "pieces of another size"
+        shape, pieces = _shape_and_pieces(node)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = f"pieces that do not fit together ({error})"
-    _refuse_damaged(path, name, problem)
+        raise _damaged_array(path, name, f"pieces that do not fit together ({error})") from None
     leaf_type = LeafType("numpy", pieces[0].dtype)
 
     def load() -> np.ndarray:
         return stored_array(_read_pieces(path, name, descriptor, pieces), leaf_type, shape)
 
     return MixedVariable(name, leaf_type, shape, load=load)
+
+
+def _shape_and_pieces(node: Mapping[str, Any]) -> tuple[tuple[int, ...], list[StoredArray]]:
+    shape = tuple(int(node["shape"][str(i)]) for i in range(len(node["shape"])))
+    pieces: list[StoredArray] = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
+    problem = next((piece.problem for piece in pieces if piece.problem), "")
+    if problem:
+        raise ValueError(problem)
+    dtypes = {piece.dtype for piece in pieces}
+    if len(dtypes) != 1:
+        raise ValueError(f"the dtypes {sorted(dtypes)}")
+    itemsize = dtype_from_name(pieces[0].dtype).itemsize
+    if not is_shape(shape, itemsize) or math.prod(shape) * itemsize != sum(piece.nbytes for piece in pieces):
+        raise ValueError(f"{sum(piece.nbytes for piece in pieces)} bytes of {list(shape[:9])}")
+    return shape, pieces
 
 
 def _read_pieces(path: Path, name: str, descriptor: int, pieces: Sequence[StoredArray]) -> np.ndarray:

@@ -23,7 +23,7 @@ from pytreesaver.formats.indexed.index import DataFile
 from pytreesaver.formats.indexed.mixed import MixedVariable, mixed_reader
 from pytreesaver.formats.npz.header import read_array_header, stored_dtype_name
 from pytreesaver.formats.protocol import CheckpointReader, Heading, TreeContents
-from pytreesaver.formats.single_file import remove_single_file
+from pytreesaver.formats.single_file import open_regular_file, remove_single_file
 
 __all__ = [
     "heading_file",
@@ -74,14 +74,9 @@ def recognizes(path: Path) -> bool:
     Raises:
         OSError: if the system could not look.
     """
-    try:
-        if not filesystem.is_regular_file(path):
-            return False
-        descriptor = filesystem.open_existing(path)
-    except OSError as error:
-        if filesystem.is_absence(error):
-            return False
-        raise
+    descriptor = open_regular_file(path)
+    if descriptor is None:
+        return False
     with BufferedReader(RawFile(descriptor)) as file:
         first = file.read(len(_MAGIC))
         if first != _MAGIC and not first.startswith(b"{"):

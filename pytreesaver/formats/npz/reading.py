@@ -23,6 +23,7 @@ from pytreesaver._tree.restructure import structure_of_names
 from pytreesaver.formats.description import Description, decode_description
 from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.npz.header import read_array_header, stored_dtype_name
+from pytreesaver.formats.single_file import open_regular_file
 
 ENTRY = ".npy"
 _COMMENT = re.compile(rb"pytreesaver description=([0-9]{19})\+([0-9]{19}) xxh3=([0-9a-f]{16})\Z")
@@ -45,14 +46,9 @@ _DAMAGES = (
 
 def recognizes(path: Path) -> bool:
     """Return whether `path` is a zip archive whose first entry is an array of NumPy."""
-    try:
-        if not filesystem.is_regular_file(path):
-            return False
-        descriptor = filesystem.open_existing(path)
-    except OSError as error:
-        if filesystem.is_absence(error):
-            return False
-        raise
+    descriptor = open_regular_file(path)
+    if descriptor is None:
+        return False
     try:
         return _looks_like_archive(descriptor)
     finally:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,11 @@ import numpy as np
 from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
-    make_directories,
     make_locked_directory,
+    new_hidden_path,
     remove_leftovers,
     remove_tree,
     sync_parents,
-    temporary_sibling,
     write_pin,
 )
 from pytreesaver._io.checksums.xxh3 import checksum
@@ -65,31 +64,21 @@ def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool,
         raise CheckpointExistsError(
             f"{path}: expected an Orbax checkpoint of pytreesaver to overwrite, found something else; remove it first"
         )
-    made: list[Path] = []
-    hidden = temporary_sibling(path)
-    try:
-        make_directories(path.parent, made)
-        with ExitStack() as locks:
-            make_locked_directory(hidden, locks)
-            remove_leftovers(path.parent)
-            new = hidden / path.name
-            _write_files(new, tree, keys, contents)
-            if durable or exists:
-                _sync_tree(new)
-            if exists:
-                _keep_pin(path, new)
-                filesystem.exchange(new, path)
-                sync_parents(path)  # before the old checkpoint is deleted
-                filesystem.sync_directory(hidden)
-            else:
-                _give_name(new, path)
-            remove_tree(hidden)
-    except BaseException:
+    with new_hidden_path(path) as (hidden, made), ExitStack() as locks:
+        make_locked_directory(hidden, locks)
+        remove_leftovers(path.parent)
+        new = hidden / path.name
+        _write_files(new, tree, keys, contents)
+        if durable or exists:
+            _sync_tree(new)
+        if exists:
+            _keep_pin(path, new)
+            filesystem.exchange(new, path)
+            sync_parents(path)  # before the old checkpoint is deleted
+            filesystem.sync_directory(hidden)
+        else:
+            _give_name(new, path)
         remove_tree(hidden)
-        with suppress(OSError):
-            for directory in reversed(made):
-                filesystem.remove_directory(directory)
-        raise
     if durable or exists:
         sync_parents(path, made)
 

@@ -10,6 +10,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
 from pytreesaver.formats.protocol import PINNED_NAME, SYSTEM_FILES
 from pytreesaver.formats.safetensors.header import looks_like_header
+from pytreesaver.formats.single_file import open_regular_file
 
 INDEX_NAME = "model.safetensors.index.json"
 _INDEX_SUFFIX = ".safetensors.index.json"
@@ -61,14 +62,9 @@ def data_files(directory: Path, entries: list[str]) -> list[str] | Path | None:
 
 def is_safetensors_file(path: Path) -> bool:
     """Return whether `path` is a file that starts like a safetensors file."""
-    try:
-        if not filesystem.is_regular_file(path):
-            return False
-        descriptor = filesystem.open_existing(path)
-    except OSError as error:
-        if filesystem.is_absence(error):
-            return False
-        raise
+    descriptor = open_regular_file(path)
+    if descriptor is None:
+        return False
     head = np.zeros(9, np.uint8)
     try:
         with suppress(EndOfFileError):

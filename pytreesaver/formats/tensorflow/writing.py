@@ -11,8 +11,8 @@ import numpy as np
 from pytreesaver._errors import CheckpointError, CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
-    make_directories,
     make_locked_directory,
+    new_hidden_path,
     new_locked_file,
     remove_leftovers,
     remove_tree,
@@ -86,22 +86,12 @@ def write(
             "remove it first, or save elsewhere"
         )
     options = WriteOptions(durable or exists, in_background)
-    made: list[Path] = []
-    hidden = temporary_sibling(path)
-    try:
-        make_directories(path.parent, made)
-        with ExitStack() as locks:
-            make_locked_directory(hidden, locks)
-            remove_leftovers(path.parent)
-            files = _write_files(hidden, path, contents, options, locks, shard_nbytes)
-            move_out(hidden, index_file(path), files, overwrite=overwrite, durable=options.durable)
-            remove_tree(hidden)
-    except BaseException:
+    with new_hidden_path(path) as (hidden, made), ExitStack() as locks:
+        make_locked_directory(hidden, locks)
+        remove_leftovers(path.parent)
+        files = _write_files(hidden, path, contents, options, locks, shard_nbytes)
+        move_out(hidden, index_file(path), files, overwrite=overwrite, durable=options.durable)
         remove_tree(hidden)
-        with suppress(OSError):
-            for directory in reversed(made):
-                filesystem.remove_directory(directory)
-        raise
     if options.durable:
         sync_parents(path, made)
     if exists:
