@@ -182,6 +182,7 @@ class ReadAhead:
         self._waiting = dict(arrays)
         self._reads: dict[int, tuple[np.ndarray | None, Any]] = {}
         self._nbytes = {position: _nbytes(array) for position, array in arrays.items()}
+        self._free: dict[int, list[np.ndarray]] = {}  # memory that was read into before, by its size
 
     def __contains__(self, position: int) -> bool:
         return position in self._waiting or position in self._reads
@@ -196,22 +197,32 @@ class ReadAhead:
             self._start(following)
         return _finished(*self._reads.pop(position))
 
+    def give_back(self, values: np.ndarray) -> None:
+        """Let the memory of an array that was taken be used again: memory that is new to the process is slow."""
+        if values.nbytes >= _OWN_MEMORY_NBYTES and self._waiting:
+            self._free.setdefault(values.nbytes, []).append(values.reshape(-1).view(np.uint8))
+
     def _start(self, position: int) -> None:
         array = self._waiting.pop(position)
         problem = _excess_of(array)
-        self._reads[position] = _started(array, None) if problem is None else (None, StoreError(problem))
+        free = self._free.get(self._nbytes[position])
+        memory = free.pop() if free else None
+        self._reads[position] = _started(array, None, memory) if problem is None else (None, StoreError(problem))
 
 
-_AHEAD_NBYTES = 256 << 20
+_AHEAD_NBYTES = 96 << 20
 
 
-def _started(array: Any, batch: Any) -> tuple[np.ndarray | None, Any]:
+_OWN_MEMORY_NBYTES = 1 << 20
+
+
+def _started(array: Any, batch: Any, memory: np.ndarray | None = None) -> tuple[np.ndarray | None, Any]:
     """Start to read an array: a large one into aligned memory, which JAX uses without a copy."""
     import tensorstore as ts
 
-    if _nbytes(array) < 1 << 20:
+    if _nbytes(array) < _OWN_MEMORY_NBYTES:
         return None, array.read(order="C", batch=batch)
-    memory = filesystem.new_memory(_nbytes(array))
+    memory = filesystem.new_memory(_nbytes(array)) if memory is None else memory
     output = memory.view(array.dtype.numpy_dtype).reshape(array.shape)
     return output, ts.array(output, copy=False).write(array, batch=batch)
 

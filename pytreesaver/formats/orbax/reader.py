@@ -199,6 +199,7 @@ class OrbaxReader:
             for box, output in zip(boxes, outputs, strict=True):
                 assign(output, values[box_index(box)])
                 advance(output.nbytes)
+            self._ahead.give_back(values)
             return
         try:
             touched, chunks = chunks_touched(array, boxes)
