@@ -50,7 +50,16 @@ def contestants(*, durable: bool) -> list[Contestant]:
         pts.restore,
         lambda tree, path: _started(pts.save_async(tree, path, durable=durable)),
     )
-    return [limit, ours, *(_durable_peers() if durable else _other_peers())]
+    others = [_in_format(format, durable=durable) for format in ("tensorflow", "msgpack")] if durable else []
+    return [limit, ours, *others, *(_durable_peers() if durable else _other_peers())]
+
+
+def _in_format(format: str, *, durable: bool) -> Contestant:
+    return Contestant(
+        f"pytreesaver, {format}",
+        lambda tree, path: pts.save(tree, path, durable=durable, format=format),
+        pts.restore,
+    )
 
 
 def copying() -> Contestant:
@@ -141,7 +150,7 @@ def _other_peers() -> list[Contestant]:
 
 def remove(path: Path) -> None:
     """Delete what a contestant saved."""
-    for each in (path, Path(f"{path}.eqx")):
+    for each in (path, *path.parent.glob(f"{path.name}.*")):
         if each.is_dir():
             shutil.rmtree(each)
         elif each.exists():
