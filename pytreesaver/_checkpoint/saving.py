@@ -135,6 +135,7 @@ def write_contents(
     in_background: bool = False,
     format: str | None = None,
     shard_nbytes: int | None = None,
+    sharded: bool = False,
     progress: Progress = False,
     what: str | None = None,
 ) -> Path:
@@ -148,6 +149,7 @@ def write_contents(
         in_background: as in `Format.write`.
         format: as in `save`.
         shard_nbytes: as in `save`.
+        sharded: write a data file for each device, if the format can.
         progress: as in `save`.
         what: the text of the progress line.
     """
@@ -156,7 +158,9 @@ def write_contents(
         writer: Any = check_format(target, format, shard_nbytes)
         _refuse_prefix(target, writer)
         refuse_unsupported(contents, writer.unsupported(contents), writer.name)
-        options = {} if shard_nbytes is None else {"shard_nbytes": int(shard_nbytes)}
+        options: dict[str, Any] = {} if shard_nbytes is None else {"shard_nbytes": int(shard_nbytes)}
+        if sharded and "sharded" in inspect.signature(writer.write).parameters:
+            options["sharded"] = True
         writer.write(target, contents, overwrite=overwrite, durable=durable, in_background=in_background, **options)
     return target
 

@@ -36,7 +36,7 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
             safe.append(safe[contents.same_as[position]])
             continue
         arrays = [_safe(array) for array in cells.arrays]
-        safe.append(Cells(arrays, cells.boundaries))
+        safe.append(Cells(arrays, cells.boundaries, cells.devices))
         if copy:
             to_copy += [(arrays, i) for i, array in enumerate(cells.arrays) if _is_in_cpu_memory_of_jax(array)]
     if copy:

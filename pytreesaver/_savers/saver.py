@@ -46,7 +46,8 @@ class Saver:
         var_list: the variables to save and restore: None for all, a selection (a glob, a compiled regular expression,
             a function of the name, a list of those, a tree of bools), or a dict {saved name: variable name}.
         reshape: whether `restore` accepts arrays of another shape with the same number of elements.
-        sharded: has no effect. The shards of an array are always saved separately.
+        sharded: with ``format="tensorflow"``, whether to write a data file for each device that holds a shard of an
+            array. In all formats that can, the shards of an array are saved separately.
         max_to_keep: the number of most recent checkpoints to keep; None or 0 keeps all, and the state file then lists
             only the newest.
         keep_checkpoint_every_n_hours: also keep one checkpoint per this many hours, permanently, counted from the
@@ -210,6 +211,7 @@ class Saver:
                     failed=self._state.reread_directories,
                     block=block,
                     format=self._format_of(path, ending_in),
+                    sharded=self._settings.sharded,
                     progress=progress,
                     started=started,
                     waited_secs=waited_secs,

@@ -62,6 +62,7 @@ class WriterSession:
         progress: Progress,
         started: float,
         waited_secs: float,
+        sharded: bool = False,
     ) -> None:
         """Write a checkpoint into the claimed directory and list it in the state file, now or asynchronously.
 
@@ -78,6 +79,7 @@ class WriterSession:
             progress: as in `write_contents`.
             started: when the user called `save`, as `time.monotonic` gives it.
             waited_secs: how long that call waited for the previous save.
+            sharded: as in `write_contents`.
         """
         lock = self.lock
         assert lock is not None, "call claim first"
@@ -93,6 +95,7 @@ class WriterSession:
                     durable=True,
                     in_background=not block,
                     format=format,
+                    sharded=sharded,
                     progress=progress,
                     what=f"{self._label}: saving {path}" if self._label else f"saving {path}",
                 )

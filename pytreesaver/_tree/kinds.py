@@ -144,13 +144,17 @@ class Cells:
         arrays: the cells in row-major order.
         boundaries: for each axis, the boundaries of the cells, from 0 to the length of the axis. None for a leaf of a
             single cell, which is not sharded.
+        devices: the numbers of the devices that hold the cells; None if that does not matter.
     """
 
-    __slots__ = ("arrays", "boundaries")
+    __slots__ = ("arrays", "boundaries", "devices")
 
-    def __init__(self, arrays: list[Any], boundaries: list[list[int]] | None = None) -> None:
+    def __init__(
+        self, arrays: list[Any], boundaries: list[list[int]] | None = None, devices: list[int] | None = None
+    ) -> None:
         self.arrays = arrays
         self.boundaries = boundaries
+        self.devices = devices
 
 
 def grid_cells(boundaries: Sequence[Sequence[int]]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -149,6 +149,7 @@ def cells_of(leaf: Any, leaf_type: LeafType) -> Cells:
     boundaries = [[*sorted({start[axis] for start in starts}), length] for axis, length in enumerate(leaf.shape)]
     by_start = dict(zip(starts, shards, strict=True))
     try:
-        return Cells([by_start[start].data for start, _ in grid_cells(boundaries)], boundaries)
+        cells = [by_start[start] for start, _ in grid_cells(boundaries)]
+        return Cells([shard.data for shard in cells], boundaries, [shard.device.id for shard in cells])
     except KeyError:
         return Cells([leaf])  # the shards do not form a grid; no current JAX sharding does this

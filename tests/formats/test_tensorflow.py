@@ -346,3 +346,15 @@ def test_an_open_checkpoint_stays_readable_while_it_is_overwritten():
         pts.save({"a": np.zeros(2), "s": "v2"}, "m", format="tensorflow", overwrite=True)
         assert checkpoint["a"].read().tolist() == [1, 1]
         assert checkpoint["s"].read() == "v1"
+
+
+def test_a_sharded_saver_writes_a_data_file_for_each_device():
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a"))
+    tree = {"w": jax.device_put(jnp.arange(16.0).reshape(8, 2), rows), "b": np.ones(2), "step": 3}
+    for block in (True, False):
+        with pts.Saver(sharded=True, format="tensorflow") as saver:
+            saver.save(tree, "run/m", int(block), block=block)
+        assert len(list(Path("run").glob(f"m-{int(block)}.data-*-of-00004"))) == 4
+        assert_trees_equal(pts.restore(f"run/m-{int(block)}", tree), tree)
+    assert_trees_equal(pts.restore("run")["b"], np.ones(2))

@@ -53,6 +53,13 @@ def unsupported(contents: TreeContents) -> Mapping[str, str]:
     return problems
 
 
+class _Sharding(NamedTuple):
+    """How chunks are spread over data files: the largest size of one, and whether each is of a single device."""
+
+    nbytes: int | None
+    by_device: bool
+
+
 class _Chunk(NamedTuple):
     """What is stored together: a variable, or a slice of one.
 
@@ -65,6 +72,7 @@ class _Chunk(NamedTuple):
     value: Any
     leaf_type: LeafType
     checksum: int | None = None
+    device: int = 0
 
 
 def write(
@@ -75,8 +83,13 @@ def write(
     durable: bool,
     in_background: bool = False,
     shard_nbytes: int | None = None,
+    sharded: bool = False,
 ) -> None:
-    """Write a checkpoint, with `shard_nbytes` in data files of that size. See `pytreesaver.formats.Format.write`."""
+    """Write a checkpoint. See `pytreesaver.formats.Format.write`.
+
+    Data files are of up to `shard_nbytes` bytes, or of a single larger tensor. If `sharded`, there is at least one for
+    each device that holds a shard; what is not sharded is in the first.
+    """
     exists = filesystem.exists(path) or filesystem.exists(index_file(path))
     if exists and not overwrite:
         raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
@@ -89,7 +102,7 @@ def write(
     with new_hidden_path(path) as (hidden, made), ExitStack() as locks:
         make_locked_directory(hidden, locks)
         remove_leftovers(path.parent)
-        files = _write_files(hidden, path, contents, options, locks, shard_nbytes)
+        files = _write_files(hidden, path, contents, options, locks, _Sharding(shard_nbytes, sharded))
         move_out(hidden, index_file(path), files, overwrite=overwrite, durable=options.durable)
         remove_tree(hidden)
     if options.durable:
@@ -130,14 +143,14 @@ def _write_files(
     contents: TreeContents,
     options: WriteOptions,
     locks: ExitStack,
-    shard_nbytes: int | None,
+    sharding: _Sharding,
 ) -> list[Path]:
     """Write the data files and the index into a hidden directory. Return the final paths of the data files."""
     index = new_index(contents)
     chunks, entry_of = _chunks(contents)
     stored_as = stored_chunks(index) if contents.same_as else list(range(len(chunks)))
     stored = sorted(set(stored_as))
-    shards = _shards([chunks[i].nbytes for i in stored], shard_nbytes)
+    shards = _shards([chunks[i] for i in stored], sharding)
     # An overwritten checkpoint keeps its data files until the new index replaces the old one.
     taken = {shard_count(file) for file in files_beside(path)}
     count = next(number for number in range(len(shards), len(shards) + len(taken) + 1) if number not in taken)
@@ -166,16 +179,21 @@ def _write_files(
     return files
 
 
-def _shards(sizes: Sequence[int], most: int | None) -> list[list[int]]:
-    """Return positions in groups of up to `most` bytes together, or of a single larger one; None is no limit."""
-    groups: list[list[int]] = [[]]
-    nbytes = 0
-    for position, size in enumerate(sizes):
-        if most is not None and groups[-1] and nbytes + size > most:
-            groups.append([])
-            nbytes = 0
-        groups[-1].append(position)
-        nbytes += size
+def _shards(chunks: Sequence[_Chunk], sharding: _Sharding) -> list[list[int]]:
+    """Return the positions of the chunks of each data file."""
+    devices = [chunk.device if sharding.by_device else 0 for chunk in chunks]
+    groups: list[list[int]] = []
+    for device in sorted(set(devices) or {0}):
+        groups.append([])
+        nbytes = 0
+        for position, chunk in enumerate(chunks):
+            if devices[position] != device:
+                continue
+            if sharding.nbytes is not None and groups[-1] and nbytes + chunk.nbytes > sharding.nbytes:
+                groups.append([])
+                nbytes = 0
+            groups[-1].append(position)
+            nbytes += chunk.nbytes
     return groups
 
 
@@ -197,9 +215,10 @@ def _chunks(contents: TreeContents) -> tuple[list[_Chunk], list[tuple[bytes, Ent
         number = number or number_of_dtype("uint8") or 0
         boxes = [((0,) * len(shape), tuple(shape))] if cells.boundaries is None else list(grid_cells(cells.boundaries))
         slices = []
-        for (start, cell_shape), array in zip(boxes, cells.arrays, strict=True):
+        devices = cells.devices or [0] * len(boxes)
+        for (start, cell_shape), array, device in zip(boxes, cells.arrays, devices, strict=True):
             nbytes = int(np.prod(cell_shape, dtype=np.int64)) * dtype.itemsize
-            chunks.append(_Chunk(number, (*cell_shape, *more), nbytes, array, leaf_type))
+            chunks.append(_Chunk(number, (*cell_shape, *more), nbytes, array, leaf_type, device=device))
             extents = tuple(
                 Extent(0, None) if part == whole else Extent(low, part)
                 for low, part, whole in zip(
