@@ -7,8 +7,8 @@ still has the head, so that `undo_moves` can tell that these files are leftovers
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -35,8 +35,15 @@ class _Move(msgspec.Struct, array_like=True):
         return None if status is None else cls(name, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _write_moves(hidden: Path, files: Mapping[str, Path], durable: bool) -> None:
-    moves = [move for name, file in files.items() if (move := _Move.of(name, file)) is not None]
+class _Moves(msgspec.Struct):
+    """The name of the head, and the other files."""
+
+    head: str
+    others: list[_Move]
+
+
+def _write_moves(hidden: Path, head: Path, files: Mapping[str, Path], durable: bool) -> _Moves:
+    moves = _Moves(head.name, [move for name, file in files.items() if (move := _Move.of(name, file)) is not None])
     descriptor = filesystem.open_new(hidden / MOVES)
     try:
         write_fully(descriptor, [msgspec.json.encode(moves)], 0)
@@ -48,6 +55,7 @@ def _write_moves(hidden: Path, files: Mapping[str, Path], durable: bool) -> None
     filesystem.close(descriptor)
     if durable:
         filesystem.sync_directory(hidden)
+    return moves
 
 
 def undo_moves(hidden: Path) -> None:
@@ -63,14 +71,19 @@ def undo_moves(hidden: Path) -> None:
     except FileNotFoundError:  # the process ended before it moved anything
         return
     try:
-        moves = msgspec.json.decode(read_file(descriptor), type=list[_Move])
+        moves = msgspec.json.decode(read_file(descriptor), type=_Moves)
     except (msgspec.MsgspecError, EndOfFileError):  # it ended while it wrote this file
         return
     finally:
         filesystem.release(descriptor)
-    for move in moves:
+    if any(os.path.basename(name) != name for name in (moves.head, *(move.name for move in moves.others))):  # noqa: PTH119
+        return
+    # Where files cannot be renamed without replacing others, the head has two names for a moment.
+    if _Move.of(HEAD, hidden / HEAD) == _Move.of(HEAD, hidden.parent / moves.head):
+        return
+    for move in moves.others:
         file = hidden.parent / move.name
-        if os.path.basename(move.name) == move.name and _Move.of(move.name, file) == move:  # noqa: PTH119
+        if _Move.of(move.name, file) == move:
             with suppress(FileNotFoundError):
                 filesystem.remove_file(file)
 
@@ -81,19 +94,21 @@ def move_out(hidden: Path, head: Path, others: Sequence[Path], *, overwrite: boo
     Args:
         hidden: the directory. It has the files under the names that they get, except for the head.
         head: the path of the head.
-        others: the paths of the other files. There must be nothing.
+        others: the paths of the other files. Nothing may exist there.
         overwrite: whether another head is replaced.
         durable: whether everything is synced, so that the head never exists without the others.
 
     Raises:
         CheckpointExistsError: if one of the files exists.
     """
-    _write_moves(hidden, {file.name: hidden / file.name for file in others}, durable)
+    moves = _write_moves(hidden, head, {file.name: hidden / file.name for file in others}, durable)
     try:
         for file in others:
             rename_without_replacing(hidden / file.name, file)
         if durable:
             filesystem.sync_directory(head.parent)
+        if any(_Move.of(move.name, head.with_name(move.name)) != move for move in moves.others):
+            raise OSError(errno.ENOENT, "Another process removed the new files during the save", str(head))
         if overwrite:
             filesystem.rename(hidden / HEAD, head)
         else:
@@ -105,21 +120,22 @@ def move_out(hidden: Path, head: Path, others: Sequence[Path], *, overwrite: boo
 
 
 def move_in(hidden: Path, head: Path, others: Sequence[Path]) -> None:
-    """Move the head into a hidden directory, durably. Then delete the other files.
+    """Move the head into a hidden directory, durably. Then delete the other files, but none of a running process.
 
     Raises:
         OSError: if the head could not be moved. Everything is unchanged then.
     """
-    _write_moves(hidden, {file.name: file for file in others}, durable=True)
-    filesystem.rename(head, hidden / HEAD)
-    try:
-        filesystem.sync_directory(head.parent)
-    except OSError:
-        filesystem.rename(hidden / HEAD, head)
-        raise
-    for file in others:
-        with suppress(OSError):
-            filesystem.remove_file(file)
+    with locked_files(others) as unused:
+        _write_moves(hidden, head, {file.name: file for file in unused}, durable=True)
+        filesystem.rename(head, hidden / HEAD)
+        try:
+            filesystem.sync_directory(head.parent)
+        except OSError:
+            filesystem.rename(hidden / HEAD, head)
+            raise
+        for file in unused:
+            with suppress(OSError):
+                filesystem.remove_file(file)
 
 
 def rename_without_replacing(source: Path, target: Path) -> None:
@@ -146,13 +162,15 @@ def rename_without_replacing(source: Path, target: Path) -> None:
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
-def unlocked(files: Sequence[Path]) -> list[Path]:
-    """Return those of the files that no running process has locked."""
-    result = []
-    for file in files:
-        with suppress(OSError), ExitStack() as stack:
-            descriptor = filesystem.open_to_lock(file)
-            stack.callback(filesystem.release, descriptor)
-            if filesystem.try_lock(descriptor) and filesystem.is_linked(descriptor):
-                result.append(file)
-    return result
+@contextmanager
+def locked_files(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """Lock those of the files for a ``with`` block that no running process has locked, and yield them."""
+    with ExitStack() as locks:
+        locked = []
+        for file in files:
+            with suppress(OSError):
+                descriptor = filesystem.open_to_lock(file)
+                locks.callback(filesystem.release, descriptor)
+                if filesystem.try_lock(descriptor) and filesystem.is_linked(descriptor):
+                    locked.append(file)
+        yield locked

@@ -20,7 +20,7 @@ def add_damage(damage: list[CorruptCheckpointError], error: CorruptCheckpointErr
 
 def joined_damage(reader: CheckpointReader, damage: Sequence[CorruptCheckpointError]) -> CorruptCheckpointError:
     """Return one error that names every damaged variable, in the order of the checkpoint."""
-    if len(damage) == 1:
+    if len(damage) == 1 and f" of {len(reader.names)} variables damaged" in str(damage[0]):
         return damage[0]
     damaged = {name for error in damage for name in error.damaged}
     names = [name for name in reader.names if name in damaged]

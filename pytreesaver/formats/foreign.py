@@ -160,6 +160,12 @@ def _kind_of_prefix(path: Path) -> str | None:
     return None
 
 
+def record_of_file(path: Path) -> Any:
+    """Return the record of a file of another library: the step that its name ends in, or None."""
+    step = step_of_name(path.name)
+    return None if step is None else foreign_record(step)
+
+
 def step_of_name(name: str) -> int | None:
     """Return the step that the name of a file ends in, or None.
 

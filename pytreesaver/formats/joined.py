@@ -13,6 +13,7 @@ from pytreesaver._text import SINGLE_LEAF_NAME
 from pytreesaver._tree.boxes import Box
 from pytreesaver._tree.kinds import LeafType
 from pytreesaver._tree.restructure import joined_structure
+from pytreesaver.formats.damage import add_damage, joined_damage
 from pytreesaver.formats.protocol import CheckpointReader
 
 
@@ -112,8 +113,7 @@ class JoinedReader:
 
     def check(self) -> None:
         """See `pytreesaver.formats.CheckpointReader.check`."""
-        for reader in self._readers.values():
-            reader.check()
+        self._check_each(lambda reader: reader.check())
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """See `pytreesaver.formats.CheckpointReader.read`."""
@@ -157,17 +157,18 @@ class JoinedReader:
 
     def verify(self) -> None:
         """See `pytreesaver.formats.CheckpointReader.verify`."""
-        reasons: list[str] = []
-        damaged: list[str] = []
+        self._check_each(lambda reader: reader.verify())
+
+    def _check_each(self, check: Callable[[CheckpointReader], None]) -> None:
+        damage: list[CorruptCheckpointError] = []
         for item, reader in self._readers.items():
             try:
                 with self._naming(item):
-                    reader.verify()
+                    check(reader)
             except CorruptCheckpointError as error:
-                reasons.append(str(error))
-                damaged += error.damaged
-        if reasons:
-            raise CorruptCheckpointError("\n".join(reasons), damaged=damaged)
+                damage.append(error)
+        if damage:
+            raise joined_damage(self, damage)
 
     @contextmanager
     def _naming(self, item: str) -> Iterator[None]:
@@ -186,14 +187,22 @@ class JoinedReader:
         Its arguments are the checkpoint, the positions in it, and which ones of `positions` these are.
         """
         results: list[Any] = [None] * len(positions)
+        damage: list[CorruptCheckpointError] = []
         for item, reader in self._readers.items():
             chosen = [i for i, position in enumerate(positions) if self._places[position][0] == item]
             inner = [self._places[positions[i]][1] for i in chosen]
-            if chosen:
+            if not chosen:
+                continue
+            try:
                 with self._naming(item):
                     found = read(reader, inner, chosen)
-                for i, result in zip(chosen, found, strict=True):
-                    results[i] = result
+            except CorruptCheckpointError as error:
+                add_damage(damage, error)
+                continue
+            for i, result in zip(chosen, found, strict=True):
+                results[i] = result
+        if damage:
+            raise joined_damage(self, damage)
         return results
 
 

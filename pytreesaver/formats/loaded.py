@@ -23,7 +23,7 @@ class LoadedReader:
         path: the checkpoint.
         description: its columns. Those of a file of another program have no checksums.
         load: returns the array with a key, with the dtype of its type, in memory of its own. Raises a
-            CorruptCheckpointError.
+            CorruptCheckpointError, or an UnsupportedLeafError if only another program can use it.
         check_file: raises a CorruptCheckpointError unless the file as a whole is intact; called by `verify`.
         close: closes the file.
         format_name: the name of its format.
@@ -63,8 +63,9 @@ class LoadedReader:
 
     def close(self) -> None:
         """Close the file."""
-        self._is_closed = True
-        self._close()
+        if not self._is_closed:
+            self._is_closed = True
+            self._close()
 
     def check(self) -> None:
         """See `pytreesaver.formats.CheckpointReader.check`. Opening the file has compared its size."""

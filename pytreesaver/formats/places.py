@@ -5,8 +5,10 @@ The last is how TensorFlow writes them: the checkpoint ``model-1`` is in ``model
 """
 
 import re
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from pytreesaver._io import filesystem
 
@@ -24,12 +26,50 @@ def files_beside(path: Path) -> list[Path]:
     Raises:
         OSError: if the system could not look.
     """
-    found = [
-        path.with_name(name)
-        for name in filesystem.list_directory(path.parent)
-        if (match := _PART.fullmatch(name)) is not None and match[1] == path.name
-    ]
-    return sorted(found, key=lambda file: (not file.name.endswith(".index"), file.name))
+    return _sorted(path, [name for name in filesystem.list_directory(path.parent) if _prefix_of(name) == path.name])
+
+
+def _prefix_of(name: str) -> str | None:
+    match = _PART.fullmatch(name)
+    return match[1] if match else None
+
+
+def _sorted(path: Path, names: Iterable[str]) -> list[Path]:
+    return sorted(map(path.with_name, names), key=lambda file: (not file.name.endswith(".index"), file.name))
+
+
+def _files_to_look_at(path: Path) -> list[Path]:
+    """Return what `files_beside` does, from the last listing of the directory if nothing has changed in it since.
+
+    A directory with thousands of checkpoints would otherwise be listed thousands of times.
+    """
+    modified, listing = filesystem.modified_ns(path.parent), _listing
+    if listing.directory != path.parent or listing.modified_ns != modified:
+        by_prefix: dict[str, list[str]] = {}
+        for name in filesystem.list_directory(path.parent):
+            prefix = _prefix_of(name)
+            if prefix is not None:
+                by_prefix.setdefault(prefix, []).append(name)
+        # A change within a tick of the clock does not show in the time: then the listing is not used again.
+        is_settled = time.time_ns() - modified > _TICK_NS
+        _set_listing(_Listing(path.parent, modified if is_settled else -1, by_prefix))
+        return _sorted(path, by_prefix.get(path.name, []))
+    return _sorted(path, listing.by_prefix.get(path.name, []))
+
+
+class _Listing(NamedTuple):
+    directory: Path
+    modified_ns: int
+    by_prefix: dict[str, list[str]]
+
+
+_TICK_NS = 1_000_000_000
+_listing = _Listing(Path(), -1, {})
+
+
+def _set_listing(listing: _Listing) -> None:
+    global _listing  # noqa: PLW0603
+    _listing = listing
 
 
 def names_in(entries: Iterable[str]) -> list[str]:
@@ -69,14 +109,14 @@ def file_sizes(path: Path) -> dict[str, int]:
     """
     if not _is_beside(path):
         return filesystem.file_sizes(path)
-    return {file.name: filesystem.file_sizes(file)[""] for file in files_beside(path)}
+    return {file.name: filesystem.file_sizes(file)[""] for file in _files_to_look_at(path)}
 
 
 def fingerprint(path: Path) -> tuple[tuple[str, int, int, int], ...]:
     """Return what changes when a checkpoint does. See `filesystem.fingerprint`."""
     if not _is_beside(path):
         return filesystem.fingerprint(path)
-    return tuple(each for file in files_beside(path) for each in filesystem.fingerprint(file))
+    return tuple(each for file in _files_to_look_at(path) for each in filesystem.fingerprint(file))
 
 
 def modified_ns(path: Path) -> int:

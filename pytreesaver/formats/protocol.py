@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -198,6 +198,28 @@ def other_names_in(reader: CheckpointReader) -> Mapping[str, str]:
     """Return {another name: name} of the variables of an open checkpoint that other programs call otherwise."""
     others: Mapping[str, str] = getattr(reader, "other_names", {})
     return others
+
+
+R = TypeVar("R", bound=CheckpointReader)
+
+
+def open_unchanged(version: Callable[[], Any], open: Callable[[], R]) -> R:
+    """Return a reader that was opened while nothing changed: otherwise its files may belong to two checkpoints.
+
+    Args:
+        version: returns what changes when the checkpoint is replaced.
+        open: opens it.
+    """
+    while True:
+        before = version()
+        reader = open()
+        try:
+            if version() == before:
+                return reader
+        except BaseException:
+            reader.close()
+            raise
+        reader.close()  # another program has replaced it meanwhile
 
 
 class Format(Protocol):

@@ -12,7 +12,7 @@ import numpy as np
 from pytreesaver._checkpoint.restoring.matching import LeafPlan
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.targets import Template, build_leaf, with_layout
-from pytreesaver._errors import CorruptCheckpointError, MismatchError
+from pytreesaver._errors import CorruptCheckpointError, MismatchError, UnsupportedLeafError
 from pytreesaver._io import filesystem
 from pytreesaver._io.reading import ALIGNMENT
 from pytreesaver._progress import reporting
@@ -114,6 +114,11 @@ def read_leaves(
 def _read_leaves(
     reader: CheckpointReader, plans: Sequence[LeafPlan], names: Sequence[str], options: RestoreOptions
 ) -> list[Any]:
+    unreadable: Mapping[str, str] = getattr(reader, "unreadable", {})
+    refused = [reader.names[plan.position] for plan in plans if reader.names[plan.position] in unreadable]
+    if refused:
+        lines = "\n".join(f"  {quoted(name)}: {unreadable[name]}" for name in dict.fromkeys(refused))
+        raise UnsupportedLeafError(f"{reader.path}: cannot be restored; leave them out with only=:\n{lines}")
     leaves: list[Any] = [None] * len(plans)
     failures = _Failures([], {})
     read_ahead: Any = getattr(reader, "read_ahead", None)

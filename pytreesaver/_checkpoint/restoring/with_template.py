@@ -79,6 +79,8 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
     templates = _templates_of(flat, flags, placed, options)
     renaming: Renaming | None = with_other_names(options.rename, others)
     stored_names = {name: renaming.stored_name(name) if renaming else name for name in templates}
+    if getattr(reader, "is_positional", False):
+        _refuse_gaps(reader, flat, templates, options)
     for_arrays = {stored_names[name] for name, each in templates.items() if each.type.kind not in PYTHON_KINDS}
     names = names_for_template(flat, stored_names, given_names, reader.structure)
     # Whether a Python number fits an array depends on its value, so these numbers are read first.
@@ -152,6 +154,22 @@ def _misplaced_children(
                 misplaced[name] = differing[one.position]
                 break
     return misplaced
+
+
+def _refuse_gaps(
+    reader: CheckpointReader, flat: FlatTree, templates: Mapping[str, Template], options: RestoreOptions
+) -> None:
+    """Raise a MismatchError if a part is to be restored of a checkpoint without names, and the orders may differ."""
+    count, saved = len(reader.names), len(arrays_and_numbers(flat))
+    is_partial = options.only is not None or options.missing == "keep" or options.unexpected == "ignore"
+    given: Renaming | None = options.rename
+    by_position = given is not None and all(given.stored_name(name) in reader.names for name in templates)
+    if count != saved and is_partial and not by_position:
+        raise MismatchError(
+            f"{reader.path}: expected {saved} arrays, as many as the template has arrays and numbers, found {count}; "
+            "they have no names, so it is unknown which ones are missing: pass a template with all of them, or rename= "
+            "with the positions of those that are wanted"
+        )
 
 
 def _is_asked_for(options: RestoreOptions, renaming: Renaming | None) -> Callable[[str], bool]:

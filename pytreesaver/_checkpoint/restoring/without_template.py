@@ -111,7 +111,7 @@ def select_variables(
         DuplicateNameError: if a leaf and a container would have the same name, or a variable would have none.
     """
     names, positions, structure = list(reader.names), list(range(len(reader.names))), reader.structure
-    rename = with_other_names(rename, other_names_in(reader))
+    rename = with_other_names(rename, other_names_in(reader), only_entries=True)
     if rename is not None:
         names, positions = _renamed_variables(reader, rename, only)
     if only is not None:

@@ -182,12 +182,16 @@ class _ToOtherNames(Renaming):
     renaming: Renaming
     others: Mapping[str, str]
 
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        return self.renaming.label
+
     def stored_name(self, name: str) -> str:
         stored = self.renaming.stored_name(name)
         return self.others.get(stored, stored)
 
     def tree_names(self, stored: str) -> list[str]:
-        return [stored]
+        return self.renaming.tree_names(stored)
 
     def is_explicit(self, name: str) -> bool:
         return self.renaming.is_explicit(name)
@@ -196,13 +200,16 @@ class _ToOtherNames(Renaming):
         return self.renaming.unused(names)
 
 
-def with_other_names(renaming: R, others: Mapping[str, str]) -> R:
-    """Return a renaming that may name a variable of the checkpoint as another program does, by {another name: name}."""
+def with_other_names(renaming: R, others: Mapping[str, str], *, only_entries: bool = False) -> R:
+    """Return a renaming that may name a variable of the checkpoint as another program does, by {another name: name}.
+
+    With `only_entries`, the result for a dict is one, and its prefixes have to be names of pytreesaver.
+    """
     result: Any = renaming
     if isinstance(renaming, ByName):
         result = replace(renaming, entries={key: others.get(value, value) for key, value in renaming.entries.items()})
-    elif isinstance(renaming, Renaming) and others:
-        result = _ToOtherNames(renaming, others)
+    if isinstance(renaming, Renaming) and others and not (isinstance(renaming, ByName) and only_entries):
+        result = _ToOtherNames(result, others)
     return result  # type: ignore[no-any-return]
 
 

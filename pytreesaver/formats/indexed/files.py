@@ -4,6 +4,7 @@ import errno
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +65,10 @@ class IndexedFiles:
         self.digests: list[int] | None = None
         if new_checks is None:
             self.digests = decode_checksums(index.checksums)
-            checks = BlockChecksums(self.digests, index.checksum_block_nbytes)
-            new_checks = lambda: checks  # noqa: E731
+            new_checks = partial(BlockChecksums, self.digests, index.checksum_block_nbytes)
         self.has_checksums = self.digests is None or bool(self.digests) or not any(self._chunk_nbytes)
         self.new_checks = new_checks
-        self.granularity = new_checks().granularity
+        self.granularity = new_checks().granularity if self.has_checksums else None
         self._open_files()
 
     def close(self) -> None:

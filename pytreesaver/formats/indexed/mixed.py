@@ -27,7 +27,7 @@ class MixedVariable(NamedTuple):
         name, type, shape: as in `pytreesaver.formats.TreeContents`.
         chunks: where its bytes are, in C order: for each chunk the number of the file, and the offset.
         boundaries: those of the grid of its chunks, if there are several.
-        load: returns its stored array instead, with memory of its own. Raises a CorruptCheckpointError.
+        load: returns its stored array instead, with memory of its own; raises what the `load` of `LoadedReader` raises.
     """
 
     name: str
@@ -125,12 +125,9 @@ def _loaded_reader(
     )
     description.types = list(types)
 
+    loads = [variable.load for variable in variables if variable.load is not None]
+
     def load(key: str, leaf_type: LeafType, shape: tuple[int, ...]) -> np.ndarray:
-        array: np.ndarray = (variables[int(key)].load or _no_array)()
-        return array
+        return loads[int(key)]()
 
     return LoadedReader(path, description, load, check_file=lambda: None, close=close, format_name=format_name)
-
-
-def _no_array() -> np.ndarray:
-    raise AssertionError

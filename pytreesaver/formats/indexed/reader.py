@@ -118,6 +118,10 @@ class IndexedReader:
 
     def read(self, positions: Sequence[int], *, verify: bool) -> list[np.ndarray]:
         """See `pytreesaver.formats.CheckpointReader.read`."""
+        if self._files.granularity is None and len(set(positions)) < len(positions):  # each is checked once
+            distinct = list(dict.fromkeys(positions))
+            arrays = dict(zip(distinct, self.read(distinct, verify=verify), strict=True))
+            return [arrays[position].copy() for position in positions]
         reasons: list[str] = []
         damaged: dict[str, None] = {}
         verify = verify and self._files.has_checksums
@@ -188,6 +192,11 @@ class IndexedReader:
     ) -> None:
         """Read boxes of another shape than the stored one, through runs of consecutive elements."""
         stored_shape, dtype = self.shapes[position], storage_dtype(self.types[position])
+        if verify and self._files.granularity is None:  # each step would read whole chunks
+            (whole,) = self.read([position], verify=True)
+            for box, output in zip(boxes, outputs, strict=True):
+                assign(output, whole.reshape(shape)[box_index(box)])
+            return
         size = math.prod(shape)
         most = max(_RESHAPED_NBYTES // dtype.itemsize, 1)
         memory = filesystem.new_memory(min(most, size) * dtype.itemsize).view(dtype)

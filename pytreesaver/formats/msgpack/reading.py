@@ -11,7 +11,7 @@ import xxhash
 
 from pytreesaver._errors import CorruptCheckpointError, UnsupportedLeafError
 from pytreesaver._io import filesystem
-from pytreesaver._io.files import EndOfFileError, read_fully
+from pytreesaver._io.files import EndOfFileError, RawFile, read_fully
 from pytreesaver._text import SINGLE_LEAF_NAME, duplicates, quoted
 from pytreesaver._tree.kinds import (
     PYTHON_TYPES,
@@ -22,14 +22,14 @@ from pytreesaver._tree.kinds import (
     stored_array,
 )
 from pytreesaver._tree.plain import encode_value
-from pytreesaver.formats.foreign import foreign_record, step_of_name
+from pytreesaver.formats.foreign import record_of_file
 from pytreesaver.formats.indexed.index import DataFile, Index, decode_heading, decode_index, is_shape
 from pytreesaver.formats.indexed.mixed import MixedVariable, mixed_reader
 from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.formats.msgpack.decoding import DamagedMessageError, StoredArray, decode_tree
 from pytreesaver.formats.msgpack.encoding import CHUNKED
 from pytreesaver.formats.msgpack.files import read_index, refuse_others
-from pytreesaver.formats.protocol import CheckpointReader, Heading
+from pytreesaver.formats.protocol import CheckpointReader, Heading, open_unchanged
 
 NAME = "msgpack"
 VERSION = 1
@@ -40,17 +40,12 @@ _PLACEHOLDER = "//GDAPlaceholder:"
 def open_file(path: Path) -> CheckpointReader:
     """Open a file. See `pytreesaver.formats.Format.open`."""
     refuse_others(path)
-    while True:
-        before = filesystem.fingerprint(path)
-        found = read_index(path)
-        reader = _open_foreign(path) if found is None else _open_described(path, *found)
-        try:
-            if filesystem.fingerprint(path) == before:
-                return reader
-        except BaseException:
-            reader.close()
-            raise
-        reader.close()  # another program has replaced it meanwhile
+    return open_unchanged(lambda: filesystem.fingerprint(path), lambda: _open_file(path))
+
+
+def _open_file(path: Path) -> CheckpointReader:
+    found = read_index(path)
+    return _open_foreign(path) if found is None else _open_described(path, *found)
 
 
 def read_heading(path: Path) -> Heading:
@@ -58,15 +53,10 @@ def read_heading(path: Path) -> Heading:
     refuse_others(path)
     found = read_index(path)
     if found is None:
-        return Heading(_record_of(path), encode_value({}, classes=False), filesystem.file_sizes(path))
+        return Heading(record_of_file(path), encode_value({}, classes=False), filesystem.file_sizes(path))
     text, end = found
     heading = decode_heading(text, str(path))
     return heading._replace(file_sizes={"": end + sum(heading.file_sizes.values())})
-
-
-def _record_of(path: Path) -> Any:
-    step = step_of_name(path.name)
-    return None if step is None else foreign_record(step)
 
 
 # Files of pytreesaver.
@@ -121,6 +111,7 @@ class _DescribedReader(IndexedReader):
 
 def _open_foreign(path: Path) -> CheckpointReader:
     descriptor = filesystem.open_existing(path)
+    file = RawFile(descriptor)  # it is released with the last reference to it
     try:
         size = filesystem.file_size(descriptor)
         try:
@@ -141,13 +132,13 @@ def _open_foreign(path: Path) -> CheckpointReader:
             [DataFile(path.name, size, 0, "")],
             variables,
             structure=structure,
-            record=_record_of(path),
-            close=lambda: filesystem.release(descriptor),
+            record=record_of_file(path),
+            close=file.close,
             format_name=NAME,
             format_version=VERSION,
         )
     except BaseException:
-        filesystem.release(descriptor)
+        file.close()
         raise
 
 

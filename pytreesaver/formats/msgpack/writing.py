@@ -1,5 +1,7 @@
 """Writing of trees in msgpack, as Flax does, with an index that other programs do not see."""
 
+import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -56,6 +58,13 @@ def unsupported(contents: TreeContents) -> Mapping[str, str]:
         what = "tree of a single leaf" if contents.names else "empty tree"
         return {SINGLE_LEAF_NAME: f"a msgpack file of pytreesaver holds no {what}; put it in a dict"}
     problems: dict[str, str] = {}
+    first = str(decode_value(node_parts(contents.structure).keys[0]))
+    if len(first.encode("utf-8", "surrogatepass")) > _MAX_NAME_NBYTES:
+        problems[first] = f"a msgpack file of pytreesaver begins with a key of at most {_MAX_NAME_NBYTES} bytes"
+    columns = zip(contents.names, contents.types, contents.shapes, strict=True)
+    values = {name: math.prod(shape) for name, leaf_type, shape in columns if leaf_type.kind in PYTHON_KINDS}
+    if 16 * len(values) + sum(values.values()) > _MAX_VALUES_NBYTES:
+        problems |= dict.fromkeys(values, f"msgpack holds {_MAX_VALUES_NBYTES} bytes of values of Python together")
     for name in contents.names:
         if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_NBYTES:
             problems[name] = f"a msgpack file of pytreesaver holds no names of more than {_MAX_NAME_NBYTES} bytes"
@@ -77,6 +86,7 @@ def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool,
 
 
 _MAX_NAME_NBYTES = 1 << 15
+_MAX_VALUES_NBYTES = 1 << 31
 
 
 class _Piece(NamedTuple):
@@ -140,7 +150,8 @@ def _cells(cells: Cells, leaf_type: LeafType, shape: tuple[int, ...]) -> Cells:
     if boundaries is None:
         return Cells([whole])
     boxes = [tuple((a, a + n) for a, n in zip(*cell, strict=True)) for cell in grid_cells(boundaries)]
-    return Cells([_Part(whole, box) for box in boxes], boundaries)
+    shared = _Shared(whole, len(boxes))
+    return Cells([_Part(shared, box) for box in boxes], boundaries)
 
 
 class _Whole:
@@ -154,14 +165,31 @@ class _Whole:
         return joined.view(storage_dtype(self._type)).reshape(self._shape)
 
 
+class _Shared:
+    """An array that is loaded for the first of its parts, and released after the last."""
+
+    def __init__(self, whole: Any, parts: int) -> None:
+        self._whole, self._parts = whole, parts
+        self._loaded: np.ndarray | None = None
+        self._lock = threading.Lock()
+
+    def take(self) -> np.ndarray:
+        """Return the array. Each part takes it once."""
+        with self._lock:
+            loaded = np.asarray(self._whole) if self._loaded is None else self._loaded
+            self._parts -= 1
+            self._loaded = loaded if self._parts else None
+        return loaded
+
+
 class _Part:
     """A box of an array."""
 
-    def __init__(self, whole: Any, box: Any) -> None:
-        self._whole, self._box = whole, box
+    def __init__(self, shared: _Shared, box: Any) -> None:
+        self._shared, self._box = shared, box
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        part: np.ndarray = np.asarray(self._whole)[box_index(self._box)]
+        part: np.ndarray = self._shared.take()[box_index(self._box)]
         return part
 
 

@@ -18,11 +18,11 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, RawFile, read_fully
 from pytreesaver._tree.kinds import LeafType, NotPlainError, storage_dtype, stored_array
 from pytreesaver._tree.plain import encode_value
-from pytreesaver.formats.foreign import foreign_kind, foreign_record, step_of_name
+from pytreesaver.formats.foreign import foreign_kind, record_of_file
 from pytreesaver.formats.indexed.index import DataFile
 from pytreesaver.formats.indexed.mixed import MixedVariable, mixed_reader
 from pytreesaver.formats.npz.header import read_array_header, stored_dtype_name
-from pytreesaver.formats.protocol import CheckpointReader, Heading, TreeContents
+from pytreesaver.formats.protocol import CheckpointReader, Heading, TreeContents, open_unchanged
 from pytreesaver.formats.single_file import open_regular_file, remove_single_file
 
 __all__ = [
@@ -115,6 +115,10 @@ def open(path: Path) -> CheckpointReader:
     if not recognizes(path):
         found = foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
         raise CheckpointNotFoundError(f"{path}: expected a file of Equinox, found {found}")
+    return open_unchanged(lambda: filesystem.fingerprint(path), lambda: _open_file(path))
+
+
+def _open_file(path: Path) -> CheckpointReader:
     descriptor = filesystem.open_existing(path)
     file: Any = BufferedReader(RawFile(descriptor))
     try:
@@ -131,7 +135,7 @@ def open(path: Path) -> CheckpointReader:
             structure=list(range(len(variables))),
             metadata=_metadata_of(path, line),
             close=file.close,
-            record=_record_of(path),
+            record=record_of_file(path),
             format_name=name,
             format_version=1,
         )
@@ -140,11 +144,6 @@ def open(path: Path) -> CheckpointReader:
         raise
     reader.is_positional = True
     return reader  # type: ignore[no-any-return]
-
-
-def _record_of(path: Path) -> Any:
-    step = step_of_name(path.name)
-    return None if step is None else foreign_record(step)
 
 
 def _metadata_of(path: Path, line: bytes) -> Any:

@@ -136,7 +136,7 @@ def _described(extents: Sequence[Extent]) -> str:
 
 def _checked(tensors: Mapping[str, Tensor], header: Header) -> list[int]:
     """Return how many bytes of each data file are in use. Raises a DamagedTableError for an impossible entry."""
-    if header.num_shards > _MOST_SHARDS:
+    if header.num_shards > MOST_SHARDS:
         raise DamagedTableError(f"a header with {header.num_shards} data files")
     used = [0] * header.num_shards
     for name, tensor in tensors.items():
@@ -154,7 +154,8 @@ def _checked(tensors: Mapping[str, Tensor], header: Header) -> list[int]:
     return used
 
 
-_MOST_SHARDS = 10_000
+MOST_SHARDS = 10_000
+"""The maximum number of data files of a checkpoint."""
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,6 +1,7 @@
 """Loading of whole tensors: of strings, of numbers of the other byte order, and of slices that form no grid."""
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class DataFiles:
         self.paths = paths
         self.is_big_endian = is_big_endian
         self._descriptors: dict[int, int] = {}
+        self._finalizer = weakref.finalize(self, _release_all, self._descriptors)
 
     def open(self, shard: int) -> int | None:
         """Open a file, so that it can be read even if another program replaces it. Return None if it does not exist."""
@@ -63,8 +65,12 @@ class DataFiles:
 
     def close(self) -> None:
         """Close the files."""
-        while self._descriptors:
-            filesystem.release(self._descriptors.popitem()[1])
+        self._finalizer()
+
+
+def _release_all(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        filesystem.release(descriptors.popitem()[1])
 
 
 def strings_of(data: DataFiles, tensor: Tensor) -> list[bytes]:

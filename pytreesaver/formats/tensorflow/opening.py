@@ -24,7 +24,7 @@ from pytreesaver.formats.foreign import foreign_record
 from pytreesaver.formats.indexed.index import DataFile
 from pytreesaver.formats.indexed.mixed import MixedVariable, mixed_reader
 from pytreesaver.formats.places import index_file
-from pytreesaver.formats.protocol import CheckpointReader, Heading
+from pytreesaver.formats.protocol import CheckpointReader, Heading, open_unchanged
 from pytreesaver.formats.tensorflow.bundle import Bundle, Tensor, decode_bundle, grid_of
 from pytreesaver.formats.tensorflow.files import data_file, read_index_file
 from pytreesaver.formats.tensorflow.loading import DataFiles, load_tensor, strings_of, unusable
@@ -43,13 +43,10 @@ def open_bundle(path: Path, *, with_keys: bool = False) -> CheckpointReader:
 
     With `with_keys`, variables of other programs are called by their keys, and the object graph is one of them.
     """
-    while True:
-        before = _version(path)
-        bundle = decode_bundle(read_index_file(path), str(index_file(path)))
-        reader = _open(path, bundle, with_keys)
-        if _version(path) == before:
-            return reader
-        reader.close()  # another program has replaced it meanwhile
+    return open_unchanged(
+        lambda: _version(path),
+        lambda: _open(path, decode_bundle(read_index_file(path), str(index_file(path))), with_keys),
+    )
 
 
 def _version(path: Path) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pytreesaver._errors import CheckpointError, CheckpointExistsError
+from pytreesaver._errors import CheckpointError, CheckpointExistsError, UnsupportedLeafError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
     make_locked_directory,
@@ -21,14 +21,14 @@ from pytreesaver._io.atomic import (
 )
 from pytreesaver._io.checksums.crc32c import crc32c, masked
 from pytreesaver._io.files import write_fully
-from pytreesaver._io.several_files import HEAD, move_in, move_out, unlocked
+from pytreesaver._io.several_files import HEAD, locked_files, move_in, move_out
 from pytreesaver._io.writing import WriteRanges, write_ranges
 from pytreesaver._tree.kinds import LeafType, cell_bytes, grid_cells, is_stored_as_bytes, storage_dtype
 from pytreesaver.formats.description import described, encode_description
 from pytreesaver.formats.indexed.data import WriteOptions, new_index, plan_layout, stored_chunks, taker
 from pytreesaver.formats.places import files_beside, index_file
 from pytreesaver.formats.protocol import TreeContents
-from pytreesaver.formats.tensorflow.bundle import DESCRIPTION_KEY, decode_bundle, slice_key
+from pytreesaver.formats.tensorflow.bundle import DESCRIPTION_KEY, MOST_SHARDS, decode_bundle, slice_key
 from pytreesaver.formats.tensorflow.files import data_file, read_index_file, recognizes, shard_count
 from pytreesaver.formats.tensorflow.messages import STRING, Entry, Extent, encode_entry, encode_header, number_of_dtype
 from pytreesaver.formats.tensorflow.names import OBJECT_GRAPH
@@ -114,12 +114,15 @@ def write(
 def remove_unlisted_files(path: Path) -> None:
     """Delete leftovers of overwrites. See `pytreesaver.formats.Format.remove_unlisted_files`."""
     with suppress(OSError, CheckpointError):
-        bundle = decode_bundle(read_index_file(path), str(path))
-        if bundle.description is None:
-            return
-        others = [file for file in files_beside(path) if shard_count(file) not in (None, bundle.header.num_shards)]
-        for file in unlocked(others):
-            filesystem.remove_file(file)
+        data_files = [file for file in files_beside(path) if shard_count(file) is not None]
+        # The locks come first: a writer that has released them has listed its files in the index, or never will.
+        with locked_files(data_files) as unused:
+            bundle = decode_bundle(read_index_file(path), str(path))
+            if bundle.description is None:
+                return
+            for file in unused:
+                if shard_count(file) != bundle.header.num_shards:
+                    filesystem.remove_file(file)
 
 
 def remove(path: Path) -> None:
@@ -154,6 +157,10 @@ def _write_files(
     # An overwritten checkpoint keeps its data files until the new index replaces the old one.
     taken = {shard_count(file) for file in files_beside(path)}
     count = next(number for number in range(len(shards), len(shards) + len(taken) + 1) if number not in taken)
+    if count > MOST_SHARDS:
+        raise UnsupportedLeafError(
+            f"{path}: expected at most {MOST_SHARDS} data files, found {count}; pass a larger shard_nbytes"
+        )
     shards += [[] for _ in range(count - len(shards))]
     places: dict[int, Entry] = {}
     sizes: dict[str, tuple[int, str]] = {}
