@@ -170,3 +170,13 @@ def test_hostile_files_are_refused_and_do_not_disturb_a_run(content):
             saver.save({"w": np.ones(2)}, "run/m", step)
     assert pts.latest_checkpoint("run") == Path("run/m-2")
     pts.list_checkpoints("run")
+
+
+def test_parts_of_a_file_with_another_number_of_arrays_are_refused():
+    eqx.tree_serialise_leaves("abc.eqx", {"a": jnp.ones(3), "b": 2 * jnp.ones(3), "c": 3 * jnp.ones(3)})
+    like = {"a": jnp.zeros(3), "c": jnp.zeros(3)}
+    for options in ({"only": ["c"]}, {"unexpected": "ignore"}, {"missing": "keep"}):
+        with pytest.raises(pts.MismatchError, match="expected 2 arrays, as many as the template"):
+            pts.restore("abc.eqx", like, **options)
+    found = pts.restore("abc.eqx", like, rename={"a": "0", "c": "2"}, unexpected="ignore")
+    assert (found["a"].tolist(), found["c"].tolist()) == ([1] * 3, [3] * 3)

@@ -141,9 +141,9 @@ def test_names_of_any_length_keep_their_types(length):
 
 
 def test_names_that_cannot_be_read_again_are_refused():
-    for tree in ({"k" * 70_000: 1}, {"__msgpack_chunked_array__": 1}):
+    for tree in ({"k" * 70_000: 1}, {"a" * 70_000: {}, "w": 1}, {"__msgpack_chunked_array__": 1}):
         message = message_of(pts.UnsupportedLeafError, lambda tree=tree: pts.save(tree, "m.msgpack"))
-        assert "Flax" in message or "more than 32768 bytes" in message
+        assert "Flax" in message or "32768 bytes" in message
 
 
 def test_the_newest_file_of_flax_is_the_one_of_the_last_step():

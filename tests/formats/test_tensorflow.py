@@ -106,6 +106,9 @@ def test_variables_are_also_found_under_the_names_of_tensorflow():
     for other in ("dense/kernel", f"{name}/.ATTRIBUTES/VARIABLE_VALUE"):
         found = pts.load_variable(SAMPLES / "keras2" / "ckpt-1", other)
         assert np.array_equal(found, pts.load_variable(SAMPLES / "keras2" / "ckpt-1", name))
+    like = {"d": {"kernel": np.zeros((4, 8), np.float32)}}
+    restored = pts.restore(SAMPLES / "keras2" / "ckpt-1", like, rename={"d/": "dense/"}, unexpected="ignore")
+    assert np.array_equal(restored["d"]["kernel"], pts.load_variable(SAMPLES / "keras2" / "ckpt-1", name))
 
 
 def test_slots_are_beside_their_variables():

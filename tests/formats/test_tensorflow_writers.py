@@ -1,0 +1,112 @@
+"""Saves, overwrites and removals of TensorFlow checkpoints that meet, and those of killed processes."""
+
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import message_of
+
+import pytreesaver as pts
+from pytreesaver._io import filesystem
+from pytreesaver.formats.tensorflow import writing as tensorflow_writing
+
+
+@pytest.mark.parametrize("how", ["renames", "links"])
+def test_leftovers_of_a_killed_save_are_removed_by_the_next_one(tmp_path, how):
+    program = """
+import os, sys
+import numpy as np
+import pytreesaver as pts
+from pytreesaver._io import filesystem
+calls = 0
+if sys.argv[4] == "links":  # as on file systems that cannot rename without replacing
+    filesystem.rename_to_new = lambda source, target: False
+def count(name):
+    real = getattr(filesystem, name)
+    def counted(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == int(sys.argv[2]):
+            os._exit(9)
+        return real(*arguments, **options)
+    setattr(filesystem, name, counted)
+for name in ("rename", "rename_to_new", "link", "sync_directory", "open_new", "remove_file", "remove_directory"):
+    count(name)
+if sys.argv[3] == "remove":
+    pts.remove_checkpoint(sys.argv[1])
+else:
+    pts.save({"w": np.full(3, 2)}, sys.argv[1], format="tensorflow", overwrite=True)
+print(calls)
+"""
+    for action, exists in product(["save", "remove"], [False, True]):
+        if action == "remove" and not exists:
+            continue
+        for number in range(1, 60):
+            run = tmp_path / f"{action}-{exists}-{number}"
+            if exists:
+                pts.save({"w": np.full(3, 1)}, run / "m", format="tensorflow")
+            done = subprocess.run(
+                [sys.executable, "-c", program, str(run / "m"), str(number), action, how],
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode == 0:
+                break
+            assert done.returncode == 9, done.stderr
+            if pts.checkpoint_exists(run / "m"):
+                assert pts.restore(run / "m")["w"].tolist() in ([1] * 3, [2] * 3)
+            else:
+                assert not exists or action == "remove"
+            existed = pts.checkpoint_exists(run / "m")
+            pts.save({"w": np.ones(3)}, run / "other", format="tensorflow")  # removes leftovers
+            assert pts.checkpoint_exists(run / "m") == existed
+            pts.remove_checkpoint(run / "other")
+            pts.save({"w": np.full(3, 3)}, run / "m", format="tensorflow", overwrite=True)
+            assert pts.restore(run / "m")["w"].tolist() == [3] * 3
+            pts.remove_checkpoint(run / "m")
+            assert list(run.iterdir()) == []
+        assert number > 4
+
+
+def test_a_removal_does_not_take_the_files_of_a_save_that_ends(monkeypatch):
+    pts.save({"w": np.zeros(3)}, "run/m", format="tensorflow")
+    real, done = filesystem.sync_directory, []
+
+    def remove_meanwhile(directory):
+        real(directory)
+        if Path("run/m.data-00000-of-00002").exists() and not done:  # the new data is there, the new index is not
+            done.append(True)
+            assert pts.remove_checkpoint("run/m")
+
+    monkeypatch.setattr(filesystem, "sync_directory", remove_meanwhile)
+    pts.save({"w": np.ones(3)}, "run/m", format="tensorflow", overwrite=True)
+    assert done == [True]
+    assert pts.restore("run/m")["w"].tolist() == [1] * 3
+
+
+def test_the_end_of_one_overwrite_does_not_take_the_files_of_another(monkeypatch):
+    pts.save({"w": np.zeros(3)}, "run/m", format="tensorflow")
+    real, done = tensorflow_writing.decode_bundle, []
+
+    def overwrite_meanwhile(content, where):
+        bundle = real(content, where)
+        if not done:
+            done.append(True)
+            pts.save({"w": np.full(3, 2)}, "run/m", format="tensorflow", overwrite=True)
+        return bundle
+
+    monkeypatch.setattr(tensorflow_writing, "decode_bundle", overwrite_meanwhile)
+    pts.save({"w": np.ones(3)}, "run/m", format="tensorflow", overwrite=True)
+    assert pts.restore("run/m")["w"].tolist() == [2] * 3
+
+
+def test_too_many_data_files_are_refused_before_anything_is_there(monkeypatch):
+    monkeypatch.setattr(tensorflow_writing, "MOST_SHARDS", 5)
+    tree = {f"w{i}": np.ones(1) for i in range(6)}
+    message = message_of(pts.UnsupportedLeafError, lambda: pts.save(tree, "run/m", format="tensorflow", shard_nbytes=1))
+    assert "at most 5 data files, found 6; pass a larger shard_nbytes" in message
+    assert not Path("run").exists()
