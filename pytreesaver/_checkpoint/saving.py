@@ -223,11 +223,13 @@ def save(
         durable: whether to return only when the checkpoint would survive a power failure. Otherwise the operating
             system writes it to disk some seconds later. Overwriting is always durable, because a power failure could
             cost the old checkpoint too.
-        format: the name of the format: ``"native"``, ``"safetensors"``, ``"npz"``, ``"orbax"``, or one that
-            `pytreesaver.register_format` has added. With None, the ending of `path` decides: ``.safetensors`` means a
-            single safetensors file, ``.npz`` an archive of NumPy, and everything else the native format, a directory.
+        format: the name of the format: ``"native"``, ``"safetensors"``, ``"npz"``, ``"msgpack"``, ``"tensorflow"``,
+            ``"orbax"``, or one that `pytreesaver.register_format` has added. With None, the ending of `path` decides:
+            ``.safetensors`` means a single safetensors file, ``.npz`` an archive of NumPy, ``.msgpack`` a file of Flax,
+            and everything else the native format, a directory. With ``"tensorflow"``, `path` is the prefix of files.
         shard_nbytes: with ``format="safetensors"``, write a directory of safetensors files of at most this size, and
-            their index, as Hugging Face does. A larger variable has a file of its own.
+            their index, as Hugging Face does. With ``format="tensorflow"``, write data files of at most this size. A
+            larger variable has a file of its own.
         progress: True shows a line on the terminal if the save takes long: bytes, rate and time left. A function is
             called with (bytes done, total bytes) instead, one call at a time, from the threads that do the work. An
             error that it raises ends the save.

@@ -33,6 +33,7 @@ from pytreesaver._run.state_file import listed_checkpoints, tracks_nothing
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value
 from pytreesaver.formats import places
+from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.protocol import pin_of
 from pytreesaver.formats.registry import format_named, format_to_read, is_checkpoint
 
@@ -108,8 +109,7 @@ def listed_and_unreadable(
         except OSError as error:
             if not filesystem.is_absence(error):
                 raise
-            found = "nothing" if filesystem.status(where) is None else "a file"
-            raise CheckpointNotFoundError(f"{where}: expected a run directory, found {found}") from None
+            raise CheckpointNotFoundError(f"{where}: expected a run directory, found {_kind_of(where)}") from None
     if is_checkpoint(where):
         raise CheckpointNotFoundError(f"{where}: expected a run directory, found a checkpoint")
     found_entries = [_read_entry(where / name) for name in names if is_visible(name)]
@@ -123,6 +123,12 @@ def listed_and_unreadable(
         why = reasons.get(listed.path.name, ("no saver tracks it",)) if listed.problem is None else ()
         result.append(replace(listed, keep=bool(why) or listed.problem is not None, reasons=why))
     return result, [entry.error for entry in entries if entry.error is not None]
+
+
+def _kind_of(path: Path) -> str:
+    if filesystem.status(path) is None:
+        return "nothing"
+    return "a checkpoint" if is_checkpoint(path) else foreign_kind(path) or "a file"
 
 
 @dataclass(frozen=True)

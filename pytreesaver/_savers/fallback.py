@@ -1,6 +1,7 @@
 """Restoring the newest checkpoint that is intact, and saying which ones were not."""
 
 import errno
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pytreesaver._errors import (
     CorruptCheckpointError,
     RetentionWarning,
 )
+from pytreesaver._io import filesystem
 from pytreesaver._run.policies.retention import SavedCheckpoint
 from pytreesaver.formats.foreign import foreign_steps
 
@@ -59,12 +61,21 @@ def refuse_foreign_steps(directory: Path) -> None:
         return
     if found:
         library, steps = found
-        way_out = f"restore them with {library} and save them here under another name"
-        if library in ("Orbax", "Hugging Face", "TensorFlow", "Flax"):
-            way_out = "pytreesaver.restore reads them, and pytreesaver.convert copies them to another directory"
-        if library == "TensorFlow":
-            way_out += "; a manager of their checkpoint_name= continues their run"
         raise CheckpointExistsError(
             f"{directory}: expected checkpoints of pytreesaver or none, found steps of {library}: "
-            f"{', '.join(map(str, steps))}; {way_out}, or use another directory"
+            f"{', '.join(map(str, steps))}; {_way_out(directory, library)}"
         )
+
+
+def _way_out(directory: Path, library: str) -> str:
+    if library not in ("Orbax", "Hugging Face", "TensorFlow", "Flax"):
+        return f"restore them with {library} and save them here under another name, or use another directory"
+    way_out = "pytreesaver.restore reads them; use another directory, to which pytreesaver.convert can copy them"
+    if library == "TensorFlow":
+        matches = map(_OF_TENSORFLOW.fullmatch, filesystem.list_directory(directory))
+        names = sorted({f'checkpoint_name="{match[1]}"' for match in matches if match})
+        way_out += f", or pass {' or '.join(names)} to the manager to continue their run" if names else ""
+    return way_out
+
+
+_OF_TENSORFLOW = re.compile(r"(.+)-[0-9]+\.index", re.DOTALL)

@@ -90,9 +90,12 @@ def _kind_of_directory(path: Path) -> str | None:
     if _ORBAX_NAMES & set(names) or ("checkpoint" in names and path.name.startswith("checkpoint_")):
         return "an Orbax checkpoint"
     if any(name.endswith(".index") for name in names) and any(".data-0" in name for name in names):
-        return "a directory of TensorFlow checkpoints"
+        prefixes = sorted(name.removesuffix(".index") for name in names if name.endswith(".index"))
+        listed = ", ".join(str(path / prefix) for prefix in prefixes[-5:])
+        return f"a directory of TensorFlow checkpoints; pass one of them: {'..., ' * (len(prefixes) > 5)}{listed}"
     if "saved_model.pb" in names:
-        return "a SavedModel of TensorFlow"
+        variables = path / "variables" / "variables"
+        return f"a SavedModel of TensorFlow; pass the prefix of its variables, {variables}"
     if any(re.fullmatch(r"pytorch_model.*\.bin|.*\.(pt|pth)", name) for name in names):
         return (
             "a directory of a PyTorch model; its files contain pickles, which could run any code: convert them where "

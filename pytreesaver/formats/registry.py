@@ -121,7 +121,7 @@ def format_to_write(path: Path, name: str | None) -> Format:
         foreign = next((ending for ending in _ENDINGS_OF_OTHERS if path.name.lower().endswith(ending)), None)
         if name is None and foreign is not None:
             raise ValueError(
-                f"{path}: expected a path without the ending {foreign} of files that pytreesaver does not write, or "
+                f"{path}: pytreesaver does not write {foreign} files; expected a path without the ending {foreign}, or "
                 'format="native"'
             )
     return format_named(name)

@@ -110,3 +110,33 @@ def test_too_many_data_files_are_refused_before_anything_is_there(monkeypatch):
     message = message_of(pts.UnsupportedLeafError, lambda: pts.save(tree, "run/m", format="tensorflow", shard_nbytes=1))
     assert "at most 5 data files, found 6; pass a larger shard_nbytes" in message
     assert not Path("run").exists()
+
+
+# Paths that are nearly prefixes.
+
+
+def test_paths_that_are_no_prefix_say_which_is():
+    for step in (90, 100):
+        pts.save({"w": np.ones(3)}, f"run/model.ckpt-{step}", format="tensorflow")
+    pts.save({"w": np.ones(3)}, "served/variables/variables", format="tensorflow")
+    Path("served/saved_model.pb").write_bytes(b"graph")
+    for path, message in {
+        "run/model.ckpt": "found nothing; run contains checkpoints, the newest last: model.ckpt-90, model.ckpt-100",
+        "run/model.ckpt-100.index": "pass its prefix, run/model.ckpt-100",
+        "served": "a SavedModel of TensorFlow; pass the prefix of its variables, served/variables/variables",
+        "served/variables": "pass one of them: served/variables/variables",
+    }.items():
+        assert message in message_of(pts.CheckpointNotFoundError, lambda path=path: pts.restore(path))
+    listing = message_of(pts.CheckpointNotFoundError, lambda: pts.list_checkpoints("run/model.ckpt-100.index"))
+    assert "found a file of a TensorFlow checkpoint; pass its prefix, run/model.ckpt-100" in listing
+
+
+def test_a_manager_says_how_to_continue_a_run_of_tensorflow():
+    pts.save({"w": np.ones(3)}, "run/model.ckpt-100", format="tensorflow")
+    with pts.CheckpointManager("run", format="tensorflow") as manager:
+        message = message_of(pts.CheckpointExistsError, lambda: manager.save(101, {"w": np.ones(3)}))
+    assert 'or pass checkpoint_name="model.ckpt" to the manager to continue their run' in message
+    with pts.CheckpointManager("run", format="tensorflow", checkpoint_name="model.ckpt", block=True) as manager:
+        assert manager.latest_step() == 100
+        manager.save(101, {"w": np.ones(3)})
+        assert manager.all_steps() == [100, 101]

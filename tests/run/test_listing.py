@@ -123,8 +123,11 @@ def test_plain_saves_damage_pins_and_other_files_in_one_directory():
     assert found["short"].keep
     with pytest.raises(pts.CheckpointNotFoundError, match="expected a run directory, found nothing"):
         pts.list_checkpoints("nowhere")
-    with pytest.raises(pts.CheckpointNotFoundError, match="found a file"):
+    with pytest.raises(pts.CheckpointNotFoundError, match="found a checkpoint"):
         pts.list_checkpoints(data)
+    Path("notes").write_text("text")
+    with pytest.raises(pts.CheckpointNotFoundError, match="expected a run directory, found a file"):
+        pts.list_checkpoints("notes")
 
 
 def test_prune_deletes_by_policy_and_updates_the_state_file():

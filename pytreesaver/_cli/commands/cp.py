@@ -93,7 +93,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="FORMAT",
-            help="native, safetensors or orbax. By default, the ending of TARGET decides: .safetensors, or native.",
+            help="native, safetensors, npz, msgpack, tensorflow or orbax. By default, the ending of TARGET decides: "
+            ".safetensors, .npz, .msgpack, or else native.",
         ),
     ] = None,
     only: Only = None,
@@ -107,7 +108,7 @@ def convert(
         typer.Option(
             "--shard-nbytes",
             metavar="N",
-            help="With safetensors, write files of at most N bytes, as Hugging Face does.",
+            help="With safetensors or tensorflow, write several files of at most N bytes each.",
         ),
     ] = None,
     lossy: Annotated[bool, typer.Option("--lossy", help="Leave out what the format cannot hold.")] = False,

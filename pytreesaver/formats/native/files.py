@@ -12,6 +12,7 @@ from pytreesaver._io.files import EndOfFileError, read_file, read_fully
 from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.indexed.header import is_header
 from pytreesaver.formats.indexed.index import Index, decode_heading, decode_index, is_index
+from pytreesaver.formats.places import index_file, names_in
 from pytreesaver.formats.protocol import PINNED_NAME, Heading
 
 INDEX_NAME = "index.json"
@@ -109,9 +110,10 @@ def _checkpoints_in(directory: Path) -> str:
     """Return the names of the newest checkpoints in a directory, as a hint for messages."""
     times = {}
     with suppress(OSError):
-        for entry in filesystem.list_directory(directory):
-            found = filesystem.status(directory / entry / INDEX_NAME)
-            if found is not None:
-                times[entry] = found.st_mtime
+        for name in names_in(filesystem.list_directory(directory)):
+            for index in (directory / name / INDEX_NAME, index_file(directory / name)):
+                found = filesystem.status(index)
+                if found is not None:
+                    times[name] = found.st_mtime
     newest = sorted(times, key=times.__getitem__)[-5:]
     return ", ".join(["..."] * (len(times) > len(newest)) + newest)

@@ -92,7 +92,7 @@ def decode_bundle(content: bytes, where: str) -> Bundle:
 
 
 def _tensors(entries: Mapping[bytes, Entry]) -> dict[str, Tensor]:
-    """Return the tensors by their keys. Their slices are in entries whose keys begin with a zero byte."""
+    """Return the tensors by their keys. Their slices are in entries whose keys begin with a NUL byte."""
     tensors: dict[str, Tensor] = {}
     of_slices = {key for key in entries if key.startswith(b"\0")}
     for key, entry in entries.items():

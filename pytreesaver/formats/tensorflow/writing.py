@@ -45,7 +45,7 @@ def unsupported(contents: TreeContents) -> Mapping[str, str]:
         if not name:
             problems[name] = "TensorFlow has no variables without a name; name it, or rename it with convert"
         elif name.startswith("\0"):
-            problems[name] = "in TensorFlow's files, names that begin with a zero are those of slices"
+            problems[name] = "in TensorFlow's files, names that begin with a NUL character are those of slices"
         elif name == OBJECT_GRAPH:
             problems[name] = "TensorFlow keeps its object graph under this name"
         elif _SURROGATE.search(name):
