@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMANDS = ("ls", "show", "diff", "verify", "prune", "rm", "cp", "info", "report")
+COMMANDS = ("ls", "show", "diff", "verify", "prune", "rm", "cp", "convert", "info", "report")
 
 
 def help_of(command: str) -> str:

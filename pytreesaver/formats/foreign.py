@@ -37,8 +37,8 @@ _PICKLE = (
 )
 _PAGE = "an HTML page, perhaps the error page of a download; download the file again"
 _HDF5 = (
-    "an HDF5 file, as Keras writes it; load it with Keras, and write the weights with "
-    "tf.train.Checkpoint(model=model).write(prefix), which pytreesaver reads, or as safetensors"
+    "an HDF5 file, as Keras writes it; load it with Keras, and save its variables with "
+    "pytreesaver.save({v.path: v.numpy() for v in model.variables}, path)"
 )
 _HEADS = (
     (b"\x89HDF\r\n\x1a\n", _HDF5),
@@ -63,7 +63,8 @@ _ZIPS = (
     ),
     (
         re.compile(rb"metadata\.json|config\.json|model\.weights\.h5"),
-        "a model of Keras (.keras); load it with Keras and save the weights as safetensors",
+        "a model of Keras (.keras); load it with Keras, and save its variables with "
+        "pytreesaver.save({v.path: v.numpy() for v in model.variables}, path)",
     ),
 )
 
