@@ -115,8 +115,10 @@ def _decode_usual_entry(message: bytes) -> Entry | None:
     numbers = []
     for tag in (0x18, 0x20, 0x28):
         number = 0
-        if position < nbytes and message[position] == tag:
-            number, position = varint(message, position + 1)
+        if position + 1 < nbytes and message[position] == tag:
+            number, position = message[position + 1], position + 2
+            if number > 0x7F:  # it has more than one byte
+                number, position = varint(message, position - 1)
         numbers.append(number)
     checksum = message[position + 1 :]
     if (position < nbytes and (message[position] != 0x35 or len(checksum) != 4)) or position > nbytes:

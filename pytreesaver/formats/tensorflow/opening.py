@@ -126,10 +126,12 @@ def _open(path: Path, bundle: Bundle, with_keys: bool) -> CheckpointReader:
         data.close()
         raise
     reader.other_names = others
+    dtypes = {tensor.dtype for tensor in bundle.tensors.values()} - {STRING}
+    unreadable = {dtype for dtype in dtypes if name_of_dtype(dtype) is None}
     reader.unreadable = {
         others.get(key, key): unusable(tensor.dtype)
         for key, tensor in bundle.tensors.items()
-        if tensor.dtype != STRING and name_of_dtype(tensor.dtype) is None
+        if tensor.dtype in unreadable
     }
     return cast(CheckpointReader, reader)
 
