@@ -56,25 +56,25 @@ def refuse_foreign_steps(directory: Path) -> None:
     Otherwise a run that was started with that library would silently start over.
     """
     try:
-        found = foreign_steps(directory)
+        found, names = foreign_steps(directory), filesystem.list_directory(directory)
     except OSError:  # the read or the save that follows reports it
         return
     if found:
         library, steps = found
         raise CheckpointExistsError(
             f"{directory}: expected checkpoints of pytreesaver or none, found steps of {library}: "
-            f"{', '.join(map(str, steps))}; {_way_out(directory, library)}"
+            f"{', '.join(map(str, steps))}; {_way_out(names, library)}"
         )
 
 
-def _way_out(directory: Path, library: str) -> str:
+def _way_out(names: Sequence[str], library: str) -> str:
     if library not in ("Orbax", "Hugging Face", "TensorFlow", "Flax"):
         return f"restore them with {library} and save them here under another name, or use another directory"
     way_out = "pytreesaver.restore reads them; use another directory, to which pytreesaver.convert can copy them"
     if library == "TensorFlow":
-        matches = map(_OF_TENSORFLOW.fullmatch, filesystem.list_directory(directory))
-        names = sorted({f'checkpoint_name="{match[1]}"' for match in matches if match})
-        way_out += f", or pass {' or '.join(names)} to the manager to continue their run" if names else ""
+        prefixes = sorted({match[1] for match in map(_OF_TENSORFLOW.fullmatch, names) if match})
+        options = " or ".join(f'checkpoint_name="{prefix}"' for prefix in prefixes)
+        way_out += f", or pass {options} to the manager to continue their run" if options else ""
     return way_out
 
 
