@@ -172,7 +172,7 @@ def _refuse_prefix(target: Path, writer: Format) -> None:
         if found is not None and found.name != writer.name:
             raise CheckpointExistsError(
                 f"{target}: expected nothing there, found a checkpoint of the format {found.name} with this prefix; "
-                "remove it first, or save elsewhere"
+                "save elsewhere, or remove it if it is not needed"
             )
 
 

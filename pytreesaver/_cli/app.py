@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from pytreesaver._tree.names.select import Selector, as_selection, regex
-from pytreesaver.formats import places
 
 app = typer.Typer(
     name="pytreesaver",
@@ -76,18 +75,10 @@ def selection_of(only: list[str] | None, regexes: list[str] | None) -> Selector 
 
 
 def checkpoint_path(path: Path) -> Path:
-    """Return the newest checkpoint if `path` is a run directory, otherwise `path` itself.
-
-    Raises:
-        CheckpointNotFoundError: if `path` does not exist.
-    """
-    from pytreesaver._errors import CheckpointNotFoundError
+    """Return the newest checkpoint if `path` is a run directory, otherwise `path` itself."""
     from pytreesaver._run.directory import checkpoint_at
 
-    found = checkpoint_at(path)
-    if found == path and not places.may_exist(path):
-        raise CheckpointNotFoundError(f"{path} does not exist: expected a checkpoint or a run directory")
-    return found
+    return checkpoint_at(path)
 
 
 def shows_progress(json: bool) -> bool:

@@ -60,7 +60,10 @@ def _discard_output() -> None:
 
 def _error_text(error: BaseException) -> str:
     # str(KeyError) is the repr of its message.
-    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error) or type(error).__name__
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error) or type(error).__name__
+    for argument, option in (("overwrite=True", "--overwrite"), ("with only=", "with --only")):
+        text = text.replace(argument, option)
+    return text
 
 
 def print_error(message: str) -> None:

@@ -29,7 +29,8 @@ from pytreesaver._run.policies.retention import (
 from pytreesaver._run.policies.rules import ManagerRule, SaverRule
 from pytreesaver._run.record import Record, decode_record
 from pytreesaver._run.recorded import is_visible, modified_time, unlisted_to_adopt
-from pytreesaver._run.state_file import listed_checkpoints, tracks_nothing
+from pytreesaver._run.state_file import listed_checkpoints, read_state_file, tracks_nothing
+from pytreesaver._run.state_text import STATE_FILE_NAME, paths_in_order
 from pytreesaver._tree.kinds import NotPlainError
 from pytreesaver._tree.plain import decode_value
 from pytreesaver.formats import places
@@ -114,6 +115,7 @@ def listed_and_unreadable(
         raise CheckpointNotFoundError(f"{where}: expected a run directory, found a checkpoint")
     found_entries = [_read_entry(where / name) for name in names if is_visible(name)]
     entries = [entry for entry in found_entries if entry is not None]
+    entries += _entries_without_index(where, names)
     tracked = {saver: _tracked(where, saver) for saver in dict.fromkeys(entry.saver for entry in entries) if saver}
     entries = _in_order(entries, tracked)
     now = float(clock())
@@ -127,8 +129,24 @@ def listed_and_unreadable(
 
 def _kind_of(path: Path) -> str:
     if filesystem.status(path) is None:
-        return "nothing"
+        return foreign_kind(path) or "nothing"
     return "a checkpoint" if is_checkpoint(path) else foreign_kind(path) or "a file"
+
+
+def _entries_without_index(directory: Path, names: Sequence[str]) -> list["_Entry"]:
+    """Return the checkpoints of the state file of which there are files beside each other, but not the index."""
+    listed: list[str] = []
+    with suppress(CorruptCheckpointError):
+        state, _ = read_state_file(directory, STATE_FILE_NAME)
+        listed = [] if state is None else [Path(path).name for path in paths_in_order(state)]
+    entries = []
+    for path in (directory / name for name in listed if name and name not in names):
+        with suppress(OSError):
+            if files := places.files_beside(path):
+                problem = f"{path}: expected a checkpoint, found {foreign_kind(path)}"
+                modified = max(filesystem.modified_ns(file) for file in files) / 1e9
+                entries.append(_Entry(ListedCheckpoint(path, None, modified, 0, problem=problem), Record()))
+    return entries
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,9 @@ class _Builder:
         found = _imported_object(reference)
         if callable(found) and function_reference(found) == reference:
             return found
-        self.problems[f"the function {reference} is restored as None: it is not imported in this process"] = None
+        # Lambdas, and functions inside others, are called <lambda> and <locals>.
+        why = "it has no name in a module" if "<" in reference else "it is not imported in this process"
+        self.problems[f"the function {reference} is restored as None: {why}"] = None
         return None
 
     def _problem(self, reference: str, cls: type | None, substitute: str, reason: str = "") -> None:

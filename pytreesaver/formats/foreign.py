@@ -11,6 +11,7 @@ import numpy as np
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
 from pytreesaver._tree.plain import encode_value
+from pytreesaver.formats.places import files_beside, index_file
 
 _ORBAX_NAMES = {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "ocdbt.process_0"}
 _STEP = re.compile(r"(?:.*_)?([0-9]+)")
@@ -159,9 +160,10 @@ def _kind_of_zip(head: bytes) -> str:
 
 
 def _kind_of_prefix(path: Path) -> str | None:
-    if filesystem.is_regular_file(path.with_name(f"{path.name}.index")):
-        return "a TensorFlow checkpoint"
-    return None
+    if not path.name or not (files := files_beside(path)):
+        return None
+    index = index_file(path)
+    return "a TensorFlow checkpoint" if index in files else f"files of a TensorFlow checkpoint without {index.name}"
 
 
 def record_of_file(path: Path) -> Any:

@@ -33,7 +33,7 @@ from cli.running import command, environment, run, save_run
             ["cp", "a", "copy", "--rename", "note=x", "--rename", "note=y"],
             "--rename: repeated old name: note",
         ),
-        (["diff", "a", "nowhere"], "nowhere does not exist: expected a checkpoint or a run directory"),
+        (["diff", "a", "nowhere"], "nowhere: expected a checkpoint, found nothing"),
         (["verify", "nowhere"], "nowhere: expected a checkpoint or a directory of checkpoints, found neither"),
         (["prune", "a", "--keep-best", "loss"], "expected N:METRIC or N:METRIC:max"),
         (["prune", "a", "--keep-younger-than", "3 moons"], "expected an age such as 30s"),

@@ -140,3 +140,22 @@ def test_a_manager_says_how_to_continue_a_run_of_tensorflow():
         assert manager.latest_step() == 100
         manager.save(101, {"w": np.ones(3)})
         assert manager.all_steps() == [100, 101]
+
+
+def test_a_checkpoint_of_the_run_whose_index_is_missing_is_listed_as_damaged():
+    with pts.CheckpointManager("run", format="tensorflow", block=True) as manager:
+        for step in range(3):
+            manager.save(step, {"w": np.ones(3)})
+    Path("run/ckpt-2.index").unlink()
+    problems = {each.path.name: each.problem for each in pts.list_checkpoints("run")}
+    assert problems.keys() == {"ckpt-0", "ckpt-1", "ckpt-2"}
+    assert problems["ckpt-1"] is None
+    assert "found files of a TensorFlow checkpoint without ckpt-2.index" in problems["ckpt-2"]
+    pts.prune("run", pts.KeepLast(1))
+    assert sorted(path.name for path in Path("run").glob("ckpt*")) == [
+        "ckpt-1.data-00000-of-00001",
+        "ckpt-1.index",
+        "ckpt-2.data-00000-of-00001",
+    ]
+    Path("run/ckpt-2.data-00000-of-00001").unlink()  # then it is deleted
+    assert [each.path.name for each in pts.list_checkpoints("run")] == ["ckpt-1"]

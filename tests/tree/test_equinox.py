@@ -84,7 +84,9 @@ def test_a_function_that_is_not_found_is_named():
         activation: object
 
     pts.save({"model": Local(jnp.ones(2), lambda x: x)}, "model")
-    with pytest.warns(pts.StructureWarning, match=r"the function .*<lambda> is restored as None: it is not imported"):
+    with pytest.warns(
+        pts.StructureWarning, match=r"the function .*<lambda> is restored as None: it has no name in a mod"
+    ):
         pts.restore("model")
     like = {"model": Local(jnp.zeros(2), jnp.sin)}
     restored = pts.restore("model", like)["model"]

@@ -126,7 +126,12 @@ class Problems:
         if all(name == stored for name, stored in self.missing.items()):
             renaming = likely_renaming(list(self.missing), self.surplus, self.fits)
             if renaming is not None:
-                hint = f"  all of them exist under another prefix: rename={renaming} finds them"
+                ((new, old),) = renaming.items()
+                hint = (
+                    f"  all of them exist under another prefix: rename={renaming} finds them"
+                    if self.hints
+                    else f"  all of them exist under another prefix: {old!r} in place of {new!r}"
+                )
                 return [hint, *(f"  {quoted(name)}" for name in self.missing)]
             return lines_with_suggestions(list(self.missing), self.surplus or self.stored_names, self.fits)
         suggest = suggestions(self.surplus or self.stored_names)

@@ -51,9 +51,9 @@ def restore_as_stored(reader: CheckpointReader, options: RestoreOptions, stackle
         raise CorruptCheckpointError(f"{reader.path}: {error}") from error
     if problems:
         warnings.warn(
-            f"{reader.path} was restored without a template, and some containers have other types than before:\n"
+            f"{reader.path} was restored without a template, and some parts have other types than before:\n"
             + "\n".join(f"  {problem}" for problem in problems)
-            + "\nImport the classes first, or pass a template as like=.",
+            + "\nImport the modules of classes and functions first, or pass a template as like=.",
             StructureWarning,
             stacklevel=stacklevel + 1,
         )

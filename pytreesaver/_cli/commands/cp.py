@@ -51,7 +51,8 @@ def copy(
 ) -> None:
     """Copy a checkpoint or a part of it. Every byte that is copied is verified.
 
-    --only and --regex apply to the names in the copy.
+    The ending of TARGET chooses the format of the copy: .safetensors, .npz, .msgpack, or else native. convert writes
+    others. --only and --regex apply to the names in the copy.
 
     For example:
 

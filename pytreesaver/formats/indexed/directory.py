@@ -100,7 +100,7 @@ def _refuse_foreign(path: Path, layout: DirectoryLayout) -> None:
     if entries and not layout.recognizes(path):
         raise CheckpointExistsError(
             f"{path}: expected a checkpoint to overwrite, found a directory with {', '.join(entries[:3])} in it; "
-            "remove it first, or save elsewhere"
+            "save elsewhere, or remove it if it is not needed"
         )
 
 

@@ -96,7 +96,7 @@ def write(
     if exists and not recognizes(path):
         raise CheckpointExistsError(
             f"{path}: expected the prefix of a TensorFlow checkpoint to overwrite, found something else; "
-            "remove it first, or save elsewhere"
+            "save elsewhere, or remove it if it is not needed"
         )
     options = WriteOptions(durable or exists, in_background)
     with new_hidden_path(path) as (hidden, made), ExitStack() as locks:

@@ -294,3 +294,16 @@ def test_a_byte_order_mark_is_not_part_of_a_token():
     info = pts.VocabInfo(["b", "a"], 2, 0, "vocab.txt")
     result = pts.warm_start({"w": np.zeros((2, 1))}, path, var_name_to_vocab_info={"w": info})
     assert result["w"].ravel().tolist() == [2, 1]
+
+
+def test_a_prefix_that_differs_is_named_without_arguments_of_restore():
+    pts.save({"sequential": {"a": {"w": np.ones(3), "b": np.ones(2)}}}, "model")
+    template = {"a": {"w": np.zeros(3), "b": np.zeros(2)}}
+    for load in (
+        lambda: pts.warm_start(template, "model", vars_to_warm_start="a/.*"),
+        lambda: pts.init_from_checkpoint(template, "model", {"a/": "a/"}),
+    ):
+        with pytest.raises(pts.MismatchError) as caught:
+            load()
+        assert "under another prefix: 'sequential/' in place of '/'" in str(caught.value)
+        assert "rename=" not in str(caught.value)
