@@ -130,7 +130,8 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
 
     This is the checkpoint that the state file names as the newest. Unlike TensorFlow, this function also finds newer
     checkpoints that a `Saver` or `CheckpointManager` completed but did not list before its process ended, and if the
-    newest checkpoint is damaged or missing, it returns the one before it, with a `RetentionWarning`. Without a state
+    newest checkpoint is damaged or missing, it returns the one before it, with a `RetentionWarning`. If the directory
+    was moved, and its state file has absolute paths, it finds the same names in the directory. Without a state
     file, it finds the newest checkpoint whose name ends in a step, such as ``ckpt-100``, or ``100`` as Orbax names it.
     Only indexes and the sizes of files are checked; arrays are not read. ``""`` is the working directory.
 
@@ -160,7 +161,9 @@ def latest_checkpoint(checkpoint_dir: PathLike, latest_filename: str | None = No
             return _newest_plain(directory) if latest_filename is None else None
         # A saver may have deleted it concurrently. Then the state file has changed too: read it again.
     older = [path for path, _ in reversed(recorded_checkpoints(directory, name)) if path not in candidates]
-    fallback = next(filter(_is_usable, [*candidates, *older]), None)
+    # A state file with absolute paths, as TensorFlow writes it, in a directory that has been moved.
+    moved = [directory / path.name for path in candidates]
+    fallback = next(filter(_is_usable, [*candidates, *older, *moved]), None)
     skipped = candidates[: candidates.index(fallback)] if fallback and fallback in candidates else candidates
     _warn_of_skipped(skipped, fallback)
     return fallback

@@ -159,3 +159,15 @@ def test_a_checkpoint_of_the_run_whose_index_is_missing_is_listed_as_damaged():
     ]
     Path("run/ckpt-2.data-00000-of-00001").unlink()  # then it is deleted
     assert [each.path.name for each in pts.list_checkpoints("run")] == ["ckpt-1"]
+
+
+def test_a_run_with_absolute_paths_that_was_moved_is_found():
+    saver = pts.Saver(save_relative_paths=False, format="tensorflow")
+    for step in (30, 40):
+        saver.save({"w": np.full(3, step)}, Path("before/model.ckpt").absolute(), global_step=step)
+    Path("before").rename("after")
+    assert str(Path("before").absolute()) in Path("after/checkpoint").read_text()
+    with pytest.warns(pts.RetentionWarning, match=r"before/model\.ckpt-40.*using instead: after/model\.ckpt-40"):
+        assert pts.latest_checkpoint("after") == Path("after/model.ckpt-40")
+    with pytest.warns(pts.RetentionWarning):
+        assert pts.restore("after")["w"].tolist() == [40] * 3

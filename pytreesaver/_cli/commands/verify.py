@@ -15,6 +15,7 @@ from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._io import filesystem
 from pytreesaver._run.listing import list_checkpoints
 from pytreesaver._text import printable, quoted
+from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.registry import is_checkpoint
 
 
@@ -37,13 +38,22 @@ def verify(
     ```
     """
     results = []
-    for checkpoint in [checkpoint for path in paths for checkpoint in _checkpoints(path)]:
-        result = _verify_one(checkpoint, progress=shows_progress(json))
-        results.append(result)
-        if not json:
-            _write_result(result)
-    if json:
+    missing = []
+    for path in paths:
+        try:
+            checkpoints = list(_checkpoints(path))
+        except CheckpointNotFoundError as error:  # continue with the other paths
+            missing.append(str(error))
+            continue
+        for checkpoint in checkpoints:
+            result = _verify_one(checkpoint, progress=shows_progress(json))
+            results.append(result)
+            if not json:
+                _write_result(result)
+    if json and (results or not missing):
         write_json({"checkpoints": results})
+    if missing:
+        raise CheckpointNotFoundError("\n".join(missing))
     return EXIT_OK if all(result["intact"] for result in results) else EXIT_FOUND
 
 
@@ -53,7 +63,8 @@ def _checkpoints(path: Path) -> Iterator[Path]:
         return
     listed = list_checkpoints(path) if filesystem.is_directory(path) else []
     if not listed:
-        raise CheckpointNotFoundError(f"{path}: expected a checkpoint or a directory of checkpoints, found neither")
+        found = foreign_kind(path) or "neither"
+        raise CheckpointNotFoundError(f"{path}: expected a checkpoint or a directory of checkpoints, found {found}")
     yield from (each.path for each in listed)
 
 

@@ -28,3 +28,15 @@ def test_verify_continues_after_an_unreadable_checkpoint(call):
     assert {each["path"]: each["intact"] for each in found} == {"newer/a": True, "newer/b": False, "newer/c": True}
     assert ["999" in each["problem"] for each in found if each["problem"]] == [True]
     shutil.rmtree("newer")
+
+
+@pytest.mark.usefixtures("in_runs")
+def test_verify_continues_after_a_path_that_is_no_checkpoint(call):
+    pts.save({"w": np.ones(3)}, "mixed/good")
+    Path("mixed/weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n...")
+    result = call("verify", "mixed/weights.h5", "mixed/good", "mixed/nowhere")
+    assert result.code == 2
+    assert result.out.startswith("intact   mixed/good")
+    assert "mixed/weights.h5: expected a checkpoint or a directory of checkpoints, found an HDF5 file" in result.err
+    assert "mixed/nowhere: expected a checkpoint or a directory of checkpoints, found neither" in result.err
+    shutil.rmtree("mixed")
