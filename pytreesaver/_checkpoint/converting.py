@@ -138,9 +138,8 @@ def convert(
 
 
 def _convert_one(source: Path, target: Path, conversion: _Conversion) -> None:
-    with open_to_copy(source, target, conversion.only, conversion.rename) as (reader, contents):
+    with open_to_copy(source, target, conversion.only, conversion.rename) as (reader, contents, unreadable):
         writer = check_format(target, conversion.format, conversion.shard_nbytes)
-        unreadable = getattr(reader, "unreadable", {})
         contents = _cast(contents, conversion.cast, source)
         contents = _without_unsupported(contents, writer, source, conversion.lossy, unreadable)
         write_copy(
@@ -208,8 +207,7 @@ def _name_of_step(listed: ListedCheckpoint) -> str:
 def _without_unsupported(
     contents: TreeContents, writer: Format, source: Path, lossy: bool, unreadable: Mapping[str, str]
 ) -> TreeContents:
-    failing = {name: unreadable[name] for name in contents.names if name in unreadable}
-    problems: Mapping[str, str] = {**writer.unsupported(contents), **failing}
+    problems: Mapping[str, str] = {**writer.unsupported(contents), **unreadable}
     if problems and lossy and len(problems) < len(contents.names):
         kept = [i for i, name in enumerate(contents.names) if name not in problems]
         lines = "\n".join(f"  {quoted(name)}: {problem}" for name, problem in problems.items())

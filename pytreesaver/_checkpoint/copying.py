@@ -18,7 +18,7 @@ from pytreesaver._tree.boxes import whole_box
 from pytreesaver._tree.kinds import Cells, is_stored_as_bytes
 from pytreesaver._tree.names.rename import ByName, as_renaming
 from pytreesaver._tree.names.select import Selection, Selector, as_selection
-from pytreesaver.formats.damage import value_of_bytes
+from pytreesaver.formats.damage import refuse_unreadable, value_of_bytes
 from pytreesaver.formats.protocol import CheckpointReader, TreeContents
 from pytreesaver.formats.registry import is_checkpoint, open_reader
 
@@ -70,7 +70,8 @@ def copy_checkpoint(
     if not (renaming is None or isinstance(renaming, ByName)):
         raise ValueError("rename: expected a dict of names in the copy to names in the source")
     destination = local_path(target)
-    with open_to_copy(source, destination, selection, renaming) as (reader, contents):
+    with open_to_copy(source, destination, selection, renaming) as (reader, contents, unreadable):
+        refuse_unreadable(reader.path, "copied", unreadable)
         return write_copy(
             reader,
             destination,
@@ -85,14 +86,20 @@ def copy_checkpoint(
 @contextmanager
 def open_to_copy(
     source: PathLike, target: Path, only: Selector | None, rename: ByName | None
-) -> Iterator[tuple[CheckpointReader, TreeContents]]:
-    """Open a checkpoint for a ``with`` block, and return what to write at `target`. Arrays are read while written."""
+) -> Iterator[tuple[CheckpointReader, TreeContents, dict[str, str]]]:
+    """Open a checkpoint for a ``with`` block, and return what to write at `target`. Arrays are read while written.
+
+    Also return the names of the variables that cannot be read, each with the reason.
+    """
     refuse_inside_checkpoint(target)
     reader = open_reader(source)
     try:
         with wrap_os_errors("read", reader.path):
-            contents = _contents(reader, *select_variables(reader, only, rename))
-        yield reader, contents
+            names, positions, structure = select_variables(reader, only, rename)
+            contents = _contents(reader, names, positions, structure)
+        reasons: Mapping[str, str] = getattr(reader, "unreadable", {})
+        found = [(name, reasons.get(reader.names[i])) for name, i in zip(names, positions, strict=True)]
+        yield reader, contents, {name: reason for name, reason in found if reason is not None}
     finally:
         reader.close()
 

@@ -1,11 +1,12 @@
 """One error for damage in several places of a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._errors import CorruptCheckpointError, UnsupportedLeafError
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import python_value
 from pytreesaver.formats.protocol import CheckpointReader
@@ -16,6 +17,13 @@ def add_damage(damage: list[CorruptCheckpointError], error: CorruptCheckpointErr
     if not error.damaged:
         raise error
     damage.append(error)
+
+
+def refuse_unreadable(path: Path, what: str, unreadable: Mapping[str, str]) -> None:
+    """Raise an UnsupportedLeafError that lists variables that cannot be read, with the reasons, if there are any."""
+    if unreadable:
+        lines = "\n".join(f"  {quoted(name)}: {reason}" for name, reason in unreadable.items())
+        raise UnsupportedLeafError(f"{path}: cannot be {what}; leave them out with only=:\n{lines}")
 
 
 def joined_damage(reader: CheckpointReader, damage: Sequence[CorruptCheckpointError]) -> CorruptCheckpointError:

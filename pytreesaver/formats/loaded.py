@@ -54,6 +54,7 @@ class LoadedReader:
         self.metadata = description.metadata
         self.record = description.record
         self.same_as: Mapping[int, int] = {int(key): earlier for key, earlier in description.same_as.items()}
+        self.unreadable: Mapping[str, str] = {}
         self._keys = description.keys
         self._checksums = description.checksums
         self._load = load

@@ -73,8 +73,21 @@ def test_archives_of_others(save):
 
 def test_python_objects_are_never_unpickled():
     np.savez("evil.npz", w=np.ones(2), pickled=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(pts.CorruptCheckpointError, match="pickled: an array of Python objects, which is a pickle"):
-        pts.restore("evil.npz")
+    for read in (lambda: pts.restore("evil.npz"), lambda: pts.load_variable("evil.npz", "pickled")):
+        with pytest.raises(pts.UnsupportedLeafError, match="pickled: an array of Python objects, which is a pickle"):
+            read()
+    assert pts.restore("evil.npz", only="w")["w"].tolist() == [1, 1]
+    pts.verify("evil.npz")
+    for lossy in (False, True):
+        with pytest.raises(pts.UnsupportedLeafError) if not lossy else pytest.warns(match="pickled"):
+            pts.convert("evil.npz", "good", lossy=lossy)
+    assert pts.restore("good")["w"].tolist() == [1, 1]
+    with pytest.raises(pts.UnsupportedLeafError, match=r"cannot be copied; .*\n  renamed: an array"):
+        pts.copy_checkpoint("evil.npz", "copy", rename={"renamed": "pickled"})
+    assert not Path("copy").exists()
+    with pytest.warns(match="renamed: an array"):
+        pts.convert("evil.npz", "converted", rename={"renamed": "pickled"}, lossy=True)
+    assert list(pts.restore("converted")) == ["w"]
 
 
 def test_damage_is_named():

@@ -341,6 +341,11 @@ def test_values_that_only_tensorflow_can_use_are_left_out_on_request():
     with pytest.warns(pts.StructureWarning, match="variant: a tensor of the dtype variant"):
         pts.convert(SAMPLES / "exotic.ckpt", "native", lossy=True)
     assert "variant" not in pts.restore("native")
+    with pytest.raises(
+        pts.UnsupportedLeafError, match=r"cannot be copied; .*\n  variant: a tensor of the dtype variant"
+    ):
+        pts.copy_checkpoint(SAMPLES / "exotic.ckpt", "copy")
+    pts.copy_checkpoint(SAMPLES / "exotic.ckpt", "copy", only=~pts.glob("variant"))
 
 
 def test_an_open_checkpoint_stays_readable_while_it_is_overwritten():

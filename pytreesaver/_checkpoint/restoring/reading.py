@@ -12,7 +12,7 @@ import numpy as np
 from pytreesaver._checkpoint.restoring.matching import LeafPlan
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.targets import Template, build_leaf, with_layout
-from pytreesaver._errors import CorruptCheckpointError, MismatchError, UnsupportedLeafError
+from pytreesaver._errors import CorruptCheckpointError, MismatchError
 from pytreesaver._io import filesystem
 from pytreesaver._io.reading import ALIGNMENT
 from pytreesaver._progress import reporting
@@ -20,7 +20,7 @@ from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import Box, box_shape, index_box, whole_box
 from pytreesaver._tree.casting import LossyCastError, convert
 from pytreesaver._tree.kinds import LeafType, describe, describe_dtype, logical_shape, storage_dtype
-from pytreesaver.formats.damage import add_damage, joined_damage
+from pytreesaver.formats.damage import add_damage, joined_damage, refuse_unreadable
 from pytreesaver.formats.protocol import CheckpointReader
 
 _BATCH = 16
@@ -115,10 +115,8 @@ def _read_leaves(
     reader: CheckpointReader, plans: Sequence[LeafPlan], names: Sequence[str], options: RestoreOptions
 ) -> list[Any]:
     unreadable: Mapping[str, str] = getattr(reader, "unreadable", {})
-    refused = [reader.names[plan.position] for plan in plans if reader.names[plan.position] in unreadable]
-    if refused:
-        lines = "\n".join(f"  {quoted(name)}: {unreadable[name]}" for name in dict.fromkeys(refused))
-        raise UnsupportedLeafError(f"{reader.path}: cannot be restored; leave them out with only=:\n{lines}")
+    wanted = dict.fromkeys(reader.names[plan.position] for plan in plans)
+    refuse_unreadable(reader.path, "restored", {name: unreadable[name] for name in wanted if name in unreadable})
     leaves: list[Any] = [None] * len(plans)
     failures = _Failures([], {})
     read_ahead: Any = getattr(reader, "read_ahead", None)

@@ -15,7 +15,15 @@ from pytreesaver._io import filesystem
 from pytreesaver._text import SINGLE_LEAF_NAME
 from pytreesaver._tree.kinds import LeafType
 from pytreesaver.formats.loaded import LoadedReader
-from pytreesaver.formats.npz.reading import check_file, described_entries, load_array, open_archive, recognizes
+from pytreesaver.formats.npz.reading import (
+    PICKLED,
+    check_file,
+    described_entries,
+    load_array,
+    open_archive,
+    pickled_names,
+    recognizes,
+)
 from pytreesaver.formats.npz.writing import write
 from pytreesaver.formats.protocol import Heading, TreeContents
 from pytreesaver.formats.single_file import remove_single_file
@@ -75,7 +83,7 @@ def open(path: Path) -> LoadedReader:
     def load(key: str, leaf_type: LeafType, shape: tuple[int, ...]) -> np.ndarray:
         return load_array(path, opened, key, leaf_type, shape)
 
-    return LoadedReader(
+    reader = LoadedReader(
         path,
         description,
         load,
@@ -83,6 +91,9 @@ def open(path: Path) -> LoadedReader:
         close=opened.file.close,
         format_name=name,
     )
+    if opened.description is None:
+        reader.unreadable = dict.fromkeys(pickled_names(description), PICKLED)
+    return reader
 
 
 def read_heading(path: Path) -> Heading:

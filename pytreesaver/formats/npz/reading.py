@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
+from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedLeafError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.files import EndOfFileError, RawFile, read_fully
@@ -115,7 +115,10 @@ def _description_of(path: Path, archive: zipfile.ZipFile, file: BinaryIO) -> Des
 
 
 def described_entries(path: Path, opened: Archive) -> Description:
-    """Return a description without checksums of an archive of another program. The leaves are NumPy arrays."""
+    """Return a description without checksums of an archive of another program.
+
+    The leaves are NumPy arrays. Arrays of Python objects, which are pickles and are not read, are listed as bytes.
+    """
     names: list[str] = []
     types: dict[LeafType, int] = {}
     type_of, shapes, keys = [], [], []
@@ -127,11 +130,9 @@ def described_entries(path: Path, opened: Archive) -> Description:
             with opened.archive.open(info) as entry:
                 shape, _, dtype = read_array_header(entry)
             if dtype.hasobject:
-                raise CorruptCheckpointError(
-                    f"{path}: {quoted(variable)}: an array of Python objects, which is a pickle, which could run any "
-                    "code; convert it where it was made"
-                )
-            leaf_type = LeafType("numpy", stored_dtype_name(dtype))
+                leaf_type, shape = _PICKLED, (info.file_size,)
+            else:
+                leaf_type = LeafType("numpy", stored_dtype_name(dtype))
         except NotPlainError as error:
             raise CorruptCheckpointError(f"{path}: {quoted(variable)}: {error}") from None
         except _DAMAGES as error:
@@ -157,6 +158,16 @@ def described_entries(path: Path, opened: Archive) -> Description:
     )
 
 
+PICKLED = "an array of Python objects, which is a pickle, which could run any code; convert it where it was made"
+_PICKLED = LeafType("bytes", "uint8")
+
+
+def pickled_names(description: Description) -> list[str]:
+    """Return the variables of an archive of another program that are arrays of Python objects."""
+    columns = zip(description.names, description.type_of, strict=True)
+    return [name for name, i in columns if description.types[i] == _PICKLED]
+
+
 def load_array(path: Path, opened: Archive, key: str, leaf_type: LeafType, shape: tuple[int, ...]) -> np.ndarray:
     """Return an array of the archive. Zip's own checksum is compared too."""
     dtype = storage_dtype(leaf_type)
@@ -165,6 +176,8 @@ def load_array(path: Path, opened: Archive, key: str, leaf_type: LeafType, shape
         info = opened.entries[key]
         with opened.archive.open(info) as entry:
             found, is_fortran, stored = read_array_header(entry)
+            if leaf_type == _PICKLED and stored.hasobject:
+                raise UnsupportedLeafError(f"{path}: {variable}: {PICKLED}; leave it out with only=")
             nbytes = int(np.prod(found, dtype=np.int64)) * stored.itemsize
             if found != shape or nbytes > info.file_size or stored.itemsize != dtype.itemsize:
                 raise ValueError(f"expected {dtype}{list(shape)}, found {stored}{list(found)}")
