@@ -186,7 +186,7 @@ def check_format(target: Path, format: str | None, shard_nbytes: int | None) -> 
     if shard_nbytes is not None:
         check_count("shard_nbytes", shard_nbytes, least=1)
         if "shard_nbytes" not in inspect.signature(writer.write).parameters:
-            raise ValueError(f'shard_nbytes: expected format="safetensors" or "tensorflow", found {format!r}')
+            raise ValueError(f'shard_nbytes: expected format="safetensors" or "tensorflow", found {writer.name!r}')
         if writer.name == "safetensors" and target.name.endswith(".safetensors"):
             raise ValueError(
                 f"shard_nbytes: expected the path of a directory, since it will hold several files, found {target}"
