@@ -33,7 +33,9 @@ def floating_dtype(given: Any) -> str:
             return name
     except (TypeError, ValueError):
         pass
-    raise TypeError(f"cast: expected True, False, or a floating dtype, such as bfloat16, for all floating leaves, found {given!r}")
+    raise TypeError(
+        f"cast: expected True, False, or a floating dtype, such as bfloat16, for all floating leaves, found {given!r}"
+    )
 
 
 def convert(values: np.ndarray, output: np.ndarray) -> None:
