@@ -18,7 +18,7 @@ from pytreesaver._tree.boxes import whole_box
 from pytreesaver._tree.kinds import Cells, is_stored_as_bytes
 from pytreesaver._tree.names.rename import ByName, as_renaming
 from pytreesaver._tree.names.select import Selection, Selector, as_selection
-from pytreesaver.formats.damage import refuse_unreadable, value_of_bytes
+from pytreesaver.formats.damage import refuse_unreadable, unreadable_variables, value_of_bytes
 from pytreesaver.formats.protocol import CheckpointReader, TreeContents
 from pytreesaver.formats.registry import is_checkpoint, open_reader
 
@@ -97,7 +97,7 @@ def open_to_copy(
         with wrap_os_errors("read", reader.path):
             names, positions, structure = select_variables(reader, only, rename)
             contents = _contents(reader, names, positions, structure)
-        reasons: Mapping[str, str] = getattr(reader, "unreadable", {})
+        reasons = unreadable_variables(reader)
         found = [(name, reasons.get(reader.names[i])) for name, i in zip(names, positions, strict=True)]
         yield reader, contents, {name: reason for name, reason in found if reason is not None}
     finally:
@@ -152,8 +152,7 @@ def _contents(reader: CheckpointReader, names: list[str], positions: list[int], 
 
 def _cell(reader: CheckpointReader, position: int) -> Any:
     stored = _StoredArray(reader, position)
-    unreadable: Mapping[str, str] = getattr(reader, "unreadable", {})
-    if is_stored_as_bytes(reader.types[position]) and reader.names[position] not in unreadable:
+    if is_stored_as_bytes(reader.types[position]) and reader.names[position] not in unreadable_variables(reader):
         return value_of_bytes(reader, position, stored.read())
     return stored
 

@@ -54,7 +54,7 @@ def _encode(value: Any, where: str, classes: bool, level: int) -> Any:
     if kind is float:
         return value if math.isfinite(value) else {"$float": _nonfinite_text(value)}
     if kind is str:
-        return value if _is_utf8(value) else {"$str": _base64(value.encode("utf-8", "surrogatepass"))}
+        return value if is_utf8(value) else {"$str": _base64(value.encode("utf-8", "surrogatepass"))}
     if kind is complex:
         return {"$complex": [_encode(part, where, classes, level) for part in (value.real, value.imag)]}
     if kind is bytes:
@@ -68,7 +68,7 @@ def _encode(value: Any, where: str, classes: bool, level: int) -> Any:
         items = [_encode(item, f"{where}{{}}", False, level) for item in sorted(value, key=repr)]
         return {f"${kind.__name__}": items}
     if kind is dict:
-        if all(type(key) is str and _is_utf8(key) and not key.startswith("$") for key in value):
+        if all(type(key) is str and is_utf8(key) and not key.startswith("$") for key in value):
             return {key: _encode(item, f"{where}[{key!r}]", classes, level) for key, item in value.items()}
         return {
             "$dict": [
@@ -234,7 +234,8 @@ def _nonfinite_value(text: str) -> float:
     return float(struct.unpack(">d", bytes.fromhex(text))[0])
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Return whether a string can be encoded: whether it has no surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -19,6 +19,12 @@ def add_damage(damage: list[CorruptCheckpointError], error: CorruptCheckpointErr
     damage.append(error)
 
 
+def unreadable_variables(reader: CheckpointReader) -> Mapping[str, str]:
+    """Return the variables that cannot be read, each with the reason. Most readers have none."""
+    reasons: Mapping[str, str] = getattr(reader, "unreadable", {})
+    return reasons
+
+
 def refuse_unreadable(path: Path, what: str, unreadable: Mapping[str, str]) -> None:
     """Raise an UnsupportedLeafError that lists variables that cannot be read, with the reasons, if there are any."""
     if unreadable:

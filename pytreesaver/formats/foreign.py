@@ -87,6 +87,11 @@ def foreign_kind(path: Path) -> str | None:
         return None
 
 
+def kind_or_absence(path: Path) -> str:
+    """Return what is at a path, in words, also if it is nothing, or of no known library."""
+    return foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
+
+
 def _kind_of_directory(path: Path) -> str | None:
     names = filesystem.list_directory(path)
     if _ORBAX_NAMES & set(names) or ("checkpoint" in names and path.name.startswith("checkpoint_")):

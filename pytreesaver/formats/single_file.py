@@ -72,7 +72,16 @@ def open_regular_file(path: Path) -> int | None:
         raise
 
 
-def remove_single_file(path: Path) -> None:
-    """Delete a file durably."""
+def remove(path: Path) -> None:
+    """Delete a file durably. See `pytreesaver.formats.Format.remove`."""
     filesystem.remove_file(path)
     sync_parents(path)
+
+
+def remove_unlisted_files(path: Path) -> None:
+    """Do nothing: a checkpoint is one file. See `pytreesaver.formats.Format.remove_unlisted_files`."""
+
+
+def heading_file(path: Path) -> Path:
+    """Return the file itself. See `pytreesaver.formats.Format.heading_file`."""
+    return path

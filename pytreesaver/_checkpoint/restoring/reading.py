@@ -20,7 +20,7 @@ from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import Box, box_shape, index_box, whole_box
 from pytreesaver._tree.casting import LossyCastError, convert
 from pytreesaver._tree.kinds import LeafType, describe, describe_dtype, logical_shape, storage_dtype
-from pytreesaver.formats.damage import add_damage, joined_damage, refuse_unreadable
+from pytreesaver.formats.damage import add_damage, joined_damage, refuse_unreadable, unreadable_variables
 from pytreesaver.formats.protocol import CheckpointReader
 
 _BATCH = 16
@@ -114,7 +114,7 @@ def read_leaves(
 def _read_leaves(
     reader: CheckpointReader, plans: Sequence[LeafPlan], names: Sequence[str], options: RestoreOptions
 ) -> list[Any]:
-    unreadable: Mapping[str, str] = getattr(reader, "unreadable", {})
+    unreadable = unreadable_variables(reader)
     wanted = dict.fromkeys(reader.names[plan.position] for plan in plans)
     refuse_unreadable(reader.path, "restored", {name: unreadable[name] for name in wanted if name in unreadable})
     leaves: list[Any] = [None] * len(plans)

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from pytreesaver._tree.plain import is_utf8
+
 ARRAY, COMPLEX, SCALAR = 1, 2, 3
 CHUNKED = "__msgpack_chunked_array__"
 """The key that marks an array of more than `MAX_CHUNK_NBYTES`, which is in pieces."""
@@ -30,18 +32,10 @@ def encode_value(value: Any) -> bytes:
         return b"\xc7" + bytes([len(content), COMPLEX]) + content
     if type(value) is int and not -(1 << 63) <= value < 1 << 64:
         value = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    if isinstance(value, str) and not _is_utf8(value):
+    if isinstance(value, str) and not is_utf8(value):
         value = value.encode("utf-8", "surrogatepass")
     encoded: bytes = _encode(value)
     return encoded
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def map_header(count: int) -> bytes:

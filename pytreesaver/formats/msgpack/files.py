@@ -14,7 +14,7 @@ import numpy as np
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
-from pytreesaver.formats.foreign import foreign_kind
+from pytreesaver.formats.foreign import kind_or_absence
 from pytreesaver.formats.single_file import open_regular_file
 
 MAGIC = b"pytreesaver index of msgpack, 1\n"
@@ -139,7 +139,7 @@ def recognizes(path: Path) -> bool:
 def refuse_others(path: Path) -> None:
     """Raise a CheckpointNotFoundError if `path` is no file of msgpack."""
     if not recognizes(path):
-        found = foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
+        found = kind_or_absence(path)
         raise CheckpointNotFoundError(f"{path}: expected a tree in msgpack, found {found}")
 
 

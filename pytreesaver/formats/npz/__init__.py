@@ -26,7 +26,7 @@ from pytreesaver.formats.npz.reading import (
 )
 from pytreesaver.formats.npz.writing import write
 from pytreesaver.formats.protocol import Heading, TreeContents
-from pytreesaver.formats.single_file import remove_single_file
+from pytreesaver.formats.single_file import heading_file, remove, remove_unlisted_files
 
 __all__ = [
     "heading_file",
@@ -53,20 +53,6 @@ def unsupported(contents: TreeContents) -> Mapping[str, str]:
         for each in contents.names
         if len(each.encode()) > _MAX_NAME_NBYTES
     }
-
-
-def remove(path: Path) -> None:
-    """Delete an archive. See `pytreesaver.formats.Format.remove`."""
-    remove_single_file(path)
-
-
-def remove_unlisted_files(path: Path) -> None:
-    """Do nothing: an archive is one file. See `pytreesaver.formats.Format.remove_unlisted_files`."""
-
-
-def heading_file(path: Path) -> Path:
-    """Return the archive itself. See `pytreesaver.formats.Format.heading_file`."""
-    return path
 
 
 def open(path: Path) -> LoadedReader:

@@ -18,12 +18,12 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, RawFile, read_fully
 from pytreesaver._tree.kinds import LeafType, NotPlainError, storage_dtype, stored_array
 from pytreesaver._tree.plain import encode_value
-from pytreesaver.formats.foreign import foreign_kind, record_of_file
+from pytreesaver.formats.foreign import kind_or_absence, record_of_file
 from pytreesaver.formats.indexed.index import DataFile
 from pytreesaver.formats.indexed.mixed import MixedVariable, mixed_reader
 from pytreesaver.formats.npz.header import read_array_header, stored_dtype_name
 from pytreesaver.formats.protocol import CheckpointReader, Heading, TreeContents, open_unchanged
-from pytreesaver.formats.single_file import open_regular_file, remove_single_file
+from pytreesaver.formats.single_file import heading_file, open_regular_file, remove, remove_unlisted_files
 
 __all__ = [
     "heading_file",
@@ -52,20 +52,6 @@ def unsupported(contents: TreeContents) -> Mapping[str, str]:
 def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False) -> None:
     """Raise an UnsupportedLeafError. See `pytreesaver.formats.Format.write`."""
     raise UnsupportedLeafError(f"{path}: {_ONLY_READ}")
-
-
-def remove(path: Path) -> None:
-    """Delete a file. See `pytreesaver.formats.Format.remove`."""
-    remove_single_file(path)
-
-
-def remove_unlisted_files(path: Path) -> None:
-    """Do nothing: a checkpoint is one file. See `pytreesaver.formats.Format.remove_unlisted_files`."""
-
-
-def heading_file(path: Path) -> Path:
-    """Return the file itself. See `pytreesaver.formats.Format.heading_file`."""
-    return path
 
 
 def recognizes(path: Path) -> bool:
@@ -113,7 +99,7 @@ def read_heading(path: Path) -> Heading:
 def open(path: Path) -> CheckpointReader:
     """Open a file. See `pytreesaver.formats.Format.open`."""
     if not recognizes(path):
-        found = foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
+        found = kind_or_absence(path)
         raise CheckpointNotFoundError(f"{path}: expected a file of Equinox, found {found}")
     return open_unchanged(lambda: filesystem.fingerprint(path), lambda: _open_file(path))
 

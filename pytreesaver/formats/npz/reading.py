@@ -21,7 +21,7 @@ from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError, storage_dtype, stored_array
 from pytreesaver._tree.restructure import structure_of_names
 from pytreesaver.formats.description import Description, decode_description
-from pytreesaver.formats.foreign import foreign_kind
+from pytreesaver.formats.foreign import kind_or_absence
 from pytreesaver.formats.npz.header import read_array_header, stored_dtype_name
 from pytreesaver.formats.single_file import open_regular_file
 
@@ -80,7 +80,7 @@ class Archive(NamedTuple):
 def open_archive(path: Path) -> Archive:
     """Open an archive and read its directory. Raises what `pytreesaver.formats.Format.open` raises."""
     if not recognizes(path):
-        found = foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
+        found = kind_or_absence(path)
         raise CheckpointNotFoundError(f"{path}: expected an npz archive, found {found}")
     file = BufferedReader(RawFile(filesystem.open_existing(path)))
     try:

@@ -17,7 +17,7 @@ from pytreesaver._text import SINGLE_LEAF_NAME, duplicates, quoted
 from pytreesaver._tree.boxes import Box, box_index
 from pytreesaver._tree.kinds import LeafType, storage_dtype
 from pytreesaver.formats.description import Description
-from pytreesaver.formats.foreign import foreign_kind
+from pytreesaver.formats.foreign import kind_or_absence
 from pytreesaver.formats.native.files import read_heading as native_heading
 from pytreesaver.formats.orbax.arrays import (
     WINDOW_NBYTES,
@@ -310,5 +310,5 @@ def read_heading(path: Path) -> Heading:
 
 def not_found(path: Path) -> CheckpointNotFoundError:
     """Return the error for a path that is no Orbax checkpoint."""
-    found = foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
+    found = kind_or_absence(path)
     return CheckpointNotFoundError(f"{path}: expected an Orbax checkpoint, found {found}")

@@ -11,14 +11,14 @@ from pathlib import Path
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
-from pytreesaver.formats.foreign import foreign_kind
+from pytreesaver.formats import single_file
+from pytreesaver.formats.foreign import kind_or_absence
 from pytreesaver.formats.indexed.directory import remove_unlisted
 from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.formats.protocol import Heading, TreeContents, refuse_other_files
 from pytreesaver.formats.safetensors import opening
 from pytreesaver.formats.safetensors.files import INDEX_NAME, data_files, other_files, recognizes
 from pytreesaver.formats.safetensors.writing import LAYOUT, is_index_of_ours, write
-from pytreesaver.formats.single_file import remove_single_file
 
 __all__ = [
     "heading_file",
@@ -50,7 +50,7 @@ def remove_unlisted_files(path: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a checkpoint. See `pytreesaver.formats.Format.remove`."""
     if filesystem.is_link(path) or not filesystem.is_directory(path):
-        return remove_single_file(path)
+        return single_file.remove(path)
     refuse_other_files(path, other_files(path))
     return remove_directory_atomically(path)
 
@@ -78,6 +78,6 @@ def open(path: Path) -> IndexedReader:
 def _is_file(path: Path) -> bool:
     """Return whether a checkpoint is a single file. Raises a CheckpointNotFoundError if it is none."""
     if not recognizes(path):
-        found = foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
+        found = kind_or_absence(path)
         raise CheckpointNotFoundError(f"{path}: expected safetensors, found {found}")
     return not filesystem.is_directory(path)

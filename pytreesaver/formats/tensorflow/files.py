@@ -9,7 +9,7 @@ import numpy as np
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_file, read_fully
-from pytreesaver.formats.foreign import foreign_kind
+from pytreesaver.formats.foreign import kind_or_absence
 from pytreesaver.formats.places import files_beside, index_file
 from pytreesaver.formats.tensorflow.table import MAGIC
 
@@ -60,7 +60,7 @@ def read_index_file(path: Path) -> bytes:
         CorruptCheckpointError: if it cannot be read as a whole.
     """
     if not recognizes(path):
-        found = foreign_kind(path) or ("something else" if filesystem.exists(path) else "nothing")
+        found = kind_or_absence(path)
         raise CheckpointNotFoundError(f"{path}: expected the prefix of a TensorFlow checkpoint, found {found}")
     index = index_file(path)
     descriptor = filesystem.open_existing(index)
