@@ -112,6 +112,20 @@ class SaveTimeoutError(CheckpointError, TimeoutError):
     """An asynchronous save did not finish in time. The message names it. The save continues."""
 
 
+class ProcessTimeoutError(CheckpointError, TimeoutError):
+    """Other processes of the program did not take part in a call in time.
+
+    Attributes:
+        missing: the numbers of these processes, as `jax.process_index` gives them.
+    """
+
+    missing: list[int]
+
+    def __init__(self, message: str = "", *, missing: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.missing = list(missing)
+
+
 class RetentionWarning(UserWarning):
     """A checkpoint or the state file of a run could not be used, or a checkpoint could not be deleted."""
 

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pytreesaver._checkpoint.background import SaveFuture, start_in_background
+from pytreesaver._checkpoint.sharing import shared_contents
 from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._errors import CheckpointExistsError, UnsupportedLeafError
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
+from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, Meeting, WhichProcesses, new_meeting, telling
 from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._run.policies.retention import check_count
 from pytreesaver._run.record import Record, encode_record
@@ -37,8 +39,9 @@ def contents_of(
     only: Selector | None = None,
     may_be_empty: bool = False,
     record: Record | None = None,
+    meeting: Meeting | None = None,
 ) -> TreeContents:
-    """Return what a format needs to write a tree, or the selected part of it.
+    """Return what a format needs to write a tree, or the selected part of it: with a meeting, this process's share.
 
     Raises:
         UnsupportedLeafError: if the tree, or `metadata`, holds values that cannot be stored.
@@ -58,7 +61,7 @@ def contents_of(
     shapes: list[tuple[int, ...]] = []
     for name, leaf in zip(flat.names, flat.leaves, strict=True):
         try:
-            leaf_type, shape = leaf_type_of(leaf)
+            leaf_type, shape = leaf_type_of(leaf, is_shared=meeting is not None)
             name.encode()
         except LeafError as problem:
             problems[name] = f"expected an array, a number, str or bytes, found a leaf {problem}"
@@ -79,11 +82,14 @@ def contents_of(
             f"{len(problems)} thing{'s' * (len(problems) != 1)} cannot be saved:\n"
             + "\n".join(f"  {quoted(name)}: {problem}" for name, problem in problems.items())
         )
-    cells = [cells_of(leaf, leaf_type) for leaf, leaf_type in zip(flat.leaves, leaf_types, strict=True)]
     encoded_record = None if record is None else encode_record(record)
-    return TreeContents(
-        flat.names, leaf_types, shapes, cells, flat.structure, encoded_metadata, encoded_record, same_as
+    contents = TreeContents(
+        flat.names, leaf_types, shapes, [], flat.structure, encoded_metadata, encoded_record, same_as
     )
+    if meeting is not None:
+        return shared_contents(contents, flat.leaves, meeting.rank, meeting.count)
+    cells = [cells_of(leaf, leaf_type) for leaf, leaf_type in zip(flat.leaves, leaf_types, strict=True)]
+    return contents._replace(cells=cells)
 
 
 def _without_scalars(value: Any, level: int = 0) -> Any:
@@ -138,6 +144,7 @@ def write_contents(
     sharded: bool = False,
     progress: Progress = False,
     what: str | None = None,
+    meeting: Meeting | None = None,
 ) -> Path:
     """Write the contents of a checkpoint in a format. Raises what `save` raises.
 
@@ -152,6 +159,7 @@ def write_contents(
         sharded: write a data file for each device, if the format can.
         progress: as in `save`.
         what: the text of the progress line.
+        meeting: the other processes that save the same tree; None if there are none.
     """
     nbytes = 0 if progress is False else contents.nbytes
     with wrap_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
@@ -161,6 +169,13 @@ def write_contents(
         options: dict[str, Any] = {} if shard_nbytes is None else {"shard_nbytes": int(shard_nbytes)}
         if sharded and "sharded" in inspect.signature(writer.write).parameters:
             options["sharded"] = True
+        if meeting is not None:
+            if "meeting" not in inspect.signature(writer.write).parameters:
+                raise ValueError(
+                    f'format: expected "native", which several processes can write, found "{writer.name}"; save with '
+                    "that, and convert the checkpoint in one process"
+                )
+            options["meeting"] = meeting
         writer.write(target, contents, overwrite=overwrite, durable=durable, in_background=in_background, **options)
     return target
 
@@ -186,7 +201,9 @@ def check_format(target: Path, format: str | None, shard_nbytes: int | None) -> 
     if shard_nbytes is not None:
         check_count("shard_nbytes", shard_nbytes, least=1)
         if "shard_nbytes" not in inspect.signature(writer.write).parameters:
-            raise ValueError(f'shard_nbytes: expected format="safetensors" or "tensorflow", found {writer.name!r}')
+            raise ValueError(
+                f'shard_nbytes: expected format="native", "safetensors" or "tensorflow", found {writer.name!r}'
+            )
         if writer.name == "safetensors" and target.name.endswith(".safetensors"):
             raise ValueError(
                 f"shard_nbytes: expected the path of a directory, since it will hold several files, found {target}"
@@ -205,6 +222,8 @@ def save(
     format: str | None = None,
     shard_nbytes: int | None = None,
     progress: Progress = False,
+    processes: WhichProcesses = "all",
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> Path:
     """Save the leaves of a tree, or the selected ones, as a checkpoint at `path`.
 
@@ -227,12 +246,17 @@ def save(
             ``"orbax"``, or one that `pytreesaver.register_format` has added. With None, the ending of `path` decides:
             ``.safetensors`` means a single safetensors file, ``.npz`` an archive of NumPy, ``.msgpack`` a file of Flax,
             and everything else the native format, a directory. With ``"tensorflow"``, `path` is the prefix of files.
-        shard_nbytes: with ``format="safetensors"``, write a directory of safetensors files of at most this size, and
-            their index, as Hugging Face does. With ``format="tensorflow"``, write data files of at most this size. A
-            larger variable has a file of its own.
+        shard_nbytes: write data files whose arrays have at most this size in bytes; a larger one has a file of its own.
+            With ``format="safetensors"``, this writes a directory of safetensors files and their index, as Hugging Face
+            does. The formats native and tensorflow can do it too.
         progress: True shows a line on the terminal if the save takes long: bytes, rate and time left. A function is
             called with (bytes done, total bytes) instead, one call at a time, from the threads that do the work. An
             error that it raises ends the save.
+        processes: in a program of several processes, ``"all"`` of them call `save` with the same tree and path, on a
+            file system that they share, and write one checkpoint: each writes its shards, and replicated arrays are
+            shared out. Of NumPy arrays and Python values, those of process 0 are saved. With ``"this"``, this process
+            saves its own tree, without the others.
+        timeout: how long to wait for another process, in seconds.
 
     No other thread may modify NumPy arrays in the tree before `save` returns.
 
@@ -245,6 +269,8 @@ def save(
         VariableNotFoundError: if `only` selects nothing. The message suggests similar names.
         CheckpointExistsError: if something exists at `path`, and `overwrite` is False or it is not a checkpoint.
         TypeError, ValueError: if an argument is invalid.
+        ProcessTimeoutError: if other processes do not take part in time. It names them.
+        What another process raised, if the save failed there.
         CheckpointIOError: if the operating system cannot write, for example because the disk is full or permission is
             denied. If only the final directory sync fails, the checkpoint exists but may not survive a power failure.
 
@@ -256,19 +282,25 @@ def save(
         >>> pytreesaver.restore(path)
         {'encoder': {'w': array([1., 1.])}}
     """
-    check_progress(progress)
     target = local_path(path)
-    check_format(target, format, shard_nbytes)
-    contents = contents_of(tree, metadata, only=None if only is None else as_selection(only))
-    return write_contents(
-        target,
-        contents,
-        overwrite=overwrite,
-        durable=durable,
-        format=format,
-        shard_nbytes=shard_nbytes,
-        progress=progress,
-    )
+    meeting = new_meeting(f"save to {target}", str(target), timeout, processes)
+    with telling(meeting):
+        check_progress(progress)
+        check_format(target, format, shard_nbytes)
+        contents = contents_of(tree, metadata, only=None if only is None else as_selection(only), meeting=meeting)
+        write_contents(
+            target,
+            contents,
+            overwrite=overwrite,
+            durable=durable,
+            format=format,
+            shard_nbytes=shard_nbytes,
+            progress=progress,
+            meeting=meeting,
+        )
+    if meeting is not None:
+        meeting.forget()
+    return target
 
 
 def save_async(
@@ -283,6 +315,8 @@ def save_async(
     shard_nbytes: int | None = None,
     copy: bool = False,
     progress: Progress = False,
+    processes: WhichProcesses = "all",
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> SaveFuture:
     """Start an asynchronous save, and return once the tree is safe to modify or donate.
 
@@ -306,6 +340,8 @@ def save_async(
             Without it, a training step that donates the arrays during the save has to allocate new memory, which may
             take longer. The memory is released by the next asynchronous save without `copy`.
         progress: as in `save`.
+        processes: as in `save`. The processes meet in the background, without a collective operation of devices.
+        timeout: as in `save`.
 
     Returns:
         A future of the path. `SaveFuture.result` waits, and raises the error of a failed save.
@@ -319,25 +355,32 @@ def save_async(
         >>> future.result()
         PosixPath('model-async')
     """
-    check_progress(progress)
     target = local_path(path)
-    check_format(target, format, shard_nbytes)
-    with wrap_os_errors("save to", target):
-        location = target.absolute()  # the program may change its working directory during the save
-    contents = snapshot(contents_of(tree, metadata, only=None if only is None else as_selection(only)), copy=copy)
+    meeting = new_meeting(f"save to {target}", str(target), timeout, processes)
+    with telling(meeting):
+        check_progress(progress)
+        check_format(target, format, shard_nbytes)
+        with wrap_os_errors("save to", target):
+            location = target.absolute()  # the program may change its working directory during the save
+        contents = contents_of(tree, metadata, only=None if only is None else as_selection(only), meeting=meeting)
+        contents = snapshot(contents, copy=copy)
 
     def write() -> Path:
-        write_contents(
-            location,
-            contents,
-            overwrite=overwrite,
-            durable=durable,
-            in_background=True,
-            format=format,
-            shard_nbytes=shard_nbytes,
-            progress=progress,
-            what=f"saving {target}",
-        )
+        with telling(meeting):
+            write_contents(
+                location,
+                contents,
+                overwrite=overwrite,
+                durable=durable,
+                in_background=True,
+                format=format,
+                shard_nbytes=shard_nbytes,
+                progress=progress,
+                what=f"saving {target}",
+                meeting=meeting,
+            )
+        if meeting is not None:
+            meeting.forget()
         return target
 
     future = SaveFuture(f"the save of {target}")

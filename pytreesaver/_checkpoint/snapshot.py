@@ -10,7 +10,7 @@ import numpy as np
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.parallel import SLICE_NBYTES, run_all
-from pytreesaver._tree.kinds import Cells
+from pytreesaver._tree.kinds import ArrayPart, Cells
 from pytreesaver.formats.fetching import is_on_cpu
 from pytreesaver.formats.protocol import TreeContents
 
@@ -47,12 +47,14 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
 
 
 def _safe(array: Any) -> Any:
-    if isinstance(array, jax.Array):
+    if isinstance(array, jax.Array | ArrayPart):
         return np.asarray(array)
     return np.array(array, subok=False) if isinstance(array, np.ndarray) else array
 
 
 def _is_in_cpu_memory_of_jax(array: Any) -> bool:
+    if isinstance(array, ArrayPart):
+        return True
     return isinstance(array, jax.Array) and array.nbytes > 0 and is_on_cpu(array)
 
 

@@ -216,21 +216,31 @@ def checkpoint_at(path: PathLike) -> Path:
     return newest or target
 
 
-def open_checkpoint(path: PathLike, format: str | None = None) -> CheckpointReader:
-    """Open a checkpoint, or the newest one of a run directory. Raises what `open_reader` raises."""
+def open_checkpoint(
+    path: PathLike, format: str | None = None, newest_at: Callable[[PathLike], Path] = checkpoint_at
+) -> CheckpointReader:
+    """Open a checkpoint, or the newest one of a run directory. Raises what `open_reader` raises.
+
+    Args:
+        path: the path of either.
+        format: as in `open_reader`.
+        newest_at: chooses the checkpoint of a run directory.
+    """
     try:
         return open_reader(path, format)
     except CheckpointNotFoundError:
-        newest = checkpoint_at(path)
+        newest = newest_at(path)
         if newest == local_path(path):
             raise
         return open_reader(newest, format)
 
 
 @contextmanager
-def opened_checkpoint(path: PathLike, format: str | None = None) -> Iterator[CheckpointReader]:
+def opened_checkpoint(
+    path: PathLike, format: str | None = None, newest_at: Callable[[PathLike], Path] = checkpoint_at
+) -> Iterator[CheckpointReader]:
     """Open a checkpoint for a ``with`` block, as `open_checkpoint`."""
-    reader = open_checkpoint(path, format)
+    reader = open_checkpoint(path, format, newest_at)
     try:
         with wrap_os_errors("read", reader.path):
             yield reader

@@ -16,6 +16,7 @@ from pytreesaver._errors import (
     RetentionWarning,
 )
 from pytreesaver._io import filesystem
+from pytreesaver._io.processes.meeting import Meeting
 from pytreesaver._run.policies.retention import SavedCheckpoint
 from pytreesaver.formats.foreign import foreign_steps
 
@@ -40,6 +41,36 @@ def first_intact(
             if error.errno != errno.EIO:
                 raise
             problems.append(error)
+    return None, None, problems
+
+
+def first_intact_of_all(
+    meeting: Meeting, list_candidates: Callable[[], Sequence[SavedCheckpoint]], use: Callable[[SavedCheckpoint], T]
+) -> tuple[SavedCheckpoint | None, T | None, list[CheckpointError]]:
+    """Do what `first_intact` does, in all processes together: a checkpoint has to be undamaged for all of them.
+
+    Args:
+        meeting: the processes.
+        list_candidates: called in process 0, which decides about the candidates.
+        use: as in `first_intact`.
+    """
+    candidates = meeting.first(
+        "candidates", lambda: list(list_candidates()), list[SavedCheckpoint], "to list the checkpoints"
+    )
+    problems: list[CheckpointError] = []
+    for number, saved in enumerate(candidates):
+        _, result, problem = first_intact([saved], use)
+        text = f"process {meeting.rank}: {problem[0]}" if problem else ""
+        texts = meeting.gather(f"tried-{number}", text.encode(), "to restore the checkpoint")
+        verdict = meeting.first(
+            f"verdict-{number}",
+            lambda texts=texts: next((each.decode() for each in texts if each), ""),  # type: ignore[misc]
+            str,
+            "to learn whether all have restored the checkpoint",
+        )
+        if not verdict:
+            return saved, result, problems
+        problems.append(problem[0] if problem else CorruptCheckpointError(verdict))
     return None, None, problems
 
 

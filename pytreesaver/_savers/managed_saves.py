@@ -3,86 +3,50 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, SupportsFloat, get_args
+from typing import Any, TypeVar
 
 import jax
+import msgspec
 
 from pytreesaver._checkpoint.saving import contents_of
 from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._errors import CheckpointError, CheckpointPermissionError
-from pytreesaver._progress import Progress
+from pytreesaver._io.processes.meeting import Meeting, new_meeting, telling
 from pytreesaver._run.directory import Deletions
 from pytreesaver._run.history import CheckpointEvent, SaveTimings
 from pytreesaver._run.lock import RunLock
 from pytreesaver._run.managed_run import ManagedRun, RunState
 from pytreesaver._run.policies.recording import encode_rule
-from pytreesaver._run.policies.retention import SavedCheckpoint, check_count, check_duration
+from pytreesaver._run.policies.retention import SavedCheckpoint
 from pytreesaver._run.policies.rules import ManagerRule
-from pytreesaver._run.policies.saving import SaveInterval, SavePolicy, check_save_policy
 from pytreesaver._run.policies.schedule import LastSave, SaveSchedule
 from pytreesaver._run.record import Record, checked_metrics, encode_record
 from pytreesaver._run.state_text import STATE_FILE_NAME
 from pytreesaver._savers.fallback import refuse_foreign_steps
 from pytreesaver._savers.preemption import Preemption
 from pytreesaver._savers.session import WriterSession
+from pytreesaver._savers.settings import SaveArguments, SaveSettings
 from pytreesaver.formats import places
 
 logger = logging.getLogger("pytreesaver")
-WhenBusy = Literal["wait", "skip"]
+T = TypeVar("T")
 
 
-class SaveArguments(NamedTuple):
-    """The arguments of one call of `CheckpointManager.save`."""
+class _Decision(msgspec.Struct):
+    """What process 0 decides about a call of `save`.
 
-    step: int
-    tree: Any
-    metrics: Mapping[str, SupportsFloat] | None
-    metadata: Mapping[str, Any] | None
-    force: bool
-    restart: bool
-    progress: Progress
-
-
-class SaveSettings(NamedTuple):
-    """The arguments of `CheckpointManager` that are about saving, as it documents them."""
-
-    policy: SavePolicy
-    block: bool
-    copy: bool
-    format: str | None
-    when_busy: WhenBusy
-    read_only: bool
-    clock: Callable[[], float]
-
-
-def checked_save_policy(steps: Any, seconds: Any, policy: SavePolicy | None) -> SavePolicy:
-    """Return the save policy of a manager with these arguments.
-
-    Raises:
-        TypeError, ValueError: if an argument is invalid, or `policy` is combined with an interval.
+    Attributes:
+        is_due: whether the step is saved.
+        name: the name of the checkpoint.
+        signal: the number of the signal that has arrived in any process, or 0.
     """
-    check_count("save_interval_steps", steps, least=1, optional=False)
-    check_duration("save_interval_secs", seconds, "seconds")
-    if seconds == 0:
-        raise ValueError("save_interval_secs: expected a positive number or None, found 0")
-    if policy is None:
-        return SaveInterval(int(steps), seconds)
-    check_save_policy(policy)
-    if steps != 1 or seconds is not None:
-        raise ValueError(
-            "save_policy: cannot be combined with save_interval_steps or save_interval_secs; "
-            "add SaveEverySteps or SaveEverySeconds to the policy with | instead"
-        )
-    return policy
 
-
-def check_when_busy(when_busy: object) -> None:
-    """Raise a ValueError if this is not one of the answers to a save that is due while another one is running."""
-    if when_busy not in get_args(WhenBusy):
-        raise ValueError(f'when_busy: expected "wait" or "skip", found {when_busy!r}')
+    is_due: bool
+    name: str = ""
+    signal: int = 0
 
 
 class ManagedSaves:
@@ -121,9 +85,35 @@ class ManagedSaves:
         self.preemption = Preemption(self._finish, signals)
         self._held_state: RunState | None = None  # set while this process has claimed the directory
         self._version = -1  # of the state file that `_held_state` agrees with
+        self._is_deciding = False  # process 0 asks `should_save`, of which the others hear the result only
+
+    def new_meeting(self, what: str) -> Meeting | None:
+        """Return a meeting of the processes that use this manager, or None if there is only one."""
+        directory = self._given_directory
+        subject = f"manager of {directory / self._name}"
+        return new_meeting(f"{what} in {directory}", subject, self._settings.timeout, self._settings.processes)
+
+    def decided(self, what: str, decide: Callable[[], T], kind: Any) -> T:
+        """Return what `decide` returns in process 0, in all processes. Its value is a message of this type."""
+        meeting = self.new_meeting(what)
+        if meeting is None:
+            return decide()
+        with telling(meeting):
+            result: T = meeting.first("decided", decide, kind, f"to do its {what}")
+            return result
 
     def is_due(self, step: int) -> bool:
-        """Return whether a step is due. See `CheckpointManager.should_save`."""
+        """Return whether a step is due, as process 0 decides. See `CheckpointManager.should_save`."""
+        if self._settings.read_only or self._is_deciding:
+            return self._is_due_here(step)
+        meeting = self.new_meeting("should_save")
+        if meeting is None:
+            return self._is_due_here(step)
+        with telling(meeting):
+            self._share_signals(meeting)
+            return meeting.first("due", lambda: self._is_due_here(step), bool, "to decide whether a save is due")
+
+    def _is_due_here(self, step: int) -> bool:
         if self._settings.read_only:
             return False
         at_once = self.preemption.requested
@@ -144,21 +134,72 @@ class ManagedSaves:
 
     def save(self, arguments: SaveArguments, is_due: Callable[[int], bool]) -> Path | None:
         """Save a tree if a save is due, as `is_due` says. See `CheckpointManager.save`."""
-        with self.session.turn:
+        meeting = self.new_meeting(f"save of step {arguments.step}")
+        with telling(meeting), self.session.turn:
             self.session.check_open()
             with self.preemption.saving():
                 self._raise_or_log_last_failure()
-                saved = self._save_if_due(arguments, is_due)
-                # A signal may have arrived after it was decided that no save is due.
-                return self._save_if_due(arguments, is_due) if saved is None and self.preemption.requested else saved
+                if meeting is not None:
+                    self._share_signals(meeting)
+                    if not meeting.is_first:
+                        return self._save_if_told(arguments, meeting)
+                saved = self._save_if_due(arguments, is_due, meeting)
+                if saved is None and self.preemption.requested:
+                    # A signal may have arrived after it was decided that no save is due.
+                    saved = self._save_if_due(arguments, is_due, meeting)
+                if saved is None and meeting is not None:
+                    meeting.publish("decision", msgspec.msgpack.encode(_Decision(False)))
+                return saved
 
-    def _save_if_due(self, arguments: SaveArguments, is_due: Callable[[int], bool]) -> Path | None:
+    def _share_signals(self, meeting: Meeting) -> None:
+        """Tell process 0 of a signal that has arrived here."""
+        if self.preemption.signals and not meeting.is_first and self.preemption.requested:
+            meeting.raise_flag("signal", str(self.preemption.arrived).encode())
+        if self.preemption.signals and meeting.is_first and not self.preemption.requested:
+            for number in meeting.flags("signal"):
+                self.preemption.arrive_here_too(int(number))
+
+    def _save_if_told(self, arguments: SaveArguments, meeting: Meeting) -> Path | None:
+        """Save this process's share of a tree if process 0 has decided that a save is due."""
+        started = time.monotonic()
+        decision = msgspec.msgpack.decode(meeting.hear("decision", "to decide whether a save is due"), type=_Decision)
+        self.preemption.arrive_here_too(decision.signal)
+        if not decision.is_due:
+            return None
+        self._raise_or_log_last_failure(wait=True)
+        waited_secs = time.monotonic() - started
+        path = self._given_directory / decision.name
+        with jax.profiler.TraceAnnotation("CheckpointManager.save"):
+            contents = contents_of(arguments.tree, arguments.metadata, meeting=meeting)
+            self.session.save(
+                contents if self._settings.block else snapshot(contents, copy=self._settings.copy),
+                self._run.directory / decision.name,
+                path,
+                list_saved=None,
+                failed=lambda: None,
+                block=self._settings.block,
+                format=self._settings.format,
+                progress=arguments.progress,
+                started=started,
+                waited_secs=waited_secs,
+                meeting=meeting,
+            )
+        self.preemption.used = True
+        return path
+
+    def _save_if_due(
+        self, arguments: SaveArguments, is_due: Callable[[int], bool], meeting: Meeting | None
+    ) -> Path | None:
         step, started = arguments.step, time.monotonic()
         goes_back = arguments.restart and not self._is_after_last(step)
         if not goes_back:
             self.schedule.refuse_to_go_back(step, self._given_directory)
-        if not (arguments.force or goes_back or is_due(step)):
-            return None
+        self._is_deciding = True
+        try:
+            if not (arguments.force or goes_back or is_due(step)):
+                return None
+        finally:
+            self._is_deciding = False
         if self.schedule.last.step is None:
             refuse_foreign_steps(self._given_directory)
         self._raise_or_log_last_failure(wait=True)
@@ -167,8 +208,11 @@ class ManagedSaves:
         metrics = checked_metrics(arguments.metrics)
         path = self._run.path_of(step)
         block = self._settings.block
+        if meeting is not None:
+            decision = _Decision(True, path.name, self.preemption.arrived)
+            meeting.publish("decision", msgspec.msgpack.encode(decision))
         with jax.profiler.TraceAnnotation("CheckpointManager.save"):
-            contents = contents_of(arguments.tree, arguments.metadata)
+            contents = contents_of(arguments.tree, arguments.metadata, meeting=meeting)
             lock, state = self._claim()
             if not goes_back:
                 self.schedule.refuse_to_go_back(step, self._given_directory)
@@ -192,6 +236,7 @@ class ManagedSaves:
                 progress=arguments.progress,
                 started=started,
                 waited_secs=waited_secs,
+                meeting=meeting,
             )
         self.preemption.used = True
         return self._given_directory / path.name

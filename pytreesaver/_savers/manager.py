@@ -4,6 +4,7 @@ import logging
 import time
 import types
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar, Unpack, overload
 
@@ -14,23 +15,31 @@ from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreO
 from pytreesaver._checkpoint.restoring.restore import restore_with
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io.paths import PathLike, local_path
+from pytreesaver._io.processes.meeting import (
+    DEFAULT_TIMEOUT,
+    WhichProcesses,
+    check_processes,
+    check_timeout,
+    is_first,
+    telling,
+)
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._run.directory import check_run_directory
-from pytreesaver._run.managed_run import ManagedRun
+from pytreesaver._run.managed_run import ManagedRun, RunState
 from pytreesaver._run.policies.retention import Decision, KeepBest, RetentionPolicy, SavedCheckpoint
 from pytreesaver._run.policies.rules import manager_rule
 from pytreesaver._run.policies.saving import SavePolicy
 from pytreesaver._run.record import as_step
-from pytreesaver._savers.fallback import first_intact, refuse_foreign_steps, warn_of_damaged
-from pytreesaver._savers.managed_saves import (
-    ManagedSaves,
+from pytreesaver._savers.fallback import first_intact, first_intact_of_all, refuse_foreign_steps, warn_of_damaged
+from pytreesaver._savers.managed_saves import ManagedSaves
+from pytreesaver._savers.preemption import checked_signals
+from pytreesaver._savers.settings import (
     SaveArguments,
     SaveSettings,
     WhenBusy,
     check_when_busy,
     checked_save_policy,
 )
-from pytreesaver._savers.preemption import checked_signals
 from pytreesaver.formats.registry import format_named, format_of_ending
 
 logger = logging.getLogger("pytreesaver")
@@ -69,6 +78,9 @@ class CheckpointManager:
             that happens once the pending save has finished.
         save_on_sigterm: the same for SIGTERM. The process also ends if there is no such call within 20 seconds.
         read_only: refuse to save, pin and unpin, as an evaluator does.
+        processes: as in `pytreesaver.save`. Process 0 decides what is saved, deleted and restored; every process has to
+            call `save`, `should_save`, `restore`, `restore_or_init`, `latest_step`, `pin` and `unpin`.
+        timeout: as in `pytreesaver.save`.
 
     Raises:
         TypeError, ValueError: if an argument is invalid.
@@ -105,6 +117,8 @@ class CheckpointManager:
         save_policy: SavePolicy | None = None,
         when_busy: WhenBusy = "wait",
         read_only: bool = False,
+        processes: WhichProcesses = "all",
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name != "self"}
         self._given_directory = local_path(directory)
@@ -117,7 +131,8 @@ class CheckpointManager:
         self._rule = rule
         self._clock = clock
         self._run = ManagedRun(self._given_directory, checkpoint_name, pad_step_number, rule, float(clock()))
-        settings = SaveSettings(saving, block, copy, format, when_busy, read_only, clock)
+        together = check_processes(processes), check_timeout(timeout)
+        settings = SaveSettings(saving, *together, block, copy, format, when_busy, read_only, clock)
         self._saves = ManagedSaves(
             self._run, self._given_directory, checkpoint_name, rule, settings, () if read_only else signals
         )
@@ -248,33 +263,45 @@ class CheckpointManager:
             ({'w': array([2, 2])}, {'w': array([1, 1])})
         """
         checked = RestoreOptions.of("CheckpointManager.restore", options)
-        self._session.queue.settle()
-        state = self._saves.state()
-        candidates = self._run.candidates(state)
-        if step is not None:
-            number = as_step(step)
-            candidates = [saved for saved in candidates if saved.step == number][:1]
-            if not candidates:
-                raise self._run.no_such_step(number)
-        elif not candidates:
-            refuse_foreign_steps(self._given_directory)
-            raise CheckpointNotFoundError(f"{self._given_directory}: expected a checkpoint, found none")
+        number = None if step is None else as_step(step)
         path = self._run.directory
 
         def restored(saved: SavedCheckpoint) -> Any:
             with jax.profiler.TraceAnnotation("CheckpointManager.restore"):
                 return restore_with(path / saved.path, like, checked, stacklevel=5)
 
-        saved, tree, problems = first_intact(candidates, restored)
+        meeting = self._saves.new_meeting("restore")
+        with telling(meeting):
+            self._session.queue.settle()
+            state = self._saves.state() if is_first(meeting) else None
+            candidates = partial(self._candidates, state, number)
+            if meeting is None:
+                saved, tree, problems = first_intact(candidates(), restored)
+            else:
+                saved, tree, problems = first_intact_of_all(meeting, candidates, restored)
         if saved is not None:
             warn_of_damaged(problems, str(self._given_directory / saved.path))
-            self._saves.go_on_from(saved, state)
+            if state is not None:
+                self._saves.go_on_from(saved, state)
             return tree
         if len(problems) == 1:
             raise problems[0]
         raise CorruptCheckpointError(
             f"{self._given_directory}: no checkpoint can be restored:\n" + "\n".join(map(str, problems))
         )
+
+    def _candidates(self, state: RunState | None, step: int | None) -> list[SavedCheckpoint]:
+        """Return the checkpoints that `restore` tries, the newest first, or that of a step."""
+        assert state is not None
+        candidates = self._run.candidates(state)
+        if step is not None:
+            candidates = [saved for saved in candidates if saved.step == step][:1]
+            if not candidates:
+                raise self._run.no_such_step(step)
+        elif not candidates:
+            refuse_foreign_steps(self._given_directory)
+            raise CheckpointNotFoundError(f"{self._given_directory}: expected a checkpoint, found none")
+        return candidates
 
     @overload
     def restore_or_init(self, init: Callable[[], T], **options: Unpack[RestoreArguments]) -> T: ...
@@ -302,11 +329,16 @@ class CheckpointManager:
         is_function = callable(init) and jax.tree_util.all_leaves([init])  # a module may be both a tree and callable
         tree = init() if is_function else init
         RestoreOptions.of("CheckpointManager.restore_or_init", options).checked(tree)
-        self._session.queue.settle()
-        if self._run.candidates(self._saves.state()):
+        if self._saves.decided("restore_or_init", self._has_checkpoints, bool):
             return self.restore(tree, **options)
-        refuse_foreign_steps(self._given_directory)
         return tree
+
+    def _has_checkpoints(self) -> bool:
+        self._session.queue.settle()
+        found = bool(self._run.candidates(self._saves.state()))
+        if not found:
+            refuse_foreign_steps(self._given_directory)
+        return found
 
     # Listing.
 
@@ -330,6 +362,9 @@ class CheckpointManager:
             verify: whether to read every byte of the checkpoint, once, unless this manager saved it. Otherwise only the
                 index and the sizes of the files are checked.
         """
+        return self._saves.decided("latest_step", lambda: self._latest_step(verify), int | None)
+
+    def _latest_step(self, verify: bool) -> int | None:
         saved, problems = self._newest_intact(every_byte=verify)
         warn_of_damaged(problems, "nothing" if saved is None else str(self._given_directory / saved.path))
         if saved is None and not problems:
@@ -391,7 +426,7 @@ class CheckpointManager:
         self._saves.check_writable("pin")
         self._session.queue.settle()
         with self._session.turn:
-            self._run.pin(as_step(step))
+            self._saves.decided("pin", lambda: self._run.pin(as_step(step)), None)
 
     def unpin(self, step: SupportsIndex) -> None:
         """Let retention decide about the checkpoint of a step again, if retention still tracks it.
@@ -400,7 +435,7 @@ class CheckpointManager:
             CheckpointNotFoundError: if there is no checkpoint of that step.
         """
         self._saves.check_writable("unpin")
-        self._run.unpin(as_step(step))
+        self._saves.decided("unpin", lambda: self._run.unpin(as_step(step)), None)
 
     # Asynchronous saves.
 

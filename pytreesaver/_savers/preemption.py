@@ -95,6 +95,16 @@ class Preemption:
         _handler.install(signals)
         _handler.live.add(self)
 
+    @property
+    def arrived(self) -> int:
+        """The signal that has arrived, or 0."""
+        return _handler.arrived if self.requested else 0
+
+    def arrive_here_too(self, number: int) -> None:
+        """Act as if a signal had arrived, because it has arrived in another process of the program."""
+        if number in self.signals and not self.requested:
+            _handler(number, None)
+
     @contextmanager
     def saving(self) -> Iterator[None]:
         """Postpone the end of the process until the save in the ``with`` block is over."""
@@ -138,7 +148,7 @@ class _Handler:
         self.live: weakref.WeakSet[Preemption] = weakref.WeakSet()
         self._previous: dict[int, Any] = {}
         self._pid = 0
-        self._arrived: int = signal.SIGTERM
+        self.arrived: int = signal.SIGTERM
         self._timer: threading.Timer | None = None
         self._ending = False
         self._handled = threading.Event()
@@ -180,7 +190,7 @@ class _Handler:
         if self._ending:  # the last save ran in another thread
             self.end()
             return
-        self._arrived = arrived
+        self.arrived = arrived
         if any(each.saves for each in live):
             logger.warning("%s: the process will end after the current save", name_of(arrived))
         elif is_repeated:
@@ -191,8 +201,8 @@ class _Handler:
 
     def start_timer(self) -> None:
         """After a SIGTERM, let the process end in `GRACE_SECS` even if nothing is saved until then."""
-        if self._arrived == signal.SIGTERM and self._timer is None:
-            self._timer = threading.Timer(GRACE_SECS, os.kill, (self._pid, self._arrived))
+        if self.arrived == signal.SIGTERM and self._timer is None:
+            self._timer = threading.Timer(GRACE_SECS, os.kill, (self._pid, self.arrived))
             self._timer.daemon = True
             self._timer.start()
 
@@ -205,10 +215,10 @@ class _Handler:
         if threading.current_thread() is not threading.main_thread():
             self._ending = True
             self._handled.clear()
-            os.kill(os.getpid(), self._arrived)  # the main thread continues in __call__
+            os.kill(os.getpid(), self.arrived)  # the main thread continues in __call__
             self._handled.wait(GRACE_SECS)
             return
-        arrived = self._arrived
+        arrived = self.arrived
         self.uninstall([arrived])
         for each in list(self.live):
             each.requested = each.finished = False

@@ -17,6 +17,15 @@ from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreO
 from pytreesaver._checkpoint.restoring.restore import restore_with
 from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._io.paths import PathLike, canonical, local_path
+from pytreesaver._io.processes.meeting import (
+    DEFAULT_TIMEOUT,
+    WhichProcesses,
+    check_processes,
+    check_timeout,
+    is_first,
+    new_meeting,
+    telling,
+)
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._run.directory import Deletions, is_complete
 from pytreesaver._run.history import SaveTimings
@@ -26,7 +35,7 @@ from pytreesaver._run.policies.rules import SaverRule
 from pytreesaver._run.record import Record, as_step, encode_record
 from pytreesaver._run.recorded import saved_at
 from pytreesaver._run.state_text import state_file_name
-from pytreesaver._savers.saver_def import SaverDef, VariableList, checked_saver_def
+from pytreesaver._savers.saver_def import SaverDef, VariableList, checked_saver_def, path_to_save
 from pytreesaver._savers.saver_state import SaverState
 from pytreesaver._savers.session import WriterSession
 from pytreesaver._tree.names.select import Selection
@@ -46,15 +55,14 @@ class Saver:
         var_list: the variables to save and restore: None for all, a selection (a glob, a compiled regular expression,
             a function of the name, a list of those, a tree of bools), or a dict {saved name: variable name}.
         reshape: whether `restore` accepts arrays of another shape with the same number of elements.
-        sharded: with ``format="tensorflow"``, whether to write a data file for each device that holds a shard of an
-            array. In all formats that can, the shards of an array are saved separately.
+        sharded: whether to write a data file for each device that holds a shard of an array.
         max_to_keep: the number of most recent checkpoints to keep; None or 0 keeps all, and the state file then lists
             only the newest.
         keep_checkpoint_every_n_hours: also keep one checkpoint per this many hours, permanently, counted from the
             construction of the Saver; None or 0 keeps all checkpoints that are saved after that.
         name: the name of this Saver in logs and profiler traces.
         restore_sequentially: whether to restore one variable at a time, to hold less memory above the result.
-        saver_def: the settings of another Saver, in place of all other arguments except `clock`.
+        saver_def: the settings of another Saver, in place of all other arguments but `clock`, `processes`, `timeout`.
         allow_empty: whether to accept a tree or a selection without variables.
         pad_step_number: pad steps to eight digits, so that names sort in the order of steps.
         save_relative_paths: whether paths in the state file are relative to its directory, so that it can be moved,
@@ -62,6 +70,8 @@ class Saver:
         filename: the default of `save_path` in `save`.
         format: the name of the format, as in `pytreesaver.save`.
         clock: returns the time, in seconds since the epoch.
+        processes: as in `pytreesaver.save`. Process 0 writes the state file and applies retention.
+        timeout: as in `pytreesaver.save`.
 
     Raises:
         TypeError, ValueError: if an argument is invalid.
@@ -93,6 +103,8 @@ class Saver:
         filename: PathLike | None = None,
         format: str | None = None,
         clock: Callable[[], float] = time.time,
+        processes: WhichProcesses = "all",
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         filename = None if filename is None else os.fspath(filename)
         given = SaverDef(
@@ -118,16 +130,19 @@ class Saver:
         self._settings = given = checked_saver_def(given)
         self._variables = VariableList(given.var_list, given.allow_empty)
         self._clock = clock
+        self._processes, self._timeout = check_processes(processes), check_timeout(timeout)
         self._state = SaverState(given, float(clock()))
         self._session = WriterSession("Saver", self._label)
         self._versions: dict[tuple[int, int], int] = {}  # of the state files that `_state` knows, by directory
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy in another process has no pending save and no lock. It reads the state files again.
-        return {"settings": self._settings, "clock": self._clock, "state": self._state.copied()}
+        together = {"processes": self._processes, "timeout": self._timeout}
+        return {"settings": self._settings, "clock": self._clock, "state": self._state.copied(), **together}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._settings, self._clock, self._state = state["settings"], state["clock"], state["state"]
+        self._processes, self._timeout = state["processes"], state["timeout"]
         self._variables = VariableList(self._settings.var_list, self._settings.allow_empty)
         self._session = WriterSession("Saver", self._label)
         self._versions = {}
@@ -178,36 +193,28 @@ class Saver:
         check_progress(progress)
         step = None if global_step is None else as_step(global_step)
         state_name = state_file_name(latest_filename)
-        path = self._path(save_path, step, state_name)
+        path = path_to_save(self._settings, save_path, step, state_name)
         ending_in = path if step is None else path.rpartition("-")[0]
-        with self._session.turn:
+        meeting = new_meeting(f"{self._label}: save to {path}", path, self._timeout, self._processes)
+        with telling(meeting), self._session.turn:
             self._session.check_open()
             started = time.monotonic()
             self.wait()
             waited_secs = time.monotonic() - started
-            now = float(self._clock())
             with jax.profiler.TraceAnnotation(f"{self._label}.save"):
-                contents = self._variables.contents(tree, metadata)
+                contents = self._variables.contents(tree, metadata, meeting)
                 location = canonical(path)
-                lock = self._session.claim(location.parent)
-                location = canonical(path)  # the directory exists now
-                record = Record(step, name=location.name)
-                if write_state:
-                    absolute = os.path.isabs(path)  # noqa: PTH117
-                    is_current = self._versions.get(lock.identity) == lock.version
-                    if latest_filename is None:
-                        base = Path(ending_in).name
-                        state_name = self._state.state_name_for(location, base, is_current=is_current)
-                    self._versions[lock.identity] = lock.version
-                    record = self._state.adopt(location, step, state_name, absolute=absolute, is_current=is_current)
-                rule = SaverRule(self._settings.max_to_keep, self._settings.keep_checkpoint_every_n_hours)
-                record = msgspec.structs.replace(record, time=now, retention=encode_rule(rule))
-                contents = contents._replace(record=encode_record(record))
+                list_saved = None
+                if is_first(meeting):
+                    location, record, list_saved = self._prepare(
+                        path, step, ending_in, state_name, is_default_state=latest_filename is None, listed=write_state
+                    )
+                    contents = contents._replace(record=encode_record(record))
                 self._session.save(
                     contents if block else snapshot(contents, copy=copy),
                     location,
                     Path(path),
-                    list_saved=partial(self._list_saved, lock, path, location, record, now) if write_state else None,
+                    list_saved=list_saved,
                     failed=self._state.reread_directories,
                     block=block,
                     format=self._format_of(path, ending_in),
@@ -215,8 +222,30 @@ class Saver:
                     progress=progress,
                     started=started,
                     waited_secs=waited_secs,
+                    meeting=meeting,
                 )
         return path
+
+    def _prepare(
+        self, path: str, step: int | None, ending_in: str, state_name: str, *, is_default_state: bool, listed: bool
+    ) -> tuple[Path, Record, Callable[[SaveTimings], Deletions] | None]:
+        """Claim the directory of a checkpoint. Return its location, its record, and what lists it once it is saved."""
+        now = float(self._clock())
+        location = canonical(path)
+        lock = self._session.claim(location.parent)
+        location = canonical(path)  # the directory exists now
+        record = Record(step, name=location.name)
+        if listed:
+            absolute = os.path.isabs(path)  # noqa: PTH117
+            is_current = self._versions.get(lock.identity) == lock.version
+            if is_default_state:
+                base = Path(ending_in).name
+                state_name = self._state.state_name_for(location, base, is_current=is_current)
+            self._versions[lock.identity] = lock.version
+            record = self._state.adopt(location, step, state_name, absolute=absolute, is_current=is_current)
+        rule = SaverRule(self._settings.max_to_keep, self._settings.keep_checkpoint_every_n_hours)
+        record = msgspec.structs.replace(record, time=now, retention=encode_rule(rule))
+        return location, record, partial(self._list_saved, lock, path, location, record, now) if listed else None
 
     def _list_saved(
         self, lock: RunLock, path: str, location: Path, record: Record, now: float, timings: SaveTimings
@@ -238,23 +267,6 @@ class Saver:
     @property
     def _label(self) -> str:
         return self._settings.name or "Saver"
-
-    def _path(self, save_path: PathLike | None, step: int | None, state_name: str) -> str:
-        given = self._settings.filename if save_path is None else save_path
-        if given is None:
-            raise ValueError("save_path: expected a path, found None; pass save_path here or filename to Saver")
-        target = local_path(given)
-        if str(given).endswith("/"):
-            raise ValueError(f"save_path: expected the path of a checkpoint, found the directory {str(given)!r}")
-        if step is None and target.name == state_name:
-            raise ValueError(
-                f"'latest_filename' collides with 'save_path': {state_name!r} and {str(target)!r}; rename one of them"
-            )
-        number = "" if step is None else f"-{step:08d}" if self._settings.pad_step_number else f"-{step}"
-        path = f"{target}{number}"
-        if Path(path).name == state_name:
-            raise ValueError(f"save_path: {path!r} conflicts with the path of the state file; rename one of them")
-        return path
 
     # Restoring.
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pytreesaver._checkpoint.saving import contents_of, renamed
 from pytreesaver._errors import VariableNotFoundError
+from pytreesaver._io.paths import PathLike, local_path
+from pytreesaver._io.processes.meeting import Meeting
 from pytreesaver._run.policies.retention import check_count, check_duration
 from pytreesaver._text import duplicates, lines_with_suggestions
 from pytreesaver._tree.names.rename import ByName, Renaming
@@ -90,10 +93,10 @@ class VariableList:
             return self.selection if only is None else as_selection(only)
         return self.selection & as_selection(only)
 
-    def contents(self, tree: Any, metadata: Mapping[str, Any] | None) -> TreeContents:
-        """Return the contents of the checkpoint of a tree."""
+    def contents(self, tree: Any, metadata: Mapping[str, Any] | None, meeting: Meeting | None) -> TreeContents:
+        """Return the contents of the checkpoint of a tree: with a meeting, this process's share of them."""
         may_be_empty = self._allow_empty or self._stored_names is not None
-        contents = contents_of(tree, metadata, only=self.selection, may_be_empty=may_be_empty)
+        contents = contents_of(tree, metadata, only=self.selection, may_be_empty=may_be_empty, meeting=meeting)
         absent = set(self._stored_names or ()).difference(contents.names)
         if absent:
             lines = "\n".join(lines_with_suggestions(sorted(absent), flatten_tree(tree).names))
@@ -101,6 +104,29 @@ class VariableList:
         if not contents.names and not self._allow_empty:
             raise ValueError("No variables to save: the tree is empty; use Saver(allow_empty=True) to accept that")
         return contents if self._stored_names is None else renamed(contents, self._stored_names)
+
+
+def path_to_save(settings: SaverDef, save_path: PathLike | None, step: int | None, state_name: str) -> str:
+    """Return the path of a new checkpoint, with its step.
+
+    Raises:
+        ValueError: if there is no path, or it is that of a directory or of the state file.
+    """
+    given = settings.filename if save_path is None else save_path
+    if given is None:
+        raise ValueError("save_path: expected a path, found None; pass save_path here or filename to Saver")
+    target = local_path(given)
+    if str(given).endswith("/"):
+        raise ValueError(f"save_path: expected the path of a checkpoint, found the directory {str(given)!r}")
+    if step is None and target.name == state_name:
+        raise ValueError(
+            f"'latest_filename' collides with 'save_path': {state_name!r} and {str(target)!r}; rename one of them"
+        )
+    number = "" if step is None else f"-{step:08d}" if settings.pad_step_number else f"-{step}"
+    path = f"{target}{number}"
+    if Path(path).name == state_name:
+        raise ValueError(f"save_path: {path!r} conflicts with the path of the state file; rename one of them")
+    return path
 
 
 def _by_variable(var_list: Mapping[Any, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytreesaver._checkpoint.background import SaveQueue, lock_within
 from pytreesaver._checkpoint.saving import write_contents
+from pytreesaver._io.processes.meeting import Meeting, is_first
 from pytreesaver._progress import Progress
 from pytreesaver._run.directory import Deletions
 from pytreesaver._run.history import SaveTimings
@@ -63,6 +64,7 @@ class WriterSession:
         started: float,
         waited_secs: float,
         sharded: bool = False,
+        meeting: Meeting | None = None,
     ) -> None:
         """Write a checkpoint into the claimed directory and list it in the state file, now or asynchronously.
 
@@ -72,7 +74,7 @@ class WriterSession:
             path: the same path for messages, as the user gave it.
             list_saved: called with the timings once the checkpoint is complete: updates the state file, and deletes
                 what retention does not keep. No other saver of this process writes to the directory meanwhile. None to
-                list nothing.
+                list nothing, as when process 0 does it.
             failed: called if any of this fails. The checkpoint may exist all the same.
             block: whether to return only when all is done.
             format: as in `write_contents`.
@@ -80,9 +82,10 @@ class WriterSession:
             started: when the user called `save`, as `time.monotonic` gives it.
             waited_secs: how long that call waited for the previous save.
             sharded: as in `write_contents`.
+            meeting: as in `write_contents`. Only process 0 has to claim the directory.
         """
         lock = self.lock
-        assert lock is not None, "call claim first"
+        assert lock is not None or not is_first(meeting), "call claim first"
         blocked_secs = 0.0
 
         def work() -> Path:
@@ -98,16 +101,24 @@ class WriterSession:
                     sharded=sharded,
                     progress=progress,
                     what=f"{self._label}: saving {path}" if self._label else f"saving {path}",
+                    meeting=meeting,
                 )
                 ended = time.monotonic()
                 blocked = ended - started if block else blocked_secs
                 timings = SaveTimings(blocked, waited_secs, ended - began, _size_of(location))
-                if list_saved is not None:
+                deletions = None
+                if list_saved is not None and lock is not None:
                     with lock.saving:
                         deletions = list_saved(timings)
+                if meeting is not None:
+                    meeting.first("listed", bool, bool, "to apply retention")
+                    meeting.forget()
+                if deletions is not None:
                     deletions.warn()
-            except BaseException:
+            except BaseException as error:
                 failed()
+                if meeting is not None:
+                    meeting.fail(error)
                 raise
             saved = f"{self._label} saved {path}" if self._label else f"saved {path}"
             logger.info("%s", saved, extra={"timings": timings})

@@ -141,7 +141,7 @@ class Cells:
     """The arrays that together contain the bytes of a leaf: the cells of a grid.
 
     Attributes:
-        arrays: the cells in row-major order.
+        arrays: the cells in row-major order; None for those that other processes write.
         boundaries: for each axis, the boundaries of the cells, from 0 to the length of the axis. None for a leaf of a
             single cell, which is not sharded.
         devices: the numbers of the devices that hold the cells; None if that does not matter.
@@ -155,6 +155,19 @@ class Cells:
         self.arrays = arrays
         self.boundaries = boundaries
         self.devices = devices
+
+
+class ArrayPart:
+    """A box of an array, which becomes a NumPy array when it is written."""
+
+    __slots__ = ("array", "index")
+
+    def __init__(self, array: Any, index: tuple[slice, ...]) -> None:
+        self.array = array
+        self.index = index
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.array)[self.index]
 
 
 def grid_cells(boundaries: Sequence[Sequence[int]]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -24,8 +24,12 @@ class LeafError(Exception):
     """A leaf cannot be stored or used in a template. The message is the reason, for use in a longer message."""
 
 
-def leaf_type_of(leaf: Any) -> tuple[LeafType, tuple[int, ...]]:
+def leaf_type_of(leaf: Any, *, is_shared: bool = False) -> tuple[LeafType, tuple[int, ...]]:
     """Return the type of a leaf and the shape of its stored array.
+
+    Args:
+        leaf: the leaf.
+        is_shared: whether other processes write the parts of an array that this process does not have.
 
     Raises:
         LeafError: if the leaf cannot be stored.
@@ -38,7 +42,7 @@ def leaf_type_of(leaf: Any) -> tuple[LeafType, tuple[int, ...]]:
     if kind in PYTHON_TYPES:
         return python_leaf_type(leaf)
     if isinstance(leaf, jax.Array):
-        return _jax_type(leaf)
+        return _jax_type(leaf, is_shared)
     if kind is np.ndarray or isinstance(leaf, np.memmap):
         return _numpy_type("numpy", leaf.dtype), leaf.shape
     if isinstance(leaf, np.generic):
@@ -46,7 +50,7 @@ def leaf_type_of(leaf: Any) -> tuple[LeafType, tuple[int, ...]]:
     raise LeafError(f"of type {kind.__module__}.{kind.__qualname__}{_advice(leaf)}")
 
 
-def _jax_type(leaf: jax.Array) -> tuple[LeafType, tuple[int, ...]]:
+def _jax_type(leaf: jax.Array, is_shared: bool) -> tuple[LeafType, tuple[int, ...]]:
     if isinstance(leaf, jax.core.Tracer):
         raise LeafError(
             "that is a JAX tracer: save was called inside jit, grad, vmap or another transformation, where arrays "
@@ -57,10 +61,9 @@ def _jax_type(leaf: jax.Array) -> tuple[LeafType, tuple[int, ...]]:
             "that is a deleted jax.Array: it was donated to a jitted function or deleted before it could be saved; "
             "save the function's result, or save before the call that donates it"
         )
-    if not (leaf.is_fully_replicated or leaf.is_fully_addressable):
+    if not (is_shared or leaf.is_fully_replicated or leaf.is_fully_addressable):
         raise LeafError(
-            "that is a jax.Array sharded over several processes; gather it first with "
-            "jax.experimental.multihost_utils.process_allgather"
+            'that is a jax.Array sharded over several processes; let all of them save it, with processes="all"'
         )
     leaf_type = jax_array_type(leaf)
     if leaf_type is None:

@@ -33,6 +33,26 @@ def pin_of(path: Path, *, is_directory: bool) -> Path:
     return path / PINNED_NAME if is_directory else path.with_name(f".{path.name}.{PINNED_NAME}")
 
 
+class SharedWriting(NamedTuple):
+    """How the processes of a program share the writing of a tree. All of them compute the same.
+
+    Attributes:
+        rank: the number of this process.
+        writers: the number of the process that writes each cell, variable by variable.
+        copies: the positions of the variables of which every process has its own copy, which should be equal.
+        digest: a checksum of the names, types, shapes and shardings of the tree.
+        nbytes: the size in bytes of what this process writes.
+        describe: returns the text that `digest` stands for: a line for each variable, by its name.
+    """
+
+    rank: int
+    writers: Sequence[int]
+    copies: Sequence[int]
+    digest: str
+    nbytes: int
+    describe: Callable[[], Mapping[str, str]]
+
+
 class TreeContents(NamedTuple):
     """A flattened tree to write, in columns with one entry for each variable.
 
@@ -46,6 +66,7 @@ class TreeContents(NamedTuple):
         record: the step, time and metrics of the checkpoint, as plain JSON data; None outside of a run directory.
         same_as: {position: earlier position} of the variables that are the same array object as an earlier one. A
             format may store such an array once.
+        shared: how several processes share the writing; None if this process has all values and writes them alone.
     """
 
     names: Sequence[str]
@@ -56,10 +77,13 @@ class TreeContents(NamedTuple):
     metadata: Any
     record: Any = None
     same_as: Mapping[int, int] = {}
+    shared: SharedWriting | None = None
 
     @property
     def nbytes(self) -> int:
-        """The total size of the values in bytes."""
+        """The total size of the values in bytes; with several processes, of those that this one writes."""
+        if self.shared is not None:
+            return self.shared.nbytes
         shapes = zip(self.types, self.shapes, strict=True)
         return sum(storage_dtype(leaf_type).itemsize * math.prod(shape) for leaf_type, shape in shapes)
 

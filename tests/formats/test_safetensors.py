@@ -313,7 +313,7 @@ def test_the_format_follows_from_the_ending_or_the_argument():
 def test_wrong_arguments_are_refused_before_anything_is_written():
     for options, message in [
         ({"format": "zip"}, 'expected None or "native", "safetensors"'),
-        ({"shard_nbytes": 10}, 'expected format="safetensors"'),
+        ({"shard_nbytes": 10, "format": "npz"}, 'expected format="native", "safetensors"'),
         ({"shard_nbytes": 0, "format": "safetensors"}, "shard_nbytes"),
         ({"shard_nbytes": "1GB", "format": "safetensors"}, "shard_nbytes"),
     ]:

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 
 from pytreesaver._checkpoint.restoring.matching import Mismatched, Missing, Unexpected
 from pytreesaver._checkpoint.restoring.targets import ShardingRule
+from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, WhichProcesses, check_processes, check_timeout
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._text import did_you_mean
 from pytreesaver._tree.casting import floating_dtype
@@ -31,6 +32,8 @@ class RestoreArguments(TypedDict, total=False):
     verify: bool
     format: str | None
     progress: Progress
+    processes: WhichProcesses
+    timeout: float
 
 
 class RestoreOptions(NamedTuple):
@@ -55,6 +58,8 @@ class RestoreOptions(NamedTuple):
     verify: bool = True
     format: str | None = None
     progress: Progress = False
+    processes: WhichProcesses = "all"
+    timeout: float = DEFAULT_TIMEOUT
     sequentially: bool = False
     may_be_empty: bool = False
     hints: bool = True
@@ -88,6 +93,8 @@ class RestoreOptions(NamedTuple):
             if not isinstance(getattr(self, flag), bool | np.bool_):
                 raise TypeError(f"{flag}: expected True or False, found {getattr(self, flag)!r}")
         check_progress(self.progress)
+        check_processes(self.processes)
+        check_timeout(self.timeout)
         format_named(self.format)  # raises if there is no such format
         if self.as_numpy and self.sharding is not None:
             raise ValueError("sharding places JAX arrays, and with as_numpy=True there are none: leave one of them out")

@@ -1,5 +1,6 @@
 """`restore`: the tree of a checkpoint, or part of it."""
 
+from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
 
 from jax.typing import DTypeLike
@@ -9,9 +10,10 @@ from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreO
 from pytreesaver._checkpoint.restoring.targets import ShardingRule
 from pytreesaver._checkpoint.restoring.with_template import plan_restore
 from pytreesaver._checkpoint.restoring.without_template import restore_as_stored
-from pytreesaver._io.paths import PathLike
+from pytreesaver._io.paths import PathLike, local_path
+from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, WhichProcesses, new_meeting, telling
 from pytreesaver._progress import Progress
-from pytreesaver._run.directory import opened_checkpoint
+from pytreesaver._run.directory import checkpoint_at, opened_checkpoint
 from pytreesaver._tree.names.rename import Rename
 from pytreesaver._tree.names.select import Selection
 
@@ -21,7 +23,16 @@ T = TypeVar("T")
 def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklevel: int = 3) -> Any:
     """Restore as `pytreesaver.restore` does, with options that may be a `Saver`'s. Raises what `restore` raises."""
     options = options.checked(like)
-    with opened_checkpoint(path, options.format) as reader:
+
+    def newest(target: PathLike) -> Path:
+        meeting = new_meeting(f"restore of {target}", f"restore {target}", options.timeout, options.processes)
+        if meeting is None:
+            return checkpoint_at(target)
+        with telling(meeting):
+            found = meeting.first("newest", lambda: str(checkpoint_at(target)), str, "to choose the checkpoint")
+        return local_path(found)
+
+    with opened_checkpoint(path, options.format, newest) as reader:
         if like is None:
             return restore_as_stored(reader, options, stacklevel)
         plan = plan_restore(reader, like, options)
@@ -49,6 +60,8 @@ def restore(
     verify: bool = True,
     format: str | None = None,
     progress: Progress = False,
+    processes: WhichProcesses = "all",
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> Any:
     """Restore the tree of a checkpoint, or part of it: as it was saved, or into a template.
 
@@ -96,6 +109,10 @@ def restore(
             is used.
         format: the format of the checkpoint, by name. With None it is recognized by what is at `path`.
         progress: as in `pytreesaver.save`.
+        processes: in a program of several processes, each reads what its devices need. If `path` is a run directory,
+            process 0 chooses the checkpoint, and ``"all"`` of them have to call `restore`. With ``"this"``, this
+            process chooses by itself.
+        timeout: how long to wait for that choice, in seconds.
 
     Peak memory above the result is about 64 MiB; on an accelerator, the size of the largest leaf if that is more.
 
@@ -135,5 +152,7 @@ def restore(
         verify=verify,
         format=format,
         progress=progress,
+        processes=processes,
+        timeout=timeout,
     )
     return restore_with(path, like, options)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 
 from pytreesaver._errors import UnsupportedLeafError
@@ -11,7 +12,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, block_count
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.writing import WriteRanges, write_ranges
-from pytreesaver._tree.kinds import cell_bytes, grid_cells, storage_dtype
+from pytreesaver._tree.kinds import LeafType, cell_bytes, grid_cells, storage_dtype
 from pytreesaver.formats.indexed.header import LENGTH_NBYTES, MAX_HEADER_NBYTES, Tensor, encode_entries, encode_header
 from pytreesaver.formats.indexed.index import (
     DataFile,
@@ -58,15 +59,39 @@ def new_index(contents: TreeContents) -> Index:
     )
 
 
+class ChunkTable(NamedTuple):
+    """The chunks of a tree in columns. `unplaced` is the index of the tree, without files."""
+
+    unplaced: Index
+    sizes: Sequence[int]
+    tensors: Sequence["_Named"]
+    arrays: Sequence[Any]
+    leaf_types: Sequence[LeafType]
+
+    @classmethod
+    def of(cls, contents: TreeContents) -> "ChunkTable":
+        """Return the chunks of a tree that is not in any data file yet."""
+        index = new_index(contents)
+        columns = list(zip(contents.types, contents.cells, strict=True))
+        return cls(
+            index,
+            chunk_nbytes(index),
+            _tensors(index),
+            [array for _, cells in columns for array in cells.arrays],
+            [leaf_type for leaf_type, cells in columns for _ in cells.arrays],
+        )
+
+
 def write_data(
     descriptor: int,
     name: str,
-    contents: TreeContents,
+    table: ChunkTable,
     options: WriteOptions,
     metadata_of: Callable[[Index], Mapping[str, str]],
     *,
     alignment: int = ALIGNMENT,
     share: bool = True,
+    chunks: Sequence[int] | None = None,
     with_float8: bool = False,
     seal: Callable[[bytes], bytes] = bytes,
 ) -> Index:
@@ -75,13 +100,15 @@ def write_data(
     Args:
         descriptor: the file.
         name: its name in the index.
-        contents: the tree.
+        table: the chunks of the tree.
         options: how to write.
         metadata_of: returns the metadata of the header for an index whose offsets count from the end of the header. It
             is called twice, first without the checksums, and has to return texts of the same lengths.
         alignment: the size of the header is a multiple of it.
         with_float8: as in `encode_entries`.
         share: store an array of several variables once. Otherwise each variable is a tensor of its own.
+        chunks: the numbers of the chunks to write; None for all. Other files have the others. The chunks of the result
+            are then these only.
         seal: changes the text of the header at last, but not its length.
 
     Returns:
@@ -90,14 +117,14 @@ def write_data(
     Raises:
         UnsupportedLeafError: if the header would be larger than readers of safetensors accept.
     """
-    index = new_index(contents)
-    share = share and bool(index.same_as)
-    stored_as = stored_chunks(index) if share else range(sum(chunk_counts(index)))
+    index = msgspec.structs.replace(table.unplaced)
+    share = share and bool(index.same_as) and chunks is None
+    stored_as = stored_chunks(index) if share else range(sum(chunk_counts(index))) if chunks is None else chunks
     stored = np.unique(stored_as).tolist() if share else stored_as
-    where = np.searchsorted(stored, stored_as).tolist() if share else stored
-    sizes = _at(chunk_nbytes(index), stored)
+    where = np.searchsorted(stored, stored_as).tolist() if share else range(len(stored))
+    sizes = _at(table.sizes, stored)
     offsets, order = plan_layout(sizes)
-    tensors = _at(_tensors(index), stored)
+    tensors = _at(table.tensors, stored)
     entries = encode_entries([Tensor(*tensors[i], offsets[i], sizes[i]) for i in order], with_float8=with_float8)
 
     blocks = [block_count(size, BLOCK_NBYTES) for size in sizes]
@@ -114,11 +141,8 @@ def write_data(
     nbytes = len(header) + sum(sizes)
     filesystem.reserve(descriptor, nbytes)
 
-    leaf_types = _at(
-        [leaf_type for leaf_type, cells in zip(contents.types, contents.cells, strict=True) for _ in cells.arrays],
-        stored,
-    )
-    take = taker(_at([array for cells in contents.cells for array in cells.arrays], stored), order)
+    leaf_types = _at(table.leaf_types, stored)
+    take = taker(_at(table.arrays, stored), order)
     ranges = WriteRanges(
         [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(take(i), leaf_types[i])
     )

@@ -8,7 +8,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from pytreesaver._errors import CheckpointError, CheckpointExistsError
+import msgspec
+
+from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointIOError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
     make_locked_directory,
@@ -18,7 +20,9 @@ from pytreesaver._io.atomic import (
     sync_parents,
 )
 from pytreesaver._io.files import write_fully
+from pytreesaver._io.processes.meeting import Meeting
 from pytreesaver.formats.indexed.data import WriteOptions
+from pytreesaver.formats.indexed.together import Begin
 from pytreesaver.formats.protocol import TreeContents
 
 
@@ -32,6 +36,7 @@ class DataWriter(NamedTuple):
         locks: keeps the files locked.
         names: the files so far.
         descriptors: the descriptors of their locks.
+        meeting: the other processes that write into the directory; None if there are none.
     """
 
     directory: Path
@@ -40,6 +45,7 @@ class DataWriter(NamedTuple):
     locks: ExitStack
     names: list[str]
     descriptors: list[int]
+    meeting: Meeting | None = None
 
     def write(self, name: str, write: Callable[[int], object]) -> None:
         """Create a file, and let `write` write to its descriptor."""
@@ -60,7 +66,10 @@ class DirectoryLayout(NamedTuple):
         recognizes: returns whether a path is a checkpoint of the format.
         listed_files: returns the data files that the index of a checkpoint lists. Raises a CheckpointError if it is
             damaged or missing.
-        write_data: writes the data files, and returns the text of the index.
+        write_data: writes the data files, and returns the text of the index; with a meeting, once the other processes
+            have written theirs.
+        write_share: writes the data files of a process that does not write the index, and tells process 0; None if the
+            format cannot be written by several processes.
     """
 
     index_name: str
@@ -68,6 +77,7 @@ class DirectoryLayout(NamedTuple):
     recognizes: Callable[[Path], bool]
     listed_files: Callable[[Path], list[str]]
     write_data: Callable[[DataWriter, TreeContents], bytes]
+    write_share: Callable[[DataWriter, TreeContents], None] | None = None
 
 
 def write_directory(
@@ -78,18 +88,64 @@ def write_directory(
     overwrite: bool,
     durable: bool,
     in_background: bool = False,
+    meeting: Meeting | None = None,
 ) -> None:
     """Write a checkpoint directory. See `pytreesaver.formats.Format.write`."""
+    if meeting is None:
+        return _write_alone(path, contents, layout, overwrite, WriteOptions(durable, in_background), None)
+    if not meeting.is_first:
+        return _write_share(path, contents, layout, in_background, meeting)
+    _write_alone(path, contents, layout, overwrite, WriteOptions(durable, in_background), meeting)
+    return meeting.publish("end", b"")
+
+
+def _write_share(
+    path: Path, contents: TreeContents, layout: DirectoryLayout, in_background: bool, meeting: Meeting
+) -> None:
+    """Write the data files of this process, and wait until process 0 has completed the checkpoint."""
+    begin = msgspec.msgpack.decode(meeting.hear("begin", "to begin"), type=Begin)
+    directory = path.with_name(begin.hidden) if begin.hidden else path
+    assert layout.write_share is not None
+    with ExitStack() as locks:
+        options = WriteOptions(begin.durable, in_background)
+        writer = DataWriter(directory, begin.token, options, locks, [], [], meeting)
+        try:
+            layout.write_share(writer, contents)
+            meeting.hear("end", "to complete the checkpoint")
+        except BaseException as error:
+            for leftover in reversed(writer.names):
+                with suppress(OSError):
+                    filesystem.remove_file(directory / leftover)
+            if begin.hidden:
+                with suppress(OSError):
+                    filesystem.remove_directory(directory)
+            if isinstance(error, FileNotFoundError) and not writer.descriptors:
+                raise CheckpointIOError(
+                    f"{directory}: expected the directory that process 0 has made, found none; the processes need a "
+                    "file system that all of them share",
+                    error.errno,
+                ) from error
+            raise
+
+
+def _write_alone(
+    path: Path,
+    contents: TreeContents,
+    layout: DirectoryLayout,
+    overwrite: bool,
+    options: WriteOptions,
+    meeting: Meeting | None,
+) -> None:
     if not filesystem.exists(path):
         try:
-            return _create(path, contents, layout, WriteOptions(durable, in_background))
+            return _create(path, contents, layout, options, meeting)
         except CheckpointExistsError:  # another process created it first
-            if not overwrite:
+            if not overwrite or meeting is not None:
                 raise
     if not overwrite:
         raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
     _refuse_foreign(path, layout)
-    return _replace(path, contents, layout, WriteOptions(durable=True, in_background=in_background))
+    return _replace(path, contents, layout, options._replace(durable=True), meeting)
 
 
 def _refuse_foreign(path: Path, layout: DirectoryLayout) -> None:
@@ -104,12 +160,15 @@ def _refuse_foreign(path: Path, layout: DirectoryLayout) -> None:
         )
 
 
-def _create(path: Path, contents: TreeContents, layout: DirectoryLayout, options: WriteOptions) -> None:
+def _create(
+    path: Path, contents: TreeContents, layout: DirectoryLayout, options: WriteOptions, meeting: Meeting | None
+) -> None:
     with new_hidden_path(path) as (temporary, made), ExitStack() as locks:
         # The lock protects the directory from the removal of leftovers until it has its final name.
         make_locked_directory(temporary, locks)
         remove_leftovers(path.parent)
-        write_files(DataWriter(temporary, "", options, locks, [], []), layout, layout.index_name, contents)
+        writer = DataWriter(temporary, "", options, locks, [], [], meeting)
+        write_files(writer, layout, layout.index_name, contents)
         try:
             filesystem.rename(temporary, path)
         except OSError as error:
@@ -120,7 +179,9 @@ def _create(path: Path, contents: TreeContents, layout: DirectoryLayout, options
         sync_parents(path, made)
 
 
-def _replace(path: Path, contents: TreeContents, layout: DirectoryLayout, options: WriteOptions) -> None:
+def _replace(
+    path: Path, contents: TreeContents, layout: DirectoryLayout, options: WriteOptions, meeting: Meeting | None
+) -> None:
     # A single rename replaces the old index. The new data file has a new name, so readers of the old index never read
     # new data. Every step is synced before the next, also without `durable`: a power failure could otherwise cost both
     # checkpoints.
@@ -129,7 +190,7 @@ def _replace(path: Path, contents: TreeContents, layout: DirectoryLayout, option
     token = secrets.token_hex(8)
     index_name = f".index-{token}.tmp"
     with ExitStack() as locks:
-        writer = DataWriter(path, token, options, locks, [], [])
+        writer = DataWriter(path, token, options, locks, [], [], meeting)
         renaming = False
         try:
             write_files(writer, layout, index_name, contents)
@@ -188,6 +249,10 @@ def _is_known_to_exist(path: Path) -> bool:
 
 def write_files(writer: DataWriter, layout: DirectoryLayout, index_name: str, contents: TreeContents) -> None:
     """Write the data files and the index."""
+    if writer.meeting is not None:
+        hidden = "" if writer.token else writer.directory.name
+        begin = Begin(hidden, writer.token, writer.options.durable)
+        writer.meeting.publish("begin", msgspec.msgpack.encode(begin))
     index = layout.write_data(writer, contents)
     writer.write(index_name, lambda descriptor: write_fully(descriptor, [index], 0))
     if writer.options.durable:

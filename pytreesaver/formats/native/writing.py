@@ -2,20 +2,46 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from pytreesaver.formats.indexed.data import WriteOptions, write_data
+from pytreesaver._io.processes.meeting import Meeting
+from pytreesaver.formats.indexed.data import ChunkTable, WriteOptions, stored_chunks, write_data
 from pytreesaver.formats.indexed.directory import DataWriter, DirectoryLayout, write_directory, write_files
 from pytreesaver.formats.indexed.index import FORMAT_NAME, Index, encode_index, header_checksum
+from pytreesaver.formats.indexed.parts import FileLimits, WrittenFile, joined_index, plan_files
+from pytreesaver.formats.indexed.together import collect_parts, send_part
 from pytreesaver.formats.native.files import INDEX_NAME, REPLACEABLE_FILES, read_index, recognizes
 from pytreesaver.formats.protocol import TreeContents
 
-_DATA_NAME = "data-00000-of-00001"
 
+def write(
+    path: Path,
+    contents: TreeContents,
+    *,
+    overwrite: bool,
+    durable: bool,
+    in_background: bool = False,
+    shard_nbytes: int | None = None,
+    sharded: bool = False,
+    meeting: Meeting | None = None,
+) -> None:
+    """Write a checkpoint directory. See `pytreesaver.formats.Format.write`.
 
-def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool, in_background: bool = False) -> None:
-    """Write a checkpoint directory. See `pytreesaver.formats.Format.write`."""
-    write_directory(path, contents, LAYOUT, overwrite=overwrite, durable=durable, in_background=in_background)
+    Args:
+        path: as there.
+        contents: as there.
+        overwrite: as there.
+        durable: as there.
+        in_background: as there.
+        shard_nbytes: the maximum size of the arrays in a data file; a larger one has a file of its own.
+        sharded: write a data file for each device.
+        meeting: the other processes that write the checkpoint; None if there are none.
+    """
+    layout = layout_for(FileLimits(shard_nbytes, sharded))
+    write_directory(
+        path, contents, layout, overwrite=overwrite, durable=durable, in_background=in_background, meeting=meeting
+    )
 
 
 def write_into(directory: Path, contents: TreeContents) -> None:
@@ -25,14 +51,51 @@ def write_into(directory: Path, contents: TreeContents) -> None:
         write_files(writer, LAYOUT, INDEX_NAME, contents)
 
 
-def _write_data(writer: DataWriter, contents: TreeContents) -> bytes:
-    name = f"{_DATA_NAME}-{writer.token}.safetensors" if writer.token else f"{_DATA_NAME}.safetensors"
-    written: list[Index] = []
-    writer.write(
-        name,
-        lambda descriptor: written.append(write_data(descriptor, name, contents, writer.options, _header_metadata)),
-    )
-    return encode_index(written[0])
+def _write_data(limits: FileLimits, writer: DataWriter, contents: TreeContents) -> bytes:
+    table = ChunkTable.of(contents)
+    if writer.meeting is None and limits == FileLimits():
+        name = _file_name(writer, 0, 1)
+        written: list[Index] = []
+        writer.write(
+            name,
+            lambda descriptor: written.append(write_data(descriptor, name, table, writer.options, _header_metadata)),
+        )
+        return encode_index(written[0])
+    files = _write_files(limits, writer, contents, table)
+    if writer.meeting is not None:
+        files = collect_parts(writer.meeting, contents, files)
+    return encode_index(joined_index(table.unplaced, stored_chunks(table.unplaced), files))
+
+
+def _write_share(limits: FileLimits, writer: DataWriter, contents: TreeContents) -> None:
+    assert writer.meeting is not None
+    send_part(writer.meeting, contents, _write_files(limits, writer, contents, ChunkTable.of(contents)))
+
+
+def _write_files(
+    limits: FileLimits, writer: DataWriter, contents: TreeContents, table: ChunkTable
+) -> list[WrittenFile]:
+    """Write the data files of this process."""
+    shared = contents.shared
+    stored = sorted(set(stored_chunks(table.unplaced)))
+    devices = [device for cells in contents.cells for device in cells.devices or [0] * len(cells.arrays)]
+    plans = plan_files(stored, table.sizes, None if shared is None else shared.writers, devices, limits)
+    files: list[WrittenFile] = []
+    for number, plan in enumerate(plans):
+        if plan.writer != (0 if shared is None else shared.rank):
+            continue
+        name = _file_name(writer, number, len(plans))
+
+        def write(descriptor: int, name: str = name, chunks: list[int] = plan.chunks) -> None:
+            index = write_data(descriptor, name, table, writer.options, _header_metadata, chunks=chunks)
+            files.append(WrittenFile(index.files[0], chunks, list(index.chunk_offsets), index.checksums))
+
+        writer.write(name, write)
+    return files
+
+
+def _file_name(writer: DataWriter, number: int, count: int) -> str:
+    return f"data-{number:05}-of-{count:05}{'-' * bool(writer.token)}{writer.token}.safetensors"
 
 
 def _header_metadata(index: Index) -> Mapping[str, str]:
@@ -44,4 +107,10 @@ def _listed_files(path: Path) -> list[str]:
     return [file.name for file in read_index(path).files]
 
 
-LAYOUT = DirectoryLayout(INDEX_NAME, REPLACEABLE_FILES, recognizes, _listed_files, _write_data)
+def layout_for(limits: FileLimits) -> DirectoryLayout:
+    """Return the files of the format, with the tree spread over data files like this."""
+    write, share = partial(_write_data, limits), partial(_write_share, limits)
+    return DirectoryLayout(INDEX_NAME, REPLACEABLE_FILES, recognizes, _listed_files, write, share)
+
+
+LAYOUT = layout_for(FileLimits())

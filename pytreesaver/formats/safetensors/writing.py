@@ -11,7 +11,7 @@ from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import block_count
 from pytreesaver._tree.kinds import Cells, grid_cells
-from pytreesaver.formats.indexed.data import ALIGNMENT, WriteOptions, new_index, write_data
+from pytreesaver.formats.indexed.data import ALIGNMENT, ChunkTable, WriteOptions, new_index, write_data
 from pytreesaver.formats.indexed.directory import DataWriter, DirectoryLayout, write_directory
 from pytreesaver.formats.indexed.index import Index, chunk_nbytes, decode_index, header_checksum
 from pytreesaver.formats.protocol import TreeContents
@@ -62,7 +62,7 @@ def write(
     def write_contents(descriptor: int, synced: bool) -> None:
         options = WriteOptions(synced, in_background)
         embedded: Any = {"alignment": alignment, "share": False, "with_float8": True, "seal": sealed}
-        write_data(descriptor, "", contents, options, metadata_with_index, **embedded)
+        write_data(descriptor, "", ChunkTable.of(contents), options, metadata_with_index, **embedded)
 
     write_single_file(
         path,
@@ -85,7 +85,15 @@ def _shard_writer(shard_nbytes: int) -> Any:
             writer.write(
                 name,
                 lambda descriptor, name=name, part=part: parts.append(  # type: ignore[misc]
-                    write_data(descriptor, name, part, writer.options, _plain_metadata, share=False, with_float8=True)
+                    write_data(
+                        descriptor,
+                        name,
+                        ChunkTable.of(part),
+                        writer.options,
+                        _plain_metadata,
+                        share=False,
+                        with_float8=True,
+                    )
                 ),
             )
         return _index_text(_joined_index(contents, shards, parts))

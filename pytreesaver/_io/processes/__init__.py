@@ -1,0 +1,1 @@
+"""How the processes of a JAX program meet: by messages through the coordinator of `jax.distributed`."""
