@@ -165,6 +165,7 @@ class ManagedSaves:
         decision = msgspec.msgpack.decode(meeting.hear("decision", "to decide whether a save is due"), type=_Decision)
         self.preemption.arrive_here_too(decision.signal)
         if not decision.is_due:
+            self.preemption.is_undecided = self.preemption.requested
             return None
         self._raise_or_log_last_failure(wait=True)
         waited_secs = time.monotonic() - started

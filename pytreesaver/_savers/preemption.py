@@ -73,6 +73,8 @@ class Preemption:
         requested: whether one of the signals has arrived.
         finished: whether the last save after it is over.
         used: whether there was a save before.
+        is_undecided: whether process 0 of the program has not heard of the signal yet, so that the next save is the
+            last one.
 
     Raises:
         ValueError: if this is not the main thread. Only the main thread can handle signals.
@@ -82,6 +84,7 @@ class Preemption:
         self.requested = False
         self.finished = False
         self.used = False
+        self.is_undecided = False
         self.finish = finish
         self.signals = signals
         self.saves = 0
@@ -128,6 +131,10 @@ class Preemption:
         asked for another.
         """
         if not self.requested:
+            return
+        if self.is_undecided and not closing:
+            self.is_undecided = False
+            _handler.start_timer()
             return
         others = [each for each in _handler.live if each is not self and each.requested and each.used]
         if all(each.finished for each in others) or (self.finished and not closing):

@@ -1,5 +1,4 @@
 import pytest
-
 from processes.team import Team
 
 

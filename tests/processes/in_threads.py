@@ -81,9 +81,13 @@ class Ranks:
         futures = [each.submit(outcome, rank + 1) for rank, each in enumerate(self._others)]
         return [outcome(0), *(future.result() for future in futures)]
 
+    def rank(self):
+        """Return the rank that this thread acts as, or None."""
+        return getattr(self._local, "rank", None)
+
     def is_nested(self):
         """Return whether this thread acts as one of the processes already."""
-        return getattr(self._local, "rank", None) is not None
+        return self.rank() is not None
 
     def run_both(self, here, there):
         return self.run([here, there])

@@ -1,5 +1,6 @@
 """One process of a `Team`: calls the functions that the test names, in its order."""
 
+import functools
 import importlib.util
 import os
 import pickle
@@ -7,12 +8,12 @@ import sys
 import warnings
 
 
-def load(file, modules={}):
-    if file not in modules:
-        spec = importlib.util.spec_from_file_location(f"member_{len(modules)}", file)
-        modules[file] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(modules[file])
-    return modules[file]
+@functools.cache
+def load(file):
+    spec = importlib.util.spec_from_file_location("of_the_test", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def main():

@@ -1,4 +1,4 @@
-"""The tests of the Saver, of several managers and of random runs again, in which every call is made by two processes."""
+"""The tests of the Saver and of several managers again, in which every call is made by two processes."""
 
 import pytest
 from processes.in_threads import Ranks

@@ -62,6 +62,7 @@ class Meeting:
         rank: the number of this process.
         count: the number of processes.
         is_first: whether this is process 0, which decides.
+        has_failed_first: whether process 0 has said that it failed.
     """
 
     def __init__(self, processes: Processes, what: str, subject: str, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -73,6 +74,7 @@ class Meeting:
         self._subject = f"{ROOT}/{digest}"
         self._directory = f"{self._subject}/{next_number(self._coordinator, subject)}"
         self._is_announced = False
+        self.has_failed_first = False
         self._has_failed = False
 
     def publish(self, key: str, value: bytes) -> None:
@@ -176,8 +178,9 @@ class Meeting:
         own = f"{self._directory}/failed/{self.rank}"
         for name in sorted(failures):
             if name != own:
-                self._has_failed = True
-                raise msgspec.msgpack.decode(failures[name], type=_Failure).as_error()
+                failure = msgspec.msgpack.decode(failures[name], type=_Failure)
+                self._has_failed, self.has_failed_first = True, failure.rank == 0
+                raise failure.as_error()
 
     def _parts_missing(self) -> list[int]:
         with suppress(CheckpointError):

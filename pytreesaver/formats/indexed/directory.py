@@ -5,6 +5,7 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,8 @@ from pytreesaver.formats.indexed.together import Begin
 from pytreesaver.formats.protocol import TreeContents
 
 
-class DataWriter(NamedTuple):
+@dataclass
+class DataWriter:
     """The files that are being written in a directory.
 
     Attributes:
@@ -37,6 +39,7 @@ class DataWriter(NamedTuple):
         names: the files so far.
         descriptors: the descriptors of their locks.
         meeting: the other processes that write into the directory; None if there are none.
+        are_told: whether process 0 has been told of the files of another process.
     """
 
     directory: Path
@@ -46,6 +49,7 @@ class DataWriter(NamedTuple):
     names: list[str]
     descriptors: list[int]
     meeting: Meeting | None = None
+    are_told: bool = False
 
     def write(self, name: str, write: Callable[[int], object]) -> None:
         """Create a file, and let `write` write to its descriptor."""
@@ -55,6 +59,13 @@ class DataWriter(NamedTuple):
             write(descriptor)
             if self.options.durable:
                 filesystem.sync_file(descriptor)
+
+
+def remove_written(writer: DataWriter) -> None:
+    """Delete the files that were written, after an error."""
+    for name in reversed(writer.names):
+        with suppress(OSError):
+            filesystem.remove_file(writer.directory / name)
 
 
 class DirectoryLayout(NamedTuple):
@@ -113,12 +124,12 @@ def _write_share(
             layout.write_share(writer, contents)
             meeting.hear("end", "to complete the checkpoint")
         except BaseException as error:
-            for leftover in reversed(writer.names):
-                with suppress(OSError):
-                    filesystem.remove_file(directory / leftover)
-            if begin.hidden:
-                with suppress(OSError):
-                    filesystem.remove_directory(directory)
+            # Process 0 may still complete a checkpoint with the files of which it has been told.
+            if not writer.are_told or meeting.has_failed_first:
+                remove_written(writer)
+                if begin.hidden:
+                    with suppress(OSError):
+                        filesystem.remove_directory(directory)
             if isinstance(error, FileNotFoundError) and not writer.descriptors:
                 raise CheckpointIOError(
                     f"{directory}: expected the directory that process 0 has made, found none; the processes need a "
@@ -169,6 +180,8 @@ def _create(
         remove_leftovers(path.parent)
         writer = DataWriter(temporary, "", options, locks, [], [], meeting)
         write_files(writer, layout, layout.index_name, contents)
+        if meeting is not None:
+            meeting.raise_failure()
         try:
             filesystem.rename(temporary, path)
         except OSError as error:
@@ -196,14 +209,14 @@ def _replace(
             write_files(writer, layout, index_name, contents)
             if not all(map(filesystem.is_linked, writer.descriptors)):
                 raise OSError(errno.ENOENT, "Another process removed the new files during the save", str(path))
+            if meeting is not None:
+                meeting.raise_failure()
             renaming = True
             filesystem.rename(path / index_name, path / layout.index_name)
         except BaseException:
             # After an interrupt, the new index may be in place already: its data must stay.
             if not renaming or _is_known_to_exist(path / index_name):
-                for leftover in reversed(writer.names):
-                    with suppress(OSError):
-                        filesystem.remove_file(path / leftover)
+                remove_written(writer)
             raise
     filesystem.sync_directory(path)
     sync_parents(path)

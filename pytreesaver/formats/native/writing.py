@@ -1,14 +1,16 @@
 """Write or overwrite a native checkpoint atomically."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from pytreesaver._errors import CheckpointIOError
+from pytreesaver._io import filesystem
 from pytreesaver._io.processes.meeting import Meeting
 from pytreesaver.formats.indexed.data import ChunkTable, WriteOptions, stored_chunks, write_data
 from pytreesaver.formats.indexed.directory import DataWriter, DirectoryLayout, write_directory, write_files
-from pytreesaver.formats.indexed.index import FORMAT_NAME, Index, encode_index, header_checksum
+from pytreesaver.formats.indexed.index import FORMAT_NAME, DataFile, Index, encode_index, header_checksum
 from pytreesaver.formats.indexed.parts import FileLimits, WrittenFile, joined_index, plan_files
 from pytreesaver.formats.indexed.together import collect_parts, send_part
 from pytreesaver.formats.native.files import INDEX_NAME, REPLACEABLE_FILES, read_index, recognizes
@@ -63,13 +65,29 @@ def _write_data(limits: FileLimits, writer: DataWriter, contents: TreeContents) 
         return encode_index(written[0])
     files = _write_files(limits, writer, contents, table)
     if writer.meeting is not None:
-        files = collect_parts(writer.meeting, contents, files)
+        own, files = files, collect_parts(writer.meeting, contents, files)
+        _check_others(writer, [each.file for each in files if each not in own])
     return encode_index(joined_index(table.unplaced, stored_chunks(table.unplaced), files))
 
 
 def _write_share(limits: FileLimits, writer: DataWriter, contents: TreeContents) -> None:
     assert writer.meeting is not None
-    send_part(writer.meeting, contents, _write_files(limits, writer, contents, ChunkTable.of(contents)))
+    files = _write_files(limits, writer, contents, ChunkTable.of(contents))
+    writer.are_told = True
+    send_part(writer.meeting, contents, files)
+
+
+def _check_others(writer: DataWriter, files: Sequence[DataFile]) -> None:
+    """Check that the data files of other processes are there, before an index lists them."""
+    for file in files:
+        writer.names.append(file.name)
+        status = filesystem.status(writer.directory / file.name)
+        if status is None or status.st_size != file.nbytes:
+            found = "none" if status is None else f"{status.st_size} bytes"
+            raise CheckpointIOError(
+                f"{writer.directory / file.name}: expected {file.nbytes} bytes that another process has written, found "
+                f"{found}; the processes need a file system that all of them share"
+            )
 
 
 def _write_files(
