@@ -140,12 +140,15 @@ def measure(rank: int, count: int, address: str, directory: Path, rounds: int, s
                 timed(lambda: sync_orbax.save(theirs, args=ocp.args.StandardSave(tree))),
             ]
         } | blocked_and_total(tree)
-        for what, like in [("restore", abstract(tree)), ("restore with another sharding", abstract(others))]:
-            times[what] = [
-                timed(lambda like=like: pts.restore(ours, like)),  # type: ignore[misc]
-                timed(lambda like=like: sync_orbax.restore(theirs, args=ocp.args.StandardRestore(like))),  # type: ignore[misc]
-            ]
+        times["restore"] = both_restored(ours, theirs, abstract(tree))
+        times["restore with another sharding"] = both_restored(ours, theirs, abstract(others))
         return times
+
+    def both_restored(ours: Path, theirs: Path, like: Any) -> list[float]:
+        return [
+            timed(lambda: pts.restore(ours, like)),
+            timed(lambda: sync_orbax.restore(theirs, args=ocp.args.StandardRestore(like))),
+        ]
 
     for name, tree, others in [("large", large, other), ("small", small, small)]:
         rows: dict[str, list[list[float]]] = {}

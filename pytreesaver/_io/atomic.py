@@ -13,6 +13,7 @@ from pathlib import Path
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.several_files import undo_moves
+from pytreesaver._io.stores.dispatch import is_in_store
 
 _TEMPORARY = re.compile(r"\.pytreesaver-[0-9a-f]{16}\.tmp")
 
@@ -24,7 +25,7 @@ def temporary_sibling(path: Path) -> Path:
 
 def make_directories(directory: Path, created: list[Path]) -> None:
     """Create a directory and its parents. Append each created directory to `created`."""
-    if filesystem.status(directory) is not None:
+    if is_in_store(directory) or filesystem.status(directory) is not None:
         return
     make_directories(directory.parent, created)
     with suppress(FileExistsError):  # another process may create it concurrently
@@ -66,6 +67,8 @@ def sync_parents(path: Path, created: Sequence[Path] = ()) -> None:
 
     The parent directory is made durable too, once, since the program that saves may have just created it.
     """
+    if is_in_store(path):
+        return
     parent = path.absolute().parent
     above = [directory.absolute().parent for directory in reversed(created)]
     with suppress(PermissionError):  # this program cannot have created a directory that it may not read
@@ -150,6 +153,8 @@ def write_pin(marker: Path) -> None:
 
 def remove_leftovers(directory: Path) -> None:
     """Delete leftovers of interrupted saves in a directory, but nothing that a running process holds a lock on."""
+    if is_in_store(directory):
+        return
     entries: list[str] = []
     with suppress(OSError):  # a directory may be writable but not readable
         entries = filesystem.list_directory(directory)
@@ -201,6 +206,11 @@ def replace_file(path: Path, content: bytes) -> None:
         OSError: if the file could not be written. The old file is then unchanged, unless only the final directory sync
             failed: then the new file exists but may not survive a power failure.
     """
+    if is_in_store(path):  # where an object appears whole
+        descriptor = filesystem.open_new(path)
+        write_fully(descriptor, [content], 0)
+        filesystem.close(descriptor)
+        return
     hidden = temporary_sibling(path)
     with ExitStack() as locks:
         try:

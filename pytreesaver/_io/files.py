@@ -11,6 +11,7 @@ import numpy as np
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import checksum
+from pytreesaver._io.stores.dispatch import is_in_store
 
 
 class DirectFile:
@@ -93,12 +94,15 @@ class DirectReader:
     def read(self, buffer: np.ndarray, offset: int) -> bool:
         """Fill `buffer` from `offset` and return True, or return False if a buffered read is needed.
 
-        A buffered read is needed if the bytes are cached, the buffer is not aligned like the file or holds no complete
-        page, or direct I/O is not supported.
+        An object of a store is always read. A buffered read is needed if the bytes are cached, the buffer is not
+        aligned like the file or holds no complete page, or direct I/O is not supported.
 
         Raises:
             EndOfFileError: if the file is too short.
         """
+        if is_in_store(self._descriptor):
+            read_fully(self._descriptor, buffer, offset)  # in a single request
+            return True
         alignment = filesystem.DIRECT_ALIGNMENT
         start = -offset % alignment
         nbytes = (buffer.nbytes - start) // alignment * alignment

@@ -18,17 +18,20 @@ from pathlib import Path
 import numpy as np
 
 from pytreesaver._io import linux, memory
+from pytreesaver._io.stores.dispatch import or_in_store
 
 Buffer = np.ndarray | bytes | memoryview
 MAX_BUFFERS = 1024  # IOV_MAX: buffers in one vectored write
 MAX_IO_NBYTES = 0x7FFFF000  # limit of a single read or write on Linux
 
 
+@or_in_store
 def open_new(path: Path) -> int:
     """Create a file that does not exist yet. Return a file descriptor for reading and writing."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
+@or_in_store
 def open_existing(path: Path) -> int:
     """Open a regular file for reading. Raise an OSError for anything else, without blocking on a pipe."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -41,6 +44,7 @@ def open_existing(path: Path) -> int:
     return descriptor
 
 
+@or_in_store
 def open_to_lock(path: Path) -> int:
     """Open a file or a directory in order to lock it."""
     try:
@@ -49,17 +53,20 @@ def open_to_lock(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
+@or_in_store
 def close(descriptor: int) -> None:
     """Close a file that was written. Some file systems report failed writes only here."""
     os.close(descriptor)
 
 
+@or_in_store
 def release(descriptor: int) -> None:
     """Close a file that was only read or locked, or whose contents no longer matter. Errors mean nothing then."""
     with suppress(OSError):
         os.close(descriptor)
 
 
+@or_in_store
 def reserve(descriptor: int, nbytes: int) -> None:
     """Allocate disk space for `nbytes`, so that a full disk is detected before anything is written.
 
@@ -73,10 +80,10 @@ def reserve(descriptor: int, nbytes: int) -> None:
                 raise
 
 
-_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
-"""The errors with which file systems refuse a call that they do not support."""
+_NOT_SUPPORTED = linux.NOT_SUPPORTED
 
 
+@or_in_store
 def write(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
     """Write up to `MAX_BUFFERS` buffers contiguously at `offset`. Return the number of bytes written."""
     try:
@@ -95,6 +102,7 @@ def _explain(error: OSError, explanation: str) -> None:
     error.strerror = f"{error.strerror}; {explanation}"
 
 
+@or_in_store
 def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
     """Start writing a part of a file to the disk without waiting, so that a later sync has less to do.
 
@@ -108,16 +116,19 @@ _SYNC_FILE_RANGE_WRITE = 2
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
 
 
+@or_in_store
 def read_into(descriptor: int, buffer: np.ndarray, offset: int) -> int:
     """Read into `buffer` from `offset`. Return the number of bytes read, 0 at the end of the file."""
     return os.preadv(descriptor, [buffer], offset)  # type: ignore[list-item]
 
 
+@or_in_store
 def file_size(descriptor: int) -> int:
     """Return the size of an open file in bytes."""
     return os.fstat(descriptor).st_size
 
 
+@or_in_store
 def sync_file(descriptor: int) -> None:
     """Flush the contents and the size of a file to the disk, so that they survive a power failure."""
     try:
@@ -131,6 +142,7 @@ def sync_file(descriptor: int) -> None:
         raise
 
 
+@or_in_store
 def sync_directory(path: Path) -> None:
     """Flush the entries of a directory to the disk, so that its names survive a power failure.
 
@@ -146,6 +158,7 @@ def sync_directory(path: Path) -> None:
         release(descriptor)
 
 
+@or_in_store
 def try_lock(descriptor: int) -> bool:
     """Lock an open file until it is closed. Return False if the lock is not available."""
     try:
@@ -155,17 +168,20 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+@or_in_store
 def lock(descriptor: int) -> None:
     """Wait for the lock of an open file. Do nothing if the file system does not support locks."""
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
+@or_in_store
 def open_or_create(path: Path) -> int:
     """Open a file for reading and writing, creating it if it does not exist."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
+@or_in_store
 def try_lock_if_supported(descriptor: int) -> bool:
     """Like `try_lock`, but return True if the file system does not support locks."""
     try:
@@ -186,6 +202,7 @@ def is_absence(error: OSError) -> bool:
     return error.errno in _ABSENT
 
 
+@or_in_store
 def status(path: Path, *, follow_links: bool = True) -> os.stat_result | None:
     """Return the status of a path, or None if it does not exist. Raise an OSError if the system could not look."""
     try:
@@ -230,6 +247,7 @@ def is_link(path: Path) -> bool:
     return found is not None and stat.S_ISLNK(found.st_mode)
 
 
+@or_in_store
 def resolved(path: Path) -> Path:
     """Return the absolute path without links. Raise an OSError if the system could not look.
 
@@ -246,24 +264,28 @@ def resolved(path: Path) -> Path:
         existing = existing.parent
 
 
+@or_in_store
 def identity(path: Path) -> tuple[int, int]:
     """Return the device and inode numbers, which identify a file or a directory independently of its name."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
 
+@or_in_store
 def version(descriptor: int) -> tuple[int, int, int, int]:
     """Return what tells an open file from one that replaced it or that was modified: device, inode, size and time."""
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+@or_in_store
 def fingerprint(path: Path) -> tuple[tuple[str, int, int, int], ...]:
     """Return (name, inode, size, mtime in ns) of a file or of each file in a directory, to detect changes."""
     paths = [path / entry for entry in list_directory(path)] if is_directory(path) else [path]
     return tuple((p.name, s.st_ino, s.st_size, s.st_mtime_ns) for p in paths for s in [os.stat(p)])
 
 
+@or_in_store
 def file_sizes(path: Path) -> dict[str, int]:
     """Return the size in bytes of every file in a directory and below, by its path in it.
 
@@ -281,31 +303,37 @@ def file_sizes(path: Path) -> dict[str, int]:
     return sizes
 
 
+@or_in_store
 def modified_ns(path: Path) -> int:
     """Return the modification time of a file in nanoseconds since the epoch."""
     return os.stat(path).st_mtime_ns
 
 
+@or_in_store
 def truncate(descriptor: int) -> None:
     """Truncate an open file to zero length."""
     os.ftruncate(descriptor, 0)
 
 
+@or_in_store
 def is_linked(descriptor: int) -> bool:
     """Return whether an open file or directory still has a name."""
     return os.fstat(descriptor).st_nlink > 0
 
 
+@or_in_store
 def make_directory(path: Path) -> None:
     """Create a directory that does not exist yet."""
     os.mkdir(path)
 
 
+@or_in_store
 def remove_directory(path: Path) -> None:
     """Delete an empty directory."""
     os.rmdir(path)
 
 
+@or_in_store
 def rename(source: Path, target: Path) -> None:
     """Rename a file or a directory atomically, replacing an existing file or empty directory at `target`.
 
@@ -331,6 +359,7 @@ def _has_moved(source: Path, target: Path, identity: tuple[int, int]) -> bool:
         return False
 
 
+@or_in_store
 def link(source: Path, target: Path) -> None:
     """Give a file a second name atomically.
 
@@ -341,58 +370,23 @@ def link(source: Path, target: Path) -> None:
     os.link(source, target)
 
 
-def rename_to_new(source: Path, target: Path) -> bool:
-    """Rename a file or a directory atomically, unless there is something at `target`.
-
-    Return False, and do nothing, if the system or the file system cannot do that.
-
-    Raises:
-        FileExistsError: if `target` exists.
-    """
-    if _renameat2 is None:
-        return False
-    if not _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
-        return True
-    number = ctypes.get_errno()
-    if number == errno.EEXIST:
-        raise FileExistsError(number, os.strerror(number), str(target))
-    if number in (*_NOT_SUPPORTED, errno.EPERM):
-        return False
-    raise OSError(number, os.strerror(number), str(target))
-
-
-def exchange(source: Path, target: Path) -> None:
-    """Exchange the names of two files or directories atomically.
-
-    Raises:
-        OSError: if the system or the file system cannot.
-    """
-    if _renameat2 is None:
-        raise OSError(errno.ENOSYS, "The system cannot exchange two directories atomically", str(target))
-    if _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE):
-        number = ctypes.get_errno()
-        raise OSError(number, f"{os.strerror(number)}; remove the old checkpoint first, or save elsewhere", str(target))
-
-
-_AT_FDCWD = -100
-_RENAME_NOREPLACE = 1
-_RENAME_EXCHANGE = 2
-_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-
-
+@or_in_store
 def remove_file(path: Path) -> None:
     """Delete a file."""
     os.unlink(path)
 
 
+@or_in_store
 def list_directory(path: Path) -> list[str]:
     """Return the sorted names in a directory."""
     return sorted(os.listdir(path))
 
 
 new_memory = memory.new_memory
-map_file = memory.map_file
-is_cached = linux.is_cached
+map_file = or_in_store(memory.map_file)
+is_cached = or_in_store(linux.is_cached)
 open_direct = linux.open_direct
 DIRECT_ALIGNMENT = linux.DIRECT_ALIGNMENT
-generation = linux.generation
+generation = or_in_store(linux.generation)
+rename_to_new = or_in_store(linux.rename_to_new)
+exchange = or_in_store(linux.exchange)

@@ -1,5 +1,7 @@
-"""What only Linux has: direct I/O, whether a file is in the page cache, and the generation of a directory."""
+"""What only Linux has: direct I/O, atomic exchanges, whether a file is cached, and the generation of a directory."""
 
+import ctypes
+import errno
 import fcntl
 import os
 import sys
@@ -53,3 +55,46 @@ def generation(directory: Path) -> int | None:
 
 
 _FS_IOC_GETVERSION = 0x80087601
+
+
+def rename_to_new(source: Path, target: Path) -> bool:
+    """Rename a file or a directory atomically, unless there is something at `target`.
+
+    Return False, and do nothing, if the system or the file system cannot do that.
+
+    Raises:
+        FileExistsError: if `target` exists.
+    """
+    if _renameat2 is None:
+        return False
+    if not _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        return True
+    number = ctypes.get_errno()
+    if number == errno.EEXIST:
+        raise FileExistsError(number, os.strerror(number), str(target))
+    if number in (*NOT_SUPPORTED, errno.EPERM):
+        return False
+    raise OSError(number, os.strerror(number), str(target))
+
+
+def exchange(source: Path, target: Path) -> None:
+    """Exchange the names of two files or directories atomically.
+
+    Raises:
+        OSError: if the system or the file system cannot.
+    """
+    if _renameat2 is None:
+        raise OSError(errno.ENOSYS, "The system cannot exchange two directories atomically", str(target))
+    if _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{os.strerror(number)}; remove the old checkpoint first, or save elsewhere", str(target))
+
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+
+
+NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
+"""The errors with which file systems refuse a call that they do not support."""

@@ -83,15 +83,24 @@ SLICE_NBYTES = 8 << 20
 _MIN_PARALLEL_NBYTES = 4 << 20  # below this, threads cost more than they save
 
 
-def run_all(tasks: Sequence[Callable[[], None]], nbytes: int, *, in_background: bool = False) -> None:
+_REQUESTS = 8  # to an object store at a time: they wait most of the time
+
+
+def run_all(
+    tasks: Sequence[Callable[[], None]], nbytes: int, *, in_background: bool = False, in_store: bool = False
+) -> None:
     """Run all tasks in parallel. If a task fails, cancel pending tasks, wait for running ones and raise its error.
 
     At most four threads are used. With `in_background`, at most one thread for every eight CPU cores is used, and with
-    fewer than 16 cores only the current thread.
+    fewer than 16 cores only the current thread. With `in_store`, the tasks are requests to an object store.
     """
     cores = os.cpu_count() or 1
     workers = min(len(tasks), 4, cores // 8 if in_background else cores + 1)
-    if workers < 2 or nbytes < _MIN_PARALLEL_NBYTES:
+    if in_store:
+        workers = min(len(tasks), _REQUESTS)
+    elif nbytes < _MIN_PARALLEL_NBYTES:
+        workers = 1
+    if workers < 2:
         for task in tasks:
             task()
         return

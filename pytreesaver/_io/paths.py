@@ -15,32 +15,52 @@ from pytreesaver._errors import (
 )
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError
+from pytreesaver._io.stores.paths import store_path
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
 
 
 def local_path(path: PathLike) -> Path:
-    """Return a local path with ``~`` expanded.
+    """Return a path with ``~`` expanded, or that of a URL of an object store.
 
     Raises:
         TypeError: if `path` is neither a str nor an `os.PathLike` of str.
-        ValueError: if `path` is empty or a URL, contains NUL, cannot be encoded, or names an unknown user.
+        ValueError: if `path` is empty, the URL of something else, contains NUL, cannot be encoded, or names an unknown
+            user.
     """
     given: object = path  # callers may ignore the annotation
-    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else _url_of(given)
     if not isinstance(text, str):
         raise TypeError(f"path: expected a str or a pathlib.Path, found {path!r}")
     if not text or "\0" in text or not _is_encodable(text):
         raise ValueError(f"path: expected a valid path, found {text!r}")
-    if "://" in text:
-        raise ValueError(f"path: expected a local path, found the URL {text!r}")
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    elif "://" in text:
+        return store_path(text)
     if not text.startswith("~"):
         return Path(text)
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ValueError(f"path: expected the home directory of an existing user, found {text!r}") from error
+
+
+def as_path(text: str) -> Path:
+    """Return the path with this text, as `str` has made it from one: a leading ``~`` is a name.
+
+    Example:
+        >>> as_path("s3://bucket/run"), as_path("~/run")
+        (StorePath('s3://bucket/run'), PosixPath('~/run'))
+    """
+    return store_path(text) if "://" in text else Path(text)
+
+
+def _url_of(given: object) -> str | None:
+    """Return the URL of a path object that has no path in the file system, such as a `upath.UPath`, or None."""
+    text = str(given)
+    return text if hasattr(given, "joinpath") and "://" in text else None
 
 
 def canonical(path: PathLike) -> Path:
@@ -50,7 +70,7 @@ def canonical(path: PathLike) -> Path:
         >>> canonical("/usr/../usr/./model")
         PosixPath('/usr/model')
     """
-    given = Path(path)
+    given = as_path(os.fspath(path))
     with wrap_os_errors("look at", given):
         absolute = given.absolute()
         return filesystem.resolved(absolute.parent) / absolute.name

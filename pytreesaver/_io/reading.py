@@ -10,6 +10,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES
 from pytreesaver._io.files import DirectReader, read_fully
 from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
+from pytreesaver._io.stores.dispatch import is_in_store
 
 ALIGNMENT = 64
 """On the CPU, JAX uses memory with this alignment in place and copies all other memory."""
@@ -62,7 +63,7 @@ def read_ranges(descriptor: int, ranges: ReadRanges) -> tuple[list[np.ndarray], 
     """
     with DirectReader(descriptor) as direct:
         reading = _Reading(descriptor, direct, ranges)
-        run_all(reading.tasks(), sum(ranges.nbytes))
+        run_all(reading.tasks(), sum(ranges.nbytes), in_store=is_in_store(descriptor))
     return reading.results, sorted(reading.damaged)
 
 

@@ -15,7 +15,7 @@ from pytreesaver._errors import (
     UnsupportedVersionError,
 )
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import PathLike, canonical, local_path, wrap_os_errors
+from pytreesaver._io.paths import PathLike, as_path, canonical, local_path, wrap_os_errors
 from pytreesaver._run.directory import delete_checkpoint
 from pytreesaver._run.history import HISTORY_NAME, append_history, deletions
 from pytreesaver._run.listing import ListedCheckpoint, listed_and_unreadable
@@ -212,7 +212,7 @@ def _write_without(directory: Path, name: str, state: CheckpointState, deleted: 
     """Write a state file without deleted checkpoints and those that do not exist. Remove it if none of its run does."""
 
     def remains(path: str) -> bool:
-        return canonical(path) not in deleted and places.may_exist(Path(path))
+        return canonical(path) not in deleted and places.may_exist(as_path(path))
 
     times = dict(zip(state.all_model_checkpoint_paths, state.all_model_checkpoint_timestamps, strict=False))
     tracked = [path for path in dict.fromkeys(state.all_model_checkpoint_paths) if remains(path)]

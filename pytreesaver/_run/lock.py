@@ -9,6 +9,7 @@ from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import make_durable_directory
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.paths import wrap_os_errors
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._run.directory import check_run_directory
 from pytreesaver._run.recorded import visible_entries
 from pytreesaver.formats.registry import format_at
@@ -126,21 +128,38 @@ class RunLock:
 
 
 def _open_lock_file(directory: Path) -> int:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = f"process {os.getpid()} on {socket.gethostname()}, since {now}"
+    if is_in_store(directory):
+        return _take_lease(directory, holder)
     descriptor = filesystem.open_or_create(directory / LOCK_NAME)
     try:
         if not filesystem.try_lock_if_supported(descriptor):
-            raise ConcurrentWriterError(
-                f"{directory}: expected no other process to save into it, found {_describe_holder(descriptor)}; "
-                "stop that process, or save into another directory"
-            )
+            raise _held_error(directory, _describe_holder(descriptor))
         with suppress(OSError):  # only messages need this line
-            now = datetime.now(UTC).isoformat(timespec="seconds")
             filesystem.truncate(descriptor)
-            write_fully(descriptor, [f"process {os.getpid()} on {socket.gethostname()}, since {now}\n".encode()], 0)
+            write_fully(descriptor, [f"{holder}\n".encode()], 0)
         return descriptor
     except BaseException:
         filesystem.release(descriptor)
         raise
+
+
+def _take_lease(directory: Path, holder: str) -> int:
+    from pytreesaver._io.stores.lease import HeldError, open_lease
+
+    path: Any = directory / LOCK_NAME
+    try:
+        return open_lease(path, holder)
+    except HeldError as error:
+        raise _held_error(directory, str(error)) from None
+
+
+def _held_error(directory: Path, holder: str) -> ConcurrentWriterError:
+    return ConcurrentWriterError(
+        f"{directory}: expected no other process to save into it, found {holder}; "
+        "stop that process, or save into another directory"
+    )
 
 
 def _describe_holder(descriptor: int) -> str:

@@ -20,7 +20,7 @@ from pytreesaver._errors import (
 )
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import write_pin
-from pytreesaver._io.paths import again_after_io_error, wrap_os_errors
+from pytreesaver._io.paths import again_after_io_error, as_path, wrap_os_errors
 from pytreesaver._run.directory import Deletions, is_pinned, list_and_delete, may_be_pinned
 from pytreesaver._run.history import CheckpointEvent
 from pytreesaver._run.policies.retention import Decision, SavedCheckpoint
@@ -220,8 +220,8 @@ class ManagedRun:
             )
             return self._state_by_records(state, name)
         mark = state.last_preserved_timestamp or 0.0
-        newest = Path(state.model_checkpoint_path)
-        listed = [Path(path) for path in state.all_model_checkpoint_paths]
+        newest = as_path(state.model_checkpoint_path)
+        listed = [as_path(path) for path in state.all_model_checkpoint_paths]
         times = state.all_model_checkpoint_timestamps
         entries = list(zip(listed, times, strict=True)) if times else []
         if now < mark:
@@ -251,7 +251,7 @@ class ManagedRun:
         A checkpoint that was saved after a listed one is listed too, unless its path is what was changed.
         """
         recorded = {path: record for path, record in recorded_checkpoints(self.directory, name) if self._is_ours(path)}
-        listed = {Path(path) for path in state.all_model_checkpoint_paths} & recorded.keys()
+        listed = {as_path(path) for path in state.all_model_checkpoint_paths} & recorded.keys()
         first = min((recorded[path].serial for path in listed), default=math.inf)
         listed |= {path for path, record in recorded.items() if record.serial > first}
         tracked = [(path, record.time or 0.0) for path, record in recorded.items() if path in listed]

@@ -15,7 +15,7 @@ from pytreesaver._errors import (
     UnsupportedVersionError,
 )
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import again_after_io_error, wrap_os_errors
+from pytreesaver._io.paths import again_after_io_error, as_path, wrap_os_errors
 from pytreesaver._run.record import Record, decode_record
 from pytreesaver._run.state_file import read_state_file
 from pytreesaver._run.state_text import STATE_FILE_NAME, paths_in_order
@@ -85,7 +85,7 @@ def managed_name(directory: Path, *, by_times: bool = True) -> str | None:
     if state is None:
         paths = [path for path, _ in recorded_checkpoints(directory, STATE_FILE_NAME)]
     else:
-        paths = [Path(path) for path in paths_in_order(state)]
+        paths = [as_path(path) for path in paths_in_order(state)]
     for path in reversed(paths):
         if path.parent == directory and places.may_exist(path):
             has_times = by_times and state is not None and bool(state.all_model_checkpoint_timestamps)

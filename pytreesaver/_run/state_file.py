@@ -16,7 +16,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_leftovers, replace_file
 from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.files import read_file, write_fully
-from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
+from pytreesaver._io.paths import PathLike, as_path, local_path, wrap_os_errors
 from pytreesaver._run.state_text import (
     CheckpointState,
     MalformedStateError,
@@ -241,8 +241,8 @@ def path_in_state(path: str, directory: Path) -> str:
         >>> path_in_state("model-1", Path("/runs"))
         'model-1'
     """
-    is_absolute = Path(path).is_absolute()
-    if is_absolute and not Path(path).is_relative_to(directory.absolute()):
+    is_absolute = as_path(path).is_absolute()
+    if is_absolute and not as_path(path).is_relative_to(directory.absolute()):
         return path
     return os.path.relpath(path, directory) if is_absolute or not directory.is_absolute() else path
 
@@ -278,7 +278,7 @@ def listed_checkpoints(directory: Path, name: str) -> list[Path]:
         return []
     if state is None:
         return []
-    return [Path(path) for path in paths_in_order(state)]
+    return [as_path(path) for path in paths_in_order(state)]
 
 
 def tracks_nothing(directory: Path, name: str) -> bool:

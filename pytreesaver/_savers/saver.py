@@ -16,7 +16,7 @@ from pytreesaver._checkpoint.background import SaveFuture, close_on_exit
 from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
 from pytreesaver._checkpoint.restoring.restore import restore_with
 from pytreesaver._checkpoint.snapshot import snapshot
-from pytreesaver._io.paths import PathLike, canonical, local_path
+from pytreesaver._io.paths import PathLike, as_path, canonical, local_path
 from pytreesaver._io.processes.meeting import (
     DEFAULT_TIMEOUT,
     WhichProcesses,
@@ -213,7 +213,7 @@ class Saver:
                 self._session.save(
                     contents if block else snapshot(contents, copy=copy),
                     location,
-                    Path(path),
+                    as_path(path),
                     list_saved=list_saved,
                     failed=self._state.reread_directories,
                     block=block,
@@ -262,7 +262,7 @@ class Saver:
     def _format_of(self, path: str, before_step: str) -> str:
         """Return the name of the format: as given, or by the ending of the path before the step."""
         given = self._settings.format or format_of_ending(before_step)
-        return format_to_write(Path(path), given).name
+        return format_to_write(as_path(path), given).name
 
     @property
     def _label(self) -> str:

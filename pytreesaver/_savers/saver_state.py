@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import PathLike, canonical, local_path, wrap_os_errors
+from pytreesaver._io.paths import PathLike, as_path, canonical, local_path, wrap_os_errors
 from pytreesaver._run.directory import Deletions, list_and_delete
 from pytreesaver._run.history import CheckpointEvent, SaveTimings
 from pytreesaver._run.policies.rules import saver_eviction, saver_interval
@@ -44,7 +44,7 @@ class SaverState:
         other = copy.copy(self)
         other._tracked = list(self._tracked)
         # The copy may be used in another working directory.
-        other._given_paths = {where: str(Path(path).absolute()) for where, path in self._given_paths.items()}
+        other._given_paths = {where: str(as_path(path).absolute()) for where, path in self._given_paths.items()}
         other._state_names = {}
         other._adopted, other._last = set(), {}
         return other
@@ -82,7 +82,7 @@ class SaverState:
         state_name = record.state_file or STATE_FILE_NAME
         result = saver_eviction(
             # Checkpoints that were deleted by others do not count.
-            [(where, time) for where, time in self._tracked if places.may_exist(Path(where))],
+            [(where, time) for where, time in self._tracked if places.may_exist(as_path(where))],
             (str(location), now),
             self.next_checkpoint_time,
             self._settings.max_to_keep or 0,
@@ -92,7 +92,7 @@ class SaverState:
         given_paths = {**self._given_paths, str(location): path}
         relative = self._settings.save_relative_paths or not os.path.isabs(path)  # noqa: PTH117
         times = dict(self._tracked)
-        to_delete = [Path(where) for where in result.deleted]
+        to_delete = [as_path(where) for where in result.deleted]
 
         def tracked_with(remaining: set[Path]) -> list[tuple[str, float]]:
             return [*((str(p), times[str(p)]) for p in to_delete if p in remaining), *result.tracked]

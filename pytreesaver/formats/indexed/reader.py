@@ -15,6 +15,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
 from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
 from pytreesaver._io.reading import RangeChecks, ReadRanges, read_ranges
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._tree.boxes import (
     Box,
     assign_piece,
@@ -259,7 +260,7 @@ class IndexedReader:
                     tasks.append(
                         partial(self._read_window, chunk, run, chunk_shape, dtype, parts, assign, checks, bad, local)
                     )
-        run_all(tasks, nbytes)
+        run_all(tasks, nbytes, in_store=is_in_store(self.path))
         return not bad
 
     def _read_window(

@@ -1,5 +1,6 @@
 """The native format: a directory of safetensors files and an index. docs/format.md is its specification."""
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 from pytreesaver._errors import CheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver.formats.indexed.directory import remove_unlisted
 from pytreesaver.formats.indexed.index import FORMAT_NAME, VERSION
 from pytreesaver.formats.indexed.reader import IndexedReader
+from pytreesaver.formats.indexed.remote import remove_abandoned, remove_from_store
 from pytreesaver.formats.native.files import (
     INDEX_NAME,
     OWN_FILES,
@@ -45,13 +48,19 @@ def unsupported(contents: TreeContents) -> Mapping[str, str]:
 def remove_unlisted_files(path: Path) -> None:
     """Delete leftovers of interrupted overwrites. See `pytreesaver.formats.Format.remove_unlisted_files`."""
     with suppress(OSError, CheckpointError):
+        if is_in_store(path):
+            remove_abandoned(path, LAYOUT, time.time())
         # A completed save leaves one data file: then the index need not be read.
-        if sum(REPLACEABLE_FILES.fullmatch(entry) is not None for entry in filesystem.list_directory(path)) > 1:
+        elif sum(REPLACEABLE_FILES.fullmatch(entry) is not None for entry in filesystem.list_directory(path)) > 1:
             remove_unlisted(path, [], LAYOUT)
 
 
 def remove(path: Path) -> None:
     """Delete a checkpoint. See `pytreesaver.formats.Format.remove`."""
+    if is_in_store(path):
+        names = filesystem.list_directory(path)
+        refuse_other_files(path, [each for each in names if not OWN_FILES.fullmatch(each)])
+        return remove_from_store(path, LAYOUT)
     if filesystem.is_link(path):
         return filesystem.remove_file(path)
     names = filesystem.list_directory(path)

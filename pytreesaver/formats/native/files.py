@@ -9,6 +9,7 @@ import numpy as np
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_file, read_fully
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.indexed.header import is_header
 from pytreesaver.formats.indexed.index import Index, decode_heading, decode_index, is_index
@@ -30,6 +31,8 @@ def recognizes(path: Path) -> bool:
     """
     if is_index(_head(path / INDEX_NAME)):
         return True
+    if is_in_store(path):  # there, data without an index is a save in progress, or an interrupted one
+        return False
     try:
         entries = filesystem.list_directory(path)
     except OSError as error:

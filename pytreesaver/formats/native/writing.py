@@ -8,10 +8,12 @@ from pathlib import Path
 from pytreesaver._errors import CheckpointIOError
 from pytreesaver._io import filesystem
 from pytreesaver._io.processes.meeting import Meeting
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver.formats.indexed.data import ChunkTable, WriteOptions, stored_chunks, write_data
 from pytreesaver.formats.indexed.directory import DataWriter, DirectoryLayout, write_directory, write_files
 from pytreesaver.formats.indexed.index import FORMAT_NAME, DataFile, Index, encode_index, header_checksum
 from pytreesaver.formats.indexed.parts import FileLimits, WrittenFile, joined_index, plan_files
+from pytreesaver.formats.indexed.remote import RemoteFormat, write_to_store
 from pytreesaver.formats.indexed.together import collect_parts, send_part
 from pytreesaver.formats.native.files import INDEX_NAME, REPLACEABLE_FILES, read_index, recognizes
 from pytreesaver.formats.protocol import TreeContents
@@ -40,8 +42,12 @@ def write(
         sharded: write a data file for each device.
         meeting: the other processes that write the checkpoint; None if there are none.
     """
-    layout = layout_for(FileLimits(shard_nbytes, sharded))
-    write_directory(
+    limits = FileLimits(shard_nbytes, sharded)
+    if is_in_store(path):
+        remote = RemoteFormat(LAYOUT, _file_name, _header_metadata)
+        return write_to_store(path, contents, remote, limits, overwrite=overwrite, meeting=meeting)
+    layout = layout_for(limits)
+    return write_directory(
         path, contents, layout, overwrite=overwrite, durable=durable, in_background=in_background, meeting=meeting
     )
 
@@ -56,7 +62,7 @@ def write_into(directory: Path, contents: TreeContents) -> None:
 def _write_data(limits: FileLimits, writer: DataWriter, contents: TreeContents) -> bytes:
     table = ChunkTable.of(contents)
     if writer.meeting is None and limits == FileLimits():
-        name = _file_name(writer, 0, 1)
+        name = _file_name(writer.token, 0, 1)
         written: list[Index] = []
         writer.write(
             name,
@@ -102,7 +108,7 @@ def _write_files(
     for number, plan in enumerate(plans):
         if plan.writer != (0 if shared is None else shared.rank):
             continue
-        name = _file_name(writer, number, len(plans))
+        name = _file_name(writer.token, number, len(plans))
 
         def write(descriptor: int, name: str = name, chunks: list[int] = plan.chunks) -> None:
             index = write_data(descriptor, name, table, writer.options, _header_metadata, chunks=chunks)
@@ -112,8 +118,8 @@ def _write_files(
     return files
 
 
-def _file_name(writer: DataWriter, number: int, count: int) -> str:
-    return f"data-{number:05}-of-{count:05}{'-' * bool(writer.token)}{writer.token}.safetensors"
+def _file_name(token: str, number: int, count: int) -> str:
+    return f"data-{number:05}-of-{count:05}{'-' * bool(token)}{token}.safetensors"
 
 
 def _header_metadata(index: Index) -> Mapping[str, str]:

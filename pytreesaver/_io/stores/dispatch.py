@@ -1,0 +1,32 @@
+"""Which functions of the file system work on object stores too."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from pytreesaver._io.stores.paths import FIRST_HANDLE, StorePath
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def or_in_store(function: F) -> F:
+    """Let a function call that of the same name in `pytreesaver._io.stores.operations` for a `StorePath` or a handle.
+
+    The engine is imported then, and not before.
+    """
+
+    @functools.wraps(function)
+    def dispatched(where: Any, *arguments: Any, **options: Any) -> Any:
+        kind = type(where)
+        if kind is StorePath or (kind is int and where >= FIRST_HANDLE):
+            operations = importlib.import_module("pytreesaver._io.stores.operations")
+            return getattr(operations, function.__name__)(where, *arguments, **options)
+        return function(where, *arguments, **options)
+
+    return cast(F, dispatched)
+
+
+def is_in_store(where: Any) -> bool:
+    """Return whether a path is that of an object store, or a descriptor is a handle of one."""
+    return type(where) is StorePath or (type(where) is int and where >= FIRST_HANDLE)

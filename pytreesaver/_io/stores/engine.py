@@ -1,0 +1,167 @@
+"""The stores of obstore, by URL, and its errors as OSErrors.
+
+obstore is the Python package of Rust's object_store. It is an optional dependency, imported when a URL is met.
+"""
+
+import errno
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from pytreesaver._errors import CheckpointError
+from pytreesaver._io.stores.paths import READ_ONLY_SCHEMES, StorePath, store_path
+
+T = TypeVar("T")
+_guard = threading.Lock()
+_stores: dict[str, Any] = {}
+_options: dict[str, dict[str, Any]] = {}
+
+_RETRIES = {"max_retries": 10, "retry_timeout": timedelta(seconds=180)}
+_CLIENT = {"timeout": timedelta(seconds=120), "connect_timeout": timedelta(seconds=10)}
+
+
+def set_store_options(url: str, **options: Any) -> None:
+    """Set options of an object store, for all paths that begin with a URL. They come before the environment.
+
+    Without options, a store is configured by the environment: ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
+    ``AWS_REGION``, ``AWS_ENDPOINT_URL`` and their kin, ``GOOGLE_APPLICATION_CREDENTIALS``,
+    ``AZURE_STORAGE_ACCOUNT_NAME``, or the identity of the machine.
+
+    Args:
+        url: the beginning of the paths, such as ``"s3://bucket"``.
+        options: options of the store of obstore: ``endpoint=``, ``region=``, ``access_key_id=``,
+            ``secret_access_key=``, ``skip_signature=`` and others for S3; ``client_options=`` and ``retry_config=``
+            for all stores.
+
+    Raises:
+        TypeError, ValueError: if `url` is not the URL of an object store.
+
+    Example:
+        >>> set_store_options("s3://checkpoints", endpoint="https://minio.example.org", region="us-east-1")
+    """
+    path = store_path(url)
+    with _guard:
+        _options[path.root_url] = dict(options)
+        _stores.pop(path.root_url, None)
+
+
+def obstore() -> Any:
+    """Return the package.
+
+    Raises:
+        CheckpointError: if it is not installed.
+    """
+    try:
+        import obstore
+    except ImportError:
+        raise CheckpointError(
+            "a path is the URL of an object store, for which the package obstore is needed: "
+            "pip install 'pytreesaver[remote]'"
+        ) from None
+    return obstore
+
+
+def store_of(path: StorePath) -> Any:
+    """Return the store of a path. All paths of a bucket share one."""
+    root = path.root_url
+    with _guard:
+        if root not in _stores:
+            _stores[root] = _new_store(path)
+        return _stores[root]
+
+
+def _new_store(path: StorePath) -> Any:
+    obstore()
+    from obstore import store
+
+    given = dict(_options.get(path.root_url, {}))
+    common: dict[str, Any] = {
+        "client_options": {**_CLIENT, **given.pop("client_options", {})},
+        "retry_config": {**_RETRIES, **given.pop("retry_config", {})},
+    }
+    if path.scheme == "memory":
+        return store.MemoryStore()
+    if path.scheme in READ_ONLY_SCHEMES:
+        common["client_options"].setdefault("allow_http", path.scheme == "http")
+        return store.HTTPStore.from_url(path.root_url, **common)
+    if path.scheme in ("gs", "gcs"):
+        emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+        if emulator and not given:
+            url = emulator if "://" in emulator else f"http://{emulator}"
+            key = {"gcs_base_url": url, "disable_oauth": True, "client_email": "", "private_key": ""}
+            given["service_account_key"] = json.dumps({**key, "private_key_id": ""})
+            common["client_options"].setdefault("allow_http", True)
+        return store.GCSStore.from_url(f"gs://{path.root_url.partition('://')[2]}", **given, **common)
+    if path.scheme in ("s3", "s3a"):
+        endpoint = given.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            given["endpoint"] = endpoint
+            common["client_options"].setdefault("allow_http", endpoint.startswith("http://"))
+        return store.S3Store.from_url(f"s3://{path.root_url.partition('://')[2]}", **given, **common)
+    return store.AzureStore.from_url(path.root_url, **given, **common)
+
+
+class ChangedError(OSError):
+    """An object exists already, or is not the expected version, so that a conditional write was refused."""
+
+
+def call(path: StorePath, action: Callable[[Any, str], T]) -> T:
+    """Call `action` with the store and the name of the object.
+
+    Raises:
+        ChangedError: if a condition of a write does not hold.
+        FileNotFoundError, PermissionError, OSError: if the store could not do it, without credentials in the message.
+    """
+    package = obstore()
+    errors = package.exceptions
+    try:
+        return action(store_of(path), path.key)
+    except errors.NotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, "No such object", str(path)) from _bare(error)
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "No such object", str(path)) from None
+    except (errors.AlreadyExistsError, errors.PreconditionError) as error:
+        raise ChangedError(errno.EEXIST, "The object has been written by another process", str(path)) from _bare(error)
+    except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
+        raise PermissionError(errno.EACCES, redacted(str(error)), str(path)) from _bare(error)
+    except errors.NotSupportedError as error:
+        raise OSError(errno.EOPNOTSUPP, redacted(str(error)), str(path)) from _bare(error)
+    except errors.BaseError as error:
+        raise OSError(errno.EIO, redacted(str(error)), str(path)) from _bare(error)
+
+
+def _bare(error: Exception) -> Exception | None:
+    """Return no cause: the texts of the engine contain requests, which may contain credentials."""
+    return None
+
+
+_NAMED_SECRET = re.compile(
+    r"(authorization|signature|secret|token|credential|password|key)([\"']?\s*[:=]\s*)\S+", re.IGNORECASE
+)
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY")
+
+
+def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the first line of a message without credentials.
+
+    Example:
+        >>> redacted("refused https://me:word@host/x?X-Amz-Signature=abc\\nDebug: Authorization: AWS4 ...")
+        'refused https://host/x?...'
+    """
+    line = text.partition("\n")[0]
+    line = re.sub(r"://[^/@\s]*@", "://", line)
+    line = re.sub(r"\?[^\s\"')>]+", "?...", line)
+    line = _NAMED_SECRET.sub(r"\1\2...", line)
+    known = [environment[name] for name in _SECRETS if environment.get(name)]
+    known += [str(value) for options in _options.values() for name, value in options.items() if _is_secret(name)]
+    for secret in known:
+        line = line.replace(secret, "...")
+    return line
+
+
+def _is_secret(name: str) -> bool:
+    return any(part in name.lower() for part in ("key", "token", "secret", "password", "credential"))

@@ -1,0 +1,149 @@
+"""A lock that is an object, with a lease: it ends by itself if its holder does not renew it."""
+
+import errno
+import logging
+import secrets
+import threading
+import time
+import weakref
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from pytreesaver._io.stores.engine import ChangedError, call, obstore
+from pytreesaver._io.stores.operations import new_handle, put
+from pytreesaver._io.stores.paths import StorePath
+
+LEASE_SECS = 60.0
+"""How long a lock outlives the last renewal, in seconds. It is renewed three times in that time."""
+
+logger = logging.getLogger("pytreesaver")
+
+
+class HeldError(Exception):
+    """Another process holds the lock. The message says which one."""
+
+
+class _Lease(msgspec.Struct):
+    """The text of the object.
+
+    Attributes:
+        owner: tells the holders apart.
+        holder: the process, for messages.
+        renewals: how often the lease was renewed. A lock whose number does not change for `seconds` has ended, by the
+            clock of the process that looks: the clocks of two machines need not agree.
+        seconds: how long it lasts without a renewal.
+    """
+
+    owner: str
+    holder: str
+    renewals: int
+    seconds: float
+
+
+class LeaseHandle:
+    """A lease that this process holds. It is renewed until it is released or garbage-collected."""
+
+    def __init__(self, path: StorePath, lease: _Lease, version: Any) -> None:
+        self._path = path
+        self._lease = lease
+        self._version = version
+        self._renewed = time.monotonic()
+        self._is_lost = False
+        self._stop = threading.Event()
+        threading.Thread(
+            target=_renew_until, args=(weakref.ref(self), self._stop, lease.seconds / 3), name="lease", daemon=True
+        ).start()
+
+    def renew(self) -> None:
+        """Renew the lease, or note that it is lost."""
+        lease = msgspec.structs.replace(self._lease, renewals=self._lease.renewals + 1)
+        try:
+            self._version = _written(put(self._path, msgspec.json.encode(lease), self._version))
+        except (ChangedError, FileNotFoundError):
+            self._is_lost = True
+            logger.error("%s: another process has taken the lock over", self._path)
+        except OSError as error:
+            logger.warning("%s: the lock could not be renewed: %s", self._path, error)
+        else:
+            self._lease, self._renewed = lease, time.monotonic()
+
+    def is_held(self) -> bool:
+        """Return whether no other process can have taken the lock."""
+        return not self._is_lost and time.monotonic() - self._renewed < self._lease.seconds
+
+    def release(self) -> None:
+        """Delete the lock, if it still is that of this process."""
+        self._stop.set()
+        with suppress(OSError):
+            if not self._is_lost and _read(self._path)[0].owner == self._lease.owner:
+                call(self._path, lambda store, key: obstore().delete(store, key))
+
+    close = release
+
+
+def _renew_until(handle: "weakref.ref[LeaseHandle]", stop: threading.Event, interval: float) -> None:
+    while not stop.wait(interval):
+        alive = handle()
+        if alive is None or alive._is_lost:
+            return
+        alive.renew()
+        del alive
+
+
+def _written(result: Any) -> Any:
+    return {name: result[name] for name in ("e_tag", "version") if result.get(name) is not None}
+
+
+def _read(path: StorePath) -> tuple[_Lease, Any]:
+    def read(store: Any, key: str) -> tuple[bytes, Any]:
+        result = obstore().get(store, key)
+        return bytes(result.bytes()), result.meta
+
+    content, meta = call(path, read)
+    try:
+        lease = msgspec.json.decode(content, type=_Lease)
+    except msgspec.MsgspecError:
+        lease = _Lease("", "an unknown process", 0, LEASE_SECS)
+    return lease, _written(meta)
+
+
+def open_lease(path: StorePath, holder: str) -> int:
+    """Take a lock, and return a handle that holds it until it is released. Wait for a lock that is not renewed.
+
+    Raises:
+        HeldError: if another process holds it.
+    """
+    lease = _Lease(secrets.token_hex(8), holder, 0, LEASE_SECS)
+    mode: Any = "create"
+    while True:
+        try:
+            version = _written(put(path, msgspec.json.encode(lease), mode))
+            return new_handle(LeaseHandle(path, lease, version))
+        except ChangedError:
+            mode = _mode_to_take_over(path)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            put(path, msgspec.json.encode(lease))  # the store has no conditional writes: nothing better is possible
+            return new_handle(LeaseHandle(path, lease, "overwrite"))
+
+
+def _mode_to_take_over(path: StorePath) -> Any:
+    """Wait until the holder of a lock renews it, or its lease ends. Return the mode in which to write a new one."""
+    try:
+        found, version = _read(path)
+    except FileNotFoundError:
+        return "create"
+    logger.warning("%s is held by %s; waiting up to %.0f s for its lease to end", path, found.holder, found.seconds)
+    ends = time.monotonic() + found.seconds
+    while time.monotonic() < ends:
+        time.sleep(min(1.0, found.seconds / 10))
+        try:
+            now, version = _read(path)
+        except FileNotFoundError:
+            return "create"
+        if (now.owner, now.renewals) != (found.owner, found.renewals):
+            raise HeldError(now.holder)
+    return version

@@ -1,0 +1,222 @@
+"""Write or overwrite a checkpoint in an object store.
+
+Data objects get unique names. The index is written last, and only if nobody else has written one meanwhile: it is
+created, or replaces the version that was there at the beginning. So a checkpoint appears whole, and of several writers
+one wins.
+"""
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from contextvars import copy_context
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from pytreesaver._errors import CheckpointError, CheckpointExistsError
+from pytreesaver._io import filesystem
+from pytreesaver._io.parallel import SLICE_NBYTES, advance, unmetered
+from pytreesaver._io.processes.meeting import Meeting
+from pytreesaver._io.stores.dispatch import is_in_store
+from pytreesaver._tree.kinds import cell_bytes
+from pytreesaver.formats.indexed.data import ChunkTable, WriteOptions, stored_chunks, taker, write_data
+from pytreesaver.formats.indexed.directory import DirectoryLayout
+from pytreesaver.formats.indexed.index import Index, encode_index
+from pytreesaver.formats.indexed.parts import FileLimits, WrittenFile, joined_index, plan_files
+from pytreesaver.formats.indexed.together import Begin, collect_parts, send_part
+from pytreesaver.formats.protocol import TreeContents
+
+
+class RemoteFormat(NamedTuple):
+    """What a format decides about its objects.
+
+    Attributes:
+        layout: its files.
+        name_of: returns the name of a data object from a token, its number and the count.
+        metadata_of: as in `write_data`.
+    """
+
+    layout: DirectoryLayout
+    name_of: Callable[[str, int, int], str]
+    metadata_of: Callable[[Index], Any]
+
+
+def write_to_store(
+    path: Any,
+    contents: TreeContents,
+    format: RemoteFormat,
+    limits: FileLimits,
+    *,
+    overwrite: bool,
+    meeting: Meeting | None,
+) -> None:
+    """Write a checkpoint to a `StorePath`. See `pytreesaver.formats.Format.write`.
+
+    Args:
+        path: where to write it.
+        contents: the tree.
+        format: the format.
+        limits: how to spread the tree over objects.
+        overwrite: replace an existing checkpoint.
+        meeting: the other processes that write it; None if there are none.
+    """
+    from pytreesaver._io.stores import operations
+
+    most = operations.MAX_OBJECT_NBYTES
+    limits = limits._replace(nbytes=most if limits.nbytes is None else min(limits.nbytes, most))
+    written: list[str] = []
+    try:
+        if meeting is not None and not meeting.is_first:
+            begin = msgspec.msgpack.decode(meeting.hear("begin", "to begin"), type=Begin)
+            files = _write_objects(path, contents, ChunkTable.of(contents), format, limits, begin.token, written)
+            send_part(meeting, contents, files)
+            meeting.hear("end", "to complete the checkpoint")
+            return
+        index_object = path / format.layout.index_name
+        operations.refuse_read_only(path)
+        condition = operations.version_to_replace(index_object)
+        _refuse(path, condition, format.layout, overwrite)
+        token = secrets.token_hex(8)
+        if meeting is not None:
+            meeting.publish("begin", msgspec.msgpack.encode(Begin("", token, True)))
+        table = ChunkTable.of(contents)
+        files = _write_objects(path, contents, table, format, limits, token, written)
+        if meeting is not None:
+            files = collect_parts(meeting, contents, files)
+            written += [each.file.name for each in files if each.file.name not in written]
+        # Those that are here now belong to the checkpoint that is replaced, to interrupted saves, or to writers that
+        # have begun before the index changes, and can no longer win.
+        unused = [name for name, _ in operations.objects_under(path) if format.layout.replaceable.fullmatch(name)]
+        index = encode_index(joined_index(table.unplaced, stored_chunks(table.unplaced), files))
+        if meeting is not None:
+            meeting.raise_failure()
+        _commit(index_object, index, condition, path)
+    except BaseException:
+        with suppress(OSError, CheckpointError):
+            if not _is_listed(path, format.layout, written):
+                operations.remove_objects(path, written)
+        raise
+    with suppress(OSError):  # the next save tries again
+        operations.remove_objects(path, [name for name in unused if name not in written])
+    if meeting is not None:
+        meeting.publish("end", b"")
+
+
+def _refuse(path: Any, condition: Any, layout: DirectoryLayout, overwrite: bool) -> None:
+    if condition == "create":
+        others = [] if filesystem.status(path) is None else filesystem.list_directory(path)
+        others = [name for name in others if not layout.replaceable.fullmatch(name)]
+        if others:
+            raise CheckpointExistsError(
+                f"{path}: expected nothing there, found objects such as {', '.join(others[:3])}; save elsewhere, or "
+                "remove them if they are not needed"
+            )
+    elif not overwrite:
+        raise CheckpointExistsError(f"{path} exists already; pass overwrite=True to replace a checkpoint")
+    elif not layout.recognizes(path):
+        raise CheckpointExistsError(
+            f"{path}: expected a checkpoint to overwrite, found another {layout.index_name}; save elsewhere, or remove "
+            "it if it is not needed"
+        )
+
+
+def _commit(index_object: Any, index: bytes, condition: Any, path: Any) -> None:
+    from pytreesaver._io.stores import engine, operations
+
+    try:
+        operations.put(index_object, index, condition)
+    except engine.ChangedError as error:
+        # The answer to a request may have been lost, and the engine has repeated it: then the index is ours.
+        with suppress(OSError):
+            if operations.content(index_object) == index:
+                return
+        what = "created" if condition == "create" else "replaced"
+        raise CheckpointExistsError(f"{path} was {what} by another process during the save") from error
+
+
+def _is_listed(path: Any, layout: DirectoryLayout, written: Sequence[str]) -> bool:
+    """Return whether the index lists an object that was written: a save that failed may have completed."""
+    return bool(written) and bool(set(written) & set(layout.listed_files(path)))
+
+
+def _write_objects(
+    path: Any,
+    contents: TreeContents,
+    table: ChunkTable,
+    format: RemoteFormat,
+    limits: FileLimits,
+    token: str,
+    written: list[str],
+) -> list[WrittenFile]:
+    """Write the data objects of this process. Append their names to `written`."""
+    shared = contents.shared
+    stored = sorted(set(stored_chunks(table.unplaced)))
+    devices = [device for cells in contents.cells for device in cells.devices or [0] * len(cells.arrays)]
+    plans = plan_files(stored, table.sizes, None if shared is None else shared.writers, devices, limits)
+    files = []
+    for number, plan in enumerate(plans):
+        if plan.writer == (0 if shared is None else shared.rank):
+            name = format.name_of(token, number, len(plans))
+            written.append(name)
+            files.append(_write_object(path / name, name, table, plan.chunks, format.metadata_of))
+    return files
+
+
+def _write_object(
+    path: Any, name: str, table: ChunkTable, chunks: list[int], metadata_of: Callable[[Index], Any]
+) -> WrittenFile:
+    """Write a data object: once through to compute its checksums, which its header needs, and once to send it."""
+    from pytreesaver._io.stores import operations
+
+    measuring = operations.MeasuringHandle()
+    descriptor = operations.new_handle(measuring)
+    try:
+        with unmetered():
+            options = WriteOptions(durable=False, in_background=False)
+            index = write_data(descriptor, name, table, options, metadata_of, chunks=chunks)
+    finally:
+        operations.release(descriptor)
+    offsets = list(index.chunk_offsets)
+    order = np.argsort(offsets, kind="stable").tolist()
+    context = copy_context()
+
+    def parts() -> Iterator[Any]:
+        yield measuring.header
+        take = taker([table.arrays[i] for i in chunks], order)
+        for i in order:
+            data = cell_bytes(take(i), table.leaf_types[chunks[i]])
+            for begin in range(0, data.nbytes, SLICE_NBYTES):
+                part = data[begin : begin + SLICE_NBYTES]
+                context.run(advance, part.nbytes)  # the engine may ask for parts in a thread of its own
+                yield memoryview(np.ascontiguousarray(part))  # type: ignore[arg-type]
+
+    operations.put_stream(path, parts, index.files[0].nbytes)
+    return WrittenFile(index.files[0], chunks, offsets, index.checksums)
+
+
+def remove_from_store(path: Any, layout: DirectoryLayout) -> None:
+    """Delete a checkpoint: first the index, without which it does not exist, then the rest."""
+    from pytreesaver._io.stores import operations
+
+    assert is_in_store(path)
+    operations.remove_objects(path, [layout.index_name])
+    operations.remove_objects(path, [name for name, _ in operations.objects_under(path)])
+
+
+_ABANDONED_SECS = 24 * 3600.0
+
+
+def remove_abandoned(path: Any, layout: DirectoryLayout, now: float) -> None:
+    """Delete data objects that no index lists and that are a day old: those of interrupted saves."""
+    from pytreesaver._io.stores import operations
+
+    listed = set(layout.listed_files(path)) if layout.recognizes(path) else set()
+    old = [
+        name
+        for name, meta in operations.objects_under(path)
+        if layout.replaceable.fullmatch(name)
+        and name not in listed
+        and now - meta["last_modified"].timestamp() > _ABANDONED_SECS
+    ]
+    operations.remove_objects(path, old)
