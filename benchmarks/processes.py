@@ -105,7 +105,7 @@ def measure(rank: int, count: int, address: str, directory: Path, rounds: int, s
             multihost_utils.sync_global_devices("begin")
         begin = time.perf_counter()
         result = action()
-        jax.block_until_ready(result)  # type: ignore[no-untyped-call]
+        jax.block_until_ready(result)
         return together(time.perf_counter() - begin)
 
     def clear(path: Path) -> Path:

@@ -39,6 +39,7 @@ from ._inspect.statistics import Statistics as Statistics
 from ._inspect.type_tree import TypeNode as TypeNode
 from ._inspect.variable import Variable as Variable
 from ._io.paths import PathLike as PathLike
+from ._io.stores.engine import set_store_options as set_store_options
 from ._progress import Progress as Progress
 from ._run.deleting import prune as prune
 from ._run.deleting import remove_checkpoint as remove_checkpoint

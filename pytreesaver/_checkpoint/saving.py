@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 from pytreesaver._checkpoint.background import SaveFuture, start_in_background
 from pytreesaver._checkpoint.sharing import shared_contents
 from pytreesaver._checkpoint.snapshot import snapshot
+from pytreesaver._checkpoint.uploading import write_and_upload
 from pytreesaver._errors import CheckpointExistsError, UnsupportedLeafError
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, Meeting, WhichProcesses, new_meeting, telling
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._run.policies.retention import check_count
 from pytreesaver._run.record import Record, encode_record
@@ -176,7 +179,12 @@ def write_contents(
                     "that, and convert the checkpoint in one process"
                 )
             options["meeting"] = meeting
-        writer.write(target, contents, overwrite=overwrite, durable=durable, in_background=in_background, **options)
+        options["in_background"] = in_background
+        if is_in_store(target) and not getattr(writer, "writes_to_stores", False):
+            write = partial(writer.write, contents=contents, overwrite=False, durable=False, **options)
+            write_and_upload(target, writer, write, overwrite=overwrite)
+        else:
+            writer.write(target, contents, overwrite=overwrite, durable=durable, **options)
     return target
 
 

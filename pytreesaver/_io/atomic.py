@@ -91,6 +91,8 @@ _durable_directories: dict[Path, int] = {}
 
 def make_locked_directory(path: Path, open_files: ExitStack) -> None:
     """Create a directory and keep it locked until `open_files` is closed."""
+    if is_in_store(path):  # which has no directories, and needs no temporary ones
+        return
     while True:
         with suppress(FileExistsError):  # a network file system has repeated the request; nobody else has this name
             filesystem.make_directory(path)
@@ -188,6 +190,11 @@ def remove_directory_atomically(path: Path) -> None:
     Raises:
         OSError: if it could not be removed. It is then unchanged.
     """
+    if is_in_store(path):
+        names = filesystem.file_sizes(path)
+        for name in sorted(names, key=lambda name: (not name.endswith(".json"), name)):  # the index first
+            filesystem.remove_file(path / name)
+        return
     hidden = temporary_sibling(path)
     filesystem.rename(path, hidden)
     try:

@@ -16,6 +16,7 @@ import msgspec
 from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_file, write_fully
+from pytreesaver._io.stores.dispatch import is_in_store
 
 HEAD = "head"
 MOVES = "moves"
@@ -125,6 +126,10 @@ def move_in(hidden: Path, head: Path, others: Sequence[Path]) -> None:
     Raises:
         OSError: if the head could not be moved. Everything is unchanged then.
     """
+    if is_in_store(head):
+        for file in (head, *others):
+            filesystem.remove_file(file)
+        return
     with locked_files(others) as unused:
         _write_moves(hidden, head, {file.name: file for file in unused}, durable=True)
         filesystem.rename(head, hidden / HEAD)

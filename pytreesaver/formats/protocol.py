@@ -247,7 +247,12 @@ def open_unchanged(version: Callable[[], Any], open: Callable[[], R]) -> R:
 
 
 class Format(Protocol):
-    """A checkpoint format."""
+    """A checkpoint format.
+
+    A format may have an attribute `writes_to_stores`, which is True if `write` takes the paths of object stores. For
+    another format, the files are written to a temporary directory and sent from there. `write` may have the arguments
+    `shard_nbytes`, `sharded` and `meeting`; see `pytreesaver.formats.native.writing.write`.
+    """
 
     name: str
 

@@ -350,14 +350,27 @@ def generation(path: StorePath) -> int | None:
 
 def status(path: StorePath, *, follow_links: bool = True) -> os.stat_result | None:
     """See `filesystem.status`. A prefix of objects is a directory."""
-    if path.key:
-        try:
-            meta = call(path, lambda store, key: obstore().head(store, key))
-        except FileNotFoundError:
-            pass
-        else:
-            device, inode, size, modified = _version_of(path, meta)
-            return _status(stat.S_IFREG | 0o644, inode, device, size, modified)
+    # What has no ending is likely to be a directory: then one request is enough.
+    looks = [_status_of_prefix, _status_of_object]
+    for look in reversed(looks) if "." in path.name else looks:
+        found = look(path)
+        if found is not None:
+            return found
+    return None
+
+
+def _status_of_object(path: StorePath) -> os.stat_result | None:
+    try:
+        meta = call(path, lambda store, key: obstore().head(store, key)) if path.key else None
+    except FileNotFoundError:
+        return None
+    if meta is None:
+        return None
+    device, inode, size, modified = _version_of(path, meta)
+    return _status(stat.S_IFREG | 0o644, inode, device, size, modified)
+
+
+def _status_of_prefix(path: StorePath) -> os.stat_result | None:
     if path.scheme in READ_ONLY_SCHEMES or not _has_objects(path):
         return None
     device, inode = identity(path)

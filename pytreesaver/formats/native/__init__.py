@@ -35,9 +35,11 @@ __all__ = [
     "unsupported",
     "write",
     "write_into",
+    "writes_to_stores",
 ]
 
 name = "native"
+writes_to_stores = True
 
 
 def unsupported(contents: TreeContents) -> Mapping[str, str]:

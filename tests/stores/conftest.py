@@ -1,0 +1,78 @@
+"""Object stores on loopback."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+
+import pytest
+from stores.server import StoreServer
+
+import pytreesaver as pts
+
+SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
+
+
+@pytest.fixture(scope="session")
+def moto():
+    """The URL of moto's S3 server, which has a bucket called "bucket"."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT")).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def server():
+    """A server of the tests, on which faults can be made."""
+    server = StoreServer()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Credentials in the environment."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+
+
+FAST = {"client_options": {"timeout": "5s"}, "retry_config": {"max_retries": 4}}
+
+
+@pytest.fixture(params=["memory", "moto", "s3", "gs"])
+def root(request, environment, monkeypatch):
+    """The URL of an empty place in an object store, of each kind."""
+    place = uuid.uuid4().hex
+    if request.param == "memory":
+        return f"memory://{place}/runs"
+    if request.param == "moto":
+        pts.set_store_options("s3://bucket", endpoint=request.getfixturevalue("moto"))
+        return f"s3://bucket/{place}"
+    server = request.getfixturevalue("server")
+    if request.param == "s3":
+        pts.set_store_options("s3://other", endpoint=server.url, **FAST)
+        return f"s3://other/{place}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+    pts.set_store_options("gs://bucket")
+    return f"gs://bucket/{place}"
