@@ -35,9 +35,10 @@ class StoreServer(http.server.ThreadingHTTPServer):
         self.generation = 0
         self.guard = threading.Lock()
         self.faults = []
+        self.left = None  # requests until the store refuses everything
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=[0.02], daemon=True).start()
 
     def fail(self, kind, *, times=1, method=None, key=""):
         """Let the next requests fail: drop, truncate, 500, 503, 403 or slow."""
@@ -45,6 +46,10 @@ class StoreServer(http.server.ThreadingHTTPServer):
 
     def next_fault(self, method, key):
         with self.guard:
+            if self.left is not None:
+                self.left -= 1
+                if self.left < 0:
+                    return "403"
             for i, (kind, wanted, part) in enumerate(self.faults):
                 if wanted in (None, method) and part in key:
                     del self.faults[i]

@@ -78,7 +78,6 @@ def test_a_run_is_managed_and_resumed(root):
         assert manager.all_steps() == [3, 5]
     listed = pts.list_checkpoints(f"{root}/run")
     assert [each.step for each in listed] == [3, 5]
-    assert [each.pinned for each in listed] == [True, False]
     kinds = [event.kind for event in pts.get_checkpoint_history(f"{root}/run")]
     assert kinds.count("saved") == 6
     assert [str(path) for path in pts.checkpoints_iterator(f"{root}/run", timeout=0)] == [f"{root}/run/ckpt-5"]

@@ -131,7 +131,12 @@ def call(path: StorePath, action: Callable[[Any, str], T]) -> T:
     except errors.NotSupportedError as error:
         raise OSError(errno.EOPNOTSUPP, redacted(str(error)), str(path)) from _bare(error)
     except errors.BaseError as error:
+        if _DENIED.search(str(error)):  # of a request to list, which the engine does not tell apart
+            raise PermissionError(errno.EACCES, redacted(str(error)), str(path)) from _bare(error)
         raise OSError(errno.EIO, redacted(str(error)), str(path)) from _bare(error)
+
+
+_DENIED = re.compile(r"status code: 40[13]\b")
 
 
 def _bare(error: Exception) -> Exception | None:

@@ -90,6 +90,20 @@ class ReadHandle:
     release = close
 
 
+class WholeHandle(ReadHandle):
+    """An object that was read as a whole when it was opened, in one request."""
+
+    def __init__(self, path: StorePath, meta: Any, content: bytes) -> None:
+        super().__init__(path, meta)
+        self._content = np.frombuffer(content, np.uint8)
+
+    def read_into(self, buffer: np.ndarray, offset: int) -> int:
+        """Return a part of what was read."""
+        part = self._content[offset : offset + buffer.nbytes]
+        buffer[: part.nbytes] = part
+        return part.nbytes
+
+
 class BufferHandle:
     """A small object that is changed in memory, and written as a whole when it is synced or closed."""
 
@@ -226,8 +240,21 @@ def remove_objects(path: StorePath, names: Sequence[str]) -> None:
 
 
 def open_existing(path: StorePath) -> int:
-    """See `filesystem.open_existing`."""
-    return new_handle(ReadHandle(path, call(path, lambda store, key: obstore().head(store, key))))
+    """See `filesystem.open_existing`. An index is read at once, so that all of it is of one version."""
+    if path.suffix not in _READ_AT_ONCE:
+        return new_handle(ReadHandle(path, call(path, lambda store, key: obstore().head(store, key))))
+
+    def read(store: Any, key: str) -> ReadHandle:
+        result = obstore().get(store, key)
+        if result.meta["size"] > _MOST_AT_ONCE:
+            return ReadHandle(path, result.meta)
+        return WholeHandle(path, result.meta, bytes(result.bytes()))
+
+    return new_handle(call(path, read))
+
+
+_READ_AT_ONCE = ("", ".json", ".xxh3", ".history", ".index")
+_MOST_AT_ONCE = 256 << 20
 
 
 def open_new(path: StorePath) -> int:
