@@ -57,7 +57,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _upload(file: Path, target: Any) -> None:
-    from pytreesaver._io.stores import operations
+    from pytreesaver._io.stores import objects
 
     descriptor = filesystem.open_existing(file)
     try:
@@ -69,6 +69,6 @@ def _upload(file: Path, target: Any) -> None:
                 read_fully(descriptor, part, begin)
                 yield memoryview(part)  # type: ignore[arg-type]
 
-        operations.put_stream(target, parts, size)
+        objects.put_stream(target, parts, size)
     finally:
         filesystem.release(descriptor)

@@ -58,9 +58,21 @@ Regex = Annotated[
     ),
 ]
 
+
+def path_or_url(text: str) -> Path:
+    """Return the path, or that of the URL, that was given on the command line."""
+    from pytreesaver._io.paths import local_path
+
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 CheckpointPath = Annotated[
     Path,
     typer.Argument(
+        parser=path_or_url,
         metavar="CHECKPOINT",
         help="A checkpoint, or a run directory, whose newest checkpoint is used.",
         show_default=False,

@@ -13,7 +13,8 @@ from etils import epath
 from stores.conftest import FAST, SECRET
 
 import pytreesaver as pts
-from pytreesaver._io.stores import engine, lease, operations
+from pytreesaver._io import filesystem
+from pytreesaver._io.stores import engine, handles, lease
 from pytreesaver._io.stores.paths import store_path
 from pytreesaver.formats.indexed import remote
 from pytreesaver.testing import assert_trees_equal
@@ -197,7 +198,7 @@ def test_a_run_that_another_process_saves_into_is_refused(store, short_leases):
     held = lease.open_lease(store_path("s3://faulty/run/.pytreesaver.lock"), "process 7 on node-3")
     with pytest.raises(pts.ConcurrentWriterError, match="found process 7 on node-3; stop that process"):
         pts.CheckpointManager("s3://faulty/run").save(1, NEW)
-    operations.release(held)
+    filesystem.release(held)
     with pts.CheckpointManager("s3://faulty/run") as manager:
         manager.save(1, NEW)
     assert "run/.pytreesaver.lock" not in store.keys("faulty")
@@ -205,7 +206,7 @@ def test_a_run_that_another_process_saves_into_is_refused(store, short_leases):
 
 def test_an_abandoned_lock_is_taken_over_when_its_lease_ends(store, short_leases, caplog):
     held = lease.open_lease(store_path("s3://faulty/run/.pytreesaver.lock"), "process 7 on node-3")
-    operations._handles.pop(held)._stop.set()  # as if its process had been killed
+    handles.forget_handle(held)._stop.set()  # as if its process had been killed
     started = time.monotonic()
     with caplog.at_level(logging.WARNING), pts.CheckpointManager("s3://faulty/run") as manager:
         manager.save(1, NEW)

@@ -165,9 +165,9 @@ def test_what_a_damaged_object_contains_is_named(server, environment):
 
 def test_the_index_lists_the_objects(root):
     path = pts.save(TREE, f"{root}/model")
-    from pytreesaver._io.stores import operations
+    from pytreesaver._io.stores import objects
 
-    names = [name for name, _ in operations.objects_under(path)]
+    names = [name for name, _ in objects.objects_under(path)]
     assert len(names) == 2
-    index = json.loads(operations.content(path / "index.json"))
+    index = json.loads(objects.content(path / "index.json"))
     assert [file["name"] for file in index["files"]] == [name for name in names if name != "index.json"]

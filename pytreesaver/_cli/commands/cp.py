@@ -15,12 +15,14 @@ from pytreesaver._cli.app import (
     Regex,
     app,
     checkpoint_path,
+    path_or_url,
     selection_of,
     shows_progress,
 )
 from pytreesaver._cli.output import bytes_text, plural, write, write_json
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._io import filesystem
+from pytreesaver._io.paths import local_path
 from pytreesaver._text import duplicates, printable, quoted
 from pytreesaver.formats.registry import is_checkpoint
 
@@ -62,7 +64,7 @@ def copy(
     ```
     """
     path = checkpoint_path(source)
-    destination = Path(target)
+    destination = local_path(target)
     if target.endswith("/") or (filesystem.is_directory(destination) and not is_checkpoint(destination)):
         destination = destination / path.absolute().name
     written = copy_checkpoint(
@@ -87,7 +89,12 @@ def copy(
 def convert(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="A checkpoint of any format, or a run directory.", show_default=False),
+        typer.Argument(
+            parser=path_or_url,
+            metavar="SOURCE",
+            help="A checkpoint of any format, or a run directory.",
+            show_default=False,
+        ),
     ],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Where to write.", show_default=False)],
     format: Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pytreesaver._cli.app import Debug, Json, Only, Regex, app, selection_of
+from pytreesaver._cli.app import Debug, Json, Only, Regex, app, path_or_url, selection_of
 from pytreesaver._cli.output import (
     age_text,
     bytes_text,
@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 
 @app.command("ls")
 def list_path(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run directory or a checkpoint.")] = Path(),
+    path: Annotated[
+        Path, typer.Argument(parser=path_or_url, metavar="PATH", help="A run directory or a checkpoint.")
+    ] = Path(),
     depth: Annotated[int | None, typer.Option(min=1, metavar="N", help="Show N levels of the tree.")] = None,
     only: Only = None,
     regex: Regex = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pytreesaver._cli.app import Debug, Json, app
+from pytreesaver._cli.app import Debug, Json, app, path_or_url
 from pytreesaver._cli.commands.ls import listed_as_json, write_run_table
 from pytreesaver._cli.output import bytes_text, plural, styled, write, write_json
 from pytreesaver._run.deleting import prune as delete_by_policy
@@ -24,7 +24,9 @@ from pytreesaver._run.policies.retention import (
 
 @app.command("prune")
 def prune(
-    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
+    directory: Annotated[
+        Path, typer.Argument(parser=path_or_url, metavar="RUN", help="A run directory.", show_default=False)
+    ],
     keep_last: Annotated[int | None, typer.Option(metavar="N", min=1, help="Keep the last N checkpoints.")] = None,
     keep_every_steps: Annotated[
         int | None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pytreesaver._cli.app import Debug, Json, Only, Regex, app, selection_of, shows_progress
+from pytreesaver._cli.app import Debug, Json, Only, Regex, app, path_or_url, selection_of, shows_progress
 from pytreesaver._cli.output import bytes_text, write, write_json
 from pytreesaver._inspect.report import write_report
 from pytreesaver._text import printable
@@ -14,7 +14,9 @@ from pytreesaver.formats import places
 
 @app.command("report")
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
+    directory: Annotated[
+        Path, typer.Argument(parser=path_or_url, metavar="RUN", help="A run directory.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")] = Path(
         "report.html"
     ),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pytreesaver._cli.app import Debug, Json, app
+from pytreesaver._cli.app import Debug, Json, app, path_or_url
 from pytreesaver._cli.output import write, write_json
 from pytreesaver._run.deleting import remove_all
 from pytreesaver._text import printable
@@ -13,7 +13,9 @@ from pytreesaver._text import printable
 
 @app.command("rm")
 def remove(
-    paths: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT...", help="The checkpoints to delete.")],
+    paths: Annotated[
+        list[Path], typer.Argument(parser=path_or_url, metavar="CHECKPOINT...", help="The checkpoints to delete.")
+    ],
     json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pytreesaver._cli.app import Debug, Json, app, shows_progress
+from pytreesaver._cli.app import Debug, Json, app, path_or_url, shows_progress
 from pytreesaver._cli.output import bytes_text, plural, styled, write, write_json
 from pytreesaver._cli.program import EXIT_FOUND, EXIT_OK, one_line
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
@@ -23,7 +23,11 @@ from pytreesaver.formats.registry import is_checkpoint
 def verify(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="Checkpoints, or run directories, whose checkpoints are all verified."),
+        typer.Argument(
+            parser=path_or_url,
+            metavar="PATH...",
+            help="Checkpoints, or run directories, whose checkpoints are all verified.",
+        ),
     ],
     json: Json = False,
     debug: Debug = False,

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from pytreesaver._io.stores.engine import ChangedError, call, obstore
-from pytreesaver._io.stores.operations import new_handle, put
+from pytreesaver._io.stores.handles import new_handle
+from pytreesaver._io.stores.objects import put
 from pytreesaver._io.stores.paths import StorePath
 
 LEASE_SECS = 60.0

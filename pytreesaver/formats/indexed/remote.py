@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from pytreesaver._errors import CheckpointError, CheckpointExistsError
+from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
 from pytreesaver._io import filesystem
 from pytreesaver._io.parallel import SLICE_NBYTES, advance, unmetered
 from pytreesaver._io.processes.meeting import Meeting
@@ -61,21 +61,23 @@ def write_to_store(
         overwrite: replace an existing checkpoint.
         meeting: the other processes that write it; None if there are none.
     """
-    from pytreesaver._io.stores import operations
+    from pytreesaver._io.stores import objects
 
-    most = operations.MAX_OBJECT_NBYTES
+    most = objects.MAX_OBJECT_NBYTES
     limits = limits._replace(nbytes=most if limits.nbytes is None else min(limits.nbytes, most))
     written: list[str] = []
+    are_told = False
     try:
         if meeting is not None and not meeting.is_first:
             begin = msgspec.msgpack.decode(meeting.hear("begin", "to begin"), type=Begin)
             files = _write_objects(path, contents, ChunkTable.of(contents), format, limits, begin.token, written)
+            are_told = True  # process 0 may complete the checkpoint with them, whatever happens here
             send_part(meeting, contents, files)
             meeting.hear("end", "to complete the checkpoint")
             return
         index_object = path / format.layout.index_name
-        operations.refuse_read_only(path)
-        condition = operations.version_to_replace(index_object)
+        objects.refuse_read_only(path)
+        condition = objects.version_to_replace(index_object)
         _refuse(path, condition, format.layout, overwrite)
         token = secrets.token_hex(8)
         if meeting is not None:
@@ -87,18 +89,19 @@ def write_to_store(
             written += [each.file.name for each in files if each.file.name not in written]
         # Those that are here now belong to the checkpoint that is replaced, to interrupted saves, or to writers that
         # have begun before the index changes, and can no longer win.
-        unused = [name for name, _ in operations.objects_under(path) if format.layout.replaceable.fullmatch(name)]
+        unused = [name for name, _ in objects.objects_under(path) if format.layout.replaceable.fullmatch(name)]
         index = encode_index(joined_index(table.unplaced, stored_chunks(table.unplaced), files))
         if meeting is not None:
             meeting.raise_failure()
         _commit(index_object, index, condition, path)
     except BaseException:
         with suppress(OSError, CheckpointError):
-            if not _is_listed(path, format.layout, written):
-                operations.remove_objects(path, written)
+            is_unused = not are_told or (meeting is not None and meeting.has_failed_first)
+            if is_unused and not _is_listed(path, format.layout, written):
+                objects.remove_objects(path, written)
         raise
     with suppress(OSError):  # the next save tries again
-        operations.remove_objects(path, [name for name in unused if name not in written])
+        objects.remove_objects(path, [name for name in unused if name not in written])
     if meeting is not None:
         meeting.publish("end", b"")
 
@@ -122,14 +125,14 @@ def _refuse(path: Any, condition: Any, layout: DirectoryLayout, overwrite: bool)
 
 
 def _commit(index_object: Any, index: bytes, condition: Any, path: Any) -> None:
-    from pytreesaver._io.stores import engine, operations
+    from pytreesaver._io.stores import engine, objects
 
     try:
-        operations.put(index_object, index, condition)
+        objects.put(index_object, index, condition)
     except engine.ChangedError as error:
         # The answer to a request may have been lost, and the engine has repeated it: then the index is ours.
         with suppress(OSError):
-            if operations.content(index_object) == index:
+            if objects.content(index_object) == index:
                 return
         what = "created" if condition == "create" else "replaced"
         raise CheckpointExistsError(f"{path} was {what} by another process during the save") from error
@@ -137,7 +140,10 @@ def _commit(index_object: Any, index: bytes, condition: Any, path: Any) -> None:
 
 def _is_listed(path: Any, layout: DirectoryLayout, written: Sequence[str]) -> bool:
     """Return whether the index lists an object that was written: a save that failed may have completed."""
-    return bool(written) and bool(set(written) & set(layout.listed_files(path)))
+    try:
+        return bool(written) and bool(set(written) & set(layout.listed_files(path)))
+    except CheckpointNotFoundError:
+        return False
 
 
 def _write_objects(
@@ -167,16 +173,16 @@ def _write_object(
     path: Any, name: str, table: ChunkTable, chunks: list[int], metadata_of: Callable[[Index], Any]
 ) -> WrittenFile:
     """Write a data object: once through to compute its checksums, which its header needs, and once to send it."""
-    from pytreesaver._io.stores import operations
+    from pytreesaver._io.stores import handles, objects
 
-    measuring = operations.MeasuringHandle()
-    descriptor = operations.new_handle(measuring)
+    measuring = handles.MeasuringHandle()
+    descriptor = handles.new_handle(measuring)
     try:
         with unmetered():
             options = WriteOptions(durable=False, in_background=False)
             index = write_data(descriptor, name, table, options, metadata_of, chunks=chunks)
     finally:
-        operations.release(descriptor)
+        filesystem.release(descriptor)
     offsets = list(index.chunk_offsets)
     order = np.argsort(offsets, kind="stable").tolist()
     context = copy_context()
@@ -191,17 +197,17 @@ def _write_object(
                 context.run(advance, part.nbytes)  # the engine may ask for parts in a thread of its own
                 yield memoryview(np.ascontiguousarray(part))  # type: ignore[arg-type]
 
-    operations.put_stream(path, parts, index.files[0].nbytes)
+    objects.put_stream(path, parts, index.files[0].nbytes)
     return WrittenFile(index.files[0], chunks, offsets, index.checksums)
 
 
 def remove_from_store(path: Any, layout: DirectoryLayout) -> None:
     """Delete a checkpoint: first the index, without which it does not exist, then the rest."""
-    from pytreesaver._io.stores import operations
+    from pytreesaver._io.stores import objects
 
     assert is_in_store(path)
-    operations.remove_objects(path, [layout.index_name])
-    operations.remove_objects(path, [name for name, _ in operations.objects_under(path)])
+    objects.remove_objects(path, [layout.index_name])
+    objects.remove_objects(path, [name for name, _ in objects.objects_under(path)])
 
 
 _ABANDONED_SECS = 24 * 3600.0
@@ -209,14 +215,14 @@ _ABANDONED_SECS = 24 * 3600.0
 
 def remove_abandoned(path: Any, layout: DirectoryLayout, now: float) -> None:
     """Delete data objects that no index lists and that are a day old: those of interrupted saves."""
-    from pytreesaver._io.stores import operations
+    from pytreesaver._io.stores import objects
 
     listed = set(layout.listed_files(path)) if layout.recognizes(path) else set()
     old = [
         name
-        for name, meta in operations.objects_under(path)
+        for name, meta in objects.objects_under(path)
         if layout.replaceable.fullmatch(name)
         and name not in listed
         and now - meta["last_modified"].timestamp() > _ABANDONED_SECS
     ]
-    operations.remove_objects(path, old)
+    objects.remove_objects(path, old)
