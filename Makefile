@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test prove test-browser test-tensorflow docs bench bench-check lint types format clean
+.PHONY: demo test prove test-processes test-browser test-tensorflow docs bench bench-check bench-processes bench-stores lint types format clean
 
 # Each target sets up what it needs, once, and again when the list of what is needed changes.
 demo: $(VENV)/.installed
@@ -15,6 +15,10 @@ test: $(VENV)/.installed-dev
 # The long versions of some tests: 500 random runs, 200 kills, an error of every system call.
 prove: $(VENV)/.installed-dev
 	PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -n auto tests/savers/test_state_machine.py tests/savers/test_injected_errors.py
+
+# Four processes in place of two, and a fault at every message and every operation of the file system: half an hour.
+test-processes: $(VENV)/.installed-dev
+	PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -rP tests/processes/test_faults_together.py tests/processes/test_real_kills.py
 
 # Needs Chromium and its driver: apt-get install chromium chromium-driver
 test-browser: $(VENV)/.installed-browser
@@ -34,6 +38,12 @@ bench: $(VENV)/.installed-bench
 
 bench-check: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.check
+
+bench-processes: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.processes
+
+bench-stores: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.stores
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -83,7 +83,10 @@ SLICE_NBYTES = 8 << 20
 _MIN_PARALLEL_NBYTES = 4 << 20  # below this, threads cost more than they save
 
 
-_REQUESTS = 8  # to an object store at a time: they wait most of the time
+RANGE_NBYTES = 16 << 20
+"""Number of bytes of an object that a thread requests at a time."""
+
+_REQUESTS = 6  # to an object store at a time: they wait most of the time
 
 
 def run_all(

@@ -9,7 +9,7 @@ import numpy as np
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES
 from pytreesaver._io.files import DirectReader, read_fully
-from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
+from pytreesaver._io.parallel import RANGE_NBYTES, SLICE_NBYTES, advance, run_all
 from pytreesaver._io.stores.dispatch import is_in_store
 
 ALIGNMENT = 64
@@ -84,7 +84,8 @@ class _Reading:
     def tasks(self) -> list[Callable[[], None]]:
         """Return a task for each slice of a large range and for each group of neighbouring small ranges."""
         ranges, block = self._ranges, self._block_nbytes
-        slice_nbytes = max(block, SLICE_NBYTES // block * block)
+        most = RANGE_NBYTES if is_in_store(self._descriptor) else SLICE_NBYTES
+        slice_nbytes = max(block, most // block * block)
         nbytes = np.array(ranges.nbytes, np.int64)
         tasks: list[Callable[[], None]] = []
         for i in np.flatnonzero(nbytes >= _LARGE_NBYTES).tolist():

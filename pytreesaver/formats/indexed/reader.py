@@ -13,7 +13,7 @@ import numpy as np
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
-from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
+from pytreesaver._io.parallel import RANGE_NBYTES, SLICE_NBYTES, advance, run_all
 from pytreesaver._io.reading import RangeChecks, ReadRanges, read_ranges
 from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._tree.boxes import (
@@ -234,7 +234,8 @@ class IndexedReader:
             boxes = [(*box, (0, dtype.itemsize)) for box in boxes]
             outputs = [output[..., None].view(np.uint8) for output in outputs]
             dtype, shape = np.dtype(np.uint8), (*shape, *bytes_of_items)
-        window_nbytes = max(SLICE_NBYTES // block, 1) * block
+        most = RANGE_NBYTES if is_in_store(self.path) else SLICE_NBYTES
+        window_nbytes = max(most // block, 1) * block
         bad: list[Chunk] = []
         local = threading.local()
         tasks: list[Callable[[], None]] = []
