@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import msgspec
+import numpy as np
 
 from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._tree.boxes import index_box
@@ -35,15 +36,40 @@ class _Grid(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """The cells of a leaf: their boundaries, and for each its size and the processes that hold it.
+    """The cells of a leaf, which many leaves have in common.
 
-    `grid` is that of the sharding, which may be coarser; None for a leaf that process 0 writes whole.
+    Attributes:
+        boundaries: as in `Cells`; None for a leaf that process 0 writes whole.
+        nbytes: the size of each cell.
+        groups: for each cell the number of the group of processes that hold it.
+        pieces: the start and the shape of each cell.
+        parents: for each cell the number of the cell of the sharding that it is in.
+        origins: the start of each cell of the sharding.
+        grid: the cells of the sharding; None for a leaf that process 0 writes whole.
     """
 
     boundaries: list[list[int]] | None
-    nbytes: list[int]
-    holders: list[tuple[int, ...]]
+    nbytes: np.ndarray
+    groups: np.ndarray
+    pieces: list[tuple[tuple[int, ...], tuple[int, ...]]]
+    parents: list[int]
+    origins: list[tuple[int, ...]]
     grid: _Grid | None
+
+
+class _Groups:
+    """Numbers the groups of processes that hold a cell: comparing the groups themselves would take long."""
+
+    def __init__(self) -> None:
+        self.holders: list[tuple[int, ...]] = []
+        self._numbers: dict[tuple[int, ...], int] = {}
+
+    def number(self, who: tuple[int, ...]) -> int:
+        """Return the number of a group."""
+        number = self._numbers.setdefault(who, len(self.holders))
+        if number == len(self.holders):
+            self.holders.append(who)
+        return number
 
 
 def shared_contents(contents: TreeContents, leaves: Sequence[Any], rank: int, count: int) -> TreeContents:
@@ -58,36 +84,60 @@ def shared_contents(contents: TreeContents, leaves: Sequence[Any], rank: int, co
     Raises:
         LeafError: if the shards of an array do not form a grid. No current sharding of JAX does this.
     """
-    arrays = [_global_array(leaf, leaf_type) for leaf, leaf_type in zip(leaves, contents.types, strict=True)]
-    limit = piece_limit(contents.nbytes, count)
-    columns = zip(arrays, contents.types, contents.shapes, strict=True)
-    plans = [_plan_of(array, leaf_type, shape, limit) for array, leaf_type, shape in columns]
-    sizes = [size for plan in plans for size in plan.nbytes]
-    writers = share_out(sizes, [who for plan in plans for who in plan.holders], count)
-    nbytes = sum(size for size, writer in zip(sizes, writers, strict=True) if writer == rank)
-    cells, begin = [], 0
-    for leaf, array, plan in zip(leaves, arrays, plans, strict=True):
-        end = begin + len(plan.nbytes)
-        cells.append(_cells(leaf, array, plan, writers[begin:end], rank))
-        begin = end
+    limit, groups = piece_limit(contents.nbytes, count), _Groups()
+    known: dict[Any, _Plan] = {}
+    arrays, plans = [], []
+    for leaf, leaf_type, shape in zip(leaves, contents.types, contents.shapes, strict=True):
+        array, itemsize = _global_array(leaf, leaf_type), storage_dtype(leaf_type).itemsize
+        key = (tuple(shape), itemsize, None if array is None else array.sharding)
+        if key not in known:
+            known[key] = _plan_of(key[2], key[0], itemsize, limit, groups)
+        arrays.append(array)
+        plans.append(known[key])
+    nbytes = np.concatenate([np.zeros(0, np.int64), *(plan.nbytes for plan in plans)])
+    groups_of_cells = np.concatenate([np.zeros(0, np.int64), *(plan.groups for plan in plans)])
+    writers = share_out(nbytes, groups_of_cells, groups.holders, count)
+    ends = np.cumsum([len(plan.nbytes) for plan in plans]).tolist()
+    # Leaves with the same plan and writers have the same devices.
+    devices: dict[Any, list[int]] = {}
+    cells = []
+    for leaf, array, plan, end in zip(leaves, arrays, plans, ends, strict=True):
+        own = writers[end - len(plan.nbytes) : end]
+        alike = (id(plan), own.tobytes())
+        if alike not in devices:
+            devices[alike] = _devices(plan, own)
+        cells.append(_cells(leaf, array, plan, own, rank, devices[alike]))
     copies = [
         i
         for i, (array, leaf_type) in enumerate(zip(arrays, contents.types, strict=True))
         if array is None and leaf_type.kind in ("jax", "key")
     ]
-    text = msgspec.json.encode(
-        [
-            (name, _described(leaf_type, shape), plan.boundaries, plan.holders, contents.same_as.get(i))
-            if leaf_type.kind in ("jax", "key")
-            else (name, leaf_type.kind)
-            for i, (name, leaf_type, shape, plan) in enumerate(
-                zip(contents.names, contents.types, contents.shapes, plans, strict=True)
-            )
-        ]
+    shared = SharedWriting(
+        rank,
+        writers.tolist(),
+        copies,
+        _digest(contents, plans, list(known.values()), groups),
+        int(nbytes[writers == rank].sum()),
+        functools.partial(_descriptions, contents, plans),
     )
-    describe = functools.partial(_descriptions, contents, plans)
-    shared = SharedWriting(rank, writers, copies, f"{checksum(text):016x}", nbytes, describe)
     return contents._replace(cells=cells, shared=shared)
+
+
+def _digest(contents: TreeContents, plans: Sequence[_Plan], known: Sequence[_Plan], groups: _Groups) -> str:
+    """Return a checksum of all that has to be the same in all processes. Values of the host may differ."""
+    numbers = {id(plan): number for number, plan in enumerate(known)}
+    described = {key: _described(*key) for key in set(zip(contents.types, map(tuple, contents.shapes), strict=True))}
+    variables = [
+        (name, described[leaf_type, tuple(shape)], numbers[id(plan)], contents.same_as.get(i))
+        if leaf_type.kind in ("jax", "key")
+        else (name, leaf_type.kind)
+        for i, (name, leaf_type, shape, plan) in enumerate(
+            zip(contents.names, contents.types, contents.shapes, plans, strict=True)
+        )
+    ]
+    # A plan of a value of the host need not be the same: only that it is one.
+    layouts = [None if plan.grid is None else (plan.boundaries, plan.groups.tolist()) for plan in known]
+    return f"{checksum(msgspec.json.encode([variables, layouts, groups.holders])):016x}"
 
 
 def _global_array(leaf: Any, leaf_type: LeafType) -> Any:
@@ -97,20 +147,18 @@ def _global_array(leaf: Any, leaf_type: LeafType) -> Any:
     return jax.random.key_data(leaf) if leaf_type.kind == "key" else leaf
 
 
-def _plan_of(array: Any, leaf_type: LeafType, shape: tuple[int, ...], limit: int) -> _Plan:
-    itemsize = storage_dtype(leaf_type).itemsize
-    if array is None:
-        return _Plan(None, [math.prod(shape) * itemsize], [(0,)], None)
-    return _global_plan(array.sharding, tuple(array.shape), itemsize, limit)
-
-
-@functools.lru_cache(maxsize=4096)
-def _global_plan(sharding: Any, shape: tuple[int, ...], itemsize: int, limit: int) -> _Plan:
+def _plan_of(sharding: Any, shape: tuple[int, ...], itemsize: int, limit: int, groups: _Groups) -> _Plan:
+    if sharding is None:
+        nbytes = np.array([math.prod(shape) * itemsize], np.int64)
+        return _Plan(None, nbytes, np.array([groups.number((0,))]), [], [0], [], None)
     grid = _grid_of(sharding, shape)
     boundaries = split_grid(grid.boundaries, [len(who) for who in grid.holders], itemsize, limit)
-    nbytes = [math.prod(cell_shape) * itemsize for _, cell_shape in grid_cells(boundaries)]
-    holders = [grid.holders[i] for i in _parents(grid.boundaries, boundaries)]
-    return _Plan(boundaries, nbytes, holders, grid)
+    parents = _parents(grid.boundaries, boundaries)
+    pieces = list(grid_cells(boundaries))
+    origins = [start for start, _ in grid_cells(grid.boundaries)]
+    sizes = [math.prod(cell_shape) * itemsize for _, cell_shape in pieces]
+    of_parent = np.array([groups.number(who) for who in grid.holders])
+    return _Plan(boundaries, np.array(sizes, np.int64), of_parent[parents], pieces, parents, origins, grid)
 
 
 def _grid_of(sharding: Any, shape: tuple[int, ...]) -> _Grid:
@@ -143,27 +191,29 @@ def _parents(coarse: Sequence[Sequence[int]], fine: Sequence[Sequence[int]]) -> 
     ]
 
 
-def _cells(leaf: Any, array: Any, plan: _Plan, writers: Sequence[int], rank: int) -> Cells:
+def _devices(plan: _Plan, writers: np.ndarray) -> list[int]:
+    """Return the device from which each cell is written."""
     if plan.grid is None:
+        return [0]
+    return [plan.grid.devices[parent][writer] for parent, writer in zip(plan.parents, writers.tolist(), strict=True)]
+
+
+def _cells(leaf: Any, array: Any, plan: _Plan, writers: np.ndarray, rank: int, devices: list[int]) -> Cells:
+    if plan.grid is None or plan.boundaries is None:
         is_copy = isinstance(leaf, jax.Array)  # compared with the copies of the other processes
         return Cells([_key_data(leaf) if rank == 0 or is_copy else None])
-    assert plan.boundaries is not None
-    grid = plan.grid
-    parents = _parents(grid.boundaries, plan.boundaries)
-    devices = [grid.devices[parent][writer] for parent, writer in zip(parents, writers, strict=True)]
+    own = np.flatnonzero(writers == rank).tolist()
     arrays: list[Any] = [None] * len(writers)
-    if rank in writers:
+    if own:
         shards: dict[tuple[int, ...], Any] = {}
         for shard in array.addressable_shards:
             shards.setdefault(tuple(part.start or 0 for part in shard.index), shard.data)
-        origins = [start for start, _ in grid_cells(grid.boundaries)]
         if array.size == 0:  # any of its shards has all of its bytes
-            shards = {origins[0]: next(iter(shards.values()))}
-        for i, (start, shape) in enumerate(grid_cells(plan.boundaries)):
-            if writers[i] == rank:
-                arrays[i] = _part(shards[origins[parents[i]]], start, shape, origins[parents[i]])
-    is_whole = len(writers) == 1
-    return Cells(arrays, None if is_whole else plan.boundaries, devices)
+            shards = {plan.origins[0]: next(iter(shards.values()))}
+        for i in own:
+            origin = plan.origins[plan.parents[i]]
+            arrays[i] = _part(shards[origin], *plan.pieces[i], origin)
+    return Cells(arrays, None if len(writers) == 1 else plan.boundaries, devices)
 
 
 def _part(shard: Any, start: Sequence[int], shape: Sequence[int], origin: Sequence[int]) -> Any:

@@ -58,30 +58,29 @@ def split_grid(
     return finer
 
 
-def share_out(nbytes: Sequence[int], holders: Sequence[tuple[int, ...]], processes: int) -> list[int]:
+def share_out(nbytes: np.ndarray, groups: np.ndarray, holders: Sequence[tuple[int, ...]], processes: int) -> np.ndarray:
     """Return which process writes each cell: one that holds it, so that all write about as many bytes.
 
     Args:
         nbytes: the size of each cell.
-        holders: the processes that hold each cell, in ascending order.
+        groups: for each cell the number of the group of processes that hold it.
+        holders: the processes of each group, in ascending order.
         processes: the number of processes.
 
     Example:
-        >>> share_out([10, 10, 5, 5, 10], [(0,), (0, 1, 2), (0, 1), (0, 1, 2), (2,)], 3)
-        [0, 1, 1, 2, 2]
+        >>> holders = [(0,), (0, 1, 2), (0, 1), (2,)]
+        >>> share_out(np.array([10, 10, 5, 5, 10]), np.array([0, 1, 2, 1, 3]), holders, 3)
+        array([0, 1, 1, 2, 2])
     """
     load = np.zeros(processes, np.int64)
     writers = np.zeros(len(nbytes), np.int64)
-    sizes = np.array(nbytes, np.int64)
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for cell, who in enumerate(holders):
-        groups.setdefault(who, []).append(cell)
-    for who in sorted(groups, key=lambda ranks: (len(ranks), ranks)):
-        cells, ranks = np.array(groups[who]), np.array(who)
-        chosen = _fill(load[ranks], sizes[cells])
-        writers[cells] = ranks[chosen]
-        np.add.at(load, writers[cells], sizes[cells])
-    return [int(rank) for rank in writers]
+    by_group = np.argsort(groups, kind="stable")
+    cells_of = np.split(by_group, np.cumsum(np.bincount(groups, minlength=len(holders)))[:-1]) if holders else []
+    for number in sorted(range(len(holders)), key=lambda number: (len(holders[number]), holders[number])):
+        cells, ranks = cells_of[number], np.array(holders[number])
+        writers[cells] = ranks[_fill(load[ranks], nbytes[cells])]
+        np.add.at(load, writers[cells], nbytes[cells])
+    return writers
 
 
 def _fill(load: np.ndarray, sizes: np.ndarray) -> np.ndarray:
