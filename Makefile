@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test prove test-processes test-browser test-tensorflow docs bench bench-check bench-processes bench-stores lint types format clean
+.PHONY: demo test prove test-processes test-browser test-tensorflow docs bench bench-check bench-processes bench-stores bench-scale lint types format clean
 
 # Each target sets up what it needs, once, and again when the list of what is needed changes.
 demo: $(VENV)/.installed
@@ -44,6 +44,9 @@ bench-processes: $(VENV)/.installed-bench
 
 bench-stores: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.stores
+
+bench-scale: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.scale
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

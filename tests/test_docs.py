@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
         "docs/partial.md",
         "docs/training.md",
         "docs/recipes.md",
+        "docs/stores.md",
         "docs/formats.md",
         "docs/orbax.md",
         "docs/huggingface.md",
