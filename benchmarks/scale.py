@@ -59,6 +59,10 @@ class Array:
             Shard(index) for _, index in [next(iter(sharding.devices_indices_map(shape).items()))]
         ]
 
+    def addressable_data(self, position: int) -> "Data":
+        """Return the memory of a shard."""
+        return self.addressable_shards[position].data
+
 
 class Shard:
     """The shard of process 0."""

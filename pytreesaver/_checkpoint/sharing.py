@@ -151,14 +151,21 @@ def _plan_of(sharding: Any, shape: tuple[int, ...], itemsize: int, limit: int, g
     if sharding is None:
         nbytes = np.array([math.prod(shape) * itemsize], np.int64)
         return _Plan(None, nbytes, np.array([groups.number((0,))]), [], [0], [], None)
+    plan = _cached_plan(sharding, shape, itemsize, limit)
+    assert plan.grid is not None
+    of_parent = np.array([groups.number(who) for who in plan.grid.holders])
+    return plan._replace(groups=of_parent[plan.parents])
+
+
+@functools.lru_cache(maxsize=1024)
+def _cached_plan(sharding: Any, shape: tuple[int, ...], itemsize: int, limit: int) -> _Plan:
+    """Return a plan without the numbers of groups, which belong to one save."""
     grid = _grid_of(sharding, shape)
     boundaries = split_grid(grid.boundaries, [len(who) for who in grid.holders], itemsize, limit)
-    parents = _parents(grid.boundaries, boundaries)
     pieces = list(grid_cells(boundaries))
+    sizes = np.array([math.prod(cell_shape) * itemsize for _, cell_shape in pieces], np.int64)
     origins = [start for start, _ in grid_cells(grid.boundaries)]
-    sizes = [math.prod(cell_shape) * itemsize for _, cell_shape in pieces]
-    of_parent = np.array([groups.number(who) for who in grid.holders])
-    return _Plan(boundaries, np.array(sizes, np.int64), of_parent[parents], pieces, parents, origins, grid)
+    return _Plan(boundaries, sizes, sizes, pieces, _parents(grid.boundaries, boundaries), origins, grid)
 
 
 def _grid_of(sharding: Any, shape: tuple[int, ...]) -> _Grid:
@@ -202,18 +209,18 @@ def _cells(leaf: Any, array: Any, plan: _Plan, writers: np.ndarray, rank: int, d
     if plan.grid is None or plan.boundaries is None:
         is_copy = isinstance(leaf, jax.Array)  # compared with the copies of the other processes
         return Cells([_key_data(leaf) if rank == 0 or is_copy else None])
+    if len(writers) == 1:  # replicated, or empty: each shard has all of its bytes
+        return Cells([array.addressable_data(0) if writers[0] == rank else None], None, devices)
     own = np.flatnonzero(writers == rank).tolist()
     arrays: list[Any] = [None] * len(writers)
     if own:
         shards: dict[tuple[int, ...], Any] = {}
         for shard in array.addressable_shards:
             shards.setdefault(tuple(part.start or 0 for part in shard.index), shard.data)
-        if array.size == 0:  # any of its shards has all of its bytes
-            shards = {plan.origins[0]: next(iter(shards.values()))}
         for i in own:
             origin = plan.origins[plan.parents[i]]
             arrays[i] = _part(shards[origin], *plan.pieces[i], origin)
-    return Cells(arrays, None if len(writers) == 1 else plan.boundaries, devices)
+    return Cells(arrays, plan.boundaries, devices)
 
 
 def _part(shard: Any, start: Sequence[int], shape: Sequence[int], origin: Sequence[int]) -> Any:

@@ -69,8 +69,10 @@ def first_intact_of_all(
             "to learn whether all have restored the checkpoint",
         )
         if not verdict:
+            meeting.forget()
             return saved, result, problems
         problems.append(problem[0] if problem else CorruptCheckpointError(verdict))
+    meeting.forget()
     return None, None, problems
 
 

@@ -100,7 +100,8 @@ class ManagedSaves:
             return decide()
         with telling(meeting):
             result: T = meeting.first("decided", decide, kind, f"to do its {what}")
-            return result
+        meeting.forget()
+        return result
 
     def is_due(self, step: int) -> bool:
         """Return whether a step is due, as process 0 decides. See `CheckpointManager.should_save`."""
@@ -111,7 +112,9 @@ class ManagedSaves:
             return self._is_due_here(step)
         with telling(meeting):
             self._share_signals(meeting)
-            return meeting.first("due", lambda: self._is_due_here(step), bool, "to decide whether a save is due")
+            due = meeting.first("due", lambda: self._is_due_here(step), bool, "to decide whether a save is due")
+        meeting.forget()
+        return due
 
     def _is_due_here(self, step: int) -> bool:
         if self._settings.read_only:
@@ -149,6 +152,7 @@ class ManagedSaves:
                     saved = self._save_if_due(arguments, is_due, meeting)
                 if saved is None and meeting is not None:
                     meeting.publish("decision", msgspec.msgpack.encode(_Decision(False)))
+                    meeting.forget()
                 return saved
 
     def _share_signals(self, meeting: Meeting) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytreesaver._io import filesystem
+from pytreesaver._io.stores.dispatch import is_in_store
 
 _PART = re.compile(r"(.+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})", re.DOTALL)
 
@@ -43,6 +44,8 @@ def _files_to_look_at(path: Path) -> list[Path]:
 
     A directory with thousands of checkpoints would otherwise be listed thousands of times.
     """
+    if is_in_store(path):  # where a prefix has no time
+        return files_beside(path)
     modified, listing = filesystem.modified_ns(path.parent), _listing
     if listing.directory != path.parent or listing.modified_ns != modified:
         by_prefix: dict[str, list[str]] = {}

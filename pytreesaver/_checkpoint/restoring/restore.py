@@ -10,7 +10,7 @@ from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreO
 from pytreesaver._checkpoint.restoring.targets import ShardingRule
 from pytreesaver._checkpoint.restoring.with_template import plan_restore
 from pytreesaver._checkpoint.restoring.without_template import restore_as_stored
-from pytreesaver._io.paths import PathLike, local_path
+from pytreesaver._io.paths import PathLike, as_path
 from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, WhichProcesses, new_meeting, telling
 from pytreesaver._progress import Progress
 from pytreesaver._run.directory import checkpoint_at, opened_checkpoint
@@ -30,7 +30,8 @@ def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklev
             return checkpoint_at(target)
         with telling(meeting):
             found = meeting.first("newest", lambda: str(checkpoint_at(target)), str, "to choose the checkpoint")
-        return local_path(found)
+        meeting.forget()
+        return as_path(found)
 
     with opened_checkpoint(path, options.format, newest) as reader:
         if like is None:

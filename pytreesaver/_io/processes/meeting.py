@@ -4,6 +4,7 @@ Process 0 decides, and the others hear of it. Every wait has a deadline, and its
 missing. A process that fails tells the others why, and they raise the same error.
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -76,6 +77,7 @@ class Meeting:
         self._is_announced = False
         self.has_failed_first = False
         self._has_failed = False
+        self._has_gathered = False
 
     def publish(self, key: str, value: bytes) -> None:
         """Send a message to all."""
@@ -127,6 +129,7 @@ class Meeting:
             self.publish(f"{key}/{self.rank}", value)
             return []
         self._announce()
+        self._has_gathered = True
         values = {0: value}
         seconds = self._timeout - min(self._timeout / 10, _MAX_GRACE_SECS)  # the others hear of it before they give up
         deadline = time.monotonic() + seconds
@@ -215,15 +218,17 @@ class Meeting:
             self._coordinator.put(f"{self._directory}/failed/{self.rank}", msgspec.msgpack.encode(failure))
 
     def forget(self) -> None:
-        """Delete the messages of process 0 and the parts, which all have read, and old messages of other meetings."""
+        """Let the messages be deleted: those of the others now, and those of process 0 when all must have read them."""
         if not self.is_first:
             return
-        with suppress(CheckpointError):
-            self._coordinator.delete(f"{self._directory}/{PARTS}/")
-            now = time.monotonic()
+        now = time.monotonic()
+        with _ended_lock:
             _ended.append((now + 2 * self._timeout, self._directory, self._coordinator))
-            while _ended and _ended[0][0] < now:
-                _, directory, coordinator = _ended.popleft()
+            old = [_ended.popleft() for _ in range(_MOST_FORGOTTEN) if _ended and _ended[0][0] < now]
+        with suppress(CheckpointError):
+            if self._has_gathered:
+                self._coordinator.delete(f"{self._directory}/{PARTS}/")
+            for _, directory, coordinator in old:
                 coordinator.delete(f"{directory}/")
 
 
@@ -231,6 +236,8 @@ PARTS = "part"
 """The key of the parts of the processes."""
 
 _ended: deque[tuple[float, str, Coordinator]] = deque()
+_ended_lock = threading.Lock()
+_MOST_FORGOTTEN = 2  # meetings at a time: more than one ends, so that they do not pile up
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import secrets
 import threading
 import time
@@ -52,6 +53,7 @@ class LeaseHandle:
         self._version = version
         self._renewed = time.monotonic()
         self._is_lost = False
+        self._pid = os.getpid()
         self._stop = threading.Event()
         threading.Thread(
             target=_renew_until, args=(weakref.ref(self), self._stop, lease.seconds / 3), name="lease", daemon=True
@@ -72,10 +74,12 @@ class LeaseHandle:
 
     def is_held(self) -> bool:
         """Return whether no other process can have taken the lock."""
-        return not self._is_lost and time.monotonic() - self._renewed < self._lease.seconds
+        return not self._is_lost and os.getpid() == self._pid and time.monotonic() - self._renewed < self._lease.seconds
 
     def release(self) -> None:
-        """Delete the lock, if it still is that of this process."""
+        """Delete the lock, if it still is that of this process. A forked child has no part in it."""
+        if os.getpid() != self._pid:
+            return
         self._stop.set()
         with suppress(OSError):
             if not self._is_lost and _read(self._path)[0].owner == self._lease.owner:
