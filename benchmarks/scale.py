@@ -170,7 +170,8 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=4_500_000, help="do not simulate more chunks than this")
     given = parser.parse_args()
     print(
-        "| leaves | processes | shards of a leaf | chunks | plan | divide | tables sent | gather | index | write | read |"
+        "| leaves | processes | shards of a leaf | chunks | plan | divide | tables sent | gather "
+        "| index | write | read |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for leaves, processes, shards in [
