@@ -13,13 +13,13 @@ import jax
 from pytreesaver._checkpoint.background import SaveFuture, close_on_exit
 from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
 from pytreesaver._checkpoint.restoring.restore import restore_with
+from pytreesaver._checkpoint.saving import check_format
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io.paths import PathLike, local_path
 from pytreesaver._io.processes.meeting import (
     DEFAULT_TIMEOUT,
     WhichProcesses,
-    check_processes,
-    check_timeout,
+    check_taking_part,
     is_first,
     telling,
 )
@@ -71,6 +71,7 @@ class CheckpointManager:
             to modify or donate, and the save continues asynchronously.
         copy: without `block`, as in `pytreesaver.save_async`.
         format: the name of the format, as in `pytreesaver.save`.
+        shard_nbytes: as in `pytreesaver.save`.
         clock: returns the time, in seconds since the epoch.
         save_on_signal: one or more signals that announce that the machine will be taken away, such as
             ``signal.SIGUSR1``. After one, the next call of `save` saves a last checkpoint although none is due. Then
@@ -117,6 +118,7 @@ class CheckpointManager:
         save_policy: SavePolicy | None = None,
         when_busy: WhenBusy = "wait",
         read_only: bool = False,
+        shard_nbytes: int | None = None,
         processes: WhichProcesses = "all",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
@@ -128,11 +130,12 @@ class CheckpointManager:
         check_when_busy(when_busy)
         signals = checked_signals(save_on_signal, save_on_sigterm)
         format = format_named(format or format_of_ending(checkpoint_name)).name
+        check_format(self._given_directory / checkpoint_name, format, shard_nbytes)
         self._rule = rule
         self._clock = clock
         self._run = ManagedRun(self._given_directory, checkpoint_name, pad_step_number, rule, float(clock()))
-        together = check_processes(processes), check_timeout(timeout)
-        settings = SaveSettings(saving, *together, block, copy, format, when_busy, read_only, clock)
+        together = check_taking_part(processes, timeout)
+        settings = SaveSettings(saving, *together, block, copy, format, shard_nbytes, when_busy, read_only, clock)
         self._saves = ManagedSaves(
             self._run, self._given_directory, checkpoint_name, rule, settings, () if read_only else signals
         )

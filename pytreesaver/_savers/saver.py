@@ -1,6 +1,5 @@
 """Saver: saves checkpoints by name and step, and keeps the last few. After `tf.compat.v1.train.Saver`."""
 
-import logging
 import os
 import time
 import types
@@ -20,8 +19,7 @@ from pytreesaver._io.paths import PathLike, as_path, canonical, local_path
 from pytreesaver._io.processes.meeting import (
     DEFAULT_TIMEOUT,
     WhichProcesses,
-    check_processes,
-    check_timeout,
+    check_taking_part,
     is_first,
     new_meeting,
     telling,
@@ -41,7 +39,6 @@ from pytreesaver._savers.session import WriterSession
 from pytreesaver._tree.names.select import Selection
 from pytreesaver.formats.registry import format_of_ending, format_to_write
 
-logger = logging.getLogger("pytreesaver")
 T = TypeVar("T")
 
 
@@ -62,7 +59,7 @@ class Saver:
             construction of the Saver; None or 0 keeps all checkpoints that are saved after that.
         name: the name of this Saver in logs and profiler traces.
         restore_sequentially: whether to restore one variable at a time, to hold less memory above the result.
-        saver_def: the settings of another Saver, in place of all other arguments but `clock`, `processes`, `timeout`.
+        saver_def: the settings of another Saver, in place of all arguments before `clock`.
         allow_empty: whether to accept a tree or a selection without variables.
         pad_step_number: pad steps to eight digits, so that names sort in the order of steps.
         save_relative_paths: whether paths in the state file are relative to its directory, so that it can be moved,
@@ -70,6 +67,7 @@ class Saver:
         filename: the default of `save_path` in `save`.
         format: the name of the format, as in `pytreesaver.save`.
         clock: returns the time, in seconds since the epoch.
+        shard_nbytes: as in `pytreesaver.save`.
         processes: as in `pytreesaver.save`. Process 0 writes the state file and applies retention.
         timeout: as in `pytreesaver.save`.
 
@@ -103,6 +101,7 @@ class Saver:
         filename: PathLike | None = None,
         format: str | None = None,
         clock: Callable[[], float] = time.time,
+        shard_nbytes: int | None = None,
         processes: WhichProcesses = "all",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
@@ -130,19 +129,21 @@ class Saver:
         self._settings = given = checked_saver_def(given)
         self._variables = VariableList(given.var_list, given.allow_empty)
         self._clock = clock
-        self._processes, self._timeout = check_processes(processes), check_timeout(timeout)
+        self._shard_nbytes = shard_nbytes
+        self._processes, self._timeout = check_taking_part(processes, timeout)
         self._state = SaverState(given, float(clock()))
         self._session = WriterSession("Saver", self._label)
         self._versions: dict[tuple[int, int], int] = {}  # of the state files that `_state` knows, by directory
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy in another process has no pending save and no lock. It reads the state files again.
-        together = {"processes": self._processes, "timeout": self._timeout}
-        return {"settings": self._settings, "clock": self._clock, "state": self._state.copied(), **together}
+        more = {"shard_nbytes": self._shard_nbytes, "processes": self._processes, "timeout": self._timeout}
+        return {"settings": self._settings, "clock": self._clock, "state": self._state.copied(), **more}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._settings, self._clock, self._state = state["settings"], state["clock"], state["state"]
-        self._processes, self._timeout = state["processes"], state["timeout"]
+        self._shard_nbytes, self._processes = state["shard_nbytes"], state["processes"]
+        self._timeout = state["timeout"]
         self._variables = VariableList(self._settings.var_list, self._settings.allow_empty)
         self._session = WriterSession("Saver", self._label)
         self._versions = {}
@@ -219,6 +220,7 @@ class Saver:
                     block=block,
                     format=self._format_of(path, ending_in),
                     sharded=self._settings.sharded,
+                    shard_nbytes=self._shard_nbytes,
                     progress=progress,
                     started=started,
                     waited_secs=waited_secs,

@@ -64,6 +64,7 @@ class WriterSession:
         started: float,
         waited_secs: float,
         sharded: bool = False,
+        shard_nbytes: int | None = None,
         meeting: Meeting | None = None,
     ) -> None:
         """Write a checkpoint into the claimed directory and list it in the state file, now or asynchronously.
@@ -82,6 +83,7 @@ class WriterSession:
             started: when the user called `save`, as `time.monotonic` gives it.
             waited_secs: how long that call waited for the previous save.
             sharded: as in `write_contents`.
+            shard_nbytes: as in `write_contents`.
             meeting: as in `write_contents`. Only process 0 has to claim the directory.
         """
         lock = self.lock
@@ -99,6 +101,7 @@ class WriterSession:
                     in_background=not block,
                     format=format,
                     sharded=sharded,
+                    shard_nbytes=shard_nbytes,
                     progress=progress,
                     what=f"{self._label}: saving {path}" if self._label else f"saving {path}",
                     meeting=meeting,

@@ -32,6 +32,7 @@ class SaveSettings(NamedTuple):
     block: bool
     copy: bool
     format: str | None
+    shard_nbytes: int | None
     when_busy: WhenBusy
     read_only: bool
     clock: Callable[[], float]

@@ -179,7 +179,7 @@ def test_a_coordinator_that_is_gone_is_said_so():
     lost = coordinator.JaxCoordinator(LostClient())
     meeting = Meeting(coordinator.Processes(1, 2, lost), "save to model", "model", 5.0)
     with pytest.raises(
-        pts.CheckpointError, match="the coordinator of jax.distributed, which runs in process 0"
+        pts.CheckpointError, match=r"the coordinator of jax\.distributed, which runs in process 0"
     ) as caught:
         meeting.hear("end", "to end")
     assert isinstance(caught.value, ConnectionError)

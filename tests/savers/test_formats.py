@@ -101,3 +101,18 @@ def test_reading_doors_take_every_format(format):
     assert_trees_equal(pts.restore(path, only="opt"), {"opt": tree(1)["opt"]})
     renamed = pts.restore(path, {"v": np.zeros(3)}, rename={"v": "w"}, unexpected="ignore")
     assert renamed["v"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("format", ["native", "tensorflow"])
+def test_the_size_of_data_files_is_bounded(format):
+    tree = {f"x{i}": np.full(100, i) for i in range(6)}  # 800 bytes each
+    with pts.CheckpointManager("run", format=format, shard_nbytes=1700) as manager:
+        manager.save(1, tree)
+    pts.Saver(format=format, shard_nbytes=1700).save(tree, "saved/m", 1)
+    for place, name in (("run", "ckpt-1"), ("saved", "m-1")):
+        files = [file for file in Path(place).rglob("*data-0*")]
+        assert len(files) == 3
+        assert all(file.stat().st_size < 1700 + 4096 for file in files)
+        assert_trees_equal(pts.restore(f"{place}/{name}"), tree)
+    with pytest.raises(ValueError, match="shard_nbytes: expected format="):
+        pts.CheckpointManager("other", format="npz", shard_nbytes=10)

@@ -281,6 +281,11 @@ def check_processes(processes: object) -> WhichProcesses:
     return cast(WhichProcesses, processes)
 
 
+def check_taking_part(processes: object, timeout: object) -> tuple[WhichProcesses, float]:
+    """Return the arguments `processes` and `timeout`. Raises a TypeError or ValueError if one is invalid."""
+    return check_processes(processes), check_timeout(timeout)
+
+
 def new_meeting(what: str, subject: str, timeout: float, processes: WhichProcesses = "all") -> Meeting | None:
     """Return a meeting of the processes of this program, or None if it is the only one, or acts alone.
 
