@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
+from pytreesaver._errors import CheckpointError, UnsupportedLeafError
 from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._tree.boxes import index_box
 from pytreesaver._tree.kinds import ArrayPart, Cells, LeafType, describe, grid_cells, logical_shape, storage_dtype
-from pytreesaver._tree.leaves import LeafError
 from pytreesaver._tree.sharing import piece_limit, share_out, split_grid
 from pytreesaver.formats.fetching import is_on_cpu
 from pytreesaver.formats.protocol import SharedWriting, TreeContents
@@ -82,21 +82,28 @@ def shared_contents(contents: TreeContents, leaves: Sequence[Any], rank: int, co
         count: the number of processes.
 
     Raises:
-        LeafError: if the shards of an array do not form a grid. No current sharding of JAX does this.
+        UnsupportedLeafError: if the shards of an array do not form a grid. No current sharding of JAX does this.
+        CheckpointError: if the devices number the processes otherwise than the coordinator.
     """
-    limit, groups = piece_limit(contents.nbytes, count), _Groups()
+    groups = _Groups()
+    kinds = list(zip(contents.types, contents.shapes, strict=True))
+    limit = piece_limit(sum(_nbytes(leaf_type, shape) for leaf_type, shape in kinds), count)
     known: dict[Any, _Plan] = {}
     arrays, plans = [], []
-    for leaf, leaf_type, shape in zip(leaves, contents.types, contents.shapes, strict=True):
+    for leaf, (leaf_type, shape) in zip(leaves, kinds, strict=True):
         array, itemsize = _global_array(leaf, leaf_type), storage_dtype(leaf_type).itemsize
-        key = (tuple(shape), itemsize, None if array is None else array.sharding)
+        key: Any = (tuple(shape), itemsize, None if array is None else array.sharding)
+        if leaf_type.kind not in ("jax", "key"):
+            key = None  # those of process 0 count, and may be larger than others
         if key not in known:
-            known[key] = _plan_of(key[2], key[0], itemsize, limit, groups)
+            known_shape, known_size, sharding = key or ((0,), 1, None)
+            known[key] = _plan_of(known_shape, known_size, sharding, limit, groups)
         arrays.append(array)
         plans.append(known[key])
     nbytes = np.concatenate([np.zeros(0, np.int64), *(plan.nbytes for plan in plans)])
     groups_of_cells = np.concatenate([np.zeros(0, np.int64), *(plan.groups for plan in plans)])
     writers = share_out(nbytes, groups_of_cells, groups.holders, count)
+    _check_rank(arrays, rank)
     ends = np.cumsum([len(plan.nbytes) for plan in plans]).tolist()
     # Leaves with the same plan and writers have the same devices.
     devices: dict[Any, list[int]] = {}
@@ -116,14 +123,25 @@ def shared_contents(contents: TreeContents, leaves: Sequence[Any], rank: int, co
         rank,
         writers.tolist(),
         copies,
-        _digest(contents, plans, list(known.values()), groups),
+        _digest(contents, plans, list(known.values()), groups, writers),
         int(nbytes[writers == rank].sum()),
         functools.partial(_descriptions, contents, plans),
     )
     return contents._replace(cells=cells, shared=shared)
 
 
-def _digest(contents: TreeContents, plans: Sequence[_Plan], known: Sequence[_Plan], groups: _Groups) -> str:
+def _check_rank(arrays: Sequence[Any], rank: int) -> None:
+    """Raise a CheckpointError if the devices number the processes otherwise than the coordinator."""
+    if any(array is not None for array in arrays) and jax.process_index() != rank:
+        raise CheckpointError(
+            f"this is process {rank} of jax.distributed, and process {jax.process_index()} of the devices: expected "
+            "one number; pass process_id=jax.process_index() to jax.distributed.initialize"
+        )
+
+
+def _digest(
+    contents: TreeContents, plans: Sequence[_Plan], known: Sequence[_Plan], groups: _Groups, writers: np.ndarray
+) -> str:
     """Return a checksum of all that has to be the same in all processes. Values of the host may differ."""
     numbers = {id(plan): number for number, plan in enumerate(known)}
     described = {key: _described(*key) for key in set(zip(contents.types, map(tuple, contents.shapes), strict=True))}
@@ -137,7 +155,8 @@ def _digest(contents: TreeContents, plans: Sequence[_Plan], known: Sequence[_Pla
     ]
     # A plan of a value of the host need not be the same: only that it is one.
     layouts = [None if plan.grid is None else (plan.boundaries, plan.groups.tolist()) for plan in known]
-    return f"{checksum(msgspec.json.encode([variables, layouts, groups.holders])):016x}"
+    text = msgspec.json.encode([variables, layouts, groups.holders])
+    return f"{checksum(text + writers.tobytes()):016x}"
 
 
 def _global_array(leaf: Any, leaf_type: LeafType) -> Any:
@@ -147,7 +166,12 @@ def _global_array(leaf: Any, leaf_type: LeafType) -> Any:
     return jax.random.key_data(leaf) if leaf_type.kind == "key" else leaf
 
 
-def _plan_of(sharding: Any, shape: tuple[int, ...], itemsize: int, limit: int, groups: _Groups) -> _Plan:
+def _nbytes(leaf_type: LeafType, shape: Sequence[int]) -> int:
+    """Return the size of an array of JAX. What the processes may have in different sizes must not change the plan."""
+    return math.prod(shape) * storage_dtype(leaf_type).itemsize if leaf_type.kind in ("jax", "key") else 0
+
+
+def _plan_of(shape: tuple[int, ...], itemsize: int, sharding: Any, limit: int, groups: _Groups) -> _Plan:
     if sharding is None:
         nbytes = np.array([math.prod(shape) * itemsize], np.int64)
         return _Plan(None, nbytes, np.array([groups.number((0,))]), [], [0], [], None)
@@ -180,7 +204,7 @@ def _grid_of(sharding: Any, shape: tuple[int, ...]) -> _Grid:
     boundaries = [[*sorted({start[axis] for start in starts}), length] for axis, length in enumerate(shape)]
     cells = [start for start, _ in grid_cells(boundaries)]
     if any(start not in starts for start in cells) or len(starts) != len(by_box):
-        raise LeafError(f"whose shards do not form a grid ({sharding})")
+        raise UnsupportedLeafError(f"expected arrays whose shards form a grid, found the sharding {sharding}")
     found = [starts[start] for start in cells]
     return _Grid(boundaries, [tuple(sorted(devices)) for devices in found], found)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from pytreesaver._errors import (
 )
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError
-from pytreesaver._io.stores.paths import store_path
+from pytreesaver._io.stores.paths import SCHEMES, StorePath, store_path
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
@@ -36,7 +37,7 @@ def local_path(path: PathLike) -> Path:
     if not text or "\0" in text or not _is_encodable(text):
         raise ValueError(f"path: expected a valid path, found {text!r}")
     if text.startswith("file://"):
-        text = text.removeprefix("file://")
+        text = _path_of_file_url(text)
     elif "://" in text:
         return store_path(text)
     if not text.startswith("~"):
@@ -54,7 +55,17 @@ def as_path(text: str) -> Path:
         >>> as_path("s3://bucket/run"), as_path("~/run")
         (StorePath('s3://bucket/run'), PosixPath('~/run'))
     """
-    return store_path(text) if "://" in text else Path(text)
+    return StorePath(text) if _STORE_URL.match(text) else Path(text)
+
+
+_STORE_URL = re.compile(rf"({'|'.join(SCHEMES)})://")
+
+
+def _path_of_file_url(url: str) -> str:
+    path = url.removeprefix("file://").removeprefix("localhost")
+    if not path.startswith("/"):
+        raise ValueError(f"path: expected a URL like file:///directory/model, found {url!r}")
+    return path
 
 
 def _url_of(given: object) -> str | None:

@@ -21,7 +21,7 @@ from pytreesaver._io.paths import wrap_os_errors
 from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._run.directory import check_run_directory
 from pytreesaver._run.recorded import visible_entries
-from pytreesaver.formats.registry import format_at
+from pytreesaver.formats.registry import format_at, format_named
 
 LOCK_NAME = ".pytreesaver.lock"
 
@@ -43,6 +43,7 @@ _versions = itertools.count()
 
 _claims: dict[tuple[int, int], _Claim] = {}
 _guard = threading.Lock()
+_store_guard = threading.Lock()
 
 # Garbage collection may release a lock while this thread holds the guard. So a release only adds to this queue.
 _released: deque[_Claim] = deque()
@@ -64,8 +65,8 @@ def _drop_released() -> None:
 
 def _forget_claims() -> None:
     # A forked child holds none of its parent's locks. They stay with the parent, which also has the files open.
-    global _guard  # noqa: PLW0603
-    _guard = threading.Lock()
+    global _guard, _store_guard
+    _guard, _store_guard = threading.Lock(), threading.Lock()
     _released.clear()
     for claim in _claims.values():
         filesystem.release(claim.descriptor)
@@ -88,12 +89,7 @@ class RunLock:
     def __init__(self, directory: Path) -> None:
         self.identity = filesystem.identity(directory)
         self._pid = os.getpid()
-        with _guard:
-            claim = _claims.get(self.identity)
-            if claim is None or not filesystem.is_linked(claim.descriptor):  # the lock file was deleted
-                claim = _claims[self.identity] = _Claim(self.identity, _open_lock_file(directory))
-            claim.holders += 1
-        self._claim = claim
+        self._claim = claim = _held_claim(self.identity, directory)
         self.saving = claim.saving
         self._finalizer = weakref.finalize(self, _release, claim, self._pid)
         _drop_released()
@@ -125,6 +121,35 @@ class RunLock:
     def release(self) -> None:
         """Release the lock. Other processes can save once this process has released all its locks on the directory."""
         self._finalizer()
+
+
+def _held_claim(identity: tuple[int, int], directory: Path) -> _Claim:
+    """Return the claim of a directory, with one more holder."""
+    if not is_in_store(directory):
+        with _guard:
+            return _known_claim(identity) or _new_claim(identity, _open_lock_file(directory))
+    with _store_guard:  # taking a lease may take a minute, in which directories on disks can be locked
+        with _guard:
+            known = _known_claim(identity)
+        if known is not None:
+            return known
+        descriptor = _open_lock_file(directory)
+        with _guard:
+            return _new_claim(identity, descriptor)
+
+
+def _known_claim(identity: tuple[int, int]) -> _Claim | None:
+    claim = _claims.get(identity)
+    if claim is None or not filesystem.is_linked(claim.descriptor):  # the lock file was deleted
+        return None
+    claim.holders += 1
+    return claim
+
+
+def _new_claim(identity: tuple[int, int], descriptor: int) -> _Claim:
+    claim = _claims[identity] = _Claim(identity, descriptor)
+    claim.holders += 1
+    return claim
 
 
 def _open_lock_file(directory: Path) -> int:
@@ -206,5 +231,7 @@ def _remove_unlisted_files(directory: Path) -> None:
     for path in visible_entries(directory):
         with suppress(CheckpointIOError):  # it could not be looked at: the next new lock tries again
             found = format_at(path)
+            if found is None and is_in_store(path):
+                found = format_named(None)  # an interrupted save, which has no index
             if found is not None:
                 found.remove_unlisted_files(path)

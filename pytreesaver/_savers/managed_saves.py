@@ -39,14 +39,24 @@ class _Decision(msgspec.Struct):
     """What process 0 decides about a call of `save`.
 
     Attributes:
+        step: the step that it is about.
         is_due: whether the step is saved.
         name: the name of the checkpoint.
         signal: the number of the signal that has arrived in any process, or 0.
     """
 
+    step: int
     is_due: bool
     name: str = ""
     signal: int = 0
+
+
+def _check_step(expected: int, found: int) -> None:
+    if found != expected:
+        raise CheckpointError(
+            f"expected step {expected}, of which process 0 decides, found step {found}; every process has to make the "
+            "same calls in the same order, also those for which no save is due"
+        )
 
 
 class ManagedSaves:
@@ -112,7 +122,9 @@ class ManagedSaves:
             return self._is_due_here(step)
         with telling(meeting):
             self._share_signals(meeting)
-            due = meeting.first("due", lambda: self._is_due_here(step), bool, "to decide whether a save is due")
+            decide = lambda: (step, self._is_due_here(step))  # noqa: E731
+            asked, due = meeting.first("due", decide, tuple[int, bool], "to decide whether a save is due")
+            _check_step(asked, step)
         meeting.forget()
         return due
 
@@ -151,7 +163,7 @@ class ManagedSaves:
                     # A signal may have arrived after it was decided that no save is due.
                     saved = self._save_if_due(arguments, is_due, meeting)
                 if saved is None and meeting is not None:
-                    meeting.publish("decision", msgspec.msgpack.encode(_Decision(False)))
+                    self._tell_decision(meeting, _Decision(arguments.step, False))
                     meeting.forget()
                 return saved
 
@@ -162,14 +174,21 @@ class ManagedSaves:
         if self.preemption.signals and meeting.is_first and not self.preemption.requested:
             for number in meeting.flags("signal"):
                 self.preemption.arrive_here_too(int(number))
+                meeting.lower_flags("signal")
+
+    def _tell_decision(self, meeting: Meeting, decision: _Decision) -> None:
+        meeting.publish("decision", msgspec.msgpack.encode(decision))
+        # After a signal that arrives later than this, the others have to hear of it first.
+        self.preemption.is_undecided = self.preemption.requested and not decision.signal
 
     def _save_if_told(self, arguments: SaveArguments, meeting: Meeting) -> Path | None:
         """Save this process's share of a tree if process 0 has decided that a save is due."""
         started = time.monotonic()
         decision = msgspec.msgpack.decode(meeting.hear("decision", "to decide whether a save is due"), type=_Decision)
+        _check_step(decision.step, arguments.step)
         self.preemption.arrive_here_too(decision.signal)
+        self.preemption.is_undecided = self.preemption.requested and not decision.signal
         if not decision.is_due:
-            self.preemption.is_undecided = self.preemption.requested
             return None
         self._raise_or_log_last_failure(wait=True)
         waited_secs = time.monotonic() - started
@@ -215,8 +234,7 @@ class ManagedSaves:
         path = self._run.path_of(step)
         block = self._settings.block
         if meeting is not None:
-            decision = _Decision(True, path.name, self.preemption.arrived)
-            meeting.publish("decision", msgspec.msgpack.encode(decision))
+            self._tell_decision(meeting, _Decision(step, True, path.name, self.preemption.arrived))
         with jax.profiler.TraceAnnotation("CheckpointManager.save"):
             contents = contents_of(arguments.tree, arguments.metadata, meeting=meeting)
             lock, state = self._claim()

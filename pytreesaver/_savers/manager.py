@@ -267,11 +267,12 @@ class CheckpointManager:
         """
         checked = RestoreOptions.of("CheckpointManager.restore", options)
         number = None if step is None else as_step(step)
+        alone = checked._replace(processes="this")  # the checkpoint is chosen already
         path = self._run.directory
 
         def restored(saved: SavedCheckpoint) -> Any:
             with jax.profiler.TraceAnnotation("CheckpointManager.restore"):
-                return restore_with(path / saved.path, like, checked, stacklevel=5)
+                return restore_with(path / saved.path, like, alone, stacklevel=5)
 
         meeting = self._saves.new_meeting("restore")
         with telling(meeting):

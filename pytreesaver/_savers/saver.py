@@ -142,8 +142,8 @@ class Saver:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._settings, self._clock, self._state = state["settings"], state["clock"], state["state"]
-        self._shard_nbytes, self._processes = state["shard_nbytes"], state["processes"]
-        self._timeout = state["timeout"]
+        self._shard_nbytes, self._processes = state.get("shard_nbytes"), state.get("processes", "all")
+        self._timeout = state.get("timeout", DEFAULT_TIMEOUT)
         self._variables = VariableList(self._settings.var_list, self._settings.allow_empty)
         self._session = WriterSession("Saver", self._label)
         self._versions = {}
@@ -238,7 +238,7 @@ class Saver:
         location = canonical(path)  # the directory exists now
         record = Record(step, name=location.name)
         if listed:
-            absolute = os.path.isabs(path)  # noqa: PTH117
+            absolute = as_path(path).is_absolute()
             is_current = self._versions.get(lock.identity) == lock.version
             if is_default_state:
                 base = Path(ending_in).name
@@ -306,6 +306,8 @@ class Saver:
             reshape=options.get("reshape", self._settings.reshape and like is not None),
             sequentially=self._settings.restore_sequentially,
             may_be_empty=self._settings.allow_empty,
+            processes=options.get("processes", self._processes),
+            timeout=options.get("timeout", self._timeout),
         )
         with jax.profiler.TraceAnnotation(f"{self._label}.restore"):
             return restore_with(save_path, like, everything)

@@ -90,7 +90,7 @@ class SaverState:
         )
         directory, identity = location.parent, self._identity(location.parent)
         given_paths = {**self._given_paths, str(location): path}
-        relative = self._settings.save_relative_paths or not os.path.isabs(path)  # noqa: PTH117
+        relative = self._settings.save_relative_paths or not as_path(path).is_absolute()
         times = dict(self._tracked)
         to_delete = [as_path(where) for where in result.deleted]
 

@@ -122,6 +122,7 @@ class WriterSession:
                 failed()
                 if meeting is not None:
                     meeting.fail(error)
+                    meeting.forget()
                 raise
             saved = f"{self._label} saved {path}" if self._label else f"saved {path}"
             logger.info("%s", saved, extra={"timings": timings})

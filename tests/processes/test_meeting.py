@@ -107,7 +107,7 @@ def test_an_error_of_another_kind_is_a_checkpoint_error_elsewhere(ranks):
 def test_messages_do_not_pile_up(ranks, monkeypatch):
     from pytreesaver._io.processes import meeting as module
 
-    monkeypatch.setattr(module, "_ended", type(module._ended)())
+    monkeypatch.setattr(module, "_ended", [])
 
     def decide(meeting):
         meeting.first("what", lambda: 1, int, "to decide")

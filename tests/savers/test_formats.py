@@ -110,7 +110,7 @@ def test_the_size_of_data_files_is_bounded(format):
         manager.save(1, tree)
     pts.Saver(format=format, shard_nbytes=1700).save(tree, "saved/m", 1)
     for place, name in (("run", "ckpt-1"), ("saved", "m-1")):
-        files = [file for file in Path(place).rglob("*data-0*")]
+        files = list(Path(place).rglob("*data-0*"))
         assert len(files) == 3
         assert all(file.stat().st_size < 1700 + 4096 for file in files)
         assert_trees_equal(pts.restore(f"{place}/{name}"), tree)

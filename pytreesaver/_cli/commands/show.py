@@ -1,7 +1,6 @@
 """``pytreesaver show``: show the values and statistics of variables."""
 
 import math
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from pytreesaver._cli.app import (
     Regex,
     app,
     checkpoint_path,
+    path_or_url,
     selection_of,
     shows_progress,
 )
@@ -43,7 +43,7 @@ _MAX_VALUES = 1000  # the most that NumPy prints in full by default
 
 def _complete_name(context: typer.Context, incomplete: str) -> list[str]:
     try:
-        with load_checkpoint(checkpoint_path(Path(context.params["path"]))) as checkpoint:
+        with load_checkpoint(checkpoint_path(path_or_url(str(context.params["path"])))) as checkpoint:
             return [name for name in checkpoint if name.startswith(incomplete)]
     except Exception:  # shell completion must not print errors
         return []

@@ -4,6 +4,7 @@ The client is private to JAX; no other module uses it. Messages need no devices,
 them while a training step runs. `jax.experimental.multihost_utils` has only collectives of devices, without deadlines.
 """
 
+import os
 import sys
 import threading
 import weakref
@@ -99,11 +100,11 @@ def _lost(error: RuntimeError) -> CoordinatorLostError:
 
 
 def current_processes() -> Processes | None:
-    """Return the processes of this program, or None if it is the only one.
+    """Return the processes of this program, or None if it is the only one, or a fork of one of them.
 
     Does not import JAX, and initializes no devices.
     """
-    if "jax" not in sys.modules:
+    if "jax" not in sys.modules or _forked:
         return None
     from jax._src import distributed
 
@@ -114,6 +115,8 @@ def current_processes() -> Processes | None:
     return Processes(state.process_id, state.num_processes, _coordinator_of(client))
 
 
+_forked: list[bool] = []
+os.register_at_fork(after_in_child=lambda: _forked.append(True))
 _guard = threading.Lock()
 _known: list[tuple[Any, JaxCoordinator]] = []
 _numbers: weakref.WeakKeyDictionary[Coordinator, Counter[str]] = weakref.WeakKeyDictionary()

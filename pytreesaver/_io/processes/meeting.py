@@ -4,9 +4,10 @@ Process 0 decides, and the others hear of it. Every wait has a deadline, and its
 missing. A process that fails tells the others why, and they raise the same error.
 """
 
+import heapq
+import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -14,7 +15,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import msgspec
 
 from pytreesaver import _errors
-from pytreesaver._errors import CheckpointError, CheckpointIOError, ProcessTimeoutError
+from pytreesaver._errors import CheckpointError, CheckpointIOError, CorruptCheckpointError, ProcessTimeoutError
 from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.processes.coordinator import (
     Coordinator,
@@ -40,13 +41,19 @@ class _Failure(msgspec.Struct, array_like=True):
     kind: str
     message: str
     errno: int | None = None
+    names: list[str] = []
+    ranks: list[int] = []
 
     def as_error(self) -> CheckpointError:
         message = f"process {self.rank}: {self.message}"
         kind: Any = getattr(_errors, self.kind, None)
         if not (isinstance(kind, type) and issubclass(kind, CheckpointError)):
             return CheckpointError(f"process {self.rank}: {self.kind}: {self.message}")
-        return kind(message, self.errno) if issubclass(kind, CheckpointIOError) else kind(message)
+        if issubclass(kind, CheckpointIOError):
+            return kind(message, self.errno)
+        if issubclass(kind, CorruptCheckpointError):
+            return kind(message, damaged=self.names)
+        return kind(message, missing=self.ranks) if issubclass(kind, ProcessTimeoutError) else kind(message)
 
 
 class Meeting:
@@ -154,6 +161,10 @@ class Meeting:
         """Return what the processes have told with `raise_flag`."""
         return list(self._coordinator.list(f"{self._subject}/{name}/").values())
 
+    def lower_flags(self, name: str) -> None:
+        """Delete what the processes have told with `raise_flag`."""
+        self._coordinator.delete(f"{self._subject}/{name}/")
+
     def _announce(self) -> None:
         # Only the error of a process that waits in vain reads this.
         if not self._is_announced:
@@ -213,7 +224,9 @@ class Meeting:
             return
         self._has_failed = True
         number = getattr(error, "errno", None)
-        failure = _Failure(self.rank, type(error).__name__, str(error) or "interrupted", number)
+        ranks = error.missing if isinstance(error, ProcessTimeoutError) else []
+        names = error.damaged if isinstance(error, CorruptCheckpointError) else []
+        failure = _Failure(self.rank, type(error).__name__, str(error) or "interrupted", number, names, ranks)
         with suppress(CheckpointError):
             self._coordinator.put(f"{self._directory}/failed/{self.rank}", msgspec.msgpack.encode(failure))
 
@@ -223,19 +236,21 @@ class Meeting:
             return
         now = time.monotonic()
         with _ended_lock:
-            _ended.append((now + 2 * self._timeout, self._directory, self._coordinator))
-            old = [_ended.popleft() for _ in range(_MOST_FORGOTTEN) if _ended and _ended[0][0] < now]
+            entry = (now + 2 * self._timeout, next(_ended_numbers), self._directory, self._coordinator)
+            heapq.heappush(_ended, entry)
+            old = [heapq.heappop(_ended) for _ in range(_MOST_FORGOTTEN) if _ended and _ended[0][0] < now]
         with suppress(CheckpointError):
             if self._has_gathered:
                 self._coordinator.delete(f"{self._directory}/{PARTS}/")
-            for _, directory, coordinator in old:
+            for _, _, directory, coordinator in old:
                 coordinator.delete(f"{directory}/")
 
 
 PARTS = "part"
 """The key of the parts of the processes."""
 
-_ended: deque[tuple[float, str, Coordinator]] = deque()
+_ended: list[tuple[float, int, str, Coordinator]] = []
+_ended_numbers = itertools.count()
 _ended_lock = threading.Lock()
 _MOST_FORGOTTEN = 2  # meetings at a time: more than one ends, so that they do not pile up
 
@@ -253,6 +268,7 @@ def telling(meeting: Meeting | None) -> Iterator[None]:
     except BaseException as error:
         if meeting is not None:
             meeting.fail(error)
+            meeting.forget()
         raise
 
 

@@ -68,10 +68,30 @@ def obstore() -> Any:
 def store_of(path: StorePath) -> Any:
     """Return the store of a path. All paths of a bucket share one."""
     root = path.root_url
+    if _is_fork and path.scheme != "memory":
+        raise CheckpointError(
+            f"{root}: this process is a fork of one that has used object stores, whose connections it cannot use; "
+            'start processes with the method "spawn" or "forkserver"'
+        )
     with _guard:
         if root not in _stores:
-            _stores[root] = _new_store(path)
+            try:
+                _stores[root] = _new_store(path)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{root}: {redacted(str(error))}") from None
         return _stores[root]
+
+
+_is_fork = False
+
+
+def _note_fork() -> None:
+    global _guard, _is_fork  # noqa: PLW0603
+    _guard = threading.Lock()
+    _is_fork = _is_fork or bool(_stores)
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 def _new_store(path: StorePath) -> Any:
@@ -145,9 +165,10 @@ def _bare(error: Exception) -> Exception | None:
 
 
 _NAMED_SECRET = re.compile(
-    r"(authorization|signature|secret|token|credential|password|key)([\"']?\s*[:=]\s*)\S+", re.IGNORECASE
+    r"(authorization|signature|secret|token|credential|password|key)([\"']?\s*[:=]\s*)((bearer|basic)\s+)?\S+",
+    re.IGNORECASE,
 )
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY")
+_SECRETS = re.compile(r"(AWS|AZURE|GOOGLE|GCP|GCS)_.*(SECRET|KEY|TOKEN|PASSWORD|CREDENTIAL|SIGNATURE|SAS).*")
 
 
 def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
@@ -161,12 +182,26 @@ def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
     line = re.sub(r"://[^/@\s]*@", "://", line)
     line = re.sub(r"\?[^\s\"')>]+", "?...", line)
     line = _NAMED_SECRET.sub(r"\1\2...", line)
-    known = [environment[name] for name in _SECRETS if environment.get(name)]
-    known += [str(value) for options in _options.values() for name, value in options.items() if _is_secret(name)]
+    known = [value for name, value in environment.items() if _SECRETS.fullmatch(name)]
+    known += [secret for options in _options.values() for secret in _secrets_in(options)]
     for secret in known:
-        line = line.replace(secret, "...")
+        if len(secret) > _MIN_SECRET_LENGTH:
+            line = line.replace(secret, "...")
     return line
 
 
+_MIN_SECRET_LENGTH = 3
+
+
+def _secrets_in(options: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            found += _secrets_in(value)
+        elif _is_secret(str(name)):
+            found.append(str(value))
+    return found
+
+
 def _is_secret(name: str) -> bool:
-    return any(part in name.lower() for part in ("key", "token", "secret", "password", "credential"))
+    return any(part in name.lower() for part in ("key", "token", "secret", "password", "credential", "authorization"))

@@ -31,6 +31,14 @@ _numbers = itertools.count(FIRST_HANDLE)
 _guard = threading.Lock()
 
 
+def _new_guard() -> None:
+    global _guard  # noqa: PLW0603
+    _guard = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_guard)
+
+
 def new_handle(handle: Handle) -> int:
     """Return the number of a handle."""
     with _guard:

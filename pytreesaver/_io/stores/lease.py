@@ -65,12 +65,26 @@ class LeaseHandle:
         try:
             self._version = _written(put(self._path, msgspec.json.encode(lease), self._version))
         except (ChangedError, FileNotFoundError):
-            self._is_lost = True
-            logger.error("%s: another process has taken the lock over", self._path)
+            self._check_owner(lease)
         except OSError as error:
             logger.warning("%s: the lock could not be renewed: %s", self._path, error)
         else:
             self._lease, self._renewed = lease, time.monotonic()
+
+    def _check_owner(self, lease: _Lease) -> None:
+        """Note whose lock it is. The answer to a request may have been lost, and the engine has repeated it."""
+        try:
+            found, version = _read(self._path)
+        except FileNotFoundError:
+            found, version = _Lease("", "nobody", 0, 0.0), None
+        except OSError as error:
+            logger.warning("%s: the lock could not be read: %s", self._path, error)
+            return
+        if found.owner == lease.owner:
+            self._lease, self._version, self._renewed = found, version, time.monotonic()
+            return
+        self._is_lost = True
+        logger.error("%s: another process has taken the lock over", self._path)
 
     def is_held(self) -> bool:
         """Return whether no other process can have taken the lock."""
@@ -127,7 +141,9 @@ def open_lease(path: StorePath, holder: str) -> int:
             version = _written(put(path, msgspec.json.encode(lease), mode))
             return new_handle(LeaseHandle(path, lease, version))
         except ChangedError:
-            mode = _mode_to_take_over(path)
+            mode, is_ours = _mode_to_take_over(path, lease.owner)
+            if is_ours:
+                return new_handle(LeaseHandle(path, lease, mode))
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
@@ -135,12 +151,20 @@ def open_lease(path: StorePath, holder: str) -> int:
             return new_handle(LeaseHandle(path, lease, "overwrite"))
 
 
-def _mode_to_take_over(path: StorePath) -> Any:
-    """Wait until the holder of a lock renews it, or its lease ends. Return the mode in which to write a new one."""
+def _mode_to_take_over(path: StorePath, owner: str) -> tuple[Any, bool]:
+    """Wait until the holder of a lock renews it, or its lease ends.
+
+    Returns:
+        The mode in which to write a new one, and whether this process has taken the lock already: the answer to its
+        request may have been lost.
+    """
     try:
         found, version = _read(path)
     except FileNotFoundError:
-        return "create"
+        return "create", False
+    if found.owner == owner:
+        return version, True
+    found.seconds = min(found.seconds, 4 * LEASE_SECS)
     logger.warning("%s is held by %s; waiting up to %.0f s for its lease to end", path, found.holder, found.seconds)
     ends = time.monotonic() + found.seconds
     while time.monotonic() < ends:
@@ -148,7 +172,7 @@ def _mode_to_take_over(path: StorePath) -> Any:
         try:
             now, version = _read(path)
         except FileNotFoundError:
-            return "create"
+            return "create", False
         if (now.owner, now.renewals) != (found.owner, found.renewals):
             raise HeldError(now.holder)
-    return version
+    return version, False

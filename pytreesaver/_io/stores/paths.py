@@ -95,7 +95,8 @@ def store_path(url: str) -> StorePath:
             "the environment, or with set_store_options"
         )
     if "?" in url or "#" in url:
-        raise ValueError(f"path: expected a URL without a query, found one after {url.partition('?')[0]}")
+        where = re.split("[?#]", url)[0]
+        raise ValueError(f"path: expected a URL without a query or a fragment, found one after {where}")
     if ".." in (match[3] or "").split("/"):
         raise ValueError(f"path: expected a URL without '..', found {url}")
     return StorePath(url)

@@ -121,11 +121,11 @@ def _write_share(
         options = WriteOptions(begin.durable, in_background)
         writer = DataWriter(directory, begin.token, options, locks, [], [], meeting)
         try:
+            meeting.raise_failure()  # this process may be late
             layout.write_share(writer, contents)
             meeting.hear("end", "to complete the checkpoint")
         except BaseException as error:
-            # Process 0 may still complete a checkpoint with the files of which it has been told.
-            if not writer.are_told or meeting.has_failed_first:
+            if not writer.are_told or (meeting.has_failed_first and not _may_be_listed(path, writer, layout)):
                 remove_written(writer)
                 if begin.hidden:
                     with suppress(OSError):
@@ -137,6 +137,17 @@ def _write_share(
                     error.errno,
                 ) from error
             raise
+
+
+def _may_be_listed(path: Path, writer: DataWriter, layout: DirectoryLayout) -> bool:
+    """Return whether process 0 may have completed a checkpoint with the files of which it was told, before it failed.
+
+    A new directory has another name then.
+    """
+    try:
+        return bool(writer.token) and bool(set(writer.names) & set(layout.listed_files(path)))
+    except (CheckpointError, OSError):
+        return True
 
 
 def _write_alone(

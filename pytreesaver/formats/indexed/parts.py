@@ -6,6 +6,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from pytreesaver._errors import CheckpointError
 from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, block_count
 from pytreesaver.formats.indexed.index import DataFile, Index, chunk_nbytes
 
@@ -92,7 +93,8 @@ def joined_index(index: Index, stored_as: Sequence[int], files: Sequence[Written
             end = begin + 16 * block_count(sizes[chunk], BLOCK_NBYTES)
             checksums[chunk] = written.checksums[begin:end]
             begin = end
-    assert count == 0 or chunk_files[stored_as].min() >= 0, "a chunk is in no file"
+    if count and chunk_files[stored_as].min() < 0:
+        raise CheckpointError("a part of the tree was written by no process: this is an error of pytreesaver")
     index.files = [written.file for written in files]
     index.chunk_files = chunk_files[stored_as].tolist()
     index.chunk_offsets = offsets[stored_as].tolist()
