@@ -138,13 +138,13 @@ def simulate(leaves: int, processes: int, shards: int) -> dict[str, float]:
             own.append(written)
         else:
             message = msgspec.msgpack.encode(_Part(shared.shared.digest, [], [written]))
-            store.values[f"{meeting._directory}/{PARTS}/{plan.writer}"] = message
+            store.values[f"{meeting._directory}/{PARTS}/{plan.writer}"] = meeting._call + message
             store.sent += len(message)
     for rank in range(1, processes):  # those that write nothing
         message = msgspec.msgpack.encode(_Part(shared.shared.digest, [], []))
-        store.values.setdefault(f"{meeting._directory}/{PARTS}/{rank}", message)
+        store.values.setdefault(f"{meeting._directory}/{PARTS}/{rank}", meeting._call + message)
     ready = time.perf_counter()
-    messages = meeting.gather(PARTS, b"", "to write their parts")
+    messages = meeting.gather(PARTS, b"", "write their parts")
     parts = [msgspec.msgpack.decode(message, type=_Part) for message in messages[1:]]
     gathered = time.perf_counter()
     whole = joined_index(index, stored, [*own, *(file for part in parts for file in part.files)])

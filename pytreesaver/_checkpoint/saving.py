@@ -166,18 +166,13 @@ def write_contents(
     """
     nbytes = 0 if progress is False else contents.nbytes
     with wrap_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
-        writer: Any = check_format(target, format, shard_nbytes)
+        writer: Any = check_format(target, format, shard_nbytes, meeting)
         _refuse_prefix(target, writer)
         refuse_unsupported(contents, writer.unsupported(contents), writer.name)
         options: dict[str, Any] = {} if shard_nbytes is None else {"shard_nbytes": int(shard_nbytes)}
         if sharded and "sharded" in inspect.signature(writer.write).parameters:
             options["sharded"] = True
         if meeting is not None:
-            if "meeting" not in inspect.signature(writer.write).parameters:
-                raise ValueError(
-                    f'format: expected "native", which several processes can write, found "{writer.name}"; save with '
-                    "that, and convert the checkpoint in one process"
-                )
             options["meeting"] = meeting
         options["in_background"] = in_background
         if is_in_store(target) and not getattr(writer, "writes_to_stores", False):
@@ -199,13 +194,21 @@ def _refuse_prefix(target: Path, writer: Format) -> None:
             )
 
 
-def check_format(target: Path, format: str | None, shard_nbytes: int | None) -> Format:
+def check_format(target: Path, format: str | None, shard_nbytes: int | None, meeting: Meeting | None = None) -> Format:
     """Return the format in which `save` writes to a path.
 
     Raises:
-        TypeError, ValueError: if there is no such format, or it takes no `shard_nbytes`.
+        TypeError, ValueError: if there is no such format, or it takes no `shard_nbytes`, or cannot be written by
+            several processes, or into an object store.
     """
     writer = format_to_write(target, format)
+    if meeting is not None and "meeting" not in inspect.signature(writer.write).parameters:
+        raise ValueError(
+            f'format: expected "native", which several processes can write, found "{writer.name}"; save with that, and '
+            "convert the checkpoint in one process"
+        )
+    if is_in_store(target) and not getattr(writer, "supports_stores", True):
+        raise ValueError(f'format: expected another one than "{writer.name}" for an object store; save to a disk')
     if shard_nbytes is not None:
         check_count("shard_nbytes", shard_nbytes, least=1)
         if "shard_nbytes" not in inspect.signature(writer.write).parameters:
@@ -291,10 +294,11 @@ def save(
         {'encoder': {'w': array([1., 1.])}}
     """
     target = local_path(path)
-    meeting = new_meeting(f"save to {target}", str(target), timeout, processes)
+    options = (overwrite, durable, format, shard_nbytes)
+    meeting = new_meeting(f"save to {target}", str(target), timeout, processes, options)
     with telling(meeting):
         check_progress(progress)
-        check_format(target, format, shard_nbytes)
+        check_format(target, format, shard_nbytes, meeting)
         contents = contents_of(tree, metadata, only=None if only is None else as_selection(only), meeting=meeting)
         write_contents(
             target,
@@ -364,10 +368,11 @@ def save_async(
         PosixPath('model-async')
     """
     target = local_path(path)
-    meeting = new_meeting(f"save to {target}", str(target), timeout, processes)
+    options = (overwrite, durable, format, shard_nbytes)
+    meeting = new_meeting(f"save to {target}", str(target), timeout, processes, options)
     with telling(meeting):
         check_progress(progress)
-        check_format(target, format, shard_nbytes)
+        check_format(target, format, shard_nbytes, meeting)
         with wrap_os_errors("save to", target):
             location = target.absolute()  # the program may change its working directory during the save
         contents = contents_of(tree, metadata, only=None if only is None else as_selection(only), meeting=meeting)

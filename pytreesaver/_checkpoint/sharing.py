@@ -160,8 +160,13 @@ def _digest(
 
 
 def _global_array(leaf: Any, leaf_type: LeafType) -> Any:
-    """Return an array that is spread over several processes, or None if this process has its own."""
+    """Return an array that is spread over several processes, or None if this process has its own.
+
+    An array that only process 0 has looks like its own there.
+    """
     if leaf_type.kind not in ("jax", "key") or leaf.is_fully_addressable:
+        return None
+    if all(device.process_index == 0 for device in leaf.sharding.device_set):
         return None
     return jax.random.key_data(leaf) if leaf_type.kind == "key" else leaf
 
@@ -231,7 +236,8 @@ def _devices(plan: _Plan, writers: np.ndarray) -> list[int]:
 
 def _cells(leaf: Any, array: Any, plan: _Plan, writers: np.ndarray, rank: int, devices: list[int]) -> Cells:
     if plan.grid is None or plan.boundaries is None:
-        is_copy = isinstance(leaf, jax.Array)  # compared with the copies of the other processes
+        # Compared with the copies of the other processes.
+        is_copy = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
         return Cells([_key_data(leaf) if rank == 0 or is_copy else None])
     if len(writers) == 1:  # replicated, or empty: each shard has all of its bytes
         return Cells([array.addressable_data(0) if writers[0] == rank else None], None, devices)

@@ -55,18 +55,18 @@ def first_intact_of_all(
         use: as in `first_intact`.
     """
     candidates = meeting.first(
-        "candidates", lambda: list(list_candidates()), list[SavedCheckpoint], "to list the checkpoints"
+        "candidates", lambda: list(list_candidates()), list[SavedCheckpoint], "list the checkpoints"
     )
     problems: list[CheckpointError] = []
     for number, saved in enumerate(candidates):
         _, result, problem = first_intact([saved], use)
         text = f"process {meeting.rank}: {problem[0]}" if problem else ""
-        texts = meeting.gather(f"tried-{number}", text.encode(), "to restore the checkpoint")
+        texts = meeting.gather(f"tried-{number}", text.encode(), "restore the checkpoint")
         verdict = meeting.first(
             f"verdict-{number}",
             lambda texts=texts: next((each.decode() for each in texts if each), ""),  # type: ignore[misc]
             str,
-            "to learn whether all have restored the checkpoint",
+            "say whether all have restored the checkpoint",
         )
         if not verdict:
             meeting.forget()

@@ -14,7 +14,7 @@ import msgspec
 from pytreesaver._checkpoint.saving import contents_of
 from pytreesaver._checkpoint.snapshot import snapshot
 from pytreesaver._errors import CheckpointError, CheckpointPermissionError
-from pytreesaver._io.processes.meeting import Meeting, new_meeting, telling
+from pytreesaver._io.processes.meeting import Meeting, new_meeting, next_of, telling
 from pytreesaver._run.directory import Deletions
 from pytreesaver._run.history import CheckpointEvent, SaveTimings
 from pytreesaver._run.lock import RunLock
@@ -39,24 +39,14 @@ class _Decision(msgspec.Struct):
     """What process 0 decides about a call of `save`.
 
     Attributes:
-        step: the step that it is about.
         is_due: whether the step is saved.
         name: the name of the checkpoint.
         signal: the number of the signal that has arrived in any process, or 0.
     """
 
-    step: int
     is_due: bool
     name: str = ""
     signal: int = 0
-
-
-def _check_step(expected: int, found: int) -> None:
-    if found != expected:
-        raise CheckpointError(
-            f"expected step {expected}, of which process 0 decides, found step {found}; every process has to make the "
-            "same calls in the same order, also those for which no save is due"
-        )
 
 
 class ManagedSaves:
@@ -93,6 +83,8 @@ class ManagedSaves:
         self.schedule = SaveSchedule(settings.policy, self._last_on_disk, self._is_last)
         self.session = WriterSession("CheckpointManager")
         self.preemption = Preemption(self._finish, signals)
+        # A new manager begins to count its calls anew, so that processes that were out of step can go on.
+        self._number = next_of(f"managers of {directory / name}")
         self._held_state: RunState | None = None  # set while this process has claimed the directory
         self._version = -1  # of the state file that `_held_state` agrees with
         self._is_deciding = False  # process 0 asks `should_save`, of which the others hear the result only
@@ -100,8 +92,9 @@ class ManagedSaves:
     def new_meeting(self, what: str) -> Meeting | None:
         """Return a meeting of the processes that use this manager, or None if there is only one."""
         directory = self._given_directory
-        subject = f"manager of {directory / self._name}"
-        return new_meeting(f"{what} in {directory}", subject, self._settings.timeout, self._settings.processes)
+        subject = f"manager {self._number} of {directory / self._name}"
+        options = (self._settings.format, self._settings.shard_nbytes, self._settings.block)
+        return new_meeting(f"{what} in {directory}", subject, self._settings.timeout, self._settings.processes, options)
 
     def decided(self, what: str, decide: Callable[[], T], kind: Any) -> T:
         """Return what `decide` returns in process 0, in all processes. Its value is a message of this type."""
@@ -109,7 +102,8 @@ class ManagedSaves:
         if meeting is None:
             return decide()
         with telling(meeting):
-            result: T = meeting.first("decided", decide, kind, f"to do its {what}")
+            meeting.gather("asked", b"", f"call {what}")  # none of them can be ahead of the others
+            result: T = meeting.first("decided", decide, kind, f"answer {what}")
         meeting.forget()
         return result
 
@@ -117,14 +111,12 @@ class ManagedSaves:
         """Return whether a step is due, as process 0 decides. See `CheckpointManager.should_save`."""
         if self._settings.read_only or self._is_deciding:
             return self._is_due_here(step)
-        meeting = self.new_meeting("should_save")
+        meeting = self.new_meeting(f"should_save({step})")
         if meeting is None:
             return self._is_due_here(step)
         with telling(meeting):
             self._share_signals(meeting)
-            decide = lambda: (step, self._is_due_here(step))  # noqa: E731
-            asked, due = meeting.first("due", decide, tuple[int, bool], "to decide whether a save is due")
-            _check_step(asked, step)
+            due = meeting.first("due", lambda: self._is_due_here(step), bool, "decide whether a save is due")
         meeting.forget()
         return due
 
@@ -149,7 +141,7 @@ class ManagedSaves:
 
     def save(self, arguments: SaveArguments, is_due: Callable[[int], bool]) -> Path | None:
         """Save a tree if a save is due, as `is_due` says. See `CheckpointManager.save`."""
-        meeting = self.new_meeting(f"save of step {arguments.step}")
+        meeting = self.new_meeting(f"save({arguments.step})")
         with telling(meeting), self.session.turn:
             self.session.check_open()
             with self.preemption.saving():
@@ -163,7 +155,7 @@ class ManagedSaves:
                     # A signal may have arrived after it was decided that no save is due.
                     saved = self._save_if_due(arguments, is_due, meeting)
                 if saved is None and meeting is not None:
-                    self._tell_decision(meeting, _Decision(arguments.step, False))
+                    self._tell_decision(meeting, _Decision(False))
                     meeting.forget()
                 return saved
 
@@ -184,8 +176,7 @@ class ManagedSaves:
     def _save_if_told(self, arguments: SaveArguments, meeting: Meeting) -> Path | None:
         """Save this process's share of a tree if process 0 has decided that a save is due."""
         started = time.monotonic()
-        decision = msgspec.msgpack.decode(meeting.hear("decision", "to decide whether a save is due"), type=_Decision)
-        _check_step(decision.step, arguments.step)
+        decision = msgspec.msgpack.decode(meeting.hear("decision", "decide whether a save is due"), type=_Decision)
         self.preemption.arrive_here_too(decision.signal)
         self.preemption.is_undecided = self.preemption.requested and not decision.signal
         if not decision.is_due:
@@ -234,7 +225,7 @@ class ManagedSaves:
         path = self._run.path_of(step)
         block = self._settings.block
         if meeting is not None:
-            self._tell_decision(meeting, _Decision(step, True, path.name, self.preemption.arrived))
+            self._tell_decision(meeting, _Decision(True, path.name, self.preemption.arrived))
         with jax.profiler.TraceAnnotation("CheckpointManager.save"):
             contents = contents_of(arguments.tree, arguments.metadata, meeting=meeting)
             lock, state = self._claim()

@@ -274,7 +274,7 @@ class CheckpointManager:
             with jax.profiler.TraceAnnotation("CheckpointManager.restore"):
                 return restore_with(path / saved.path, like, alone, stacklevel=5)
 
-        meeting = self._saves.new_meeting("restore")
+        meeting = self._saves.new_meeting(f"restore(step={number})")
         with telling(meeting):
             self._session.queue.settle()
             state = self._saves.state() if is_first(meeting) else None
@@ -333,7 +333,7 @@ class CheckpointManager:
         is_function = callable(init) and jax.tree_util.all_leaves([init])  # a module may be both a tree and callable
         tree = init() if is_function else init
         RestoreOptions.of("CheckpointManager.restore_or_init", options).checked(tree)
-        if self._saves.decided("restore_or_init", self._has_checkpoints, bool):
+        if self._saves.decided("restore_or_init()", self._has_checkpoints, bool):
             return self.restore(tree, **options)
         return tree
 
@@ -366,7 +366,7 @@ class CheckpointManager:
             verify: whether to read every byte of the checkpoint, once, unless this manager saved it. Otherwise only the
                 index and the sizes of the files are checked.
         """
-        return self._saves.decided("latest_step", lambda: self._latest_step(verify), int | None)
+        return self._saves.decided("latest_step()", lambda: self._latest_step(verify), int | None)
 
     def _latest_step(self, verify: bool) -> int | None:
         saved, problems = self._newest_intact(every_byte=verify)
@@ -430,7 +430,7 @@ class CheckpointManager:
         self._saves.check_writable("pin")
         self._session.queue.settle()
         with self._session.turn:
-            self._saves.decided("pin", lambda: self._run.pin(as_step(step)), None)
+            self._saves.decided(f"pin({step})", lambda: self._run.pin(as_step(step)), None)
 
     def unpin(self, step: SupportsIndex) -> None:
         """Let retention decide about the checkpoint of a step again, if retention still tracks it.
@@ -439,7 +439,7 @@ class CheckpointManager:
             CheckpointNotFoundError: if there is no checkpoint of that step.
         """
         self._saves.check_writable("unpin")
-        self._saves.decided("unpin", lambda: self._run.unpin(as_step(step)), None)
+        self._saves.decided(f"unpin({step})", lambda: self._run.unpin(as_step(step)), None)
 
     # Asynchronous saves.
 

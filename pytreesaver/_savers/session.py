@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytreesaver._checkpoint.background import SaveQueue, lock_within
-from pytreesaver._checkpoint.saving import write_contents
+from pytreesaver._checkpoint.saving import check_format, write_contents
 from pytreesaver._io.processes.meeting import Meeting, is_first
 from pytreesaver._progress import Progress
 from pytreesaver._run.directory import Deletions
@@ -86,6 +86,7 @@ class WriterSession:
             shard_nbytes: as in `write_contents`.
             meeting: as in `write_contents`. Only process 0 has to claim the directory.
         """
+        check_format(location, format, shard_nbytes, meeting)  # now, rather than in the background
         lock = self.lock
         assert lock is not None or not is_first(meeting), "call claim first"
         blocked_secs = 0.0
@@ -114,7 +115,7 @@ class WriterSession:
                     with lock.saving:
                         deletions = list_saved(timings)
                 if meeting is not None:
-                    meeting.first("listed", bool, bool, "to apply retention")
+                    meeting.first("listed", bool, bool, "apply retention")
                     meeting.forget()
                 if deletions is not None:
                     deletions.warn()

@@ -250,7 +250,8 @@ class Format(Protocol):
     """A checkpoint format.
 
     A format may have an attribute `writes_to_stores`, which is True if `write` takes the paths of object stores. For
-    another format, the files are written to a temporary directory and sent from there. `write` may have the arguments
+    another format, the files are written to a temporary directory and sent from there, unless it has an attribute
+    `supports_stores` that is False. `write` may have the arguments
     `shard_nbytes`, `sharded` and `meeting`; see `pytreesaver.formats.native.writing.write`.
     """
 

@@ -84,3 +84,9 @@ def restored(description, path, options=None):
 
 def existing(path):
     return Path(path).exists()
+
+
+def wait_for_all(name):
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(str(name))

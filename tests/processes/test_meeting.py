@@ -30,12 +30,12 @@ def run(ranks, *calls, timeout=5.0, subject="x"):
 
 
 def test_process_0_decides(ranks):
-    decide = lambda meeting: meeting.first("what", lambda: [meeting.rank, 7], list[int], "to decide")  # noqa: E731
+    decide = lambda meeting: meeting.first("what", lambda: [meeting.rank, 7], list[int], "decide")  # noqa: E731
     assert run(ranks, decide, decide, decide) == [[0, 7]] * 3
 
 
 def test_all_send_to_process_0(ranks):
-    send = lambda meeting: meeting.gather("part", str(meeting.rank).encode(), "to send")  # noqa: E731
+    send = lambda meeting: meeting.gather("part", str(meeting.rank).encode(), "send")  # noqa: E731
     assert run(ranks, send, send, send) == [[b"0", b"1", b"2"], [], []]
 
 
@@ -43,7 +43,7 @@ def test_the_calls_are_told_apart_by_their_number_and_subject(ranks):
     for number in range(3):
         for subject in ("a", "b"):
             value = f"{subject}{number}"
-            decide = lambda meeting, value=value: meeting.first("what", lambda: value, str, "to decide")  # noqa: E731
+            decide = lambda meeting, value=value: meeting.first("what", lambda: value, str, "decide")  # noqa: E731
             assert run(ranks, decide, decide, decide, subject=subject) == [value] * 3
 
 
@@ -54,23 +54,23 @@ def missing_of(error):
 
 
 def test_the_missing_processes_are_named(ranks):
-    send = lambda meeting: meeting.gather("part", b"", "to send their parts")  # noqa: E731
+    send = lambda meeting: meeting.gather("part", b"", "send their parts")  # noqa: E731
     stay_away = lambda meeting: None  # noqa: E731
     started = time.monotonic()
     results = run(ranks, send, send, stay_away, timeout=0.5)
     assert missing_of(results[0]) == [2]
-    assert "test: waited 0.45 s for process 2 of 3 to send their parts" in str(results[0])
+    assert "test: process 2 of 3 did not send their parts within 0.45 s" in str(results[0])
     assert time.monotonic() - started < 2
 
 
 def test_a_wait_for_process_0_ends_too_and_says_whose_parts_are_missing(ranks):
     def wait(meeting):
         meeting.gather("part", b"", "")
-        return meeting.hear("end", "to complete the checkpoint")
+        return meeting.hear("end", "complete the checkpoint")
 
     results = run(ranks, lambda meeting: time.sleep(1), wait, lambda meeting: None, timeout=0.5)
     assert missing_of(results[1]) == [0]
-    assert "to complete the checkpoint; the parts of process 2 are missing too" in str(results[1])
+    assert "did not complete the checkpoint within 0.5 s, which lacks the parts of process 2" in str(results[1])
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -80,8 +80,8 @@ def test_an_error_is_raised_in_all_processes(ranks, rank):
 
     def wait(meeting):
         if meeting.is_first:
-            return meeting.gather("part", b"", "to send")
-        return meeting.hear("end", "to end")
+            return meeting.gather("part", b"", "send")
+        return meeting.hear("end", "end")
 
     calls = [wait] * 3
     calls[rank] = fail
@@ -98,10 +98,27 @@ def test_an_error_of_another_kind_is_a_checkpoint_error_elsewhere(ranks):
     def fail(meeting):
         raise ValueError("no such format")
 
-    results = run(ranks, fail, lambda meeting: meeting.hear("end", "to end"), lambda meeting: None)
+    results = run(ranks, fail, lambda meeting: meeting.hear("end", "end"), lambda meeting: None)
     assert isinstance(results[0], ValueError)
     assert str(results[1]) == "process 0: ValueError: no such format"
     assert type(results[1]) is pts.CheckpointError
+
+
+def test_calls_that_differ_are_noticed(ranks):
+    def call(what, options):
+        def run():
+            meeting = new_meeting(what, "subject", 5.0, options=options)
+            with telling(meeting):
+                return meeting.first("decided", lambda: 7, int, "decide")
+
+        return run
+
+    results = ranks.run([call("pin(3)", None), call("pin(3)", None), call("pin(18)", None)])
+    assert results[:2] == [7, 7] or isinstance(results[1], pts.CheckpointError)
+    assert str(results[2]).startswith("pin(18): process 0 makes another call at this point, or with other arguments")
+    assert "its last call: pin(3)" in str(results[2])
+    results = ranks.run([call("save", 1), call("save", 2), call("save", 1)])
+    assert "with other arguments" in str(results[1])
 
 
 def test_messages_do_not_pile_up(ranks, monkeypatch):
@@ -110,8 +127,8 @@ def test_messages_do_not_pile_up(ranks, monkeypatch):
     monkeypatch.setattr(module, "_ended", [])
 
     def decide(meeting):
-        meeting.first("what", lambda: 1, int, "to decide")
-        meeting.gather("part", b"x" * 1000, "to send")
+        meeting.first("what", lambda: 1, int, "decide")
+        meeting.gather("part", b"x" * 1000, "send")
         meeting.forget()
 
     for _ in range(20):
@@ -181,7 +198,7 @@ def test_a_coordinator_that_is_gone_is_said_so():
     with pytest.raises(
         pts.CheckpointError, match=r"the coordinator of jax\.distributed, which runs in process 0"
     ) as caught:
-        meeting.hear("end", "to end")
+        meeting.hear("end", "end")
     assert isinstance(caught.value, ConnectionError)
     assert "\n" not in str(caught.value)
     meeting.fail(caught.value)  # nobody can be told

@@ -2,6 +2,7 @@
 
 import builtins
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -308,3 +309,122 @@ def test_secrets_are_cut_from_messages(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     text = f"refused: https://me:word@host/x?X-Amz-Signature=abc with {SECRET} token=t0ken\nDebug: {{Authorization: x}}"
     assert engine.redacted(text) == "refused: https://host/x?... with ... token=..."
+    assert engine.redacted("Authorization: Bearer ya29.abc failed") == "Authorization: ... failed"
+    pts.set_store_options("s3://empty", access_key_id="", client_options={"default_headers": {"x-token": "t0p-s3cret"}})
+    assert engine.redacted("hello t0p-s3cret") == "hello ..."
+    pts.set_store_options("s3://empty")
+
+
+# What other processes and threads must not disturb.
+
+
+def test_a_fork_does_not_use_the_connections_of_its_parent(store):
+    pts.save(OLD, "s3://faulty/model")
+    with pts.CheckpointManager("s3://faulty/run") as manager:
+        manager.save(1, OLD)
+        manager.wait_until_finished()
+        program = os.fork()
+        if not program:
+            try:
+                pts.restore("s3://faulty/model")
+                os._exit(1)
+            except pts.CheckpointError as error:
+                os._exit(0 if "a fork of one that has used object stores" in str(error) else 2)
+            except BaseException:
+                os._exit(3)
+        assert os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]) == 0
+        assert "run/.pytreesaver.lock" in store.keys("faulty")
+        manager.save(2, NEW)
+
+
+def test_a_lost_answer_to_a_renewal_does_not_lose_the_lease(store):
+    number = lease.open_lease(store_path("s3://faulty/run/.pytreesaver.lock"), "me")
+    held = handles.handle_at(number)
+    held._version = {"e_tag": '"another"'}  # as if the last renewal had not been acknowledged
+    held.renew()
+    assert held.is_held()
+    held.renew()
+    assert held.is_held()
+    filesystem.release(number)
+    assert store.keys("faulty") == []
+
+
+def test_waiting_for_a_lease_does_not_stop_saves_on_disks(store, monkeypatch, tmp_path):
+    monkeypatch.setattr(lease, "LEASE_SECS", 3.0)
+    held = lease.open_lease(store_path("s3://faulty/run/.pytreesaver.lock"), "another")
+    handles.forget_handle(held)._stop.set()
+    waiting = threading.Thread(target=lambda: pts.CheckpointManager("s3://faulty/run", block=True).save(1, NEW))
+    waiting.start()
+    time.sleep(0.3)
+    started = time.monotonic()
+    with pts.CheckpointManager(tmp_path / "run") as manager:
+        manager.save(1, NEW)
+    assert time.monotonic() - started < 2
+    waiting.join()
+
+
+def test_a_saver_goes_on_after_a_restart(store):
+    for step in (1, 2):
+        with pts.Saver(max_to_keep=2) as saver:
+            saver.save(OLD, "s3://faulty/s/m", step)
+    assert saver.last_checkpoints == ["s3://faulty/s/m-1", "s3://faulty/s/m-2"]
+    assert pts.get_checkpoint_state("s3://faulty/s").all_model_checkpoint_paths == saver.last_checkpoints
+    assert b'"m-2"' in store.objects["faulty", "s/checkpoint"].content
+
+
+def test_what_an_interrupted_first_save_has_left_is_removed_after_a_day(store, monkeypatch):
+    store.put(("faulty", "run/ckpt-5/data-00000-of-00001-0123456789abcdef.safetensors"), b"x")
+    with pts.CheckpointManager("s3://faulty/run") as manager:
+        manager.save(1, OLD)
+    assert [key for key in store.keys("faulty") if "ckpt-5" in key]
+    monkeypatch.setattr(remote, "_ABANDONED_SECS", -10.0)
+    with pts.CheckpointManager("s3://faulty/run") as manager:
+        manager.save(2, OLD)
+    assert not [key for key in store.keys("faulty") if "ckpt-5" in key]
+    assert manager.all_steps() == [1, 2]
+
+
+def test_names_with_any_characters(store):
+    name = "run 1/ä%20+&=[x]"
+    with pts.CheckpointManager(f"s3://faulty/{name}", checkpoint_name="m#1?") as manager:
+        for step in (1, 2):
+            manager.save(step, OLD)
+        manager.wait_until_finished()
+        assert manager.all_steps() == [1, 2]
+        assert_trees_equal(manager.restore(), OLD)
+
+
+def test_several_files_of_another_format_do_not_replace_others(store):
+    options = {"format": "safetensors", "shard_nbytes": 30}
+    pts.save(OLD, "s3://faulty/hub", **options)
+    with pytest.raises(pts.CheckpointExistsError, match="cannot replace another one in an object store"):
+        pts.save(NEW, "s3://faulty/hub", overwrite=True, **options)
+    assert_trees_equal(pts.restore("s3://faulty/hub"), OLD)
+    pts.remove_checkpoint("s3://faulty/hub")
+    pts.save(NEW, "s3://faulty/hub", **options)
+    assert_trees_equal(pts.restore("s3://faulty/hub"), NEW)
+
+
+def test_of_two_writers_of_one_file_one_wins(store):
+    outcomes = []
+
+    def write(number):
+        try:
+            outcomes.append(str(pts.save({"w": np.full(3, number)}, "s3://faulty/m.npz")))
+        except pts.CheckpointExistsError:
+            pass
+
+    threads = [threading.Thread(target=write, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == ["s3://faulty/m.npz"]
+
+
+@pytest.mark.parametrize("url", ["file://localhost{}/model", "file://{}/model"])
+def test_file_urls(url, tmp_path):
+    pts.save(OLD, url.format(tmp_path))
+    assert_trees_equal(pts.restore(tmp_path / "model"), OLD)
+    with pytest.raises(ValueError, match="expected a URL like file:///directory/model"):
+        pts.save(OLD, "file://host/model")

@@ -354,7 +354,8 @@ def _leaf_of_parts(
     indices = sharding.addressable_devices_indices_map(shape).values()
     boxes = list(dict.fromkeys(index_box(index, shape) for index in indices))
     parts = _read_boxes(reader, position, boxes, wanted, shape, options)
-    return jax.make_array_from_callback(shape, sharding, lambda index: parts[index_box(index, shape)])
+    dtype = storage_dtype(wanted)
+    return jax.make_array_from_callback(shape, sharding, lambda index: parts[index_box(index, shape)], dtype=dtype)
 
 
 def _read_boxes(

@@ -29,7 +29,8 @@ def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklev
         if meeting is None:
             return checkpoint_at(target)
         with telling(meeting):
-            found = meeting.first("newest", lambda: str(checkpoint_at(target)), str, "to choose the checkpoint")
+            meeting.gather("asked", b"", "call restore")  # none of them can be ahead of the others
+            found = meeting.first("newest", lambda: str(checkpoint_at(target)), str, "choose the checkpoint")
         meeting.forget()
         return as_path(found)
 

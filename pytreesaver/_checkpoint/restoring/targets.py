@@ -245,6 +245,8 @@ def build_leaf(array: np.ndarray, stored: LeafType, target: LeafType, sharding: 
         value = python_value(array, stored) if stored.kind in PYTHON_KINDS else array.item()
         return value if stored.kind == target.kind else convert_python_number(value, target.kind)
     if target.kind == "key":
+        if sharding is not None and not sharding.is_fully_addressable:
+            return jax.random.wrap_key_data(_global_key_data(array, sharding), impl=target.key_impl)
         keys = jax.random.wrap_key_data(jax.device_put(array), impl=target.key_impl)
         return keys if sharding is None else jax.device_put(keys, sharding)
     if stored.kind in PYTHON_KINDS:
@@ -267,7 +269,16 @@ def _jax_array(array: np.ndarray, target: LeafType, sharding: Any) -> Any:
         return jax.device_put(array)  # uncommitted, like a new array: it can be combined with arrays on any device
     if len(sharding.device_set) == 1:
         return jax.device_put(array, sharding)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index], dtype=array.dtype)
+
+
+def _global_key_data(array: np.ndarray, sharding: Any) -> Any:
+    """Return the data of keys that are spread over several processes. The data have one more axis, which is not."""
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        raise ValueError(f"keys of several processes need a NamedSharding, found {sharding}")
+    padded = [*sharding.spec, *[None] * (array.ndim - 1 - len(sharding.spec))]
+    of_data = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*padded, None))  # type: ignore[no-untyped-call]
+    return jax.make_array_from_callback(array.shape, of_data, lambda index: array[index], dtype=array.dtype)
 
 
 def _weakly_typed_array(array: np.ndarray) -> Any:

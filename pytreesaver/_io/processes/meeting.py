@@ -65,6 +65,7 @@ class Meeting:
         subject: what it is about. Calls about different subjects may overlap; those about one subject happen in the
             same order in every process.
         timeout: how long to wait for another process, in seconds.
+        options: the arguments that have to be the same in all processes.
 
     Attributes:
         rank: the number of this process.
@@ -73,11 +74,15 @@ class Meeting:
         has_failed_first: whether process 0 has said that it failed.
     """
 
-    def __init__(self, processes: Processes, what: str, subject: str, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self, processes: Processes, what: str, subject: str, timeout: float = DEFAULT_TIMEOUT, options: Any = None
+    ) -> None:
         self.rank, self.count, self._coordinator = processes.rank, processes.count, processes.coordinator
         self.is_first = self.rank == 0
         self.what = what
         self._timeout = timeout
+        # Each message begins with it, so that messages of different calls are not taken for each other's.
+        self._call = checksum(f"{what} {options}".encode()).to_bytes(8, "little")
         digest = f"{checksum(subject.encode()):016x}"
         self._subject = f"{ROOT}/{digest}"
         self._directory = f"{self._subject}/{next_number(self._coordinator, subject)}"
@@ -89,14 +94,27 @@ class Meeting:
     def publish(self, key: str, value: bytes) -> None:
         """Send a message to all."""
         self._announce()
-        self._coordinator.put(f"{self._directory}/{key}", value)
+        self._coordinator.put(f"{self._directory}/{key}", self._call + value)
+
+    def _content(self, message: bytes, rank: int) -> bytes:
+        """Return what a message says. Raises a CheckpointError if it is of another call."""
+        if message[: len(self._call)] == self._call:
+            return message[len(self._call) :]
+        calls: dict[str, bytes] = {}
+        with suppress(CheckpointError):
+            calls = self._coordinator.list(f"{ROOT}/calls/")
+        last = calls.get(f"{ROOT}/calls/{rank}", b"unknown").decode()
+        raise CheckpointError(
+            f"{self.what}: process {rank} makes another call at this point, or with other arguments (its last call: "
+            f"{last}); every process has to make the same calls in the same order"
+        )
 
     def hear(self, key: str, purpose: str) -> bytes:
         """Return the message of process 0 with this key, waiting for it.
 
         Args:
             key: the key.
-            purpose: what process 0 does meanwhile, for messages, such as ``"to begin"``.
+            purpose: what process 0 does meanwhile, for messages, such as ``"begin"``.
 
         Raises:
             ProcessTimeoutError: if it has not come in time.
@@ -106,16 +124,16 @@ class Meeting:
         value = self._wait(key, self._timeout)
         if value is None:
             late = self._parts_missing()
-            also = f"; the parts of {_ranks(late)} are missing too" if late else ""
+            also = f", which lacks the parts of {_ranks(late)}" if late else ""
             raise self._late([0], purpose, self._timeout, also)
-        return value
+        return self._content(value, 0)
 
     def wait_for(self, key: str, rank: int, purpose: str) -> bytes:
         """Return the message of another process with this key, waiting for it. Raises what `hear` raises."""
         value = self._wait(key, self._timeout)
         if value is None:
             raise self._late([rank], purpose, self._timeout)
-        return value
+        return self._content(value, rank)
 
     def first(self, key: str, make: Callable[[], T], type: type[T], purpose: str) -> T:
         """Return what `make` returns in process 0, in all processes. The value is sent as a message of this type."""
@@ -143,7 +161,9 @@ class Meeting:
         prefix = f"{self._directory}/{key}/"
         while True:
             found = self._coordinator.list(prefix)
-            values |= {int(name.rpartition("/")[2]): message for name, message in found.items()}
+            for name, message in found.items():
+                rank = int(name.rpartition("/")[2])
+                values[rank] = self._content(message, rank)
             missing = [rank for rank in range(self.count) if rank not in values]
             if not missing:
                 return [values[rank] for rank in range(self.count)]
@@ -209,11 +229,10 @@ class Meeting:
             calls = self._coordinator.list(f"{ROOT}/calls/")
         notes = []
         for rank in missing[:5]:
-            call = calls.get(f"{ROOT}/calls/{rank}")
-            last = "none" if call is None else "the same" if call.decode() == self.what else call.decode()
-            notes.append(f"the last call of process {rank} was {last}")
+            call = calls.get(f"{ROOT}/calls/{rank}", b"none").decode()
+            notes.append(f"the last call of process {rank}: {'the same as this one' if call == self.what else call}")
         return ProcessTimeoutError(
-            f"{self.what}: waited {seconds:g} s for {_ranks(missing)} of {self.count} {purpose}{also}; "
+            f"{self.what}: {_ranks(missing)} of {self.count} did not {purpose} within {seconds:g} s{also}; "
             f"{'; '.join(notes)}; every process has to make the same calls, and timeout= says how long to wait",
             missing=missing,
         )
@@ -302,7 +321,15 @@ def check_taking_part(processes: object, timeout: object) -> tuple[WhichProcesse
     return check_processes(processes), check_timeout(timeout)
 
 
-def new_meeting(what: str, subject: str, timeout: float, processes: WhichProcesses = "all") -> Meeting | None:
+def next_of(subject: str) -> int:
+    """Return how many times this process has asked for this subject before; 0 if it is the only process."""
+    current = current_processes()
+    return 0 if current is None else next_number(current.coordinator, subject)
+
+
+def new_meeting(
+    what: str, subject: str, timeout: float, processes: WhichProcesses = "all", options: Any = None
+) -> Meeting | None:
     """Return a meeting of the processes of this program, or None if it is the only one, or acts alone.
 
     Args:
@@ -310,10 +337,11 @@ def new_meeting(what: str, subject: str, timeout: float, processes: WhichProcess
         subject: as in `Meeting`.
         timeout: as in `Meeting`.
         processes: ``"all"``, or ``"this"`` if this process acts alone.
+        options: as in `Meeting`.
 
     Raises:
         TypeError, ValueError: if an argument is invalid.
     """
     seconds = check_timeout(timeout)
     current = current_processes() if check_processes(processes) == "all" else None
-    return None if current is None else Meeting(current, what, subject, seconds)
+    return None if current is None else Meeting(current, what, subject, seconds, options)

@@ -114,7 +114,7 @@ def _write_share(
     path: Path, contents: TreeContents, layout: DirectoryLayout, in_background: bool, meeting: Meeting
 ) -> None:
     """Write the data files of this process, and wait until process 0 has completed the checkpoint."""
-    begin = msgspec.msgpack.decode(meeting.hear("begin", "to begin"), type=Begin)
+    begin = msgspec.msgpack.decode(meeting.hear("begin", "begin"), type=Begin)
     directory = path.with_name(begin.hidden) if begin.hidden else path
     assert layout.write_share is not None
     with ExitStack() as locks:
@@ -123,13 +123,10 @@ def _write_share(
         try:
             meeting.raise_failure()  # this process may be late
             layout.write_share(writer, contents)
-            meeting.hear("end", "to complete the checkpoint")
+            meeting.hear("end", "complete the checkpoint")
         except BaseException as error:
             if not writer.are_told or (meeting.has_failed_first and not _may_be_listed(path, writer, layout)):
                 remove_written(writer)
-                if begin.hidden:
-                    with suppress(OSError):
-                        filesystem.remove_directory(directory)
             if isinstance(error, FileNotFoundError) and not writer.descriptors:
                 raise CheckpointIOError(
                     f"{directory}: expected the directory that process 0 has made, found none; the processes need a "

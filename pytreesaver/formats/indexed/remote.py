@@ -69,11 +69,11 @@ def write_to_store(
     are_told = False
     try:
         if meeting is not None and not meeting.is_first:
-            begin = msgspec.msgpack.decode(meeting.hear("begin", "to begin"), type=Begin)
+            begin = msgspec.msgpack.decode(meeting.hear("begin", "begin"), type=Begin)
             files = _write_objects(path, contents, ChunkTable.of(contents), format, limits, begin.token, written)
             are_told = True  # process 0 may complete the checkpoint with them, whatever happens here
             send_part(meeting, contents, files)
-            meeting.hear("end", "to complete the checkpoint")
+            meeting.hear("end", "complete the checkpoint")
             return
         index_object = path / format.layout.index_name
         objects.refuse_read_only(path)

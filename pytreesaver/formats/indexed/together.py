@@ -36,12 +36,12 @@ class _Part(msgspec.Struct, array_like=True):
 
     Attributes:
         digest: that of its tree.
-        copies: the checksums of the arrays of which each process has its own copy.
+        copies: the checksums of the arrays of which each process has its own copy; None for one that it does not have.
         files: its data files.
     """
 
     digest: str
-    copies: list[int]
+    copies: list[int | None]
     files: list[WrittenFile]
 
 
@@ -49,7 +49,7 @@ def send_part(meeting: Meeting, contents: TreeContents, files: list[WrittenFile]
     """Tell process 0 what this process has written, and, if its tree is another one, what that is."""
     part = _part(contents, files)
     meeting.gather(PARTS, msgspec.msgpack.encode(part), "")
-    differing = meeting.first("differing", list, list[int], "to compare the trees")
+    differing = meeting.first("differing", list, list[int], "compare the trees")
     if meeting.rank in differing[:_MOST_COMPARED] and contents.shared is not None:
         meeting.publish(f"tree/{meeting.rank}", msgspec.msgpack.encode(dict(contents.shared.describe())))
 
@@ -62,7 +62,7 @@ def collect_parts(meeting: Meeting, contents: TreeContents, files: list[WrittenF
         ProcessTimeoutError: if a process has not sent its part.
     """
     own = _part(contents, files)
-    messages = meeting.gather(PARTS, msgspec.msgpack.encode(own), "to write their parts")
+    messages = meeting.gather(PARTS, msgspec.msgpack.encode(own), "write their parts")
     parts = [own, *(msgspec.msgpack.decode(message, type=_Part) for message in messages[1:])]
     differing = [rank for rank, part in enumerate(parts) if part.digest != own.digest]
     meeting.publish("differing", msgspec.msgpack.encode(differing))
@@ -78,7 +78,8 @@ _MOST_COMPARED = 3
 def _part(contents: TreeContents, files: list[WrittenFile]) -> _Part:
     shared = contents.shared
     assert shared is not None
-    copies = [checksum(cell_bytes(contents.cells[i].arrays[0], contents.types[i])) for i in shared.copies]
+    arrays = [(contents.cells[i].arrays[0], contents.types[i]) for i in shared.copies]
+    copies = [None if array is None else checksum(cell_bytes(array, leaf_type)) for array, leaf_type in arrays]
     return _Part(shared.digest, copies, files)
 
 
@@ -87,7 +88,7 @@ def _different_trees(meeting: Meeting, contents: TreeContents, differing: Sequen
     expected = contents.shared.describe()
     lines = []
     for rank in differing[:_MOST_COMPARED]:
-        message = meeting.wait_for(f"tree/{rank}", rank, "to describe its tree")
+        message = meeting.wait_for(f"tree/{rank}", rank, "describe its tree")
         lines.append(f"process {rank}:")
         lines += _differences(expected, msgspec.msgpack.decode(message, type=dict[str, str]))
     which = ", ".join(map(str, differing[:20])) + (" and more" if len(differing) > 20 else "")
@@ -112,14 +113,15 @@ def _differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[
     return [*lines[:_MOST_LINES], *([f"  and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else [])]
 
 
-def _refuse_different_copies(contents: TreeContents, copies: Sequence[Sequence[int]]) -> None:
+def _refuse_different_copies(contents: TreeContents, copies: Sequence[Sequence[int | None]]) -> None:
     assert contents.shared is not None
     lines = []
     for number, position in enumerate(contents.shared.copies):
-        ranks = [rank for rank, checksums in enumerate(copies) if checksums[number] != copies[0][number]]
+        ranks = [rank for rank, checksums in enumerate(copies) if checksums[number] not in (None, copies[0][number])]
         if ranks:
             which = ", ".join(map(str, ranks[:10])) + (" and more" if len(ranks) > 10 else "")
-            lines.append(f"  {quoted(contents.names[position])}: process {which} has other values than process 0")
+            who = f"process {which} has" if len(ranks) == 1 else f"processes {which} have"
+            lines.append(f"  {quoted(contents.names[position])}: {who} other values than process 0")
     if lines:
         raise UnsupportedLeafError(
             "arrays that are not spread over the processes have to be equal in all of them; make them global arrays, "

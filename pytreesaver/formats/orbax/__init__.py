@@ -32,11 +32,13 @@ __all__ = [
     "recognizes",
     "remove",
     "remove_unlisted_files",
+    "supports_stores",
     "unsupported",
     "write",
 ]
 
 name = NAME
+supports_stores = False
 
 
 def remove_unlisted_files(path: Path) -> None:
