@@ -29,6 +29,7 @@ from pytreesaver._io.atomic import (
     write_pin,
 )
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._run.directory import is_pinned
 from pytreesaver._run.listing import ListedCheckpoint, list_checkpoints
@@ -172,17 +173,24 @@ def _convert_run(source: Path, listed: list[ListedCheckpoint], target: Path, con
         )
     conversion = conversion._replace(overwrite=False)
     with wrap_os_errors("save to", target):
+        if is_in_store(target):  # which cannot rename: the state file, which is written last, completes the run
+            return _convert_steps(listed, target, conversion)
         with new_hidden_path(target) as (hidden, made), ExitStack() as locks:
             make_locked_directory(hidden, locks)
-            paths = [_convert_step(each, hidden, conversion) for each in listed]
-            times = [each.time for each in listed]
-            update_checkpoint_state(
-                hidden, paths[-1], paths, all_model_checkpoint_timestamps=times if _are_known(times) else None
-            )
+            _convert_steps(listed, hidden, conversion)
             filesystem.rename(hidden, target)
         if conversion.durable:
             sync_parents(target, made)
     return target
+
+
+def _convert_steps(listed: list[ListedCheckpoint], directory: Path, conversion: _Conversion) -> Path:
+    paths = [_convert_step(each, directory, conversion) for each in listed]
+    times = [each.time for each in listed]
+    update_checkpoint_state(
+        directory, paths[-1], paths, all_model_checkpoint_timestamps=times if _are_known(times) else None
+    )
+    return directory
 
 
 def _are_known(times: list[float]) -> bool:

@@ -185,7 +185,7 @@ def write_contents(
 
 def _refuse_prefix(target: Path, writer: Format) -> None:
     """Raise a CheckpointExistsError if a path is the prefix of a checkpoint of another format, and would hide it."""
-    if target.name and filesystem.exists(places.index_file(target)):
+    if places.may_be_prefix(target) and filesystem.exists(places.index_file(target)):
         found = format_at(target)
         if found is not None and found.name != writer.name:
             raise CheckpointExistsError(
@@ -263,10 +263,9 @@ def save(
         progress: True shows a line on the terminal if the save takes long: bytes, rate and time left. A function is
             called with (bytes done, total bytes) instead, one call at a time, from the threads that do the work. An
             error that it raises ends the save.
-        processes: in a program of several processes, ``"all"`` of them call `save` with the same tree and path, on a
-            file system that they share, and write one checkpoint: each writes its shards, and replicated arrays are
-            shared out. Of NumPy arrays and Python values, those of process 0 are saved. With ``"this"``, this process
-            saves its own tree, without the others.
+        processes: in a program of several processes, ``"all"`` of them call `save` with the same arguments, on a file
+            system that they share, and write one checkpoint, every byte once. Of NumPy arrays and Python values, those
+            of process 0 are saved. With ``"this"``, this process saves its own tree, without the others.
         timeout: how long to wait for another process, in seconds.
 
     No other thread may modify NumPy arrays in the tree before `save` returns.

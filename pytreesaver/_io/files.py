@@ -75,6 +75,19 @@ def read_file(descriptor: int) -> bytes:
     return buffer.tobytes()
 
 
+def map_or_read(descriptor: int, nbytes: int) -> np.ndarray:
+    """Return the first bytes of an open file as a uint8[nbytes]: mapped, or, from an object store, read."""
+    if not is_in_store(descriptor):
+        return filesystem.map_file(descriptor, nbytes)
+    whole = filesystem.new_memory(nbytes)
+    for begin in range(0, nbytes, _REQUEST_NBYTES):
+        read_fully(descriptor, whole[begin : begin + _REQUEST_NBYTES], begin)
+    return whole
+
+
+_REQUEST_NBYTES = 64 << 20
+
+
 class DirectReader:
     """Reads large parts of a file that are not in the page cache, with direct I/O.
 

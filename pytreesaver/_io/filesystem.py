@@ -377,6 +377,11 @@ def remove_file(path: Path) -> None:
 
 
 @or_in_store
+def refuse_read_only(path: Path) -> None:
+    """Raise a PermissionError if a path is in a store that cannot be written to. A file system decides by itself."""
+
+
+@or_in_store
 def list_directory(path: Path) -> list[str]:
     """Return the sorted names in a directory."""
     return sorted(os.listdir(path))

@@ -30,6 +30,8 @@ def local_path(path: PathLike) -> Path:
         ValueError: if `path` is empty, the URL of something else, contains NUL, cannot be encoded, or names an unknown
             user.
     """
+    if isinstance(path, StorePath):
+        return path
     given: object = path  # callers may ignore the annotation
     text = os.fspath(given) if isinstance(given, str | os.PathLike) else _url_of(given)
     if not isinstance(text, str):
@@ -40,6 +42,8 @@ def local_path(path: PathLike) -> Path:
         text = _path_of_file_url(text)
     elif "://" in text:
         return store_path(text)
+    elif _BROKEN_URL.match(text):
+        raise ValueError(f"path: expected a URL as a str, found {text!r}; pathlib.Path has removed a slash from it")
     if not text.startswith("~"):
         return Path(text)
     try:
@@ -58,6 +62,7 @@ def as_path(text: str) -> Path:
     return StorePath(text) if _STORE_URL.match(text) else Path(text)
 
 
+_BROKEN_URL = re.compile(rf"({'|'.join(SCHEMES)}):/(?!/)")
 _STORE_URL = re.compile(rf"({'|'.join(SCHEMES)})://")
 
 

@@ -28,6 +28,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, again_after_io_error, local_path, wrap_os_errors
 from pytreesaver._run.history import CheckpointEvent, append_history, deletions
 from pytreesaver._run.recorded import (
+    check_has_listings,
     modified_time,
     recorded_checkpoints,
     recorded_time,
@@ -106,7 +107,12 @@ def get_checkpoint_mtimes(paths: Iterable[PathLike]) -> list[float]:
 
 
 def check_run_directory(directory: Path) -> None:
-    """Raise a CheckpointExistsError if there is a checkpoint at the path of a run directory."""
+    """Raise a CheckpointExistsError if there is a checkpoint at the path of a run directory.
+
+    Raises:
+        ValueError: if it is in a store without listings, where a run cannot be looked at.
+    """
+    check_has_listings(directory)
     if is_checkpoint(directory):
         raise CheckpointExistsError(
             f"{directory}: expected a run directory, found a checkpoint; pass the directory that contains it"
@@ -116,6 +122,7 @@ def check_run_directory(directory: Path) -> None:
 def delete_checkpoint(target: Path) -> bool:
     """Delete the checkpoint at a path. Return whether it existed. Raises what `remove_checkpoint` raises."""
     with wrap_os_errors("remove", target):
+        filesystem.refuse_read_only(target)
         if not places.exists(target):
             return False
         found = format_at(target)

@@ -28,7 +28,7 @@ from pytreesaver._run.policies.retention import (
 )
 from pytreesaver._run.policies.rules import ManagerRule, SaverRule
 from pytreesaver._run.record import Record, decode_record
-from pytreesaver._run.recorded import is_visible, modified_time, unlisted_to_adopt
+from pytreesaver._run.recorded import check_has_listings, is_visible, modified_time, unlisted_to_adopt
 from pytreesaver._run.state_file import listed_checkpoints, read_state_file, tracks_nothing
 from pytreesaver._run.state_text import STATE_FILE_NAME, paths_in_order
 from pytreesaver._tree.kinds import NotPlainError
@@ -104,6 +104,7 @@ def listed_and_unreadable(
     if policy is not None:
         check_policy(policy)
     where = local_path(directory)
+    check_has_listings(where)
     with wrap_os_errors("read", where):
         try:
             names = places.names_in(filesystem.list_directory(where))

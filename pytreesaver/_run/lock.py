@@ -88,6 +88,7 @@ class RunLock:
 
     def __init__(self, directory: Path) -> None:
         self.identity = filesystem.identity(directory)
+        self._directory = directory
         self._pid = os.getpid()
         self._claim = claim = _held_claim(self.identity, directory)
         self.saving = claim.saving
@@ -102,6 +103,11 @@ class RunLock:
             and filesystem.identity(directory) == self.identity
             and filesystem.is_linked(self._claim.descriptor)
         )
+
+    def check(self) -> None:
+        """Raise a ConcurrentWriterError if this process does not hold the lock any more: its lease has ended."""
+        if not filesystem.is_linked(self._claim.descriptor):
+            raise _held_error(self._directory, "one that has taken the lock over, since its lease had ended")
 
     @property
     def version(self) -> int:

@@ -16,6 +16,7 @@ from pytreesaver._errors import (
 )
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import again_after_io_error, as_path, wrap_os_errors
+from pytreesaver._io.stores.paths import READ_ONLY_SCHEMES, StorePath
 from pytreesaver._run.record import Record, decode_record
 from pytreesaver._run.state_file import read_state_file
 from pytreesaver._run.state_text import STATE_FILE_NAME, paths_in_order
@@ -26,6 +27,15 @@ from pytreesaver.formats.registry import format_named, format_names, format_to_r
 def is_visible(name: str) -> bool:
     """Return whether an entry of a run directory may be a checkpoint: hidden ones and ``lost+found`` are not."""
     return not name.startswith(".") and name != "lost+found"
+
+
+def check_has_listings(directory: Path) -> None:
+    """Raise a ValueError if a directory is in a store that cannot list it."""
+    if isinstance(directory, StorePath) and directory.scheme in READ_ONLY_SCHEMES:
+        raise ValueError(
+            f"{directory}: {directory.scheme}:// has no listings; restore the path that latest_checkpoint returns, or "
+            "open the bucket by its own URL"
+        )
 
 
 def visible_entries(directory: Path) -> list[Path]:

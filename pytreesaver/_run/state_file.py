@@ -17,6 +17,7 @@ from pytreesaver._io.atomic import remove_leftovers, replace_file
 from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.files import read_file, write_fully
 from pytreesaver._io.paths import PathLike, as_path, local_path, wrap_os_errors
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._run.state_text import (
     CheckpointState,
     MalformedStateError,
@@ -74,12 +75,17 @@ def read_state_file(directory: Path, name: str) -> tuple[CheckpointState | None,
             "program changed it; to choose a checkpoint, call update_checkpoint_state"
         )
     state = CheckpointState(
-        str(directory / state.model_checkpoint_path),
-        [str(directory / path) for path in state.all_model_checkpoint_paths],
+        str(_joined(directory, state.model_checkpoint_path)),
+        [str(_joined(directory, path)) for path in state.all_model_checkpoint_paths],
         state.all_model_checkpoint_timestamps,
         state.last_preserved_timestamp,
     )
     return state, problem
+
+
+def _joined(directory: Path, path: str) -> Path:
+    """Return a path in a state file, which may be a URL, relative to a directory."""
+    return as_path(path) if is_in_store(as_path(path)) else directory / path
 
 
 def _is_of_another_program(directory: Path, state: CheckpointState) -> bool:
@@ -87,15 +93,15 @@ def _is_of_another_program(directory: Path, state: CheckpointState) -> bool:
 
     A flipped bit could name an older one.
     """
-    newest = directory / state.model_checkpoint_path
+    newest = _joined(directory, state.model_checkpoint_path)
     try:
         found = format_at(newest)
         record = None if found is None else found.read_heading(newest).record
         if found is None or (record is not None and record["name"]):
             return False
         saved = filesystem.modified_ns(found.heading_file(newest))
-        others = [path for path in state.all_model_checkpoint_paths if directory / path != newest]
-        return all(_written_ns(directory / path) <= saved for path in others)
+        others = [path for path in state.all_model_checkpoint_paths if _joined(directory, path) != newest]
+        return all(_written_ns(_joined(directory, path)) <= saved for path in others)
     except (CheckpointError, OSError, KeyError, TypeError):
         return False
 
@@ -241,6 +247,9 @@ def path_in_state(path: str, directory: Path) -> str:
         >>> path_in_state("model-1", Path("/runs"))
         'model-1'
     """
+    if is_in_store(as_path(path)) or is_in_store(directory):
+        inside = as_path(path).is_relative_to(directory)
+        return str(as_path(path).relative_to(directory)) if inside else path
     is_absolute = as_path(path).is_absolute()
     if is_absolute and not as_path(path).is_relative_to(directory.absolute()):
         return path

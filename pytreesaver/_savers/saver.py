@@ -67,9 +67,7 @@ class Saver:
         filename: the default of `save_path` in `save`.
         format: the name of the format, as in `pytreesaver.save`.
         clock: returns the time, in seconds since the epoch.
-        shard_nbytes: as in `pytreesaver.save`.
-        processes: as in `pytreesaver.save`. Process 0 writes the state file and applies retention.
-        timeout: as in `pytreesaver.save`.
+        shard_nbytes, processes, timeout: as in `pytreesaver.save`. Process 0 writes the state file and deletes.
 
     Raises:
         TypeError, ValueError: if an argument is invalid.

@@ -9,6 +9,7 @@ from pathlib import Path
 from pytreesaver._checkpoint.background import SaveQueue, lock_within
 from pytreesaver._checkpoint.saving import check_format, write_contents
 from pytreesaver._io.processes.meeting import Meeting, is_first
+from pytreesaver._io.stores.dispatch import checking_before_commit
 from pytreesaver._progress import Progress
 from pytreesaver._run.directory import Deletions
 from pytreesaver._run.history import SaveTimings
@@ -94,19 +95,20 @@ class WriterSession:
         def work() -> Path:
             try:
                 began = time.monotonic()
-                write_contents(
-                    location,
-                    contents,
-                    overwrite=True,
-                    durable=True,
-                    in_background=not block,
-                    format=format,
-                    sharded=sharded,
-                    shard_nbytes=shard_nbytes,
-                    progress=progress,
-                    what=f"{self._label}: saving {path}" if self._label else f"saving {path}",
-                    meeting=meeting,
-                )
+                with checking_before_commit(lock.check if lock is not None else lambda: None):
+                    write_contents(
+                        location,
+                        contents,
+                        overwrite=True,
+                        durable=True,
+                        in_background=not block,
+                        format=format,
+                        sharded=sharded,
+                        shard_nbytes=shard_nbytes,
+                        progress=progress,
+                        what=f"{self._label}: saving {path}" if self._label else f"saving {path}",
+                        meeting=meeting,
+                    )
                 ended = time.monotonic()
                 blocked = ended - started if block else blocked_secs
                 timings = SaveTimings(blocked, waited_secs, ended - began, _size_of(location))

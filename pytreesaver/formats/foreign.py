@@ -11,7 +11,7 @@ import numpy as np
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
 from pytreesaver._tree.plain import encode_value
-from pytreesaver.formats.places import files_beside, index_file
+from pytreesaver.formats.places import files_beside, index_file, may_be_prefix
 
 _ORBAX_NAMES = {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "ocdbt.process_0"}
 _STEP = re.compile(r"(?:.*_)?([0-9]+)")
@@ -165,7 +165,7 @@ def _kind_of_zip(head: bytes) -> str:
 
 
 def _kind_of_prefix(path: Path) -> str | None:
-    if not path.name or not (files := files_beside(path)):
+    if not may_be_prefix(path) or not (files := files_beside(path)):
         return None
     index = index_file(path)
     return "a TensorFlow checkpoint" if index in files else f"files of a TensorFlow checkpoint without {index.name}"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.stores.dispatch import is_in_store
+from pytreesaver._io.stores.paths import StorePath
 
 _PART = re.compile(r"(.+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})", re.DOTALL)
 
@@ -101,8 +102,13 @@ def may_exist(path: Path) -> bool:
         return True
 
 
+def may_be_prefix(path: Path) -> bool:
+    """Return whether files can begin with the name of a path. A root and a bucket have no files beside them."""
+    return bool(path.name) and not (isinstance(path, StorePath) and not path.key)
+
+
 def _is_beside(path: Path) -> bool:
-    return bool(path.name) and not filesystem.exists(path) and filesystem.exists(index_file(path))
+    return may_be_prefix(path) and not filesystem.exists(path) and filesystem.exists(index_file(path))
 
 
 def file_sizes(path: Path) -> dict[str, int]:

@@ -76,3 +76,10 @@ def root(request, environment, monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
     pts.set_store_options("gs://bucket")
     return f"gs://bucket/{place}"
+
+
+@pytest.fixture
+def store(server, environment):
+    """The server as s3://faulty."""
+    pts.set_store_options("s3://faulty", endpoint=server.url, **FAST)
+    return server

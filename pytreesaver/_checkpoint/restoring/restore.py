@@ -1,5 +1,6 @@
 """`restore`: the tree of a checkpoint, or part of it."""
 
+import errno
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
 
@@ -10,8 +11,10 @@ from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreO
 from pytreesaver._checkpoint.restoring.targets import ShardingRule
 from pytreesaver._checkpoint.restoring.with_template import plan_restore
 from pytreesaver._checkpoint.restoring.without_template import restore_as_stored
-from pytreesaver._io.paths import PathLike, as_path
+from pytreesaver._errors import CheckpointIOError
+from pytreesaver._io.paths import PathLike, as_path, local_path
 from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, WhichProcesses, new_meeting, telling
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._progress import Progress
 from pytreesaver._run.directory import checkpoint_at, opened_checkpoint
 from pytreesaver._tree.names.rename import Rename
@@ -34,11 +37,24 @@ def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklev
         meeting.forget()
         return as_path(found)
 
-    with opened_checkpoint(path, options.format, newest) as reader:
-        if like is None:
-            return restore_as_stored(reader, options, stacklevel)
-        plan = plan_restore(reader, like, options)
-        return plan.with_leaves(plan.read(reader, options))
+    in_store = is_in_store(local_path(path))
+    failed: tuple[Any, CheckpointIOError] | None = None
+    while True:
+        files: Any = None
+        try:
+            with opened_checkpoint(path, options.format, newest) as reader:
+                files = getattr(reader, "file_sizes", None) if in_store else None
+                if failed is not None and failed[0] == files:
+                    raise failed[1]
+                if like is None:
+                    return restore_as_stored(reader, options, stacklevel)
+                plan = plan_restore(reader, like, options)
+                return plan.with_leaves(plan.read(reader, options))
+        except CheckpointIOError as error:
+            # In an object store, an overwrite deletes the data that a reader of the old index needs.
+            if files is None or error.errno not in (errno.ENOENT, errno.EEXIST) or (failed and error is failed[1]):
+                raise
+            failed = files, error
 
 
 @overload

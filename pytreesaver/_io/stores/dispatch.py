@@ -2,7 +2,9 @@
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
 from pytreesaver._io.stores.paths import FIRST_HANDLE, StorePath
@@ -25,6 +27,26 @@ def or_in_store(function: F) -> F:
         return function(where, *arguments, **options)
 
     return cast(F, dispatched)
+
+
+_check: ContextVar[Callable[[], None] | None] = ContextVar("pytreesaver_before_commit", default=None)
+
+
+@contextmanager
+def checking_before_commit(check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` before a checkpoint in an object store is completed in the block. Its error prevents that."""
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
+
+
+def before_commit() -> None:
+    """Call the check of `checking_before_commit`, if there is one."""
+    check = _check.get()
+    if check is not None:
+        check()
 
 
 def is_in_store(where: Any) -> bool:

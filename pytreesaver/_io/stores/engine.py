@@ -9,7 +9,9 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from pytreesaver._errors import CheckpointError
@@ -20,7 +22,7 @@ _guard = threading.Lock()
 _stores: dict[str, Any] = {}
 _options: dict[str, dict[str, Any]] = {}
 
-_RETRIES = {"max_retries": 10, "retry_timeout": timedelta(seconds=180)}
+_RETRIES = {"max_retries": 1000, "retry_timeout": timedelta(seconds=180)}
 _CLIENT = {"timeout": timedelta(seconds=120), "connect_timeout": timedelta(seconds=10)}
 
 
@@ -79,7 +81,15 @@ def store_of(path: StorePath) -> Any:
                 _stores[root] = _new_store(path)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{root}: {redacted(str(error))}") from None
+            except errors_of_options() as error:
+                raise ValueError(f"{root}: a wrong option or variable: {redacted(str(error))}") from None
         return _stores[root]
+
+
+def errors_of_options() -> tuple[type[Exception], ...]:
+    """Return the errors of the engine for options that it does not know or understand."""
+    errors = obstore().exceptions
+    return errors.UnknownConfigurationKeyError, errors.GenericError
 
 
 _is_fork = False
@@ -139,7 +149,7 @@ def call(path: StorePath, action: Callable[[Any, str], T]) -> T:
     package = obstore()
     errors = package.exceptions
     try:
-        return action(store_of(path), path.key)
+        return _interruptible(partial(action, store_of(path), path.key))
     except errors.NotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, "No such object", str(path)) from _bare(error)
     except FileNotFoundError:
@@ -150,7 +160,12 @@ def call(path: StorePath, action: Callable[[Any, str], T]) -> T:
         raise PermissionError(errno.EACCES, redacted(str(error)), str(path)) from _bare(error)
     except errors.NotSupportedError as error:
         raise OSError(errno.EOPNOTSUPP, redacted(str(error)), str(path)) from _bare(error)
-    except errors.BaseError as error:
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # of the engine, for an endpoint that is no URL, for example
+            message = f"{path}: wrong options or variables of the store: {redacted(str(error))}"
+            raise ValueError(message) from None
+        if not isinstance(error, errors.BaseError):
+            raise
         if _DENIED.search(str(error)):  # of a request to list, which the engine does not tell apart
             raise PermissionError(errno.EACCES, redacted(str(error)), str(path)) from _bare(error)
         raise OSError(errno.EIO, redacted(str(error)), str(path)) from _bare(error)
@@ -159,13 +174,30 @@ def call(path: StorePath, action: Callable[[Any, str], T]) -> T:
 _DENIED = re.compile(r"status code: 40[13]\b")
 
 
+def _interruptible(action: Callable[[], T]) -> T:
+    """Call `action`. In the main thread, an interrupt by the user ends the wait, which the engine would not notice."""
+    if threading.current_thread() is not threading.main_thread():
+        return action()
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="pytreesaver-store", daemon=True).start()
+    return future.result()
+
+
 def _bare(error: Exception) -> Exception | None:
     """Return no cause: the texts of the engine contain requests, which may contain credentials."""
     return None
 
 
 _NAMED_SECRET = re.compile(
-    r"(authorization|signature|secret|token|credential|password|key)([\"']?\s*[:=]\s*)((bearer|basic)\s+)?\S+",
+    r"(authorization|signature|secret|token|credential|password|(?:access|account|secret|api)[ _-]?key)"
+    r"([\"']?\s*[:=]\s*)((bearer|basic)\s+)?\S+",
     re.IGNORECASE,
 )
 _SECRETS = re.compile(r"(AWS|AZURE|GOOGLE|GCP|GCS)_.*(SECRET|KEY|TOKEN|PASSWORD|CREDENTIAL|SIGNATURE|SAS).*")
@@ -180,7 +212,9 @@ def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """
     line = text.partition("\n")[0]
     line = re.sub(r"://[^/@\s]*@", "://", line)
-    line = re.sub(r"\?[^\s\"')>]+", "?...", line)
+    line = re.sub(r"(https?://[^\s?\"'<>]*)\?[^\s\"')>]+", r"\1?...", line)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    line = re.sub(r":?\s*<.*", f": {code[1]}" if code else "", line)
     line = _NAMED_SECRET.sub(r"\1\2...", line)
     known = [value for name, value in environment.items() if _SECRETS.fullmatch(name)]
     known += [secret for options in _options.values() for secret in _secrets_in(options)]

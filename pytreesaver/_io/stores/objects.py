@@ -63,7 +63,7 @@ def version_to_replace(path: StorePath) -> Any:
 def objects_under(path: StorePath) -> list[tuple[str, Any]]:
     """Return the objects of a prefix: their names in it, and what the store says about each."""
     if path.scheme in READ_ONLY_SCHEMES:
-        raise FileNotFoundError(errno.ENOENT, f"{path.scheme}:// has no directories", str(path))
+        raise FileNotFoundError(errno.ENOENT, f"{path.scheme}:// has no listings of directories", str(path))
     prefix = f"{path.key}/" if path.key else ""
 
     def listed(store: Any, key: str) -> list[Any]:

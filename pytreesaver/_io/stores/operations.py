@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pytreesaver._io.stores import objects
 from pytreesaver._io.stores.engine import call, obstore
 from pytreesaver._io.stores.handles import (
     BufferHandle,
@@ -21,7 +22,7 @@ from pytreesaver._io.stores.handles import (
     handle_at,
     new_handle,
 )
-from pytreesaver._io.stores.objects import content, identity, objects_under, refuse_read_only, version_of
+from pytreesaver._io.stores.objects import content, identity, objects_under, version_of
 from pytreesaver._io.stores.paths import READ_ONLY_SCHEMES, StorePath
 
 
@@ -45,13 +46,13 @@ _MOST_AT_ONCE = 256 << 20
 
 def open_new(path: StorePath) -> int:
     """See `filesystem.open_new`."""
-    refuse_read_only(path)
+    objects.refuse_read_only(path)
     return new_handle(BufferHandle(path, b"", is_new=True))
 
 
 def open_or_create(path: StorePath) -> int:
     """See `filesystem.open_or_create`."""
-    refuse_read_only(path)
+    objects.refuse_read_only(path)
     try:
         return new_handle(BufferHandle(path, content(path)))
     except FileNotFoundError:
@@ -238,7 +239,7 @@ def modified_ns(path: StorePath) -> int:
 def list_directory(path: StorePath) -> list[str]:
     """See `filesystem.list_directory`."""
     if path.scheme in READ_ONLY_SCHEMES:
-        raise FileNotFoundError(errno.ENOENT, f"{path.scheme}:// has no directories", str(path))
+        raise FileNotFoundError(errno.ENOENT, f"{path.scheme}:// has no listings of directories", str(path))
     found = call(path, lambda store, key: obstore().list_with_delimiter(store, key or None))
     names = [each.rstrip("/").rpartition("/")[2] for each in found["common_prefixes"]]
     names += [each["path"].rpartition("/")[2] for each in found["objects"]]
@@ -247,9 +248,12 @@ def list_directory(path: StorePath) -> list[str]:
     return sorted(set(names))
 
 
+refuse_read_only = objects.refuse_read_only
+
+
 def remove_file(path: StorePath) -> None:
     """See `filesystem.remove_file`."""
-    refuse_read_only(path)
+    objects.refuse_read_only(path)
     call(path, lambda store, key: obstore().delete(store, key))
 
 

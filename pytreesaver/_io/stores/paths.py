@@ -1,5 +1,6 @@
 """Paths in object stores, such as ``s3://bucket/run/model-1``. Does not import the engine."""
 
+import errno
 import re
 import sys
 from pathlib import PosixPath
@@ -62,6 +63,28 @@ class StorePath(PosixPath):
     def __reduce__(self) -> Any:
         return StorePath, (str(self),)
 
+    def resolve(self, strict: bool = False) -> "StorePath":
+        """Return the path itself."""
+        return self
+
+
+def _refuse(name: str) -> Any:
+    def method(self: StorePath, *arguments: Any, **options: Any) -> Any:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            f"{name}: this path is in an object store, where pathlib cannot look; use the functions of pytreesaver",
+            str(self),
+        )
+
+    return method
+
+
+for _name in (
+    *("exists", "is_dir", "is_file", "is_symlink", "stat", "lstat", "iterdir", "glob", "rglob", "open", "samefile"),
+    *("read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "rmdir", "unlink", "touch", "rename", "replace"),
+):
+    setattr(StorePath, _name, _refuse(_name))
+
 
 if sys.version_info >= (3, 12):  # pathlib would create paths of the base class for `parent` and `/`
 
@@ -82,6 +105,8 @@ def store_path(url: str) -> StorePath:
         >>> str(path), path.parent.name, path.key
         ('s3://bucket/run/model-1', 'run', 'run/model-1')
     """
+    if "://" not in url:
+        raise ValueError(f"expected the URL of an object store, such as s3://bucket, found {url!r}")
     match = _URL.fullmatch(url)
     scheme = match[1] if match else url.partition("://")[0]
     if match is None or scheme not in SCHEMES:

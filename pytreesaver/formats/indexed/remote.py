@@ -18,7 +18,7 @@ from pytreesaver._errors import CheckpointError, CheckpointExistsError, Checkpoi
 from pytreesaver._io import filesystem
 from pytreesaver._io.parallel import SLICE_NBYTES, advance, unmetered
 from pytreesaver._io.processes.meeting import Meeting
-from pytreesaver._io.stores.dispatch import is_in_store
+from pytreesaver._io.stores.dispatch import before_commit, is_in_store
 from pytreesaver._tree.kinds import cell_bytes
 from pytreesaver.formats.indexed.data import ChunkTable, WriteOptions, stored_chunks, taker, write_data
 from pytreesaver.formats.indexed.directory import DirectoryLayout
@@ -93,6 +93,7 @@ def write_to_store(
         index = encode_index(joined_index(table.unplaced, stored_chunks(table.unplaced), files))
         if meeting is not None:
             meeting.raise_failure()
+        before_commit()
         _commit(index_object, index, condition, path)
     except BaseException:
         with suppress(OSError, CheckpointError):
@@ -108,7 +109,13 @@ def write_to_store(
 
 def _refuse(path: Any, condition: Any, layout: DirectoryLayout, overwrite: bool) -> None:
     if condition == "create":
+        if filesystem.is_regular_file(path):
+            raise CheckpointExistsError(
+                f"{path}: expected nothing there, found an object; save elsewhere, or remove it"
+            )
         others = [] if filesystem.status(path) is None else filesystem.list_directory(path)
+        if layout.index_name in others:
+            raise CheckpointExistsError(f"{path} was created by another process during the save")
         others = [name for name in others if not layout.replaceable.fullmatch(name)]
         if others:
             raise CheckpointExistsError(

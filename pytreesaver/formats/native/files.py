@@ -31,8 +31,8 @@ def recognizes(path: Path) -> bool:
     """
     if is_index(_head(path / INDEX_NAME)):
         return True
-    if is_in_store(path):  # there, data without an index is a save in progress, or an interrupted one
-        return False
+    if is_in_store(path) and not filesystem.exists(path / INDEX_NAME):
+        return False  # there, data without an index is a save in progress, or an interrupted one
     try:
         entries = filesystem.list_directory(path)
     except OSError as error:
@@ -92,6 +92,9 @@ def _index_bytes(path: Path) -> bytes:
 
 
 def _why_not_found(path: Path) -> str:
+    entries = filesystem.list_directory(path) if is_in_store(path) and filesystem.is_directory(path) else []
+    if any(map(REPLACEABLE_FILES.fullmatch, entries)):
+        return f"{path}: expected a checkpoint, found data without {INDEX_NAME}: a save in progress, or interrupted"
     kind = foreign_kind(path)
     if kind:
         return f"{path}: expected a checkpoint of pytreesaver, found what looks like {kind}"

@@ -16,7 +16,7 @@ import numpy as np
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedLeafError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import checksum
-from pytreesaver._io.files import EndOfFileError, RawFile, read_fully
+from pytreesaver._io.files import EndOfFileError, RawFile, map_or_read, read_fully
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError, storage_dtype, stored_array
 from pytreesaver._tree.restructure import structure_of_names
@@ -212,6 +212,6 @@ def check_file(path: Path, opened: Archive) -> None:
     descriptor = opened.file.fileno()
     size = filesystem.file_size(descriptor)
     match = _COMMENT.fullmatch(opened.archive.comment)
-    whole = filesystem.map_file(descriptor, size)
+    whole = map_or_read(descriptor, size)
     if match is None or int(match[3], 16) != checksum(whole[: size - 16]):
         raise CorruptCheckpointError(f"{path}: the checksum of the file does not match: it is damaged")

@@ -11,6 +11,7 @@ import numpy as np
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import checksum
+from pytreesaver._io.files import map_or_read
 from pytreesaver._io.parallel import advance
 from pytreesaver._tree.kinds import joined_bytes, storage_dtype
 from pytreesaver.formats.description import described, encode_description
@@ -54,7 +55,7 @@ def _write_archive(descriptor: int, contents: TreeContents) -> None:
             archive.comment = b"pytreesaver description=%019d+%019d xxh3=%016x" % (begin, len(text), 0)
         file.flush()
         size = filesystem.file_size(descriptor)
-        whole = filesystem.map_file(descriptor, size)
+        whole = map_or_read(descriptor, size)
         digits = b"%016x" % checksum(whole[: size - 16])
         del whole
         file.seek(size - 16)

@@ -13,6 +13,7 @@ import numpy as np
 from pytreesaver._errors import CheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import checksum
+from pytreesaver._io.files import map_or_read
 from pytreesaver.formats.description import Description, decode_description
 from pytreesaver.formats.orbax.layout import other_files, read_bytes
 
@@ -53,6 +54,6 @@ def _content_of(file: Path) -> np.ndarray:
     descriptor = filesystem.open_existing(file)
     try:
         size = filesystem.file_size(descriptor)
-        return filesystem.map_file(descriptor, size) if size else np.zeros(0, np.uint8)
+        return map_or_read(descriptor, size) if size else np.zeros(0, np.uint8)
     finally:
         filesystem.release(descriptor)

@@ -10,7 +10,7 @@ from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_file, read_fully
 from pytreesaver.formats.foreign import kind_or_absence
-from pytreesaver.formats.places import files_beside, index_file
+from pytreesaver.formats.places import files_beside, index_file, may_be_prefix
 from pytreesaver.formats.tensorflow.table import MAGIC
 
 _DATA = re.compile(r"\.data-([0-9]{5})-of-([0-9]{5})\Z")
@@ -36,7 +36,7 @@ def shard_count(file: Path) -> int | None:
 def recognizes(path: Path) -> bool:
     """Return whether `path` is the prefix of a checkpoint. Raises an OSError if the system could not look."""
     try:
-        if not path.name or filesystem.exists(path) or not filesystem.is_regular_file(index_file(path)):
+        if not may_be_prefix(path) or filesystem.exists(path) or not filesystem.is_regular_file(index_file(path)):
             return False
         descriptor = filesystem.open_existing(index_file(path))
     except OSError as error:
