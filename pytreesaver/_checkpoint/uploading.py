@@ -30,8 +30,8 @@ def write_and_upload(target: Path, writer: Format, write: Callable[[Path], None]
     Raises:
         CheckpointExistsError: if `target` exists and may not be replaced.
     """
+    mode: Any = version_to_replace(cast(Any, target)) if overwrite else "create"
     _refuse(target, writer, overwrite)
-    mode = version_to_replace(cast(Any, target))
     with tempfile.TemporaryDirectory(prefix="pytreesaver-") as directory:
         local = Path(directory) / target.name
         write(local)

@@ -83,8 +83,7 @@ class ManagedSaves:
         self.schedule = SaveSchedule(settings.policy, self._last_on_disk, self._is_last)
         self.session = WriterSession("CheckpointManager")
         self.preemption = Preemption(self._finish, signals)
-        # A new manager begins to count its calls anew, so that processes that were out of step can go on.
-        self._number = next_of(f"managers of {directory / name}")
+        self._number: int | None = None  # of this manager, among those that have met the other processes
         self._held_state: RunState | None = None  # set while this process has claimed the directory
         self._version = -1  # of the state file that `_held_state` agrees with
         self._is_deciding = False  # process 0 asks `should_save`, of which the others hear the result only
@@ -92,6 +91,9 @@ class ManagedSaves:
     def new_meeting(self, what: str) -> Meeting | None:
         """Return a meeting of the processes that use this manager, or None if there is only one."""
         directory = self._given_directory
+        if self._number is None and self._settings.processes == "all":
+            # A new manager begins to count its calls anew, so that processes that were out of step can go on.
+            self._number = next_of(f"managers of {directory / self._name}")
         subject = f"manager {self._number} of {directory / self._name}"
         options = (self._settings.format, self._settings.shard_nbytes, self._settings.block)
         return new_meeting(f"{what} in {directory}", subject, self._settings.timeout, self._settings.processes, options)

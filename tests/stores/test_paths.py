@@ -249,6 +249,8 @@ listener = socket.socket(); listener.bind(("127.0.0.1", 0)); listener.listen()
 import pytreesaver as pts
 pts.set_store_options("s3://hangs", endpoint=f"http://127.0.0.1:{listener.getsockname()[1]}",
                       access_key_id="a", secret_access_key="b")
+import obstore.store, jax
+jax.devices(), pts.restore
 print("ready", flush=True)
 try:
     pts.restore("s3://hangs/model")
@@ -257,7 +259,11 @@ except KeyboardInterrupt:
     os._exit(0)
 """
     process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(1.5)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[0] == "interrupted\n"
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == "interrupted\n"
+    finally:
+        process.kill()
+        process.communicate()

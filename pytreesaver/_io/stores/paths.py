@@ -2,7 +2,6 @@
 
 import errno
 import re
-import sys
 from pathlib import PosixPath
 from typing import Any
 
@@ -84,14 +83,6 @@ for _name in (
     *("read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "rmdir", "unlink", "touch", "rename", "replace"),
 ):
     setattr(StorePath, _name, _refuse(_name))
-
-
-if sys.version_info >= (3, 12):  # pathlib would create paths of the base class for `parent` and `/`
-
-    def _with_segments(self: StorePath, *segments: Any) -> StorePath:
-        return StorePath(*segments)
-
-    StorePath.with_segments = _with_segments  # type: ignore[method-assign]
 
 
 def store_path(url: str) -> StorePath:
