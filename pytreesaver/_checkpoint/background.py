@@ -111,11 +111,20 @@ def start_in_background(future: SaveFuture, work: Callable[[], Path]) -> None:
     _running.add(future)
     # A daemon thread, for which `_finish_at_exit` waits, with a timeout and a log message, instead of the interpreter.
     held = [work]
+    caller_goes_on = threading.Event()
+    arguments = future, held, caller_goes_on
     try:
-        threading.Thread(target=_run, args=(future, held), name=f"pytreesaver: {future.what}", daemon=True).start()
+        threading.Thread(target=_run_later, args=arguments, name=f"pytreesaver: {future.what}", daemon=True).start()
     except RuntimeError:  # the system has no threads left
         _run(future, held)
+    caller_goes_on.set()
     return None
+
+
+def _run_later(future: SaveFuture, work: list[Callable[[], Path]], caller_goes_on: threading.Event) -> None:
+    # Otherwise the new thread would keep the interpreter for its first 5 ms, while the caller waits.
+    caller_goes_on.wait(1.0)
+    _run(future, work)
 
 
 def _run(future: SaveFuture, work: list[Callable[[], Path]]) -> None:
