@@ -83,7 +83,12 @@ class ManagedSaves:
         self.schedule = SaveSchedule(settings.policy, self._last_on_disk, self._is_last)
         self.session = WriterSession("CheckpointManager")
         self.preemption = Preemption(self._finish, signals)
-        self._number: int | None = None  # of this manager, among those that have met the other processes
+        # A new manager begins to count its calls anew, so that processes that were out of step can go on. One process
+        # alone may have a read-only manager.
+        self._kind = "reader" if settings.read_only else "manager"
+        self._number: int | None = None
+        if settings.processes == "all" and not settings.read_only:
+            self._number = next_of(f"{self._kind}s of {directory / name}")
         self._held_state: RunState | None = None  # set while this process has claimed the directory
         self._version = -1  # of the state file that `_held_state` agrees with
         self._is_deciding = False  # process 0 asks `should_save`, of which the others hear the result only
@@ -92,9 +97,8 @@ class ManagedSaves:
         """Return a meeting of the processes that use this manager, or None if there is only one."""
         directory = self._given_directory
         if self._number is None and self._settings.processes == "all":
-            # A new manager begins to count its calls anew, so that processes that were out of step can go on.
-            self._number = next_of(f"managers of {directory / self._name}")
-        subject = f"manager {self._number} of {directory / self._name}"
+            self._number = next_of(f"{self._kind}s of {directory / self._name}")
+        subject = f"{self._kind} {self._number} of {directory / self._name}"
         options = (self._settings.format, self._settings.shard_nbytes, self._settings.block)
         return new_meeting(f"{what} in {directory}", subject, self._settings.timeout, self._settings.processes, options)
 

@@ -34,7 +34,7 @@ def test_a_partial_copy_has_the_selected_variables(tree):
     path = pts.save(tree, "model", overwrite=True)
     names = [name for name, _ in pts.list_variables(path)]
     for name in names[:3]:
-        only = pts.regex(f"^{re.escape(name)}$")
+        only = pts.regex(rf"^{re.escape(name)}\Z")
         copy = pts.copy_checkpoint(path, "part", only=only, overwrite=True)
         assert [each for each, _ in pts.list_variables(copy)] == [name]
         assert not pts.diff(path, copy, only=only)

@@ -244,7 +244,8 @@ def test_the_code_of_an_error_is_kept():
 
 def test_an_interrupt_ends_a_wait(tmp_path):
     program = """
-import socket, os
+import socket, os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background of a shell
 listener = socket.socket(); listener.bind(("127.0.0.1", 0)); listener.listen()
 import pytreesaver as pts
 pts.set_store_options("s3://hangs", endpoint=f"http://127.0.0.1:{listener.getsockname()[1]}",
