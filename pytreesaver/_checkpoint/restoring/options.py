@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from pytreesaver._checkpoint.restoring.matching import Mismatched, Missing, Unexpected
 from pytreesaver._checkpoint.restoring.targets import ShardingRule
-from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, WhichProcesses, check_processes, check_timeout
+from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, WhichProcesses, check_taking_part
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._text import did_you_mean
 from pytreesaver._tree.casting import floating_dtype
@@ -93,8 +93,7 @@ class RestoreOptions(NamedTuple):
             if not isinstance(getattr(self, flag), bool | np.bool_):
                 raise TypeError(f"{flag}: expected True or False, found {getattr(self, flag)!r}")
         check_progress(self.progress)
-        check_processes(self.processes)
-        check_timeout(self.timeout)
+        check_taking_part(self.processes, self.timeout)
         format_named(self.format)  # raises if there is no such format
         if self.as_numpy and self.sharding is not None:
             raise ValueError("sharding places JAX arrays, and with as_numpy=True there are none: leave one of them out")

@@ -20,8 +20,7 @@ def or_in_store(function: F) -> F:
 
     @functools.wraps(function)
     def dispatched(where: Any, *arguments: Any, **options: Any) -> Any:
-        kind = type(where)
-        if kind is StorePath or (kind is int and where >= FIRST_HANDLE):
+        if is_in_store(where):
             operations = importlib.import_module("pytreesaver._io.stores.operations")
             return getattr(operations, function.__name__)(where, *arguments, **options)
         return function(where, *arguments, **options)

@@ -81,15 +81,9 @@ def store_of(path: StorePath) -> Any:
                 _stores[root] = _new_store(path)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{root}: {redacted(str(error))}") from None
-            except errors_of_options() as error:
+            except (obstore().exceptions.UnknownConfigurationKeyError, obstore().exceptions.GenericError) as error:
                 raise ValueError(f"{root}: a wrong option or variable: {redacted(str(error))}") from None
         return _stores[root]
-
-
-def errors_of_options() -> tuple[type[Exception], ...]:
-    """Return the errors of the engine for options that it does not know or understand."""
-    errors = obstore().exceptions
-    return errors.UnknownConfigurationKeyError, errors.GenericError
 
 
 _is_fork = False
@@ -146,20 +140,18 @@ def call(path: StorePath, action: Callable[[Any, str], T]) -> T:
         ChangedError: if a condition of a write does not hold.
         FileNotFoundError, PermissionError, OSError: if the store could not do it, without credentials in the message.
     """
-    package = obstore()
-    errors = package.exceptions
+    errors = obstore().exceptions
+    # The causes are left out: the texts of the engine contain requests, which may contain credentials.
     try:
         return _interruptible(partial(action, store_of(path), path.key))
-    except errors.NotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, "No such object", str(path)) from _bare(error)
-    except FileNotFoundError:
+    except (errors.NotFoundError, FileNotFoundError):
         raise FileNotFoundError(errno.ENOENT, "No such object", str(path)) from None
-    except (errors.AlreadyExistsError, errors.PreconditionError) as error:
-        raise ChangedError(errno.EEXIST, "The object has been written by another process", str(path)) from _bare(error)
+    except (errors.AlreadyExistsError, errors.PreconditionError):
+        raise ChangedError(errno.EEXIST, "The object has been written by another process", str(path)) from None
     except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
-        raise PermissionError(errno.EACCES, redacted(str(error)), str(path)) from _bare(error)
+        raise PermissionError(errno.EACCES, redacted(str(error)), str(path)) from None
     except errors.NotSupportedError as error:
-        raise OSError(errno.EOPNOTSUPP, redacted(str(error)), str(path)) from _bare(error)
+        raise OSError(errno.EOPNOTSUPP, redacted(str(error)), str(path)) from None
     except BaseException as error:
         if type(error).__name__ == "PanicException":  # of the engine, for an endpoint that is no URL, for example
             message = f"{path}: wrong options or variables of the store: {redacted(str(error))}"
@@ -167,8 +159,8 @@ def call(path: StorePath, action: Callable[[Any, str], T]) -> T:
         if not isinstance(error, errors.BaseError):
             raise
         if _DENIED.search(str(error)):  # of a request to list, which the engine does not tell apart
-            raise PermissionError(errno.EACCES, redacted(str(error)), str(path)) from _bare(error)
-        raise OSError(errno.EIO, redacted(str(error)), str(path)) from _bare(error)
+            raise PermissionError(errno.EACCES, redacted(str(error)), str(path)) from None
+        raise OSError(errno.EIO, redacted(str(error)), str(path)) from None
 
 
 _DENIED = re.compile(r"status code: 40[13]\b")
@@ -188,11 +180,6 @@ def _interruptible(action: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="pytreesaver-store", daemon=True).start()
     return future.result()
-
-
-def _bare(error: Exception) -> Exception | None:
-    """Return no cause: the texts of the engine contain requests, which may contain credentials."""
-    return None
 
 
 _NAMED_SECRET = re.compile(

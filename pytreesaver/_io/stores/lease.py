@@ -14,7 +14,7 @@ import msgspec
 
 from pytreesaver._io.stores.engine import ChangedError, call, obstore
 from pytreesaver._io.stores.handles import new_handle
-from pytreesaver._io.stores.objects import put
+from pytreesaver._io.stores.objects import put, replacing
 from pytreesaver._io.stores.paths import StorePath
 
 LEASE_SECS = 60.0
@@ -63,7 +63,7 @@ class LeaseHandle:
         """Renew the lease, or note that it is lost."""
         lease = msgspec.structs.replace(self._lease, renewals=self._lease.renewals + 1)
         try:
-            self._version = _written(put(self._path, msgspec.json.encode(lease), self._version))
+            self._version = replacing(put(self._path, msgspec.json.encode(lease), self._version))
         except (ChangedError, FileNotFoundError):
             self._check_owner(lease)
         except OSError as error:
@@ -111,10 +111,6 @@ def _renew_until(handle: "weakref.ref[LeaseHandle]", stop: threading.Event, inte
         del alive
 
 
-def _written(result: Any) -> Any:
-    return {name: result[name] for name in ("e_tag", "version") if result.get(name) is not None}
-
-
 def _read(path: StorePath) -> tuple[_Lease, Any]:
     def read(store: Any, key: str) -> tuple[bytes, Any]:
         result = obstore().get(store, key)
@@ -125,7 +121,7 @@ def _read(path: StorePath) -> tuple[_Lease, Any]:
         lease = msgspec.json.decode(content, type=_Lease)
     except msgspec.MsgspecError:
         lease = _Lease("", "an unknown process", 0, LEASE_SECS)
-    return lease, _written(meta)
+    return lease, replacing(meta)
 
 
 def open_lease(path: StorePath, holder: str) -> int:
@@ -138,7 +134,7 @@ def open_lease(path: StorePath, holder: str) -> int:
     mode: Any = "create"
     while True:
         try:
-            version = _written(put(path, msgspec.json.encode(lease), mode))
+            version = replacing(put(path, msgspec.json.encode(lease), mode))
             return new_handle(LeaseHandle(path, lease, version))
         except ChangedError:
             mode, is_ours = _mode_to_take_over(path, lease.owner)

@@ -51,13 +51,22 @@ def content(path: StorePath) -> bytes:
     return call(path, lambda store, key: bytes(obstore().get(store, key).bytes()))
 
 
+def head(path: StorePath) -> Any:
+    """Return what the store says about an object: its size, version and time. Raises a FileNotFoundError."""
+    return call(path, lambda store, key: obstore().head(store, key))
+
+
+def replacing(meta: Any) -> dict[str, Any]:
+    """Return the mode in which to write an object if it still is this version, from `head` or the result of a write."""
+    return {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
+
+
 def version_to_replace(path: StorePath) -> Any:
     """Return the mode in which to write an object: create it, or replace the version that is there now."""
     try:
-        meta = call(path, lambda store, key: obstore().head(store, key))
+        return replacing(head(path))
     except FileNotFoundError:
         return "create"
-    return {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
 
 
 def objects_under(path: StorePath) -> list[tuple[str, Any]]:

@@ -29,7 +29,7 @@ from pytreesaver._io.stores.paths import READ_ONLY_SCHEMES, StorePath
 def open_existing(path: StorePath) -> int:
     """See `filesystem.open_existing`. An index is read at once, so that all of it is of one version."""
     if path.suffix not in _READ_AT_ONCE:
-        return new_handle(ReadHandle(path, call(path, lambda store, key: obstore().head(store, key))))
+        return new_handle(ReadHandle(path, objects.head(path)))
 
     def read(store: Any, key: str) -> ReadHandle:
         result = obstore().get(store, key)
@@ -174,13 +174,12 @@ def status(path: StorePath, *, follow_links: bool = True) -> os.stat_result | No
 
 
 def _status_of_object(path: StorePath) -> os.stat_result | None:
+    if not path.key:
+        return None
     try:
-        meta = call(path, lambda store, key: obstore().head(store, key)) if path.key else None
+        device, inode, size, modified = version_of(path, objects.head(path))
     except FileNotFoundError:
         return None
-    if meta is None:
-        return None
-    device, inode, size, modified = version_of(path, meta)
     return _status(stat.S_IFREG | 0o644, inode, device, size, modified)
 
 
@@ -215,7 +214,7 @@ def fingerprint(path: StorePath) -> tuple[tuple[str, int, int, int], ...]:
     """See `filesystem.fingerprint`."""
     found = objects_under(path)
     if not found:
-        meta = call(path, lambda store, key: obstore().head(store, key))
+        meta = objects.head(path)
         return ((path.name, *version_of(path, meta)[1:]),)
     return tuple((name, *version_of(path, meta)[1:]) for name, meta in found)
 
@@ -225,7 +224,7 @@ def file_sizes(path: StorePath) -> dict[str, int]:
     found = objects_under(path)
     if found:
         return {name: meta["size"] for name, meta in found}
-    return {"": call(path, lambda store, key: obstore().head(store, key))["size"]}
+    return {"": objects.head(path)["size"]}
 
 
 def modified_ns(path: StorePath) -> int:
