@@ -30,6 +30,7 @@ from pytreesaver._savers.preemption import Preemption
 from pytreesaver._savers.session import WriterSession
 from pytreesaver._savers.settings import SaveArguments, SaveSettings
 from pytreesaver.formats import places
+from pytreesaver.formats.protocol import TreeContents
 
 logger = logging.getLogger("pytreesaver")
 T = TypeVar("T")
@@ -189,23 +190,39 @@ class ManagedSaves:
             return None
         self._raise_or_log_last_failure(wait=True)
         waited_secs = time.monotonic() - started
-        path = self._given_directory / decision.name
         with jax.profiler.TraceAnnotation("CheckpointManager.save"):
-            contents = contents_of(arguments.tree, arguments.metadata, meeting=meeting)
-            self.session.save(
-                contents if self._settings.block else snapshot(contents, copy=self._settings.copy),
-                self._run.directory / decision.name,
-                path,
-                list_saved=None,
-                failed=lambda: None,
-                block=self._settings.block,
-                format=self._settings.format,
-                shard_nbytes=self._settings.shard_nbytes,
-                progress=arguments.progress,
-                started=started,
-                waited_secs=waited_secs,
-                meeting=meeting,
-            )
+            contents = self._kept(contents_of(arguments.tree, arguments.metadata, meeting=meeting))
+            return self._start(contents, decision.name, arguments, started, waited_secs, meeting, None)
+
+    def _kept(self, contents: TreeContents) -> TreeContents:
+        """Return what is saved in the background, whatever the caller does to the tree."""
+        return contents if self._settings.block else snapshot(contents, copy=self._settings.copy)
+
+    def _start(
+        self,
+        contents: TreeContents,
+        name: str,
+        arguments: SaveArguments,
+        started: float,
+        waited_secs: float,
+        meeting: Meeting | None,
+        list_saved: Callable[[SaveTimings], Deletions] | None,
+    ) -> Path:
+        path = self._given_directory / name
+        self.session.save(
+            contents,
+            self._run.directory / name,
+            path,
+            list_saved=list_saved,
+            failed=self._forget_state,
+            block=self._settings.block,
+            format=self._settings.format,
+            shard_nbytes=self._settings.shard_nbytes,
+            progress=arguments.progress,
+            started=started,
+            waited_secs=waited_secs,
+            meeting=meeting,
+        )
         self.preemption.used = True
         return path
 
@@ -229,7 +246,6 @@ class ManagedSaves:
         now = float(self._settings.clock())
         metrics = checked_metrics(arguments.metrics)
         path = self._run.path_of(step)
-        block = self._settings.block
         if meeting is not None:
             self._tell_decision(meeting, _Decision(True, path.name, self.preemption.arrived))
         with jax.profiler.TraceAnnotation("CheckpointManager.save"):
@@ -241,27 +257,11 @@ class ManagedSaves:
             record = Record(
                 step, now, metrics, state.state_name, state.serial + 1, path.name, newest, encode_rule(self._rule)
             )
-            contents = contents._replace(record=encode_record(record))
-            if not block:
-                contents = snapshot(contents, copy=self._settings.copy)
+            contents = self._kept(contents._replace(record=encode_record(record)))
             saved = CheckpointEvent("saved", path.name, now, step, metrics)
             self.schedule.pending = LastSave(step, now, record.serial, path.name)
-            self.session.save(
-                contents,
-                path,
-                self._given_directory / path.name,
-                list_saved=partial(self._list_saved, lock, path, saved),
-                failed=self._forget_state,
-                block=block,
-                format=self._settings.format,
-                shard_nbytes=self._settings.shard_nbytes,
-                progress=arguments.progress,
-                started=started,
-                waited_secs=waited_secs,
-                meeting=meeting,
-            )
-        self.preemption.used = True
-        return self._given_directory / path.name
+            list_saved = partial(self._list_saved, lock, path, saved)
+            return self._start(contents, path.name, arguments, started, waited_secs, meeting, list_saved)
 
     def _is_after_last(self, step: int) -> bool:
         last = self.schedule.last.step
