@@ -128,6 +128,7 @@ class Saver:
         self._variables = VariableList(given.var_list, given.allow_empty)
         self._clock = clock
         self._shard_nbytes = shard_nbytes
+        self._processes: WhichProcesses
         self._processes, self._timeout = check_taking_part(processes, timeout)
         self._state = SaverState(given, float(clock()))
         self._session = WriterSession("Saver", self._label)
@@ -140,8 +141,8 @@ class Saver:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._settings, self._clock, self._state = state["settings"], state["clock"], state["state"]
-        self._shard_nbytes, self._processes = state.get("shard_nbytes"), state.get("processes", "all")
-        self._timeout = state.get("timeout", DEFAULT_TIMEOUT)
+        self._shard_nbytes = state.get("shard_nbytes")
+        self._processes, self._timeout = state.get("processes", "all"), state.get("timeout", DEFAULT_TIMEOUT)
         self._variables = VariableList(self._settings.var_list, self._settings.allow_empty)
         self._session = WriterSession("Saver", self._label)
         self._versions = {}
