@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from pytreesaver._checkpoint import sharing
+from pytreesaver._checkpoint.saving import sharing
 from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, block_count
 from pytreesaver._io.processes.coordinator import Processes
 from pytreesaver._io.processes.meeting import PARTS, Meeting

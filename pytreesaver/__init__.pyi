@@ -1,12 +1,12 @@
 # The public names, and where they are defined.
 
-from ._checkpoint.background import SaveFuture as SaveFuture
 from ._checkpoint.converting import convert as convert
 from ._checkpoint.copying import copy_checkpoint as copy_checkpoint
 from ._checkpoint.restoring.restore import restore as restore
 from ._checkpoint.restoring.targets import ShardingRule as ShardingRule
-from ._checkpoint.saving import save as save
-from ._checkpoint.saving import save_async as save_async
+from ._checkpoint.saving.background import SaveFuture as SaveFuture
+from ._checkpoint.saving.save import save as save
+from ._checkpoint.saving.save import save_async as save_async
 from ._checkpoint.warm_start.assignment import init_from_checkpoint as init_from_checkpoint
 from ._checkpoint.warm_start.vocabulary import VocabInfo as VocabInfo
 from ._checkpoint.warm_start.warm_start import warm_start as warm_start

@@ -23,8 +23,8 @@ from orbax.checkpoint import future
 from pytreesaver._checkpoint.restoring.matching import Mismatched, Missing, Unexpected
 from pytreesaver._checkpoint.restoring.restore import restore
 from pytreesaver._checkpoint.restoring.targets import ShardingRule
-from pytreesaver._checkpoint.saving import contents_of
-from pytreesaver._checkpoint.snapshot import snapshot
+from pytreesaver._checkpoint.saving.contents import contents_of
+from pytreesaver._checkpoint.saving.snapshot import snapshot
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._inspect.type_tree import TypeNode
 from pytreesaver._io import filesystem

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from pytreesaver._checkpoint.copying import open_to_copy, refuse_inside_checkpoint, write_copy
 from pytreesaver._checkpoint.restoring.targets import X64_DTYPES
-from pytreesaver._checkpoint.saving import check_format
+from pytreesaver._checkpoint.saving.save import check_format
 from pytreesaver._errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,

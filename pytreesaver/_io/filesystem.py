@@ -169,10 +169,10 @@ def try_lock(descriptor: int) -> bool:
 
 
 @or_in_store
-def lock(descriptor: int) -> None:
-    """Wait for the lock of an open file. Do nothing if the file system does not support locks."""
+def lock(descriptor: int, *, shared: bool = False) -> None:
+    """Wait for the lock of an open file, which many may share. Do nothing if the file system does not support locks."""
     with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
 @or_in_store

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import jax
 import msgspec
 
-from pytreesaver._checkpoint.saving import contents_of
-from pytreesaver._checkpoint.snapshot import snapshot
+from pytreesaver._checkpoint.saving.contents import contents_of
 from pytreesaver._errors import CheckpointError, CheckpointPermissionError
 from pytreesaver._io.processes.meeting import Meeting, new_meeting, next_of, telling
 from pytreesaver._run.directory import Deletions
@@ -100,7 +99,8 @@ class ManagedSaves:
         if self._number is None and self._settings.processes == "all":
             self._number = next_of(f"{self._kind}s of {directory / self._name}")
         subject = f"{self._kind} {self._number} of {directory / self._name}"
-        options = (self._settings.format, self._settings.shard_nbytes, self._settings.block)
+        writing = self._settings.writing
+        options = (writing.format, writing.shard_nbytes, writing.block, writing.incremental)
         return new_meeting(f"{what} in {directory}", subject, self._settings.timeout, self._settings.processes, options)
 
     def decided(self, what: str, decide: Callable[[], T], kind: Any) -> T:
@@ -191,12 +191,8 @@ class ManagedSaves:
         self._raise_or_log_last_failure(wait=True)
         waited_secs = time.monotonic() - started
         with jax.profiler.TraceAnnotation("CheckpointManager.save"):
-            contents = self._kept(contents_of(arguments.tree, arguments.metadata, meeting=meeting))
+            contents = contents_of(arguments.tree, arguments.metadata, meeting=meeting)
             return self._start(contents, decision.name, arguments, started, waited_secs, meeting, None)
-
-    def _kept(self, contents: TreeContents) -> TreeContents:
-        """Return what is saved in the background, whatever the caller does to the tree."""
-        return contents if self._settings.block else snapshot(contents, copy=self._settings.copy)
 
     def _start(
         self,
@@ -215,9 +211,7 @@ class ManagedSaves:
             path,
             list_saved=list_saved,
             failed=self._forget_state,
-            block=self._settings.block,
-            format=self._settings.format,
-            shard_nbytes=self._settings.shard_nbytes,
+            options=self._settings.writing,
             progress=arguments.progress,
             started=started,
             waited_secs=waited_secs,
@@ -257,7 +251,7 @@ class ManagedSaves:
             record = Record(
                 step, now, metrics, state.state_name, state.serial + 1, path.name, newest, encode_rule(self._rule)
             )
-            contents = self._kept(contents._replace(record=encode_record(record)))
+            contents = contents._replace(record=encode_record(record))
             saved = CheckpointEvent("saved", path.name, now, step, metrics)
             self.schedule.pending = LastSave(step, now, record.serial, path.name)
             list_saved = partial(self._list_saved, lock, path, saved)

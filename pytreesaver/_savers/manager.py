@@ -10,10 +10,10 @@ from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar, Unpack, 
 
 import jax
 
-from pytreesaver._checkpoint.background import SaveFuture, close_on_exit
 from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
 from pytreesaver._checkpoint.restoring.restore import restore_with
-from pytreesaver._checkpoint.saving import check_format
+from pytreesaver._checkpoint.saving.background import SaveFuture, close_on_exit
+from pytreesaver._checkpoint.saving.save import check_format
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io.paths import PathLike, local_path
 from pytreesaver._io.processes.meeting import (
@@ -33,6 +33,7 @@ from pytreesaver._run.record import as_step
 from pytreesaver._savers.fallback import first_intact, first_intact_of_all, refuse_foreign_steps, warn_of_damaged
 from pytreesaver._savers.managed_saves import ManagedSaves
 from pytreesaver._savers.preemption import checked_signals
+from pytreesaver._savers.session import WriteOptions
 from pytreesaver._savers.settings import (
     SaveArguments,
     SaveSettings,
@@ -72,6 +73,8 @@ class CheckpointManager:
         copy: without `block`, as in `pytreesaver.save_async`.
         format: the name of the format, as in `pytreesaver.save`.
         shard_nbytes: as in `pytreesaver.save`.
+        incremental: whether not to write again what is unchanged since the last checkpoint that this manager has saved
+            or restored; as `base` in `pytreesaver.save`. Every checkpoint is complete without the others.
         clock: returns the time, in seconds since the epoch.
         save_on_signal: one or more signals that announce that the machine will be taken away, such as
             ``signal.SIGUSR1``. After one, the next call of `save` saves a last checkpoint although none is due. Then
@@ -119,6 +122,7 @@ class CheckpointManager:
         when_busy: WhenBusy = "wait",
         read_only: bool = False,
         shard_nbytes: int | None = None,
+        incremental: bool = False,
         processes: WhichProcesses = "all",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
@@ -130,12 +134,14 @@ class CheckpointManager:
         check_when_busy(when_busy)
         signals = checked_signals(save_on_signal, save_on_sigterm)
         format = format_named(format or format_of_ending(checkpoint_name)).name
-        check_format(self._given_directory / checkpoint_name, format, shard_nbytes)
+        incrementally = "incremental" if incremental else None
+        check_format(self._given_directory / checkpoint_name, format, shard_nbytes, is_incremental=incrementally)
         self._rule = rule
         self._clock = clock
         self._run = ManagedRun(self._given_directory, checkpoint_name, pad_step_number, rule, float(clock()))
         together = check_taking_part(processes, timeout)
-        settings = SaveSettings(saving, *together, block, copy, format, shard_nbytes, when_busy, read_only, clock)
+        writing = WriteOptions(block, copy, format, shard_nbytes, bool(incremental))
+        settings = SaveSettings(saving, *together, writing, when_busy, read_only, clock)
         self._saves = ManagedSaves(
             self._run, self._given_directory, checkpoint_name, rule, settings, () if read_only else signals
         )
@@ -267,7 +273,8 @@ class CheckpointManager:
         """
         checked = RestoreOptions.of("CheckpointManager.restore", options)
         number = None if step is None else as_step(step)
-        alone = checked._replace(processes="this")  # the checkpoint is chosen already
+        incremental = bool(self._arguments["incremental"])
+        alone = checked._replace(processes="this", is_incremental=incremental)  # the checkpoint is chosen already
         path = self._run.directory
 
         def restored(saved: SavedCheckpoint) -> Any:
@@ -285,6 +292,7 @@ class CheckpointManager:
                 saved, tree, problems = first_intact_of_all(meeting, candidates, restored)
         if saved is not None:
             warn_of_damaged(problems, str(self._given_directory / saved.path))
+            self._session.go_on_from(path / saved.path)
             if state is not None:
                 self._saves.go_on_from(saved, state)
             return tree

@@ -11,10 +11,9 @@ from typing import Any, SupportsIndex, TypeVar, Unpack, overload
 import jax
 import msgspec
 
-from pytreesaver._checkpoint.background import SaveFuture, close_on_exit
 from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
 from pytreesaver._checkpoint.restoring.restore import restore_with
-from pytreesaver._checkpoint.snapshot import snapshot
+from pytreesaver._checkpoint.saving.background import SaveFuture, close_on_exit
 from pytreesaver._io.paths import PathLike, as_path, canonical, local_path
 from pytreesaver._io.processes.meeting import (
     DEFAULT_TIMEOUT,
@@ -35,7 +34,8 @@ from pytreesaver._run.recorded import saved_at
 from pytreesaver._run.state_text import state_file_name
 from pytreesaver._savers.saver_def import SaverDef, VariableList, checked_saver_def, path_to_save
 from pytreesaver._savers.saver_state import SaverState
-from pytreesaver._savers.session import WriterSession
+from pytreesaver._savers.session import WriteOptions, WriterSession
+from pytreesaver._savers.settings import SaverArguments
 from pytreesaver._tree.names.select import Selection
 from pytreesaver.formats.registry import format_of_ending, format_to_write
 
@@ -68,6 +68,7 @@ class Saver:
         format: the name of the format, as in `pytreesaver.save`.
         clock: returns the time, in seconds since the epoch.
         shard_nbytes, processes, timeout: as in `pytreesaver.save`. Process 0 writes the state file and deletes.
+        incremental: as in `CheckpointManager`.
 
     Raises:
         TypeError, ValueError: if an argument is invalid.
@@ -100,6 +101,7 @@ class Saver:
         format: str | None = None,
         clock: Callable[[], float] = time.time,
         shard_nbytes: int | None = None,
+        incremental: bool = False,
         processes: WhichProcesses = "all",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
@@ -127,22 +129,17 @@ class Saver:
         self._settings = given = checked_saver_def(given)
         self._variables = VariableList(given.var_list, given.allow_empty)
         self._clock = clock
-        self._shard_nbytes = shard_nbytes
-        self._processes: WhichProcesses
-        self._processes, self._timeout = check_taking_part(processes, timeout)
+        self._more = SaverArguments(shard_nbytes, bool(incremental), *check_taking_part(processes, timeout))
         self._state = SaverState(given, float(clock()))
         self._session = WriterSession("Saver", self._label)
         self._versions: dict[tuple[int, int], int] = {}  # of the state files that `_state` knows, by directory
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy in another process has no pending save and no lock. It reads the state files again.
-        more = {"shard_nbytes": self._shard_nbytes, "processes": self._processes, "timeout": self._timeout}
-        return {"settings": self._settings, "clock": self._clock, "state": self._state.copied(), **more}
+        return {"given": (self._settings, self._more, self._clock), "state": self._state.copied()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._settings, self._clock, self._state = state["settings"], state["clock"], state["state"]
-        self._shard_nbytes = state.get("shard_nbytes")
-        self._processes, self._timeout = state.get("processes", "all"), state.get("timeout", DEFAULT_TIMEOUT)
+        (self._settings, self._more, self._clock), self._state = state["given"], state["state"]
         self._variables = VariableList(self._settings.var_list, self._settings.allow_empty)
         self._session = WriterSession("Saver", self._label)
         self._versions = {}
@@ -195,7 +192,7 @@ class Saver:
         state_name = state_file_name(latest_filename)
         path = path_to_save(self._settings, save_path, step, state_name)
         ending_in = path if step is None else path.rpartition("-")[0]
-        meeting = new_meeting(f"{self._label}: save to {path}", path, self._timeout, self._processes)
+        meeting = new_meeting(f"{self._label}: save to {path}", path, self._more.timeout, self._more.processes)
         with telling(meeting), self._session.turn:
             self._session.check_open()
             started = time.monotonic()
@@ -210,16 +207,15 @@ class Saver:
                         path, step, ending_in, state_name, is_default_state=latest_filename is None, listed=write_state
                     )
                     contents = contents._replace(record=encode_record(record))
+                format, sharded = self._format_of(path, ending_in), self._settings.sharded
+                options = WriteOptions(block, copy, format, self._more.shard_nbytes, self._more.incremental, sharded)
                 self._session.save(
-                    contents if block else snapshot(contents, copy=copy),
+                    contents,
                     location,
                     as_path(path),
                     list_saved=list_saved,
                     failed=self._state.reread_directories,
-                    block=block,
-                    format=self._format_of(path, ending_in),
-                    sharded=self._settings.sharded,
-                    shard_nbytes=self._shard_nbytes,
+                    options=options,
                     progress=progress,
                     started=started,
                     waited_secs=waited_secs,
@@ -305,11 +301,14 @@ class Saver:
             reshape=options.get("reshape", self._settings.reshape and like is not None),
             sequentially=self._settings.restore_sequentially,
             may_be_empty=self._settings.allow_empty,
-            processes=options.get("processes", self._processes),
-            timeout=options.get("timeout", self._timeout),
+            processes=options.get("processes", self._more.processes),
+            timeout=options.get("timeout", self._more.timeout),
+            is_incremental=self._more.incremental,
         )
         with jax.profiler.TraceAnnotation(f"{self._label}.restore"):
-            return restore_with(save_path, like, everything)
+            tree = restore_with(save_path, like, everything)
+        self._session.go_on_from(local_path(save_path).absolute())
+        return tree
 
     # Retention.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pytreesaver._checkpoint.saving import contents_of, renamed
+from pytreesaver._checkpoint.saving.contents import contents_of, renamed
 from pytreesaver._errors import VariableNotFoundError
 from pytreesaver._io.paths import PathLike, local_path
 from pytreesaver._io.processes.meeting import Meeting

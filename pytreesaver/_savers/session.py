@@ -5,9 +5,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from pytreesaver._checkpoint.background import SaveQueue, lock_within
-from pytreesaver._checkpoint.saving import check_format, write_contents
+from pytreesaver._checkpoint.saving.background import SaveQueue, lock_within
+from pytreesaver._checkpoint.saving.save import check_format, unchanged_since, write_contents
+from pytreesaver._checkpoint.saving.snapshot import snapshot
 from pytreesaver._io.processes.meeting import Meeting, is_first
 from pytreesaver._io.stores.dispatch import checking_before_commit
 from pytreesaver._progress import Progress
@@ -18,6 +20,17 @@ from pytreesaver.formats import places
 from pytreesaver.formats.protocol import TreeContents
 
 logger = logging.getLogger("pytreesaver")
+
+
+class WriteOptions(NamedTuple):
+    """How a saver writes checkpoints: the arguments of `pytreesaver.save_async` of these names, and of `Saver`."""
+
+    block: bool
+    copy: bool
+    format: str | None
+    shard_nbytes: int | None
+    incremental: bool
+    sharded: bool = False
 
 
 class WriterSession:
@@ -33,6 +46,8 @@ class WriterSession:
         lock: the lock of the run directory, or None.
     """
 
+    _MOST_EARLIER = 2  # the last one, and the one before if the last save has failed
+
     def __init__(self, owner: str, label: str | None = None) -> None:
         self._owner = owner
         self._label = label
@@ -40,6 +55,29 @@ class WriterSession:
         self.turn = threading.RLock()
         self.lock: RunLock | None = None
         self._closed = False
+        self._earlier: list[Path] = []
+
+    def go_on_from(self, path: Path) -> None:
+        """Let the next incremental save share data files with a checkpoint that was restored from an absolute path."""
+        self._earlier = [*self._earlier, path][-self._MOST_EARLIER :]
+
+    def _unchanged(self, contents: TreeContents, location: Path, options: WriteOptions) -> tuple[TreeContents, Any]:
+        """Return what to write, and the `base` of `write_contents`, if what the last checkpoint has is not written."""
+        base = None
+        for earlier in reversed(self._earlier):
+            contents, base = unchanged_since(
+                contents,
+                earlier,
+                location,
+                options.format,
+                shard_nbytes=options.shard_nbytes,
+                sharded=options.sharded,
+                is_known=True,
+            )
+            if base is not None:
+                break
+        self.go_on_from(location)
+        return contents, base
 
     def claim(self, directory: Path) -> RunLock:
         """Lock a run directory, as `pytreesaver._run.lock.claim` does, in place of the previous one."""
@@ -59,36 +97,36 @@ class WriterSession:
         *,
         list_saved: Callable[[SaveTimings], Deletions] | None,
         failed: Callable[[], None],
-        block: bool,
-        format: str | None,
+        options: WriteOptions,
         progress: Progress,
         started: float,
         waited_secs: float,
-        sharded: bool = False,
-        shard_nbytes: int | None = None,
         meeting: Meeting | None = None,
     ) -> None:
         """Write a checkpoint into the claimed directory and list it in the state file, now or asynchronously.
 
         Args:
-            contents: the checkpoint; without `block`, a snapshot that the caller can no longer change.
+            contents: the checkpoint. Unless the save blocks, a snapshot of it is saved.
             location: its absolute path.
             path: the same path for messages, as the user gave it.
             list_saved: called with the timings once the checkpoint is complete: updates the state file, and deletes
                 what retention does not keep. No other saver of this process writes to the directory meanwhile. None to
                 list nothing, as when process 0 does it.
             failed: called if any of this fails. The checkpoint may exist all the same.
-            block: whether to return only when all is done.
-            format: as in `write_contents`.
+            options: how to write it.
             progress: as in `write_contents`.
             started: when the user called `save`, as `time.monotonic` gives it.
             waited_secs: how long that call waited for the previous save.
-            sharded: as in `write_contents`.
-            shard_nbytes: as in `write_contents`.
             meeting: as in `write_contents`. Only process 0 has to claim the directory.
         """
-        check_format(location, format, shard_nbytes, meeting)  # now, rather than in the background
-        lock = self.lock
+        incrementally = "incremental" if options.incremental else None
+        # Now, rather than in the background.
+        check_format(location, options.format, options.shard_nbytes, meeting, is_incremental=incrementally)
+        lock, block, base = self.lock, options.block, None
+        if options.incremental:
+            contents, base = self._unchanged(contents, location, options)
+        if not block:
+            contents = snapshot(contents, copy=options.copy)
         assert lock is not None or not is_first(meeting), "call claim first"
         blocked_secs = 0.0
 
@@ -102,12 +140,14 @@ class WriterSession:
                         overwrite=True,
                         durable=True,
                         in_background=not block,
-                        format=format,
-                        sharded=sharded,
-                        shard_nbytes=shard_nbytes,
+                        format=options.format,
+                        sharded=options.sharded,
+                        shard_nbytes=options.shard_nbytes,
                         progress=progress,
                         what=f"{self._label}: saving {path}" if self._label else f"saving {path}",
                         meeting=meeting,
+                        base=base,
+                        is_incremental=options.incremental,
                     )
                 ended = time.monotonic()
                 blocked = ended - started if block else blocked_secs

@@ -7,6 +7,7 @@ from pytreesaver._io.processes.meeting import WhichProcesses
 from pytreesaver._progress import Progress
 from pytreesaver._run.policies.retention import check_count, check_duration
 from pytreesaver._run.policies.saving import SaveInterval, SavePolicy, check_save_policy
+from pytreesaver._savers.session import WriteOptions
 
 WhenBusy = Literal["wait", "skip"]
 
@@ -29,13 +30,19 @@ class SaveSettings(NamedTuple):
     policy: SavePolicy
     processes: WhichProcesses
     timeout: float
-    block: bool
-    copy: bool
-    format: str | None
-    shard_nbytes: int | None
+    writing: WriteOptions
     when_busy: WhenBusy
     read_only: bool
     clock: Callable[[], float]
+
+
+class SaverArguments(NamedTuple):
+    """The arguments of `Saver` beyond those of `tf.train.Saver`."""
+
+    shard_nbytes: int | None
+    incremental: bool
+    processes: WhichProcesses
+    timeout: float
 
 
 def checked_save_policy(steps: Any, seconds: Any, policy: SavePolicy | None) -> SavePolicy:

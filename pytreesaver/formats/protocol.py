@@ -2,6 +2,7 @@
 
 import math
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -67,6 +68,8 @@ class TreeContents(NamedTuple):
         same_as: {position: earlier position} of the variables that are the same array object as an earlier one. A
             format may store such an array once.
         shared: how several processes share the writing; None if this process has all values and writes them alone.
+        leaves: for each variable a weak reference to its array of JAX, or None; empty if they do not matter.
+        unchanged: {position: position in an earlier checkpoint} of variables that are the same arrays as there.
     """
 
     names: Sequence[str]
@@ -78,6 +81,8 @@ class TreeContents(NamedTuple):
     record: Any = None
     same_as: Mapping[int, int] = {}
     shared: SharedWriting | None = None
+    leaves: Sequence["weakref.ref[Any] | None"] = ()
+    unchanged: Mapping[int, int] = {}
 
     @property
     def nbytes(self) -> int:
@@ -252,7 +257,8 @@ class Format(Protocol):
     A format may have an attribute `writes_to_stores`, which is True if `write` takes the paths of object stores. For
     another format, the files are written to a temporary directory and sent from there, unless it has an attribute
     `supports_stores` that is False. `write` may have the arguments
-    `shard_nbytes`, `sharded` and `meeting`; see `pytreesaver.formats.native.writing.write`.
+    `shard_nbytes`, `sharded` and `meeting`; see `pytreesaver.formats.native.writing.write`. A format whose checkpoints
+    can share data files has a function `unchanged_since`; see `pytreesaver.formats.native.unchanged_since`.
     """
 
     name: str

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pytreesaver._checkpoint.saving import contents_of
+from pytreesaver._checkpoint.saving.contents import contents_of
 from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
 from pytreesaver._run.record import Record, decode_record
 from pytreesaver._tree.boxes import Box, box_index, box_shape

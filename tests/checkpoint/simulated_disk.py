@@ -46,6 +46,7 @@ class SimulatedDisk:
         self.on_change = lambda: None
         for name in (
             "open_new",
+            "open_existing",
             "open_or_create",
             "open_direct",
             "truncate",
@@ -57,6 +58,7 @@ class SimulatedDisk:
             "remove_directory",
             "rename",
             "remove_file",
+            "link",
         ):
             monkeypatch.setattr(filesystem, name, self._wrapped(name, getattr(filesystem, name)))
 
@@ -64,7 +66,8 @@ class SimulatedDisk:
         def call(*args, **options):
             result = real(*args, **options)
             getattr(self, f"_{name}")(*args, result=result)
-            self.on_change()
+            if name != "open_existing":
+                self.on_change()
             return result
 
         return call
@@ -80,6 +83,11 @@ class SimulatedDisk:
         directory, name = self._at(path)
         self.open_files[result] = File()
         directory.put(name, self.open_files[result])
+
+    def _open_existing(self, path, result):
+        if path.absolute().is_relative_to(self.root):
+            directory, name = self._at(path)
+            self.open_files[result] = directory.names[name]
 
     def _open_or_create(self, path, result):
         directory, name = self._at(path)
@@ -129,6 +137,11 @@ class SimulatedDisk:
     def _remove_file(self, path, result):
         directory, name = self._at(path)
         directory.put(name, None)
+
+    def _link(self, source, target, result):
+        directory, name = self._at(source)
+        target_directory, target_name = self._at(target)
+        target_directory.put(target_name, directory.names[name])
 
     def _rename(self, source, target, result):
         directory, name = self._at(source)

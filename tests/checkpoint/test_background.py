@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import pytreesaver as pts
-from pytreesaver._checkpoint import snapshot
+from pytreesaver._checkpoint.saving import snapshot
 from pytreesaver._io import filesystem
 from pytreesaver.testing import assert_trees_equal
 
@@ -258,7 +258,7 @@ def test_a_timeout_error_names_the_pending_save(gate):
 
 
 def test_a_long_wait_is_logged(gate, caplog, monkeypatch):
-    from pytreesaver._checkpoint import background
+    from pytreesaver._checkpoint.saving import background
 
     monkeypatch.setattr(background, "_LOG_INTERVAL", 0.05)
     future = pts.save_async({"w": 1}, "model")

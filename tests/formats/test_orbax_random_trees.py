@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 from hypothesis import assume, given, settings
 
 import pytreesaver as pts
-from pytreesaver._checkpoint.saving import contents_of
+from pytreesaver._checkpoint.saving.contents import contents_of
 from pytreesaver.formats import orbax
 from pytreesaver.testing import assert_trees_equal, pytrees
 

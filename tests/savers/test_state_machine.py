@@ -33,6 +33,7 @@ CHANGES = (
     "remove_directory",
     "rename",
     "remove_file",
+    "link",
 )
 
 

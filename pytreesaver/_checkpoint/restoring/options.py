@@ -43,6 +43,7 @@ class RestoreOptions(NamedTuple):
         sequentially: hold one variable at a time in memory above the result.
         may_be_empty: accept a selection of no variables.
         hints: whether messages may suggest arguments of `restore`.
+        is_incremental: whether a later save will probably share data files with the checkpoint.
     """
 
     only: Any = None
@@ -63,6 +64,7 @@ class RestoreOptions(NamedTuple):
     sequentially: bool = False
     may_be_empty: bool = False
     hints: bool = True
+    is_incremental: bool = False
 
     @classmethod
     def of(cls, caller: str, given: RestoreArguments) -> "RestoreOptions":

@@ -87,8 +87,7 @@ def _may_compile() -> bool:
 _WINDOW_NBYTES = 32 << 20
 """The maximum size of a group of several leaves to copy. A second group may be in flight to a device."""
 
-_SMALL_NBYTES = 1 << 20
-"""Variables up to this size are never read in parts."""
+_SMALL_NBYTES = 1 << 20  # variables up to this size are never read in parts
 
 
 def read_leaves(
@@ -108,7 +107,11 @@ def read_leaves(
     """
     total = 0 if options.progress is False else sum(reader.nbytes[each] for each in {plan.position for plan in plans})
     with reporting(options.progress, f"restoring {reader.path}", total):
-        return _read_leaves(reader, plans, names, options)
+        leaves = _read_leaves(reader, plans, names, options)
+        remember: Any = getattr(reader, "remember", None)
+        if remember is not None and options.verify and not options.mmap:
+            remember([plan.position for plan in plans], leaves, on_request=options.is_incremental)
+        return leaves
 
 
 def _read_leaves(

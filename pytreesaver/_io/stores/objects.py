@@ -46,6 +46,12 @@ def put_stream(path: StorePath, parts: Callable[[], Iterable[Any]], nbytes: int)
     call(path, lambda store, key: obstore().put(store, key, iter(parts()), use_multipart=True, **options))
 
 
+def copy(source: StorePath, target: StorePath) -> None:
+    """Copy an object within its store, without transferring it. Raises a FileNotFoundError if it does not exist."""
+    refuse_read_only(target)
+    call(source, lambda store, key: obstore().copy(store, key, target.key))
+
+
 def content(path: StorePath) -> bytes:
     """Return the contents of an object."""
     return call(path, lambda store, key: bytes(obstore().get(store, key).bytes()))

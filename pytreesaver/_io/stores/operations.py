@@ -136,7 +136,7 @@ def try_lock(number: int) -> bool:
 try_lock_if_supported = try_lock
 
 
-def lock(number: int) -> None:
+def lock(number: int, *, shared: bool = False) -> None:
     """See `filesystem.lock`. Objects have no locks."""
 
 

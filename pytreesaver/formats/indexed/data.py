@@ -94,6 +94,7 @@ def write_data(
     chunks: Sequence[int] | None = None,
     with_float8: bool = False,
     seal: Callable[[bytes], bytes] = bytes,
+    sampled: Callable[[int, np.ndarray], None] | None = None,
 ) -> Index:
     """Write the arrays of a tree to a new file.
 
@@ -110,6 +111,7 @@ def write_data(
         chunks: the numbers of the chunks to write; None for all. Other files have the others. The chunks of the result
             are then these only.
         seal: changes the text of the header at last, but not its length.
+        sampled: called with the number of each chunk and its bytes, from several threads.
 
     Returns:
         The index of the tree.
@@ -143,9 +145,14 @@ def write_data(
 
     leaf_types = _at(table.leaf_types, stored)
     take = taker(_at(table.arrays, stored), order)
-    ranges = WriteRanges(
-        [len(header) + offset for offset in offsets], sizes, lambda i: cell_bytes(take(i), leaf_types[i])
-    )
+
+    def load(i: int) -> np.ndarray:
+        data = cell_bytes(take(i), leaf_types[i])
+        if sampled is not None:
+            sampled(stored[i], data)
+        return data
+
+    ranges = WriteRanges([len(header) + offset for offset in offsets], sizes, load)
     checksums = write_ranges(descriptor, ranges, **options._asdict())
     if share:
         parts = np.split(checksums, np.cumsum(blocks)[:-1])

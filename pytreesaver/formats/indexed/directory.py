@@ -5,7 +5,7 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,8 @@ class DataWriter:
         descriptors: the descriptors of their locks.
         meeting: the other processes that write into the directory; None if there are none.
         are_told: whether process 0 has been told of the files of another process.
+        versions: for each file that was written, what tells it from others; see `filesystem.version`.
+        shared: the versions of files that were there before, under other names.
     """
 
     directory: Path
@@ -50,6 +52,8 @@ class DataWriter:
     descriptors: list[int]
     meeting: Meeting | None = None
     are_told: bool = False
+    versions: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    shared: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
 
     def write(self, name: str, write: Callable[[int], object]) -> None:
         """Create a file, and let `write` write to its descriptor."""
@@ -59,6 +63,15 @@ class DataWriter:
             write(descriptor)
             if self.options.durable:
                 filesystem.sync_file(descriptor)
+        self.versions[name] = filesystem.version(lock)
+
+    def lacks_files(self) -> bool:
+        """Return whether another process has removed a file that was written or shared."""
+        found = {name: filesystem.status(self.directory / name) for name in self.shared}
+        is_replaced = any(
+            status is None or (status.st_dev, status.st_ino) != self.shared[name][:2] for name, status in found.items()
+        )
+        return is_replaced or not all(map(filesystem.is_linked, self.descriptors))
 
 
 def remove_written(writer: DataWriter) -> None:
@@ -215,7 +228,7 @@ def _replace(
         renaming = False
         try:
             write_files(writer, layout, index_name, contents)
-            if not all(map(filesystem.is_linked, writer.descriptors)):
+            if writer.lacks_files():
                 raise OSError(errno.ENOENT, "Another process removed the new files during the save", str(path))
             if meeting is not None:
                 meeting.raise_failure()

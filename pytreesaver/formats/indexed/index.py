@@ -25,13 +25,17 @@ _FILE_NAME = re.compile(r"data-[0-9a-z-]+\.safetensors")
 _MAX_NBYTES = 2**63
 
 
-class DataFile(msgspec.Struct, frozen=True):
-    """A data file: its name and size, and the size and checksum of its header, including the length before it."""
+class DataFile(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A data file: its name and size, and the size and checksum of its header, including the length before it.
+
+    `shared` is True if the save did not write it, but took it from an earlier checkpoint.
+    """
 
     name: str
     nbytes: int
     header_nbytes: int
     header_checksum: str
+    shared: bool = False
 
 
 class Index(msgspec.Struct):

@@ -73,18 +73,21 @@ def plan_files(
     return files or [FilePlan(0, [])]
 
 
-def joined_index(index: Index, stored_as: Sequence[int], files: Sequence[WrittenFile]) -> Index:
+def joined_index(
+    index: Index, stored_as: Sequence[int], files: Sequence[WrittenFile], *, is_partial: bool = False
+) -> Index:
     """Return the index of a tree whose chunks are in these files.
 
     Args:
         index: the index without places; see `new_index`.
         stored_as: for each chunk the one whose bytes it has; see `stored_chunks`.
         files: the files, in the order of the index.
+        is_partial: whether chunks may be in other files: they are then in the file -1.
     """
     count = len(stored_as)
     chunk_files, offsets = np.full(count, -1, np.int64), np.zeros(count, np.int64)
-    checksums = [""] * count
     sizes = chunk_nbytes(index)
+    checksums = ["0" * 16 * block_count(size, BLOCK_NBYTES) for size in sizes] if is_partial else [""] * count
     for number, written in enumerate(files):
         chunk_files[written.chunks] = number
         offsets[written.chunks] = written.offsets
@@ -93,7 +96,7 @@ def joined_index(index: Index, stored_as: Sequence[int], files: Sequence[Written
             end = begin + 16 * block_count(sizes[chunk], BLOCK_NBYTES)
             checksums[chunk] = written.checksums[begin:end]
             begin = end
-    if count and chunk_files[stored_as].min() < 0:
+    if count and chunk_files[stored_as].min() < 0 and not is_partial:
         raise CheckpointError("a part of the tree was written by no process: this is an error of pytreesaver")
     index.files = [written.file for written in files]
     index.chunk_files = chunk_files[stored_as].tolist()

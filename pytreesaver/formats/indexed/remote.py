@@ -35,11 +35,19 @@ class RemoteFormat(NamedTuple):
         layout: its files.
         name_of: returns the name of a data object from a token, its number and the count.
         metadata_of: as in `write_data`.
+        share: copies objects of an earlier checkpoint that hold chunks with the same bytes. It is called with the tree,
+            its chunks, the numbers of those that this process writes, the path and the token.
+        done: called with the tree's index, as far as this process knows it, and the names of the data objects of this
+            process, once they are written.
+        sampled: as in `write_data`.
     """
 
     layout: DirectoryLayout
     name_of: Callable[[str, int, int], str]
     metadata_of: Callable[[Index], Any]
+    share: Callable[[TreeContents, ChunkTable, Sequence[int], Any, str], list[WrittenFile]]
+    done: Callable[[Index, Sequence[str]], None]
+    sampled: Callable[[TreeContents, ChunkTable], Callable[[int, np.ndarray], None] | None]
 
 
 def write_to_store(
@@ -70,10 +78,13 @@ def write_to_store(
     try:
         if meeting is not None and not meeting.is_first:
             begin = msgspec.msgpack.decode(meeting.hear("begin", "begin"), type=Begin)
-            files = _write_objects(path, contents, ChunkTable.of(contents), format, limits, begin.token, written)
+            table = ChunkTable.of(contents)
+            files = _write_objects(path, contents, table, format, limits, begin.token, written)
             are_told = True  # process 0 may complete the checkpoint with them, whatever happens here
             send_part(meeting, contents, files)
             meeting.hear("end", "complete the checkpoint")
+            index = joined_index(table.unplaced, stored_chunks(table.unplaced), files, is_partial=True)
+            format.done(index, written)
             return
         index_object = path / format.layout.index_name
         objects.refuse_read_only(path)
@@ -84,23 +95,26 @@ def write_to_store(
             meeting.publish("begin", msgspec.msgpack.encode(Begin("", token, True)))
         table = ChunkTable.of(contents)
         files = _write_objects(path, contents, table, format, limits, token, written)
+        own = list(written)
         if meeting is not None:
             files = collect_parts(meeting, contents, files)
             written += [each.file.name for each in files if each.file.name not in written]
         # Those that are here now belong to the checkpoint that is replaced, to interrupted saves, or to writers that
         # have begun before the index changes, and can no longer win.
         unused = [name for name, _ in objects.objects_under(path) if format.layout.replaceable.fullmatch(name)]
-        index = encode_index(joined_index(table.unplaced, stored_chunks(table.unplaced), files))
+        index = joined_index(table.unplaced, stored_chunks(table.unplaced), files)
+        text = encode_index(index)
         if meeting is not None:
             meeting.raise_failure()
         before_commit()
-        _commit(index_object, index, condition, path)
+        _commit(index_object, text, condition, path)
     except BaseException:
         with suppress(OSError, CheckpointError):
             is_unused = not are_told or (meeting is not None and meeting.has_failed_first)
             if is_unused and not _is_listed(path, format.layout, written):
                 objects.remove_objects(path, written)
         raise
+    format.done(index, own)
     with suppress(OSError):  # the next save tries again
         objects.remove_objects(path, [name for name in unused if name not in written])
     if meeting is not None:
@@ -167,17 +181,28 @@ def _write_objects(
     stored = sorted(set(stored_chunks(table.unplaced)))
     devices = [device for cells in contents.cells for device in cells.devices or [0] * len(cells.arrays)]
     plans = plan_files(stored, table.sizes, None if shared is None else shared.writers, devices, limits)
-    files = []
+    rank = 0 if shared is None else shared.rank
+    own = [chunk for plan in plans if plan.writer == rank for chunk in plan.chunks]
+    files = format.share(contents, table, own, path, token)
+    written += [each.file.name for each in files]
+    unchanged = {chunk for file in files for chunk in file.chunks}
+    sampled = format.sampled(contents, table)
     for number, plan in enumerate(plans):
-        if plan.writer == (0 if shared is None else shared.rank):
+        chunks = [chunk for chunk in plan.chunks if chunk not in unchanged]
+        if plan.writer == rank and (chunks or not unchanged):
             name = format.name_of(token, number, len(plans))
             written.append(name)
-            files.append(_write_object(path / name, name, table, plan.chunks, format.metadata_of))
+            files.append(_write_object(path / name, name, table, chunks, format.metadata_of, sampled))
     return files
 
 
 def _write_object(
-    path: Any, name: str, table: ChunkTable, chunks: list[int], metadata_of: Callable[[Index], Any]
+    path: Any,
+    name: str,
+    table: ChunkTable,
+    chunks: list[int],
+    metadata_of: Callable[[Index], Any],
+    sampled: Callable[[int, np.ndarray], None] | None,
 ) -> WrittenFile:
     """Write a data object: once through to compute its checksums, which its header needs, and once to send it."""
     from pytreesaver._io.stores import handles, objects
@@ -187,7 +212,7 @@ def _write_object(
     try:
         with unmetered():
             options = WriteOptions(durable=False, in_background=False)
-            index = write_data(descriptor, name, table, options, metadata_of, chunks=chunks)
+            index = write_data(descriptor, name, table, options, metadata_of, chunks=chunks, sampled=sampled)
     finally:
         filesystem.release(descriptor)
     offsets = list(index.chunk_offsets)

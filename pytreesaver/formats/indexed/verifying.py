@@ -1,6 +1,6 @@
 """Verification of every byte of the data files of an index, in bounded memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 from pytreesaver._io.files import EndOfFileError
@@ -27,8 +27,25 @@ def verify_files(files: IndexedFiles) -> tuple[list[str], dict[str, None]]:
         CorruptCheckpointError: if another process truncates a file meanwhile.
     """
     reasons, damaged = files.check()
+    return reasons, damaged | dict.fromkeys(
+        files.index.names[each.position] for each in _damaged(files, _slices(files))
+    )
+
+
+def damaged_chunks(files: IndexedFiles, first_blocks: Container[int]) -> set[int]:
+    """Read the chunks with these `first_block`. Return those of damaged ones.
+
+    Raises:
+        CorruptCheckpointError: if another process truncates a file meanwhile.
+    """
+    slices = (each for each in _slices(files) if each.chunk.first_block in first_blocks)
+    return {each.chunk.first_block for each in _damaged(files, slices)}
+
+
+def _damaged(files: IndexedFiles, slices: Iterable[_Slice]) -> Iterator[_Slice]:
+    """Read slices of chunks, and yield the damaged ones."""
     checks = files.new_checks() if files.has_checksums else None
-    for group in _bounded(_slices(files), _WINDOW_NBYTES):
+    for group in _bounded(slices, _WINDOW_NBYTES):
         # `reasons` covers what a truncated file lacks already; the rest is verified all the same.
         present = [each for each in group if files.size(each.chunk.file) >= each.chunk.offset + each.end]
         for file in {each.chunk.file for each in present}:
@@ -45,8 +62,7 @@ def verify_files(files: IndexedFiles) -> tuple[list[str], dict[str, None]]:
                 bad = read_ranges(files.descriptors[file], ranges)[1]
             except EndOfFileError:
                 raise files.truncated(file, files.size(file)) from None
-            damaged |= dict.fromkeys(files.index.names[parts[i].position] for i in bad)
-    return reasons, damaged
+            yield from (parts[i] for i in bad)
 
 
 def _slices(files: IndexedFiles) -> Iterator[_Slice]:

@@ -11,8 +11,9 @@ from pytreesaver._io.atomic import remove_directory_atomically
 from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver.formats.indexed.directory import remove_unlisted
 from pytreesaver.formats.indexed.index import FORMAT_NAME, VERSION
-from pytreesaver.formats.indexed.reader import IndexedReader
+from pytreesaver.formats.indexed.parts import FileLimits
 from pytreesaver.formats.indexed.remote import remove_abandoned, remove_from_store
+from pytreesaver.formats.native.base import NativeReader, known_checkpoint
 from pytreesaver.formats.native.files import (
     INDEX_NAME,
     OWN_FILES,
@@ -21,6 +22,9 @@ from pytreesaver.formats.native.files import (
     read_index,
     recognizes,
 )
+from pytreesaver.formats.native.incremental import with_unchanged
+from pytreesaver.formats.native.known import KnownCheckpoint, recall
+from pytreesaver.formats.native.sharing_files import may_share
 from pytreesaver.formats.native.writing import LAYOUT, write, write_into
 from pytreesaver.formats.protocol import SYSTEM_FILES, TreeContents, refuse_other_files
 
@@ -32,6 +36,7 @@ __all__ = [
     "recognizes",
     "remove",
     "remove_unlisted_files",
+    "unchanged_since",
     "unsupported",
     "write",
     "write_into",
@@ -77,12 +82,37 @@ def heading_file(path: Path) -> Path:
     return path / INDEX_NAME
 
 
-def open(path: Path) -> IndexedReader:
+def unchanged_since(
+    contents: TreeContents,
+    base: Path,
+    target: Path,
+    *,
+    shard_nbytes: int | None,
+    sharded: bool,
+    is_known: bool,
+) -> tuple[TreeContents, KnownCheckpoint | None]:
+    """Return the contents with what is unchanged since an earlier checkpoint, and what is known of that.
+
+    Args:
+        contents: the tree.
+        base: the absolute path of the earlier checkpoint.
+        target: the path of the new one.
+        shard_nbytes: as in `write`.
+        sharded: as in `write`.
+        is_known: whether `base` counts only if this process has saved or restored it.
+    """
+    known = recall(base) if is_known else known_checkpoint(base)
+    if known is None or not may_share(known, target):
+        return contents, None
+    return with_unchanged(contents, known, FileLimits(shard_nbytes, sharded)), known
+
+
+def open(path: Path) -> NativeReader:
     """Open a checkpoint directory. See `pytreesaver.formats.Format.open`."""
     while True:
         index = read_index(path)
         files = [path / file.name for file in index.files]
-        reader = IndexedReader(path, index, files, format_name=FORMAT_NAME, format_version=VERSION)
+        reader = NativeReader(path, index, files, format_name=FORMAT_NAME, format_version=VERSION)
         try:
             # It may have been overwritten after its index was read and before its data was opened.
             if not reader.lacks_files or read_index(path).files == index.files:

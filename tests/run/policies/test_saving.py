@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pytreesaver as pts
-from pytreesaver._checkpoint import background
+from pytreesaver._checkpoint.saving import background
 from pytreesaver._run.policies.saving import SaveInterval, SavePoint
 from pytreesaver._run.policies.schedule import LastSave, SaveSchedule
 

@@ -23,10 +23,11 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
     Arrays on an accelerator are fetched, with all transfers in flight at once. Arrays on the CPU need no copy: they are
     immutable, and while anything outside of JAX refers to their memory, a donation copies it instead of reusing it.
     With `copy` they are copied nevertheless, so that a donation can reuse their memory; the memory of the copies is
-    kept for the next such snapshot. NumPy arrays are always copied.
+    kept for the next such snapshot. NumPy arrays are always copied. Arrays that are unchanged since an earlier
+    checkpoint stay where they are.
     """
-    for cells in contents.cells:
-        for array in cells.arrays:
+    for position, cells in enumerate(contents.cells):
+        for array in cells.arrays if position not in contents.unchanged else ():
             if isinstance(array, jax.Array) and not is_on_cpu(array):
                 array.copy_to_host_async()
     to_copy: list[tuple[list[Any], int]] = []
@@ -34,6 +35,9 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
     for position, cells in enumerate(contents.cells):
         if position in contents.same_as:
             safe.append(safe[contents.same_as[position]])
+            continue
+        if position in contents.unchanged:
+            safe.append(cells)
             continue
         arrays = [_safe(array) for array in cells.arrays]
         safe.append(Cells(arrays, cells.boundaries, cells.devices))

@@ -1,138 +1,26 @@
 """`save` and `save_async`: from a tree to a checkpoint."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.core
-import jax.numpy as jnp
-import numpy as np
-
-from pytreesaver._checkpoint.background import SaveFuture, start_in_background
-from pytreesaver._checkpoint.sharing import shared_contents
-from pytreesaver._checkpoint.snapshot import snapshot
-from pytreesaver._checkpoint.uploading import write_and_upload
-from pytreesaver._errors import CheckpointExistsError, UnsupportedLeafError
+from pytreesaver._checkpoint.saving.background import SaveFuture, start_in_background
+from pytreesaver._checkpoint.saving.contents import contents_of
+from pytreesaver._checkpoint.saving.snapshot import snapshot
+from pytreesaver._checkpoint.saving.uploading import write_and_upload
+from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, Meeting, WhichProcesses, new_meeting, telling
 from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._run.policies.retention import check_count
-from pytreesaver._run.record import Record, encode_record
-from pytreesaver._text import quoted
-from pytreesaver._tree.kinds import LeafType, NotPlainError
-from pytreesaver._tree.leaves import LeafError, cells_of, leaf_type_of
-from pytreesaver._tree.names.select import Selection, Selector, as_selection, selected
-from pytreesaver._tree.plain import MAX_DEPTH, encode_value
-from pytreesaver._tree.restructure import prune_structure, structure_of_names
-from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
+from pytreesaver._tree.names.select import Selection, as_selection
 from pytreesaver.formats import places
 from pytreesaver.formats.protocol import Format, TreeContents, refuse_unsupported
 from pytreesaver.formats.registry import format_at, format_to_write
-
-
-def contents_of(
-    tree: Any,
-    metadata: Mapping[str, Any] | None,
-    *,
-    only: Selector | None = None,
-    may_be_empty: bool = False,
-    record: Record | None = None,
-    meeting: Meeting | None = None,
-) -> TreeContents:
-    """Return what a format needs to write a tree, or the selected part of it: with a meeting, this process's share.
-
-    Raises:
-        UnsupportedLeafError: if the tree, or `metadata`, holds values that cannot be stored.
-        DuplicateNameError: if two leaves have the same name.
-        VariableNotFoundError: if nothing is selected, unless `may_be_empty`.
-    """
-    if metadata is not None and not isinstance(metadata, Mapping):
-        raise TypeError(f"metadata: expected a dict, found {metadata!r}")
-    flat = flatten_tree(tree)
-    check_unique_names(flat, tree)
-    if only is not None:
-        flat = _selected_part(flat, selected(only, flat.names, "the tree", may_be_empty=may_be_empty))
-    problems = dict(flat.problems)
-    same_as: dict[int, int] = {}
-    first: dict[int, int] = {}
-    leaf_types: list[LeafType] = []
-    shapes: list[tuple[int, ...]] = []
-    for name, leaf in zip(flat.names, flat.leaves, strict=True):
-        try:
-            leaf_type, shape = leaf_type_of(leaf, is_shared=meeting is not None)
-            name.encode()
-        except LeafError as problem:
-            problems[name] = f"expected an array, a number, str or bytes, found a leaf {problem}"
-        except UnicodeEncodeError:
-            problems[name] = "expected a name that can be written as UTF-8, found one with a lone surrogate"
-        else:
-            if leaf_type.kind in _SHARED_KINDS and (earlier := first.setdefault(id(leaf), len(shapes))) != len(shapes):
-                same_as[len(shapes)] = earlier
-            leaf_types.append(leaf_type)
-            shapes.append(shape)
-    encoded_metadata: Any = None
-    try:
-        encoded_metadata = {} if metadata is None else encode_value(_without_scalars(dict(metadata)), classes=False)
-    except NotPlainError as problem:
-        problems["metadata"] = str(problem)
-    if problems:
-        raise UnsupportedLeafError(
-            f"{len(problems)} thing{'s' * (len(problems) != 1)} cannot be saved:\n"
-            + "\n".join(f"  {quoted(name)}: {problem}" for name, problem in problems.items())
-        )
-    encoded_record = None if record is None else encode_record(record)
-    contents = TreeContents(
-        flat.names, leaf_types, shapes, [], flat.structure, encoded_metadata, encoded_record, same_as
-    )
-    if meeting is not None:
-        return shared_contents(contents, flat.leaves, meeting.rank, meeting.count)
-    cells = [cells_of(leaf, leaf_type) for leaf, leaf_type in zip(flat.leaves, leaf_types, strict=True)]
-    return contents._replace(cells=cells)
-
-
-def _without_scalars(value: Any, level: int = 0) -> Any:
-    """Return metadata with NumPy scalars and 0-d arrays, of NumPy or JAX, replaced by Python numbers."""
-    if level > MAX_DEPTH:
-        return value  # encoding it is an error
-    if type(value) is dict:
-        return {key: _without_scalars(each, level + 1) for key, each in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)([_without_scalars(each, level + 1) for each in value])
-    is_array = isinstance(value, np.generic | np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
-    if is_array and value.shape == () and hasattr(value, "item"):
-        is_number = value.dtype == np.bool_ or jnp.issubdtype(value.dtype, np.number)
-        return value.item() if is_number else value
-    return value
-
-
-_SHARED_KINDS = ("jax", "key", "numpy")
-"""The kinds of leaves whose identity matters: the others are immutable, and Python shares some of them by itself."""
-
-
-def _selected_part(flat: FlatTree, flags: Sequence[bool]) -> FlatTree:
-    staying = [i for i, flag in enumerate(flags) if flag]
-    names = [flat.names[i] for i in staying]
-    return FlatTree(
-        names,
-        [flat.leaves[i] for i in staying],
-        prune_structure(flat.structure, {i: position for position, i in enumerate(staying)}),
-        {
-            where: problem
-            for where, problem in flat.problems.items()
-            if any(name == where or name.startswith(f"{where}/") for name in names)
-        },
-    )
-
-
-def renamed(contents: TreeContents, stored_names: Mapping[str, str]) -> TreeContents:
-    """Return the same variables under other names, {name: name in the checkpoint}, as nested dicts."""
-    names = [stored_names[name] for name in contents.names]
-    return contents._replace(names=names, structure=structure_of_names(names))
 
 
 def write_contents(
@@ -148,6 +36,8 @@ def write_contents(
     progress: Progress = False,
     what: str | None = None,
     meeting: Meeting | None = None,
+    base: Any = None,
+    is_incremental: bool = False,
 ) -> Path:
     """Write the contents of a checkpoint in a format. Raises what `save` raises.
 
@@ -163,6 +53,8 @@ def write_contents(
         progress: as in `save`.
         what: the text of the progress line.
         meeting: the other processes that save the same tree; None if there are none.
+        base: an earlier checkpoint, from `unchanged_since`.
+        is_incremental: whether a later save will probably have this checkpoint as its `base`.
     """
     nbytes = 0 if progress is False else contents.nbytes
     with wrap_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
@@ -175,6 +67,8 @@ def write_contents(
         if meeting is not None:
             options["meeting"] = meeting
         options["in_background"] = in_background
+        if is_incremental:
+            options |= {"base": base, "remembers": True}
         if is_in_store(target) and not getattr(writer, "writes_to_stores", False):
             write = partial(writer.write, contents=contents, overwrite=False, durable=False, **options)
             write_and_upload(target, writer, write, overwrite=overwrite)
@@ -194,14 +88,57 @@ def _refuse_prefix(target: Path, writer: Format) -> None:
             )
 
 
-def check_format(target: Path, format: str | None, shard_nbytes: int | None, meeting: Meeting | None = None) -> Format:
+def unchanged_since(
+    contents: TreeContents,
+    base: Path,
+    target: Path,
+    format: str | None,
+    *,
+    shard_nbytes: int | None = None,
+    sharded: bool = False,
+    is_known: bool = False,
+) -> tuple[TreeContents, Any]:
+    """Return what to write if what an earlier checkpoint has is not written again, and the `base` of `write_contents`.
+
+    Args:
+        contents: the tree.
+        base: the earlier checkpoint.
+        target: the path of the new one.
+        format: as in `save`.
+        shard_nbytes: as in `write_contents`.
+        sharded: as in `write_contents`.
+        is_known: whether only a checkpoint counts that this process has saved or restored.
+
+    Raises:
+        CheckpointNotFoundError, CorruptCheckpointError: if `base` is not a checkpoint of the format.
+    """
+    writer: Any = format_to_write(target, format)
+    with wrap_os_errors("read", base):
+        found: tuple[TreeContents, Any] = writer.unchanged_since(
+            contents, base.absolute(), target, shard_nbytes=shard_nbytes, sharded=sharded, is_known=is_known
+        )
+    return found
+
+
+def check_format(
+    target: Path,
+    format: str | None,
+    shard_nbytes: int | None,
+    meeting: Meeting | None = None,
+    *,
+    is_incremental: str | None = None,
+) -> Format:
     """Return the format in which `save` writes to a path.
 
     Raises:
         TypeError, ValueError: if there is no such format, or it takes no `shard_nbytes`, or cannot be written by
-            several processes, or into an object store.
+            several processes, or into an object store, or, with the argument `is_incremental`, incrementally.
     """
     writer = format_to_write(target, format)
+    if is_incremental is not None and not hasattr(writer, "unchanged_since"):
+        raise ValueError(
+            f'{is_incremental}: expected format="native", whose data files checkpoints can share, found "{writer.name}"'
+        )
     if meeting is not None and "meeting" not in inspect.signature(writer.write).parameters:
         raise ValueError(
             f'format: expected "native", which several processes can write, found "{writer.name}"; save with that, and '
@@ -232,6 +169,7 @@ def save(
     durable: bool = True,
     format: str | None = None,
     shard_nbytes: int | None = None,
+    base: PathLike | None = None,
     progress: Progress = False,
     processes: WhichProcesses = "all",
     timeout: float = DEFAULT_TIMEOUT,
@@ -260,6 +198,11 @@ def save(
         shard_nbytes: write data files whose arrays have at most this size in bytes; a larger one has a file of its own.
             With ``format="safetensors"``, this writes a directory of safetensors files and their index, as Hugging Face
             does. The formats native and tensorflow can do it too.
+        base: an earlier checkpoint in the native format. What is unchanged since is not written again, nor fetched from
+            an accelerator: the data files that hold it get a second name in the new checkpoint, which is complete
+            without the earlier one. A `jax.Array` is unchanged if it is the same object; other arrays are compared by
+            their bytes. A file of which less than half is still in use is not shared. If the file system has no hard
+            links, everything is written.
         progress: True shows a line on the terminal if the save takes long: bytes, rate and time left. A function is
             called with (bytes done, total bytes) instead, one call at a time, from the threads that do the work. An
             error that it raises ends the save.
@@ -277,6 +220,7 @@ def save(
         UnsupportedLeafError: if the tree, or `metadata`, holds values that cannot be stored. It names all of them.
         DuplicateNameError: if two leaves have the same name, as in ``{"a/b": x, "a": {"b": y}}``.
         VariableNotFoundError: if `only` selects nothing. The message suggests similar names.
+        CheckpointNotFoundError: if `base` is not a checkpoint.
         CheckpointExistsError: if something exists at `path`, and `overwrite` is False or it is not a checkpoint.
         TypeError, ValueError: if an argument is invalid.
         ProcessTimeoutError: if other processes do not take part in time. It names them.
@@ -293,12 +237,16 @@ def save(
         {'encoder': {'w': array([1., 1.])}}
     """
     target = local_path(path)
-    options = (overwrite, durable, format, shard_nbytes)
+    earlier = None if base is None else local_path(base)
+    options = (overwrite, durable, format, shard_nbytes, None if earlier is None else str(earlier))
     meeting = new_meeting(f"save to {target}", str(target), timeout, processes, options)
     with telling(meeting):
         check_progress(progress)
-        check_format(target, format, shard_nbytes, meeting)
+        check_format(target, format, shard_nbytes, meeting, is_incremental=None if base is None else "base")
         contents = contents_of(tree, metadata, only=None if only is None else as_selection(only), meeting=meeting)
+        known = None
+        if earlier is not None:
+            contents, known = unchanged_since(contents, earlier, target, format, shard_nbytes=shard_nbytes)
         write_contents(
             target,
             contents,
@@ -308,6 +256,8 @@ def save(
             shard_nbytes=shard_nbytes,
             progress=progress,
             meeting=meeting,
+            base=known,
+            is_incremental=earlier is not None,
         )
     if meeting is not None:
         meeting.forget()
@@ -324,6 +274,7 @@ def save_async(
     durable: bool = True,
     format: str | None = None,
     shard_nbytes: int | None = None,
+    base: PathLike | None = None,
     copy: bool = False,
     progress: Progress = False,
     processes: WhichProcesses = "all",
@@ -347,6 +298,7 @@ def save_async(
         durable: as in `save`.
         format: as in `save`.
         shard_nbytes: as in `save`.
+        base: as in `save`.
         copy: whether to copy arrays on the CPU before returning, into memory that is kept for the next such save.
             Without it, a training step that donates the arrays during the save has to allocate new memory, which may
             take longer. The memory is released by the next asynchronous save without `copy`.
@@ -358,8 +310,8 @@ def save_async(
         A future of the path. `SaveFuture.result` waits, and raises the error of a failed save.
 
     Raises:
-        UnsupportedLeafError, DuplicateNameError, VariableNotFoundError, TypeError, ValueError: as `save` does, before
-            anything is written. The future raises later errors.
+        UnsupportedLeafError, DuplicateNameError, VariableNotFoundError, CheckpointNotFoundError, TypeError, ValueError:
+            as `save` does, before anything is written. The future raises later errors.
 
     Example:
         >>> future = save_async({"w": np.ones(3)}, "model-async")
@@ -367,14 +319,18 @@ def save_async(
         PosixPath('model-async')
     """
     target = local_path(path)
-    options = (overwrite, durable, format, shard_nbytes)
+    earlier = None if base is None else local_path(base)
+    options = (overwrite, durable, format, shard_nbytes, None if earlier is None else str(earlier))
     meeting = new_meeting(f"save to {target}", str(target), timeout, processes, options)
     with telling(meeting):
         check_progress(progress)
-        check_format(target, format, shard_nbytes, meeting)
+        check_format(target, format, shard_nbytes, meeting, is_incremental=None if base is None else "base")
         with wrap_os_errors("save to", target):
             location = target.absolute()  # the program may change its working directory during the save
         contents = contents_of(tree, metadata, only=None if only is None else as_selection(only), meeting=meeting)
+        known = None
+        if earlier is not None:
+            contents, known = unchanged_since(contents, earlier, location, format, shard_nbytes=shard_nbytes)
         contents = snapshot(contents, copy=copy)
 
     def write() -> Path:
@@ -390,6 +346,8 @@ def save_async(
                 progress=progress,
                 what=f"saving {target}",
                 meeting=meeting,
+                base=known,
+                is_incremental=earlier is not None,
             )
         if meeting is not None:
             meeting.forget()

@@ -1,0 +1,1 @@
+"""Saving a checkpoint: from a tree to a format."""

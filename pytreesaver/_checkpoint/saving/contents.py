@@ -1,0 +1,134 @@
+"""From a tree to what a format writes: names, types, values and metadata, checked."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from pytreesaver._checkpoint.saving.sharing import shared_contents
+from pytreesaver._errors import UnsupportedLeafError
+from pytreesaver._io.processes.meeting import Meeting
+from pytreesaver._run.record import Record, encode_record
+from pytreesaver._text import quoted
+from pytreesaver._tree.kinds import LeafType, NotPlainError
+from pytreesaver._tree.leaves import LeafError, cells_of, leaf_type_of
+from pytreesaver._tree.names.select import Selector, selected
+from pytreesaver._tree.plain import MAX_DEPTH, encode_value
+from pytreesaver._tree.restructure import prune_structure, structure_of_names
+from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
+from pytreesaver.formats.protocol import TreeContents
+
+
+def contents_of(
+    tree: Any,
+    metadata: Mapping[str, Any] | None,
+    *,
+    only: Selector | None = None,
+    may_be_empty: bool = False,
+    record: Record | None = None,
+    meeting: Meeting | None = None,
+    remembers: bool = True,
+) -> TreeContents:
+    """Return what a format needs to write a tree, or the selected part of it: with a meeting, this process's share.
+
+    Raises:
+        UnsupportedLeafError: if the tree, or `metadata`, holds values that cannot be stored.
+        DuplicateNameError: if two leaves have the same name.
+        VariableNotFoundError: if nothing is selected, unless `may_be_empty`.
+    """
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata: expected a dict, found {metadata!r}")
+    flat = flatten_tree(tree)
+    check_unique_names(flat, tree)
+    if only is not None:
+        flat = _selected_part(flat, selected(only, flat.names, "the tree", may_be_empty=may_be_empty))
+    problems = dict(flat.problems)
+    same_as: dict[int, int] = {}
+    first: dict[int, int] = {}
+    leaf_types: list[LeafType] = []
+    shapes: list[tuple[int, ...]] = []
+    for name, leaf in zip(flat.names, flat.leaves, strict=True):
+        try:
+            leaf_type, shape = leaf_type_of(leaf, is_shared=meeting is not None)
+            name.encode()
+        except LeafError as problem:
+            problems[name] = f"expected an array, a number, str or bytes, found a leaf {problem}"
+        except UnicodeEncodeError:
+            problems[name] = "expected a name that can be written as UTF-8, found one with a lone surrogate"
+        else:
+            if leaf_type.kind in _SHARED_KINDS and (earlier := first.setdefault(id(leaf), len(shapes))) != len(shapes):
+                same_as[len(shapes)] = earlier
+            leaf_types.append(leaf_type)
+            shapes.append(shape)
+    encoded_metadata: Any = None
+    try:
+        encoded_metadata = {} if metadata is None else encode_value(_without_scalars(dict(metadata)), classes=False)
+    except NotPlainError as problem:
+        problems["metadata"] = str(problem)
+    if problems:
+        raise UnsupportedLeafError(
+            f"{len(problems)} thing{'s' * (len(problems) != 1)} cannot be saved:\n"
+            + "\n".join(f"  {quoted(name)}: {problem}" for name, problem in problems.items())
+        )
+    encoded_record = None if record is None else encode_record(record)
+    contents = TreeContents(
+        flat.names, leaf_types, shapes, [], flat.structure, encoded_metadata, encoded_record, same_as
+    )
+    if remembers:
+        contents = contents._replace(leaves=_references(flat.leaves, leaf_types))
+    if meeting is not None:
+        return shared_contents(contents, flat.leaves, meeting.rank, meeting.count)
+    cells = [cells_of(leaf, leaf_type) for leaf, leaf_type in zip(flat.leaves, leaf_types, strict=True)]
+    return contents._replace(cells=cells)
+
+
+def _references(leaves: Sequence[Any], leaf_types: Sequence[LeafType]) -> list["weakref.ref[Any] | None"]:
+    """Return weak references to the arrays of JAX, which are immutable, and None for other leaves."""
+    return [
+        weakref.ref(leaf) if leaf_type.kind in ("jax", "key") else None
+        for leaf, leaf_type in zip(leaves, leaf_types, strict=True)
+    ]
+
+
+def _without_scalars(value: Any, level: int = 0) -> Any:
+    """Return metadata with NumPy scalars and 0-d arrays, of NumPy or JAX, replaced by Python numbers."""
+    if level > MAX_DEPTH:
+        return value  # encoding it is an error
+    if type(value) is dict:
+        return {key: _without_scalars(each, level + 1) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)([_without_scalars(each, level + 1) for each in value])
+    is_array = isinstance(value, np.generic | np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
+    if is_array and value.shape == () and hasattr(value, "item"):
+        is_number = value.dtype == np.bool_ or jnp.issubdtype(value.dtype, np.number)
+        return value.item() if is_number else value
+    return value
+
+
+_SHARED_KINDS = ("jax", "key", "numpy")
+"""The kinds of leaves whose identity matters: the others are immutable, and Python shares some of them by itself."""
+
+
+def _selected_part(flat: FlatTree, flags: Sequence[bool]) -> FlatTree:
+    staying = [i for i, flag in enumerate(flags) if flag]
+    names = [flat.names[i] for i in staying]
+    return FlatTree(
+        names,
+        [flat.leaves[i] for i in staying],
+        prune_structure(flat.structure, {i: position for position, i in enumerate(staying)}),
+        {
+            where: problem
+            for where, problem in flat.problems.items()
+            if any(name == where or name.startswith(f"{where}/") for name in names)
+        },
+    )
+
+
+def renamed(contents: TreeContents, stored_names: Mapping[str, str]) -> TreeContents:
+    """Return the same variables under other names, {name: name in the checkpoint}, as nested dicts."""
+    names = [stored_names[name] for name in contents.names]
+    return contents._replace(names=names, structure=structure_of_names(names))

@@ -1,0 +1,139 @@
+"""What this process knows of checkpoints that it has written or verified, so that later ones can share their files.
+
+Nothing here keeps an array alive.
+"""
+
+import functools
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytreesaver._io.checksums.xxh3 import block_count
+from pytreesaver.formats.indexed.index import Index, chunk_counts, chunk_nbytes, first_positions
+
+FileVersion = tuple[int, int, int, int]
+"""What tells a file from one that replaced it, or that was modified; see `pytreesaver._io.filesystem.version`."""
+
+MIN_COMPARED_NBYTES = 64 << 10
+"""Chunks of this size or more are compared by their bytes if they are not the same arrays."""
+
+_SAMPLE_NBYTES = 64
+
+
+def sample_of(data: np.ndarray) -> bytes:
+    """Return some bytes of a chunk, uint8[n]. Those of another chunk are likely to differ if the chunks do."""
+    middle = data.nbytes // 2
+    return data[middle : middle + _SAMPLE_NBYTES].tobytes()
+
+
+@dataclass(frozen=True, eq=False)
+class KnownCheckpoint:
+    """A checkpoint whose data files a later one may share.
+
+    Attributes:
+        path: where it is.
+        index: its index. A chunk of which this process knows nothing is in the file -1.
+        versions: for each data file what tells it from others; None if this process does not know.
+        is_durable: whether the data files are known to survive a power failure.
+        verified: the positions of the variables whose bytes this process has verified; None if it has written the files
+            that are in `versions`.
+        leaves: for each variable a weak reference to the array of JAX that was saved or restored; None for others.
+        samples: the results of `sample_of` for chunks of at least `MIN_COMPARED_NBYTES`, as far as they are known.
+    """
+
+    path: Path
+    index: Index
+    versions: Sequence[FileVersion | None]
+    is_durable: bool
+    verified: Sequence[int] | None
+    leaves: Sequence["weakref.ref[Any] | None"]
+    samples: Mapping[int, bytes]
+
+    @functools.cached_property
+    def positions(self) -> dict[str, int]:
+        """The position of each variable."""
+        return {name: i for i, name in enumerate(self.index.names)}
+
+    @functools.cached_property
+    def sizes(self) -> list[int]:
+        """The size of each chunk in bytes."""
+        return chunk_nbytes(self.index)
+
+    @functools.cached_property
+    def first_chunk(self) -> list[int]:
+        """The number of the first chunk of each variable."""
+        return first_positions(chunk_counts(self.index))
+
+    @functools.cached_property
+    def trusted(self) -> list[bool]:
+        """Whether this process has written or verified the bytes of each chunk."""
+        if self.verified is None:
+            is_known = [version is not None for version in self.versions]
+            return [file >= 0 and is_known[file] for file in self.index.chunk_files]
+        trusted = [False] * len(self.index.chunk_files)
+        ends = [*self.first_chunk[1:], len(trusted)]
+        for position in self.verified:
+            begin, end = self.first_chunk[position], ends[position]
+            trusted[begin:end] = [True] * (end - begin)
+        return trusted
+
+    @functools.cached_property
+    def checksums(self) -> list[str]:
+        """The checksums of each chunk, as they are in the index."""
+        block = self.index.checksum_block_nbytes
+        text, result, begin = self.index.checksums, [], 0
+        for size in self.sizes:
+            end = begin + 16 * block_count(size, block)
+            result.append(text[begin:end])
+            begin = end
+        return result
+
+
+MOST_REMEMBERED_VARIABLES = 20_000
+"""A checkpoint of more variables is remembered only if a save asks for it, since that takes memory."""
+
+_MOST_REMEMBERED = 2
+_MOST_REMEMBERED_ON_REQUEST = 16
+_lock = threading.Lock()
+_remembered: OrderedDict[Path, KnownCheckpoint] = OrderedDict()
+_remembered_on_request: OrderedDict[Path, KnownCheckpoint] = OrderedDict()
+
+
+def remember(known: KnownCheckpoint, *, on_request: bool) -> None:
+    """Remember a checkpoint, in place of an older one.
+
+    Args:
+        known: the checkpoint.
+        on_request: whether the caller wants to save incrementally. Few others are remembered.
+    """
+    if not on_request and len(known.index.names) > MOST_REMEMBERED_VARIABLES:
+        return forget(known.path)
+    table, most = (
+        (_remembered_on_request, _MOST_REMEMBERED_ON_REQUEST) if on_request else (_remembered, _MOST_REMEMBERED)
+    )
+    with _lock:
+        _remembered.pop(known.path, None)
+        _remembered_on_request.pop(known.path, None)
+        table[known.path] = known
+        while len(table) > most:
+            table.popitem(last=False)
+    return None
+
+
+def recall(path: Path) -> KnownCheckpoint | None:
+    """Return what this process knows of the checkpoint at an absolute path, or None."""
+    with _lock:
+        return _remembered_on_request.get(path) or _remembered.get(path)
+
+
+def forget(path: Path) -> None:
+    """Forget the checkpoint at an absolute path."""
+    with _lock:
+        _remembered.pop(path, None)
+        _remembered_on_request.pop(path, None)
