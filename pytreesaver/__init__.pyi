@@ -2,11 +2,13 @@
 
 from ._checkpoint.converting import convert as convert
 from ._checkpoint.copying import copy_checkpoint as copy_checkpoint
+from ._checkpoint.restoring.restore import from_bytes as from_bytes
 from ._checkpoint.restoring.restore import restore as restore
 from ._checkpoint.restoring.targets import ShardingRule as ShardingRule
 from ._checkpoint.saving.background import SaveFuture as SaveFuture
 from ._checkpoint.saving.save import save as save
 from ._checkpoint.saving.save import save_async as save_async
+from ._checkpoint.saving.streams import to_bytes as to_bytes
 from ._checkpoint.warm_start.assignment import init_from_checkpoint as init_from_checkpoint
 from ._checkpoint.warm_start.vocabulary import VocabInfo as VocabInfo
 from ._checkpoint.warm_start.warm_start import warm_start as warm_start

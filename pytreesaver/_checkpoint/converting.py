@@ -7,18 +7,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-import numpy as np
 from jax.typing import DTypeLike
 
 from pytreesaver._checkpoint.copying import open_to_copy, refuse_inside_checkpoint, write_copy
-from pytreesaver._checkpoint.restoring.targets import X64_DTYPES
-from pytreesaver._checkpoint.saving.save import check_format
+from pytreesaver._checkpoint.saving.casting import cast_type, checked_cast, with_cast_cells
+from pytreesaver._checkpoint.saving.writing import check_format
 from pytreesaver._errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
-    MismatchError,
     StructureWarning,
 )
 from pytreesaver._io import filesystem
@@ -35,9 +32,6 @@ from pytreesaver._run.directory import is_pinned
 from pytreesaver._run.listing import ListedCheckpoint, list_checkpoints
 from pytreesaver._run.state_file import update_checkpoint_state
 from pytreesaver._text import duplicates, quoted
-from pytreesaver._tree.casting import LossyCastError, floating_dtype
-from pytreesaver._tree.casting import convert as convert_values
-from pytreesaver._tree.kinds import Cells, LeafType, is_floating, storage_dtype
 from pytreesaver._tree.names.rename import ByName, as_renaming
 from pytreesaver._tree.names.select import Selection, as_selection
 from pytreesaver._tree.restructure import prune_structure
@@ -99,7 +93,7 @@ def convert(
 
     Raises:
         UnsupportedLeafError: if the format cannot hold some variables. It names all of them.
-        MismatchError: if a number cannot be cast.
+        MismatchError: if numbers cannot be cast. It names all variables with such numbers.
         CorruptCheckpointError: if the source is damaged. Nothing is written.
         CheckpointExistsError: if something is at `target` that may not be replaced.
         What `load_checkpoint` and `save` raise.
@@ -119,7 +113,7 @@ def convert(
         format,
         None if only is None else as_selection(only),
         renaming,
-        bool(cast) if isinstance(cast, bool | np.bool_) else floating_dtype(cast),
+        checked_cast(cast),
         bool(lossy),
         bool(overwrite),
         bool(durable),
@@ -141,7 +135,8 @@ def convert(
 def _convert_one(source: Path, target: Path, conversion: _Conversion) -> None:
     with open_to_copy(source, target, conversion.only, conversion.rename) as (reader, contents, unreadable):
         writer = check_format(target, conversion.format, conversion.shard_nbytes)
-        contents = _cast(contents, conversion.cast, source)
+        types = [cast_type(leaf_type, conversion.cast) for leaf_type in contents.types]
+        contents = with_cast_cells(contents._replace(types=types), contents.types)
         contents = _without_unsupported(contents, writer, source, conversion.lossy, unreadable)
         write_copy(
             reader,
@@ -236,41 +231,3 @@ def _without_unsupported(
         problems = writer.unsupported(contents)
     refuse_unsupported(contents, problems, writer.name)
     return contents
-
-
-def _cast(contents: TreeContents, cast: bool | str, source: Path) -> TreeContents:
-    if cast is False:
-        return contents
-    types, cells = list(contents.types), list(contents.cells)
-    for i, leaf_type in enumerate(contents.types):
-        target = _target_dtype(leaf_type, cast)
-        if target != leaf_type.dtype:
-            types[i] = msgspec.structs.replace(leaf_type, dtype=target)
-            cells[i] = Cells([_CastArray(contents.cells[i].arrays[0], types[i], f"{source}: {contents.names[i]}")])
-    return contents._replace(types=types, cells=cells)
-
-
-def _target_dtype(leaf_type: LeafType, cast: bool | str) -> str:
-    if cast is True:
-        return X64_DTYPES.get(leaf_type.dtype, leaf_type.dtype) if leaf_type.kind == "jax" else leaf_type.dtype
-    if leaf_type.kind in ("jax", "numpy", "numpy_scalar") and is_floating(leaf_type.dtype):
-        return str(cast)
-    return leaf_type.dtype
-
-
-class _CastArray:
-    """An array that is cast when it is written."""
-
-    def __init__(self, array: Any, leaf_type: LeafType, where: str) -> None:
-        self._array = array
-        self._type = leaf_type
-        self._where = where
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        values = np.asarray(self._array)
-        output = np.empty(values.shape, storage_dtype(self._type))
-        try:
-            convert_values(values, output)
-        except LossyCastError as error:
-            raise MismatchError(f"{self._where}: {error}") from None
-        return output

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pytreesaver._checkpoint.restoring.without_template import select_variables
-from pytreesaver._checkpoint.saving.save import write_contents
+from pytreesaver._checkpoint.saving.writing import write_contents
 from pytreesaver._errors import CheckpointExistsError, CorruptCheckpointError
 from pytreesaver._io.parallel import unmetered
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors

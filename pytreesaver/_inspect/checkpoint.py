@@ -80,6 +80,12 @@ class Checkpoint(Mapping[str, Variable]):
         """The total size of all variables, in bytes."""
         return sum(self._reader.nbytes)
 
+    @property
+    def shared_nbytes(self) -> int:
+        """How many bytes of its data files an incremental save did not write, but took from an earlier checkpoint."""
+        shared: int = getattr(self._reader, "shared_nbytes", 0)
+        return shared
+
     def type_tree(self) -> TypeNode:
         """Return the structure of the saved tree, with the types of its containers and leaves, for display.
 

@@ -5,7 +5,6 @@ and examine every state that a crash could leave. A question about a path has th
 the system could not look. The functions of `os.path` and `pathlib` answer no to all errors.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -14,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -100,20 +100,6 @@ def write(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
 
 def _explain(error: OSError, explanation: str) -> None:
     error.strerror = f"{error.strerror}; {explanation}"
-
-
-@or_in_store
-def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
-    """Start writing a part of a file to the disk without waiting, so that a later sync has less to do.
-
-    This guarantees nothing, and does nothing on systems without such a call.
-    """
-    if _sync_file_range is not None:
-        _sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(nbytes), _SYNC_FILE_RANGE_WRITE)
-
-
-_SYNC_FILE_RANGE_WRITE = 2
-_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
 
 
 @or_in_store
@@ -303,6 +289,21 @@ def file_sizes(path: Path) -> dict[str, int]:
     return sizes
 
 
+class StoredFile(NamedTuple):
+    """A file: its device and inode numbers, its size in bytes, and the number of its names on the whole disk."""
+
+    identity: tuple[int, int]
+    nbytes: int
+    names: int
+
+
+@or_in_store
+def stored_files(path: Path) -> list[StoredFile]:
+    """Return a file, or the files in a directory and below."""
+    found = [path / name for name in file_sizes(path)] if is_directory(path) else [path]
+    return [StoredFile((s.st_dev, s.st_ino), s.st_size, s.st_nlink) for s in map(os.stat, found)]
+
+
 @or_in_store
 def modified_ns(path: Path) -> int:
     """Return the modification time of a file in nanoseconds since the epoch."""
@@ -395,3 +396,4 @@ DIRECT_ALIGNMENT = linux.DIRECT_ALIGNMENT
 generation = or_in_store(linux.generation)
 rename_to_new = or_in_store(linux.rename_to_new)
 exchange = or_in_store(linux.exchange)
+start_writeback = or_in_store(linux.start_writeback)

@@ -53,6 +53,8 @@ class ListedCheckpoint:
         keep: whether retention keeps it at the next save, or the given policy keeps it.
         reasons: the reasons to keep it.
         problem: what is wrong with it; None if no problem was found. Its arrays were not read.
+        shared_nbytes: how many of these bytes an incremental save did not write, but took from an earlier checkpoint.
+        freed_nbytes: how many bytes deleting this checkpoint alone would free: files that others share stay.
     """
 
     path: Path
@@ -64,6 +66,8 @@ class ListedCheckpoint:
     keep: bool = True
     reasons: tuple[str, ...] = ()
     problem: str | None = None
+    shared_nbytes: int = 0
+    freed_nbytes: int = 0
 
 
 def list_checkpoints(
@@ -194,13 +198,14 @@ def _last_modified(path: Path) -> float:
 def _look_at_entry(path: Path) -> _Entry | None:
     if not is_checkpoint(path):
         return None
-    nbytes = 0
+    nbytes = freed = 0
     modified = 0.0
     try:
         with wrap_os_errors("read", path):
             pinned = filesystem.exists(pin_of(path, is_directory=filesystem.is_directory(path)))
             sizes = places.file_sizes(path)
             nbytes = sum(sizes.values())
+            freed = places.freed_nbytes(places.stored_files(path))
             modified = modified_time(path)
             heading = format_to_read(path).read_heading(path)
         record = decode_record(heading.record, path)
@@ -209,7 +214,8 @@ def _look_at_entry(path: Path) -> _Entry | None:
         if not places.may_exist(path):
             return None  # a saver deleted it concurrently
         modified = modified or _last_modified(path)
-        return _Entry(ListedCheckpoint(path, None, modified, nbytes, problem=str(error)), Record())
+        listed = ListedCheckpoint(path, None, modified, nbytes, problem=str(error), freed_nbytes=freed)
+        return _Entry(listed, Record())
     wrong = [
         f"{name or path.name}: expected {size} bytes, found {sizes.get(name, 'no file')}"
         for name, size in heading.file_sizes.items()
@@ -217,7 +223,17 @@ def _look_at_entry(path: Path) -> _Entry | None:
     ]
     saved = modified if record.time is None else record.time
     problem = "; ".join(wrong) or None
-    listed = ListedCheckpoint(path, record.step, saved, nbytes, record.metrics, metadata, problem=problem)
+    listed = ListedCheckpoint(
+        path,
+        record.step,
+        saved,
+        nbytes,
+        record.metrics,
+        metadata,
+        problem=problem,
+        shared_nbytes=heading.shared_nbytes,
+        freed_nbytes=freed,
+    )
     is_native = format_to_read(path).name == format_named(None).name
     is_of_run = heading.record is not None or is_native or _STEP.search(path.name) is not None
     return _Entry(listed, record, is_pinned=pinned, is_of_run=is_of_run)

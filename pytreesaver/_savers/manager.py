@@ -13,7 +13,7 @@ import jax
 from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
 from pytreesaver._checkpoint.restoring.restore import restore_with
 from pytreesaver._checkpoint.saving.background import SaveFuture, close_on_exit
-from pytreesaver._checkpoint.saving.save import check_format
+from pytreesaver._checkpoint.saving.writing import check_format
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io.paths import PathLike, local_path
 from pytreesaver._io.processes.meeting import (

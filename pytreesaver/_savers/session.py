@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytreesaver._checkpoint.saving.background import SaveQueue, lock_within
-from pytreesaver._checkpoint.saving.save import check_format, unchanged_since, write_contents
 from pytreesaver._checkpoint.saving.snapshot import snapshot
+from pytreesaver._checkpoint.saving.writing import check_format, unchanged_since, write_contents
 from pytreesaver._io.processes.meeting import Meeting, is_first
 from pytreesaver._io.stores.dispatch import checking_before_commit
 from pytreesaver._progress import Progress

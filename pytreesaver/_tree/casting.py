@@ -10,6 +10,9 @@ import numpy as np
 from pytreesaver._tree.boxes import box_index, split_box, whole_box
 from pytreesaver._tree.kinds import _FLOATING, _category, dtype_name, is_floating
 
+X64_DTYPES = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
+"""The dtypes that JAX arrays can have only while ``jax_enable_x64`` is on, and what JAX truncates them to otherwise."""
+
 
 class LossyCastError(Exception):
     """A cast would lose information. The message is the reason, for use in a longer message."""

@@ -59,6 +59,11 @@ def _remote_positions(arrays: Sequence[Any], positions: Sequence[int]) -> set[in
     return {i for i in of_jax if not is_on_cpu(arrays[i])}
 
 
+def fetched(array: jax.Array) -> Any:
+    """Return an array in host memory, which is released with the last reference to it."""
+    return array if is_on_cpu(array) else _fetch(array)
+
+
 def _fetch(array: jax.Array) -> Any:
     """Start the transfer of an array to the host."""
     try:

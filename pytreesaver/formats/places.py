@@ -1,12 +1,14 @@
 """Where a checkpoint lies: in a directory, in a single file, or in several files whose names begin with its own.
 
 The last is how TensorFlow writes them: the checkpoint ``model-1`` is in ``model-1.index`` and
-``model-1.data-00000-of-00001``, and there is no file ``model-1``.
+``model-1.data-00000-of-00001``, and there is no file ``model-1``. Checkpoints of incremental saves share files, which
+take their place on the disk once.
 """
 
 import re
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,6 +123,11 @@ def file_sizes(path: Path) -> dict[str, int]:
     return {file.name: filesystem.file_sizes(file)[""] for file in _files_to_look_at(path)}
 
 
+def _paths_of(path: Path) -> list[Path]:
+    """Return the file or directory of a checkpoint, or its files beside each other."""
+    return _files_to_look_at(path) if _is_beside(path) else [path]
+
+
 def fingerprint(path: Path) -> tuple[tuple[str, int, int, int], ...]:
     """Return what changes when a checkpoint does. See `filesystem.fingerprint`."""
     if not _is_beside(path):
@@ -131,3 +138,35 @@ def fingerprint(path: Path) -> tuple[tuple[str, int, int, int], ...]:
 def modified_ns(path: Path) -> int:
     """Return when a file or directory was modified, in nanoseconds since the epoch, or the index beside the path."""
     return filesystem.modified_ns(index_file(path) if _is_beside(path) else path)
+
+
+# The disk.
+
+
+def stored_files(path: Path) -> list[filesystem.StoredFile]:
+    """Return the files of a checkpoint, or none if it does not exist. Raises an OSError if the system cannot look."""
+    try:
+        return [file for each in _paths_of(path) for file in filesystem.stored_files(each)]
+    except FileNotFoundError:  # a saver deleted it concurrently
+        return []
+
+
+def nbytes_on_disk(files: Iterable[filesystem.StoredFile]) -> int:
+    """Return how many bytes of the disk files take. Those that are one file with several names count once.
+
+    Example:
+        >>> nbytes_on_disk([filesystem.StoredFile((1, 7), 100, 2), filesystem.StoredFile((1, 7), 100, 2)])
+        100
+    """
+    return sum({file.identity: file.nbytes for file in files}.values())
+
+
+def freed_nbytes(files: Sequence[filesystem.StoredFile]) -> int:
+    """Return how many bytes would be free if these names were deleted: a file goes with the last of its names.
+
+    Example:
+        >>> freed_nbytes([filesystem.StoredFile((1, 7), 100, 2), filesystem.StoredFile((1, 8), 30, 1)])
+        30
+    """
+    names = Counter(file.identity for file in files)
+    return nbytes_on_disk(file for file in files if names[file.identity] >= file.names)

@@ -112,11 +112,13 @@ def refuse_other_files(path: Path, others: Sequence[str]) -> None:
 
 class Heading(NamedTuple):
     """What a checkpoint stores besides its variables: `record` and `metadata` as in `TreeContents`, and the expected
-    size of each data file in bytes, by name; that of a checkpoint that is a single file is called ``""``."""
+    size of each data file in bytes, by name; that of a checkpoint that is a single file is called ``""``. The
+    `shared_nbytes` of them were not written by the save, but taken from an earlier checkpoint."""
 
     record: Any
     metadata: Any
     file_sizes: Mapping[str, int]
+    shared_nbytes: int = 0
 
 
 class CheckpointReader(Protocol):

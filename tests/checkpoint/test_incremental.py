@@ -3,7 +3,6 @@
 import errno
 import gc
 import itertools
-import json
 import logging
 import os
 import random
@@ -16,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint.incremental import array, nbytes_of, shared_files, written_nbytes
 from checkpoint.saving import spread
-from checkpoint.simulated_disk import SimulatedDisk, put_on_disk
 from hypothesis import strategies as st
 
 import pytreesaver as pts
@@ -26,34 +25,9 @@ from pytreesaver.formats.native import incremental, known, sharing_files, writin
 from pytreesaver.testing import assert_trees_equal, pytrees
 
 
-def array(seed, count=40_000):
-    return jnp.asarray(np.random.default_rng(seed).random(count, np.float32))
-
-
 @pytest.fixture
 def tree():
     return {"frozen": {"w": array(1), "v": array(2)}, "head": array(3), "step": 1}
-
-
-def shared_files(path):
-    return sorted(file.name for file in Path(path).glob("data-*") if file.stat().st_nlink > 1)
-
-
-def written_nbytes(path):
-    files = json.loads((Path(path) / "index.json").read_text())["files"]
-    return sum(file["nbytes"] for file in files if not file.get("shared"))
-
-
-def nbytes_of(path):
-    return sum(file.stat().st_size for file in Path(path).iterdir())
-
-
-@pytest.fixture
-def any_size(monkeypatch):
-    """Small files are shared too, and small arrays compared."""
-    monkeypatch.setattr(incremental, "_MIN_SHARED_NBYTES", 0)
-    for module in (incremental, known, writing):
-        monkeypatch.setattr(module, "MIN_COMPARED_NBYTES", 1)
 
 
 def test_what_is_unchanged_is_not_written_again(tree):
@@ -406,87 +380,6 @@ class TestSavers:
             pts.CheckpointManager("run", format="npz", incremental=True)
         with pytest.raises(ValueError, match='incremental: expected format="native"'):
             pts.Saver(format="safetensors", incremental=True).save({"w": 1}, "model")
-
-
-OLD = {"w": jnp.arange(900), "v": jnp.arange(70.0), "step": 1}
-NEW = {**OLD, "v": OLD["v"] + 1, "step": 2}
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("base_durable", [False, True])
-def test_a_power_failure_loses_nothing(monkeypatch, tmp_path, any_size, overwrite, base_durable):
-    root, scratch = tmp_path / "disk", tmp_path / "scratch"
-    root.mkdir()
-    disk = SimulatedDisk(monkeypatch, root)
-    monkeypatch.setattr(sharing_files, "_may_link", {(root, root): True})
-    pts.save(OLD, root / "old", durable=base_durable)
-    target = "old" if overwrite else "new"
-    found, is_done = set(), False
-
-    def look():
-        for state in [*disk.states(), disk.state_after_a_kill()]:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
-            put_on_disk(state, scratch)
-            if base_durable or (overwrite and is_done):
-                assert_trees_equal(pts.restore(scratch / "old"), OLD if not overwrite else expected())
-            if not overwrite and (scratch / "new").exists():
-                found.add("new")
-                assert_trees_equal(pts.restore(scratch / "new"), NEW)
-
-    def expected():
-        step = pts.restore(scratch / "old", only="step")["step"]
-        found.add({1: "old", 2: "new"}[step])
-        return {1: OLD, 2: NEW}[step]
-
-    disk.on_change = look
-    pts.save(NEW, root / target, base=root / "old", overwrite=overwrite)
-    disk.on_change = lambda: None
-    assert len(shared_files(root / target)) == (0 if overwrite else 1)
-    found.clear()
-    is_done = True
-    look()
-    assert found == {"new"}
-
-
-@pytest.mark.parametrize("name", ["open_new", "link", "write", "sync_file", "sync_directory", "rename", "remove_file"])
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("is_interrupt", [False, True])
-def test_an_error_at_any_call_costs_neither_checkpoint(monkeypatch, any_size, name, overwrite, is_interrupt):
-    real = getattr(filesystem, name)
-    for call in range(20):
-        shutil.rmtree("run", ignore_errors=True)
-        pts.save(OLD, "run/old")
-        pts.save(NEW, "run/base", base="run/old")
-        calls = iter(range(100))
-
-        def failing(*args, calls=calls, call=call, **options):
-            if next(calls) == call:
-                if is_interrupt:
-                    real(*args, **options)
-                    raise KeyboardInterrupt
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return real(*args, **options)
-
-        target = "run/base" if overwrite else "run/new"
-        newer = {**NEW, "step": 3}
-        with monkeypatch.context() as patch:
-            patch.setattr(filesystem, name, failing)
-            try:
-                pts.save(newer, target, base="run/base", overwrite=overwrite)
-            except (KeyboardInterrupt, pts.CheckpointIOError):
-                pass
-        assert_trees_equal(pts.restore("run/old"), OLD)
-        expected = [NEW, newer] if overwrite else [NEW]
-        assert pts.restore("run/base")["step"] in [each["step"] for each in expected]
-        pts.verify("run/base")
-        if not overwrite and Path(target).exists():
-            assert_trees_equal(pts.restore(target), newer)
-        if next(calls) <= call:  # it was never called so often
-            break
-    else:
-        pytest.fail("the save never succeeded")
-    assert call > 0 or name == "remove_file"
 
 
 def test_no_warning_is_logged(tree, caplog):

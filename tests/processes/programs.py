@@ -90,3 +90,21 @@ def wait_for_all(name):
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices(str(name))
+
+
+def save_incrementally(path):
+    """Save a tree, then twice what has changed, the last time with a manager. Return the steps of the manager."""
+    tree = {
+        "x": put(values(1, (64, 4096), "float32"), SPECS[3]),
+        "y": put(values(2, (64, 4096), "float32"), SPECS[0]),
+        "z": put(values(3, (64, 1024), "float32"), SPECS[1]),
+        "step": 1,
+    }
+    pts.save(tree, path / "first")
+    tree |= {"z": jax.jit(lambda z: z + 1)(tree["z"]), "step": 2}
+    pts.save(tree, path / "second", base=path / "first")
+    with pts.CheckpointManager(path / "run", max_to_keep=1, incremental=True) as manager:
+        for step in (1, 2, 3):
+            manager.save(step, tree | {"step": step})
+        manager.wait_until_finished()
+        return manager.all_steps()

@@ -1,5 +1,6 @@
 """Several processes save one tree together, and restore it."""
 
+import json
 import re
 import time
 from pathlib import Path
@@ -241,3 +242,23 @@ def test_other_formats_are_refused_with_the_way_out(pair, tmp_path):
     for failed in pair.run(programs.save, {"x": (1, (4, 4), "float32", 0)}, tmp_path / "m.npz"):
         assert failed.kinds[0] == "ValueError" or "ValueError" in failed.message
     assert list(tmp_path.iterdir()) == []
+
+
+def shared_by(path):
+    """Return the numbers of the processes that shared a data file with an earlier checkpoint, and those that wrote."""
+    files = json.loads((path / "index.json").read_text())["files"]
+    return [bool(file.get("shared")) for file in files]
+
+
+def test_what_is_unchanged_is_not_written_by_any_process(pair, tmp_path):
+    assert pair.run(programs.save_incrementally, tmp_path) == [[3], [3]]
+    assert sorted(shared_by(tmp_path / "second")) == [False, False, True, True]
+    # Only the step was changed, which is written by process 0.
+    assert sorted(shared_by(tmp_path / "run" / "ckpt-3")) == [False, True, True]
+    pts.remove_checkpoint(tmp_path / "first")
+    for path in (tmp_path / "second", tmp_path / "run" / "ckpt-3"):
+        pts.verify(path)
+        tree = pts.restore(path, as_numpy=True)
+        np.testing.assert_array_equal(tree["x"], programs.values(1, (64, 4096), "float32"))
+        np.testing.assert_array_equal(tree["z"], programs.values(3, (64, 1024), "float32") + 1)
+    assert tree["step"] == 3

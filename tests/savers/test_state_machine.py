@@ -90,6 +90,7 @@ class Run(RuleBasedStateMachine):
         self.moves = 0
         self.step = 0
         self.now = 1e9
+        self.is_settled = True  # the state file lists all checkpoints
         self.known = []  # the checkpoints on disk, in the order of the saves
         self.manager = None
 
@@ -142,9 +143,11 @@ class Run(RuleBasedStateMachine):
         self.known = self.kept([*self.known, saved])
         assert self.on_disk() == {saved.path for saved in self.known}
         assert not list(self.directory.glob(".*.tmp"))
+        self.is_settled = True
 
     def after_failure(self, saved):
         """The new checkpoint may exist. Those that retention keeps do exist. Those to delete may exist."""
+        self.is_settled = False
         existing = self.on_disk()
         before = self.known
         after = [*before, saved]
@@ -209,11 +212,14 @@ class Run(RuleBasedStateMachine):
         self.directory = copied
         self.start()
 
+    def data_file(self, path):
+        return next(path.glob("*.safetensors"))
+
     @precondition(lambda self: len(self.known) > 1)
     @rule()
     def damage_the_newest(self):
         newest = self.known.pop()
-        data = next((self.directory / newest.path).glob("*.safetensors"))
+        data = self.data_file(self.directory / newest.path)
         content = bytearray(data.read_bytes())
         content[-1] ^= 4
         data.write_bytes(content)

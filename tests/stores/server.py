@@ -158,6 +158,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "partNumber" in query:
             store.uploads[query["uploadId"]][int(query["partNumber"])] = body
             return self.answer(200, headers={"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+        source = self.headers.get("x-amz-copy-source") or self.headers.get("x-goog-copy-source")
+        if source:
+            origin = tuple(urllib.parse.unquote(source).lstrip("/").split("/", 1))
+            if origin not in store.objects:
+                return self.error(404, "NoSuchKey")
+            found = store.put(place, store.objects[origin].content)
+            text = f"<CopyObjectResult><ETag>{ESCAPE(found.etag)}</ETag></CopyObjectResult>"
+            return self.answer(200, text.encode(), self.metadata(found))
         found = store.objects.get(place)
         generation = self.headers.get("x-goog-if-generation-match")
         if generation is not None and int(generation) != (found.generation if found else 0):

@@ -171,3 +171,31 @@ def test_the_index_lists_the_objects(root):
     assert len(names) == 2
     index = json.loads(objects.content(path / "index.json"))
     assert [file["name"] for file in index["files"]] == [name for name in names if name != "index.json"]
+
+
+def test_what_is_unchanged_is_copied_within_the_store(root):
+    tree = {"w": jax.numpy.arange(80_000.0), "v": jax.numpy.ones(20_000), "step": 1}
+    pts.save(tree, f"{root}/first")
+    changed = {**tree, "v": tree["v"] + 1, "step": 2}
+    pts.save(changed, f"{root}/second", base=f"{root}/first")
+    with pts.load_checkpoint(f"{root}/second") as checkpoint:
+        assert 400_000 < checkpoint.shared_nbytes < 500_000
+    with pts.CheckpointManager(f"{root}/run", max_to_keep=1, incremental=True) as manager:
+        for step in range(3):
+            manager.save(step, {**changed, "step": step})
+    with pts.load_checkpoint(f"{root}/run/ckpt-2") as checkpoint:
+        assert checkpoint.shared_nbytes > 400_000
+    pts.save(tree, f"{root}/second", base=f"{root}/second", overwrite=True)
+    pts.remove_checkpoint(f"{root}/first")
+    assert_trees_equal(pts.restore(f"{root}/second"), tree)
+    assert_trees_equal(pts.restore(f"{root}/run"), {**changed, "step": 2})
+    (listed,) = pts.list_checkpoints(f"{root}/run")
+    assert listed.freed_nbytes == listed.nbytes
+
+
+def test_a_base_in_another_store_is_no_base(root, tmp_path, caplog):
+    tree = {"w": jax.numpy.arange(80_000.0)}
+    pts.save(tree, tmp_path / "first")
+    pts.save(tree, f"{root}/second", base=tmp_path / "first")
+    assert "every incremental save there writes everything" in caplog.text
+    assert_trees_equal(pts.restore(f"{root}/second"), tree)

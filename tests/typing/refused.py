@@ -15,14 +15,14 @@ tree = {"w": jax.random.normal(jax.random.key(0), (3,))}
 
 
 def save() -> None:
-    pts.save(tree)  # type: ignore[call-arg]
-    pts.save(tree, 3)  # type: ignore[arg-type]
-    pts.save(tree, b"model")  # type: ignore[arg-type]
-    pts.save(tree, "model", True)  # type: ignore[call-arg]
-    pts.save(tree, "model", force=True)  # type: ignore[call-arg]
-    pts.save(tree, "model", overwrite="yes")  # type: ignore[arg-type]
-    pts.save(tree, "model", metadata=["a"])  # type: ignore[arg-type]
-    pts.save(tree, "model", only=3)  # type: ignore[arg-type]
+    pts.save(tree)  # type: ignore[call-overload]
+    pts.save(tree, 3)  # type: ignore[call-overload]
+    pts.save(tree, b"model")  # type: ignore[call-overload]
+    pts.save(tree, "model", True)  # type: ignore[call-overload]
+    pts.save(tree, "model", force=True)  # type: ignore[call-overload]
+    pts.save(tree, "model", overwrite="yes")  # type: ignore[call-overload]
+    pts.save(tree, "model", metadata=["a"])  # type: ignore[call-overload]
+    pts.save(tree, "model", only=3)  # type: ignore[call-overload]
     pts.save(tree, "model", progress=print_name)  # type: ignore[arg-type]
     pts.save_async(tree, "model").path  # type: ignore[attr-defined]
     assert_type(pts.save_async(tree, "model"), Path)  # type: ignore[assert-type]

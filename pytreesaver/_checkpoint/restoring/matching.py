@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from pytreesaver._checkpoint.restoring.targets import X64_DTYPES, Template, python_kind_of, value_fits
+from pytreesaver._checkpoint.restoring.targets import Template, python_kind_of, value_fits
 from pytreesaver._errors import MismatchError
 from pytreesaver._text import lines_with_suggestions, quoted, suggestions
-from pytreesaver._tree.casting import display_number
+from pytreesaver._tree.casting import X64_DTYPES, display_number
 from pytreesaver._tree.kinds import (
     PYTHON_KINDS,
     LeafType,

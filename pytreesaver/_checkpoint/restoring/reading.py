@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from pytreesaver._checkpoint.restoring.jax_arrays import MAX_COPIED_NBYTES, jax_arrays
 from pytreesaver._checkpoint.restoring.matching import LeafPlan
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.targets import Template, build_leaf, with_layout
@@ -22,67 +23,6 @@ from pytreesaver._tree.casting import LossyCastError, convert
 from pytreesaver._tree.kinds import LeafType, describe, describe_dtype, logical_shape, storage_dtype
 from pytreesaver.formats.damage import add_damage, joined_damage, refuse_unreadable, unreadable_variables
 from pytreesaver.formats.protocol import CheckpointReader
-
-_BATCH = 16
-"""The number of arrays per call of the compiled function. It compiles in 30 ms; more arrays would take longer to
-compile and run no faster."""
-
-_WORTH_COMPILING = 1024
-"""The number of arrays of one dtype and shape from which compiling pays: per array, the compiled function takes a
-quarter of the time of `jax.device_put`."""
-
-MAX_COPIED_NBYTES = 64 << 10
-"""The largest array that may be copied, as the compiled function does. JAX uses larger ones in place if it can."""
-
-
-def jax_arrays(arrays: Sequence[np.ndarray]) -> list[Any]:
-    """Return uncommitted JAX arrays on the default device, as `jax.device_put` does.
-
-    Example:
-        >>> jax_arrays([np.ones(2, np.float32)])
-        [Array([1., 1.], dtype=float32)]
-    """
-    if not arrays:
-        return []  # without calling JAX, which would initialize its devices
-    if len(arrays) < _WORTH_COMPILING or not _may_compile():
-        return list(jax.device_put(list(arrays)))
-    by_kind: dict[Any, list[int]] = {}
-    for i, array in enumerate(arrays):
-        by_kind.setdefault((array.dtype, array.shape), []).append(i)
-    batches: list[list[int]] = []
-    rest: list[int] = []
-    for alike in by_kind.values():
-        is_worth_it = len(alike) >= _WORTH_COMPILING and arrays[alike[0]].nbytes <= MAX_COPIED_NBYTES
-        first = len(alike) % _BATCH or _BATCH if is_worth_it else len(alike)
-        rest += alike[:first]
-        batches += [alike[start : start + _BATCH] for start in range(first, len(alike), _BATCH)]
-    results: list[Any] = [None] * len(arrays)
-    # Compiled calls count as implicit transfers, but these are as explicit as `jax.device_put`, so they are allowed.
-    # There is always a rest, for which `jax.device_put` raises if the user forbids explicit transfers too.
-    _put(results, rest, jax.device_put([arrays[i] for i in rest]))
-    with jax.transfer_guard_host_to_device("allow"):
-        for batch in batches:
-            _put(results, batch, _identity(*[arrays[i] for i in batch]))
-    return results
-
-
-def _put(results: list[Any], positions: Sequence[int], values: Sequence[Any]) -> None:
-    for i, value in zip(positions, values, strict=True):
-        results[i] = value
-
-
-_identity = jax.jit(lambda *arrays: arrays)
-
-
-def _may_compile() -> bool:
-    """Return whether a compiled function returns what `jax.device_put` does.
-
-    It does not if the user has disabled compilation, checks results for NaN or infinity, or has set a mesh.
-    """
-    config: Any = jax.config
-    uses_defaults = not (config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs)
-    return uses_defaults and jax.sharding.get_abstract_mesh().empty
-
 
 _WINDOW_NBYTES = 32 << 20
 """The maximum size of a group of several leaves to copy. A second group may be in flight to a device."""
@@ -108,10 +48,14 @@ def read_leaves(
     total = 0 if options.progress is False else sum(reader.nbytes[each] for each in {plan.position for plan in plans})
     with reporting(options.progress, f"restoring {reader.path}", total):
         leaves = _read_leaves(reader, plans, names, options)
-        remember: Any = getattr(reader, "remember", None)
-        if remember is not None and options.verify and not options.mmap:
-            remember([plan.position for plan in plans], leaves, on_request=options.is_incremental)
+        if options.verify and not options.mmap:
+            positions = [plan.position for plan in plans]
+            getattr(reader, "remember", _nothing)(positions, leaves, on_request=options.is_incremental)
         return leaves
+
+
+def _nothing(*arguments: Any, **options: Any) -> None:
+    """Do nothing, in place of a method that a reader lacks."""
 
 
 def _read_leaves(

@@ -3,11 +3,13 @@
 import errno
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
+from typing import cast as cast_to
 
 from jax.typing import DTypeLike
 
 from pytreesaver._checkpoint.restoring.matching import Mismatched, Missing, Unexpected
 from pytreesaver._checkpoint.restoring.options import RestoreArguments, RestoreOptions
+from pytreesaver._checkpoint.restoring.streams import ReadableFile, is_readable_file, opened_stream
 from pytreesaver._checkpoint.restoring.targets import ShardingRule
 from pytreesaver._checkpoint.restoring.with_template import plan_restore
 from pytreesaver._checkpoint.restoring.without_template import restore_as_stored
@@ -19,13 +21,28 @@ from pytreesaver._progress import Progress
 from pytreesaver._run.directory import checkpoint_at, opened_checkpoint
 from pytreesaver._tree.names.rename import Rename
 from pytreesaver._tree.names.select import Selection
+from pytreesaver.formats.protocol import CheckpointReader
 
 T = TypeVar("T")
+Buffer = bytes | bytearray | memoryview
 
 
-def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklevel: int = 3) -> Any:
+def _restored(reader: CheckpointReader, like: Any, options: RestoreOptions, stacklevel: int) -> Any:
+    if like is None:
+        return restore_as_stored(reader, options, stacklevel)
+    plan = plan_restore(reader, like, options)
+    return plan.with_leaves(plan.read(reader, options))
+
+
+def restore_with(
+    source: PathLike | ReadableFile | Buffer, like: Any, options: RestoreOptions, *, stacklevel: int = 3
+) -> Any:
     """Restore as `pytreesaver.restore` does, with options that may be a `Saver`'s. Raises what `restore` raises."""
     options = options.checked(like)
+    if isinstance(source, bytes | bytearray | memoryview) or is_readable_file(source):
+        with opened_stream(source, options.format) as reader:
+            return _restored(reader, like, options, stacklevel + 1)
+    path = cast_to(str, source)
 
     def newest(target: PathLike) -> Path:
         meeting = new_meeting(f"restore of {target}", f"restore {target}", options.timeout, options.processes)
@@ -46,10 +63,7 @@ def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklev
                 files = getattr(reader, "file_sizes", None) if in_store else None
                 if failed is not None and failed[0] == files:
                     raise failed[1]
-                if like is None:
-                    return restore_as_stored(reader, options, stacklevel)
-                plan = plan_restore(reader, like, options)
-                return plan.with_leaves(plan.read(reader, options))
+                return _restored(reader, like, options, stacklevel + 1)
         except CheckpointIOError as error:
             # In an object store, an overwrite deletes the data that a reader of the old index needs.
             if files is None or error.errno not in (errno.ENOENT, errno.EEXIST) or (failed and error is failed[1]):
@@ -58,11 +72,11 @@ def restore_with(path: PathLike, like: Any, options: RestoreOptions, *, stacklev
 
 
 @overload
-def restore(path: PathLike, like: None = None, **options: Unpack[RestoreArguments]) -> Any: ...
+def restore(path: PathLike | ReadableFile, like: None = None, **options: Unpack[RestoreArguments]) -> Any: ...
 @overload
-def restore(path: PathLike, like: T, **options: Unpack[RestoreArguments]) -> T: ...
+def restore(path: PathLike | ReadableFile, like: T, **options: Unpack[RestoreArguments]) -> T: ...
 def restore(
-    path: PathLike,
+    path: PathLike | ReadableFile,
     like: Any = None,
     *,
     only: Selection | None = None,
@@ -92,7 +106,8 @@ def restore(
     between a Python number and a 0-d array. Leaves that are not restored are the template's own objects.
 
     Args:
-        path: the checkpoint, or a run directory, whose newest checkpoint is restored.
+        path: the checkpoint, or a run directory, whose newest checkpoint is restored; or a binary file object with a
+            single safetensors file, from its position to its end. If it can seek, only what is needed is read.
         like: the template: a tree of arrays, `jax.ShapeDtypeStruct`, and Python values, such as the result of
             `jax.eval_shape`.
         only: the variables to restore, by their names in the result: a glob as for `pytreesaver.glob`, a compiled
@@ -174,3 +189,28 @@ def restore(
         timeout=timeout,
     )
     return restore_with(path, like, options)
+
+
+@overload
+def from_bytes(data: Buffer, like: None = None, **options: Unpack[RestoreArguments]) -> Any: ...
+@overload
+def from_bytes(data: Buffer, like: T, **options: Unpack[RestoreArguments]) -> T: ...
+def from_bytes(data: Buffer, like: Any = None, **options: Unpack[RestoreArguments]) -> Any:
+    """Return the tree that is in the bytes of a safetensors file, such as those of `pytreesaver.to_bytes`.
+
+    Args:
+        data: the bytes.
+        like: as in `pytreesaver.restore`.
+        options: the other arguments of `pytreesaver.restore`.
+
+    Raises:
+        What `pytreesaver.restore` raises.
+
+    Example:
+        >>> data = pytreesaver.to_bytes({"w": np.ones(3, np.float32), "step": 7})
+        >>> from_bytes(data, like={"w": np.zeros(3, np.float16), "step": 0}, cast=True)
+        {'w': array([1., 1., 1.], dtype=float16), 'step': 7}
+    """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"data: expected bytes, found {data!r}")
+    return restore_with(data, like, RestoreOptions.of("from_bytes", options))

@@ -12,7 +12,7 @@ import numpy as np
 
 from pytreesaver._errors import MismatchError
 from pytreesaver._text import SINGLE_LEAF_NAME, prefixes, quoted, suggestions
-from pytreesaver._tree.casting import array_of_python_number, convert, convert_python_number
+from pytreesaver._tree.casting import X64_DTYPES, array_of_python_number, convert, convert_python_number
 from pytreesaver._tree.kinds import PYTHON_KINDS, LeafType, logical_shape, numpy_value, python_value, storage_dtype
 from pytreesaver._tree.leaves import LeafError, jax_array_type, key_type, leaf_type_of
 from pytreesaver._tree.structure import name_component
@@ -101,10 +101,6 @@ def _checked(value: Any, where: Any) -> Any:
     raise TypeError(
         f"sharding: {quoted(name)}: expected a jax.sharding.Sharding, a device or None, found {value!r}{hint}"
     )
-
-
-X64_DTYPES = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
-"""The dtypes that JAX arrays can have only while ``jax_enable_x64`` is on, and what JAX truncates them to otherwise."""
 
 
 class Template(msgspec.Struct, frozen=True, gc=False):

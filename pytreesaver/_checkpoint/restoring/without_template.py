@@ -11,9 +11,10 @@ import numpy as np
 from pytreesaver._checkpoint.restoring.matching import LeafPlan, StoredVariables, check_targets
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.reading import read_leaves
-from pytreesaver._checkpoint.restoring.targets import X64_DTYPES, Template, placement_of, x64_enabled
+from pytreesaver._checkpoint.restoring.targets import Template, placement_of, x64_enabled
 from pytreesaver._errors import CorruptCheckpointError, DuplicateNameError, StructureWarning, VariableNotFoundError
 from pytreesaver._text import lines_with_suggestions, quoted
+from pytreesaver._tree.casting import X64_DTYPES
 from pytreesaver._tree.kinds import LeafType, dtype_from_name, is_floating, logical_shape
 from pytreesaver._tree.names.rename import ByName, with_other_names
 from pytreesaver._tree.names.select import Selector, selected

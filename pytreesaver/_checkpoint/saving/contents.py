@@ -9,6 +9,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from pytreesaver._checkpoint.saving.casting import cast_type, with_cast_cells
 from pytreesaver._checkpoint.saving.sharing import shared_contents
 from pytreesaver._errors import UnsupportedLeafError
 from pytreesaver._io.processes.meeting import Meeting
@@ -32,6 +33,7 @@ def contents_of(
     record: Record | None = None,
     meeting: Meeting | None = None,
     remembers: bool = True,
+    cast: bool | str = False,
 ) -> TreeContents:
     """Return what a format needs to write a tree, or the selected part of it: with a meeting, this process's share.
 
@@ -75,15 +77,16 @@ def contents_of(
             + "\n".join(f"  {quoted(name)}: {problem}" for name, problem in problems.items())
         )
     encoded_record = None if record is None else encode_record(record)
-    contents = TreeContents(
-        flat.names, leaf_types, shapes, [], flat.structure, encoded_metadata, encoded_record, same_as
-    )
+    types = leaf_types if cast is False else [cast_type(leaf_type, cast) for leaf_type in leaf_types]
+    contents = TreeContents(flat.names, types, shapes, [], flat.structure, encoded_metadata, encoded_record, same_as)
     if remembers:
         contents = contents._replace(leaves=_references(flat.leaves, leaf_types))
     if meeting is not None:
-        return shared_contents(contents, flat.leaves, meeting.rank, meeting.count)
-    cells = [cells_of(leaf, leaf_type) for leaf, leaf_type in zip(flat.leaves, leaf_types, strict=True)]
-    return contents._replace(cells=cells)
+        contents = shared_contents(contents, flat.leaves, meeting.rank, meeting.count)
+    else:
+        cells = [cells_of(leaf, leaf_type) for leaf, leaf_type in zip(flat.leaves, leaf_types, strict=True)]
+        contents = contents._replace(cells=cells)
+    return contents if types is leaf_types else with_cast_cells(contents, leaf_types)
 
 
 def _references(leaves: Sequence[Any], leaf_types: Sequence[LeafType]) -> list["weakref.ref[Any] | None"]:

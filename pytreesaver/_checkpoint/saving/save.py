@@ -1,170 +1,57 @@
 """`save` and `save_async`: from a tree to a checkpoint."""
 
-import inspect
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack, overload
+from typing import cast as cast_to
+
+from jax.typing import DTypeLike
 
 from pytreesaver._checkpoint.saving.background import SaveFuture, start_in_background
+from pytreesaver._checkpoint.saving.casting import cast_error, checked_cast
 from pytreesaver._checkpoint.saving.contents import contents_of
 from pytreesaver._checkpoint.saving.snapshot import snapshot
-from pytreesaver._checkpoint.saving.uploading import write_and_upload
-from pytreesaver._errors import CheckpointExistsError
-from pytreesaver._io import filesystem
+from pytreesaver._checkpoint.saving.streams import STREAM_FORMAT, WritableFile, is_writable_file, save_to_file_object
+from pytreesaver._checkpoint.saving.writing import check_format, unchanged_since, write_contents
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
-from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, Meeting, WhichProcesses, new_meeting, telling
-from pytreesaver._io.stores.dispatch import is_in_store
-from pytreesaver._progress import Progress, check_progress, reporting
-from pytreesaver._run.policies.retention import check_count
+from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, WhichProcesses, new_meeting, telling
+from pytreesaver._progress import Progress, check_progress
+from pytreesaver._tree.casting import LossyCastError
 from pytreesaver._tree.names.select import Selection, as_selection
-from pytreesaver.formats import places
-from pytreesaver.formats.protocol import Format, TreeContents, refuse_unsupported
-from pytreesaver.formats.registry import format_at, format_to_write
 
 
-def write_contents(
-    target: Path,
-    contents: TreeContents,
-    *,
-    overwrite: bool,
-    durable: bool,
-    in_background: bool = False,
-    format: str | None = None,
-    shard_nbytes: int | None = None,
-    sharded: bool = False,
-    progress: Progress = False,
-    what: str | None = None,
-    meeting: Meeting | None = None,
-    base: Any = None,
-    is_incremental: bool = False,
-) -> Path:
-    """Write the contents of a checkpoint in a format. Raises what `save` raises.
+class StreamArguments(TypedDict, total=False):
+    """The keyword arguments of `save` for a file object."""
 
-    Args:
-        target: the path.
-        contents: what to write, from `contents_of`.
-        overwrite: as in `save`.
-        durable: as in `save`.
-        in_background: as in `Format.write`.
-        format: as in `save`.
-        shard_nbytes: as in `save`.
-        sharded: write a data file for each device, if the format can.
-        progress: as in `save`.
-        what: the text of the progress line.
-        meeting: the other processes that save the same tree; None if there are none.
-        base: an earlier checkpoint, from `unchanged_since`.
-        is_incremental: whether a later save will probably have this checkpoint as its `base`.
-    """
-    nbytes = 0 if progress is False else contents.nbytes
-    with wrap_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
-        writer: Any = check_format(target, format, shard_nbytes, meeting)
-        _refuse_prefix(target, writer)
-        refuse_unsupported(contents, writer.unsupported(contents), writer.name)
-        options: dict[str, Any] = {} if shard_nbytes is None else {"shard_nbytes": int(shard_nbytes)}
-        if sharded and "sharded" in inspect.signature(writer.write).parameters:
-            options["sharded"] = True
-        if meeting is not None:
-            options["meeting"] = meeting
-        options["in_background"] = in_background
-        if is_incremental:
-            options |= {"base": base, "remembers": True}
-        if is_in_store(target) and not getattr(writer, "writes_to_stores", False):
-            write = partial(writer.write, contents=contents, overwrite=False, durable=False, **options)
-            write_and_upload(target, writer, write, overwrite=overwrite)
-        else:
-            writer.write(target, contents, overwrite=overwrite, durable=durable, **options)
-    return target
+    only: Selection | None
+    metadata: Mapping[str, Any] | None
+    cast: bool | DTypeLike
+    progress: Progress
 
 
-def _refuse_prefix(target: Path, writer: Format) -> None:
-    """Raise a CheckpointExistsError if a path is the prefix of a checkpoint of another format, and would hide it."""
-    if places.may_be_prefix(target) and filesystem.exists(places.index_file(target)):
-        found = format_at(target)
-        if found is not None and found.name != writer.name:
-            raise CheckpointExistsError(
-                f"{target}: expected nothing there, found a checkpoint of the format {found.name} with this prefix; "
-                "save elsewhere, or remove it if it is not needed"
-            )
+class SaveArguments(StreamArguments, total=False):
+    """The keyword arguments of `save`."""
+
+    overwrite: bool
+    durable: bool
+    format: str | None
+    shard_nbytes: int | None
+    base: PathLike | None
+    processes: WhichProcesses
+    timeout: float
 
 
-def unchanged_since(
-    contents: TreeContents,
-    base: Path,
-    target: Path,
-    format: str | None,
-    *,
-    shard_nbytes: int | None = None,
-    sharded: bool = False,
-    is_known: bool = False,
-) -> tuple[TreeContents, Any]:
-    """Return what to write if what an earlier checkpoint has is not written again, and the `base` of `write_contents`.
-
-    Args:
-        contents: the tree.
-        base: the earlier checkpoint.
-        target: the path of the new one.
-        format: as in `save`.
-        shard_nbytes: as in `write_contents`.
-        sharded: as in `write_contents`.
-        is_known: whether only a checkpoint counts that this process has saved or restored.
-
-    Raises:
-        CheckpointNotFoundError, CorruptCheckpointError: if `base` is not a checkpoint of the format.
-    """
-    writer: Any = format_to_write(target, format)
-    with wrap_os_errors("read", base):
-        found: tuple[TreeContents, Any] = writer.unchanged_since(
-            contents, base.absolute(), target, shard_nbytes=shard_nbytes, sharded=sharded, is_known=is_known
-        )
-    return found
-
-
-def check_format(
-    target: Path,
-    format: str | None,
-    shard_nbytes: int | None,
-    meeting: Meeting | None = None,
-    *,
-    is_incremental: str | None = None,
-) -> Format:
-    """Return the format in which `save` writes to a path.
-
-    Raises:
-        TypeError, ValueError: if there is no such format, or it takes no `shard_nbytes`, or cannot be written by
-            several processes, or into an object store, or, with the argument `is_incremental`, incrementally.
-    """
-    writer = format_to_write(target, format)
-    if is_incremental is not None and not hasattr(writer, "unchanged_since"):
-        raise ValueError(
-            f'{is_incremental}: expected format="native", whose data files checkpoints can share, found "{writer.name}"'
-        )
-    if meeting is not None and "meeting" not in inspect.signature(writer.write).parameters:
-        raise ValueError(
-            f'format: expected "native", which several processes can write, found "{writer.name}"; save with that, and '
-            "convert the checkpoint in one process"
-        )
-    if is_in_store(target) and not getattr(writer, "supports_stores", True):
-        raise ValueError(f'format: expected another one than "{writer.name}" for an object store; save to a disk')
-    if shard_nbytes is not None:
-        check_count("shard_nbytes", shard_nbytes, least=1)
-        if "shard_nbytes" not in inspect.signature(writer.write).parameters:
-            raise ValueError(
-                f'shard_nbytes: expected format="native", "safetensors" or "tensorflow", found {writer.name!r}'
-            )
-        if writer.name == "safetensors" and target.name.endswith(".safetensors"):
-            raise ValueError(
-                f"shard_nbytes: expected the path of a directory, since it will hold several files, found {target}"
-            )
-    return writer
-
-
+@overload
+def save(tree: Any, path: PathLike, **options: Unpack[SaveArguments]) -> Path: ...
+@overload
+def save(tree: Any, path: WritableFile, **options: Unpack[StreamArguments]) -> None: ...
 def save(
     tree: Any,
-    path: PathLike,
+    path: PathLike | WritableFile,
     *,
     only: Selection | None = None,
     metadata: Mapping[str, Any] | None = None,
+    cast: bool | DTypeLike = False,
     overwrite: bool = False,
     durable: bool = True,
     format: str | None = None,
@@ -173,7 +60,7 @@ def save(
     progress: Progress = False,
     processes: WhichProcesses = "all",
     timeout: float = DEFAULT_TIMEOUT,
-) -> Path:
+) -> Path | None:
     """Save the leaves of a tree, or the selected ones, as a checkpoint at `path`.
 
     The checkpoint appears at `path` atomically, when it is complete. A crash, a full disk or an error leaves nothing
@@ -181,12 +68,16 @@ def save(
 
     Args:
         tree: any pytree of arrays, typed PRNG keys, NumPy and Python numbers, str and bytes.
-        path: where to save the checkpoint; ``~`` is the home directory.
+        path: where to save the checkpoint; ``~`` is the home directory. Or a binary file object, to which a single
+            safetensors file is written, in order. `overwrite`, `durable`, `format`, `shard_nbytes`, `base` and
+            `processes` have no meaning then.
         only: the variables to save: a glob as for `pytreesaver.glob`, a compiled regular expression, a predicate on the
             name, a list of those, or a tree of bools that is a prefix of `tree`. What remains of a list or tuple is
             saved as a dict with the positions as keys, so that names do not change.
         metadata: a dict of plain Python values to store with the tree. `load_checkpoint(path).metadata` returns it
             exactly.
+        cast: a dtype to which to cast all floating-point arrays, such as ``"bfloat16"`` for a copy to serve from, or
+            True for 32 bits in place of 64 in JAX arrays. Floats are rounded to the nearest; overflow is an error.
         overwrite: whether to replace an existing checkpoint at `path`. Anything else at `path` is never replaced.
         durable: whether to return only when the checkpoint would survive a power failure. Otherwise the operating
             system writes it to disk some seconds later. Overwriting is always durable, because a power failure could
@@ -214,12 +105,13 @@ def save(
     No other thread may modify NumPy arrays in the tree before `save` returns.
 
     Returns:
-        The path of the checkpoint.
+        The path of the checkpoint; None for a file object.
 
     Raises:
         UnsupportedLeafError: if the tree, or `metadata`, holds values that cannot be stored. It names all of them.
         DuplicateNameError: if two leaves have the same name, as in ``{"a/b": x, "a": {"b": y}}``.
         VariableNotFoundError: if `only` selects nothing. The message suggests similar names.
+        MismatchError: if numbers cannot be cast. It names all variables with such numbers.
         CheckpointNotFoundError: if `base` is not a checkpoint.
         CheckpointExistsError: if something exists at `path`, and `overwrite` is False or it is not a checkpoint.
         TypeError, ValueError: if an argument is invalid.
@@ -236,14 +128,24 @@ def save(
         >>> pytreesaver.restore(path)
         {'encoder': {'w': array([1., 1.])}}
     """
-    target = local_path(path)
+    if is_writable_file(path):
+        given = (overwrite, durable, shard_nbytes, base)
+        if given != (False, True, None, None) or format not in (None, STREAM_FORMAT):
+            raise ValueError(
+                "overwrite, durable, format, shard_nbytes and base are for paths: leave them out for a file object"
+            )
+        stream = cast_to(WritableFile, path)
+        save_to_file_object(tree, stream, only=only, metadata=metadata, cast=cast, progress=progress)
+        return None
+    target = local_path(cast_to(str, path))
     earlier = None if base is None else local_path(base)
-    options = (overwrite, durable, format, shard_nbytes, None if earlier is None else str(earlier))
+    options = (overwrite, durable, format, shard_nbytes, str(earlier), str(cast))
     meeting = new_meeting(f"save to {target}", str(target), timeout, processes, options)
     with telling(meeting):
         check_progress(progress)
         check_format(target, format, shard_nbytes, meeting, is_incremental=None if base is None else "base")
-        contents = contents_of(tree, metadata, only=None if only is None else as_selection(only), meeting=meeting)
+        selection, checked = None if only is None else as_selection(only), checked_cast(cast)
+        contents = contents_of(tree, metadata, only=selection, meeting=meeting, cast=checked)
         known = None
         if earlier is not None:
             contents, known = unchanged_since(contents, earlier, target, format, shard_nbytes=shard_nbytes)
@@ -270,6 +172,7 @@ def save_async(
     *,
     only: Selection | None = None,
     metadata: Mapping[str, Any] | None = None,
+    cast: bool | DTypeLike = False,
     overwrite: bool = False,
     durable: bool = True,
     format: str | None = None,
@@ -294,6 +197,7 @@ def save_async(
         path: as in `save`.
         only: as in `save`.
         metadata: as in `save`.
+        cast: as in `save`.
         overwrite: as in `save`.
         durable: as in `save`.
         format: as in `save`.
@@ -310,8 +214,8 @@ def save_async(
         A future of the path. `SaveFuture.result` waits, and raises the error of a failed save.
 
     Raises:
-        UnsupportedLeafError, DuplicateNameError, VariableNotFoundError, CheckpointNotFoundError, TypeError, ValueError:
-            as `save` does, before anything is written. The future raises later errors.
+        UnsupportedLeafError, DuplicateNameError, VariableNotFoundError, MismatchError, CheckpointNotFoundError,
+            TypeError, ValueError: as `save` does, before anything is written. The future raises later errors.
 
     Example:
         >>> future = save_async({"w": np.ones(3)}, "model-async")
@@ -320,18 +224,22 @@ def save_async(
     """
     target = local_path(path)
     earlier = None if base is None else local_path(base)
-    options = (overwrite, durable, format, shard_nbytes, None if earlier is None else str(earlier))
+    options = (overwrite, durable, format, shard_nbytes, str(earlier), str(cast))
     meeting = new_meeting(f"save to {target}", str(target), timeout, processes, options)
     with telling(meeting):
         check_progress(progress)
         check_format(target, format, shard_nbytes, meeting, is_incremental=None if base is None else "base")
         with wrap_os_errors("save to", target):
             location = target.absolute()  # the program may change its working directory during the save
-        contents = contents_of(tree, metadata, only=None if only is None else as_selection(only), meeting=meeting)
+        selection, checked = None if only is None else as_selection(only), checked_cast(cast)
+        contents = contents_of(tree, metadata, only=selection, meeting=meeting, cast=checked)
         known = None
         if earlier is not None:
             contents, known = unchanged_since(contents, earlier, location, format, shard_nbytes=shard_nbytes)
-        contents = snapshot(contents, copy=copy)
+        try:
+            contents = snapshot(contents, copy=copy)
+        except LossyCastError:
+            raise cast_error(contents, f"the tree to save to {target}") from None
 
     def write() -> Path:
         with telling(meeting):

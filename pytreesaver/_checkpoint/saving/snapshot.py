@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pytreesaver._checkpoint.saving.casting import CastArray
 from pytreesaver._io import filesystem
 from pytreesaver._io.parallel import SLICE_NBYTES, run_all
 from pytreesaver._tree.kinds import ArrayPart, Cells
@@ -51,7 +52,7 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
 
 
 def _safe(array: Any) -> Any:
-    if isinstance(array, jax.Array | ArrayPart):
+    if isinstance(array, jax.Array | ArrayPart | CastArray):
         return np.asarray(array)
     return np.array(array, subok=False) if isinstance(array, np.ndarray) else array
 

@@ -27,6 +27,8 @@ def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None
     with load_checkpoint(checkpoint_path(path)) as checkpoint:
         time = modified_time(checkpoint.path) if checkpoint.time is None else checkpoint.time
         sizes = places.file_sizes(checkpoint.path)
+        freed = places.freed_nbytes(places.stored_files(checkpoint.path))
+        written = sum(sizes.values()) - checkpoint.shared_nbytes
         size = sum(variable.size for variable in checkpoint.values())
         tree = checkpoint.type_tree()
         if json:
@@ -40,6 +42,8 @@ def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None
                     "variables": len(checkpoint),
                     "size": size,
                     "nbytes": checkpoint.nbytes,
+                    "written_nbytes": written,
+                    "freed_nbytes": freed,
                     "files": {name or checkpoint.path.name: size for name, size in sizes.items()},
                     "metrics": checkpoint.metrics,
                     "metadata": encode_value(checkpoint.metadata, classes=False),
@@ -57,6 +61,8 @@ def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None
             "params": count_text(size),
             "bytes": bytes_text(checkpoint.nbytes),
             "on disk": f"{bytes_text(sum(sizes.values()))}, in {plural(len(sizes), 'file')}",
+            "written": "" if not checkpoint.shared_nbytes else f"{bytes_text(written)}, the rest shared with others",
+            "frees": "" if freed == sum(sizes.values()) else f"{bytes_text(freed)}, if it is deleted",
         }
         write(styled(str(checkpoint.path), "bold"))
         facts |= {f"metrics/{name}": number_text(value) for name, value in checkpoint.metrics.items()}

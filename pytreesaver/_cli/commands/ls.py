@@ -38,6 +38,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._run.recorded import modified_time, visible_entries
 from pytreesaver._text import printable
 from pytreesaver._tree.names.select import Selector, selected_names
+from pytreesaver.formats import places
 from pytreesaver.formats.registry import is_checkpoint
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def list_path(
     """List the checkpoints of a run directory, or the variables of a checkpoint.
 
     For a run, shows the step, age, size, metrics and metadata of each checkpoint, and why retention keeps it or that it
-    will be deleted. For a checkpoint, shows the tree of its variables with types, sizes and shares, and the totals of
-    each branch. The exit code is 1 if a file is missing or has the wrong size. Use verify to check the contents.
+    will be deleted; after incremental saves also how much each wrote, and how much deleting it would free. For a
+    checkpoint, shows the tree of its variables with types, sizes and shares, and the totals of each branch. The exit
+    code is 1 if a file is missing or has the wrong size. Use verify to check the contents.
 
     For example:
 
@@ -90,7 +92,8 @@ def list_path(
         newest = f"; the newest one is {listed[-1].path}" if listed else ""
         raise typer.BadParameter(f"{path} is a run directory, but these options require a checkpoint{newest}")
     if json:
-        write_json({"path": str(path), "checkpoints": [listed_as_json(each) for each in listed]})
+        checkpoints = [listed_as_json(each) for each in listed]
+        write_json({"path": str(path), "nbytes": _nbytes_on_disk(listed), "checkpoints": checkpoints})
     else:
         _write_run(path, listed)
     return EXIT_FOUND if any(each.problem for each in listed) else EXIT_OK
@@ -108,6 +111,8 @@ def listed_as_json(listed: "ListedCheckpoint") -> dict[str, Any]:
         "step": listed.step,
         "time": listed.time,
         "nbytes": listed.nbytes,
+        "written_nbytes": listed.nbytes - listed.shared_nbytes,
+        "freed_nbytes": listed.freed_nbytes,
         "metrics": dict(listed.metrics),
         "metadata": encode_value(dict(listed.metadata), classes=False),
         "keep": listed.keep,
@@ -122,9 +127,14 @@ def _write_run(path: Path, listed: "Sequence[ListedCheckpoint]") -> None:
         for each in _runs_below(path):
             write(f"  but {printable(str(each))} contains checkpoints")
         return
-    total = bytes_text(sum(each.nbytes for each in listed))
+    total = bytes_text(_nbytes_on_disk(listed))
     write(f"{styled(str(path), 'bold')}: {plural(len(listed), 'checkpoint')}, {total}")
     write_run_table(listed, time.time())
+
+
+def _nbytes_on_disk(listed: "Sequence[ListedCheckpoint]") -> int:
+    """Return the size of some checkpoints. Files that they share count once."""
+    return places.nbytes_on_disk(file for each in listed for file in places.stored_files(each.path))
 
 
 def _runs_below(path: Path) -> list[Path]:
@@ -146,11 +156,14 @@ def write_run_table(listed: "Sequence[ListedCheckpoint]", now: float, not_kept_t
 
     If the terminal is too narrow, metadata and, if necessary, metrics are omitted, and a note says so.
     """
+    shares = any(each.shared_nbytes for each in listed)
     all_columns = [
         ("checkpoint", "left", [each.path.name for each in listed]),
         ("step", "right", ["" if each.step is None else str(each.step) for each in listed]),
         ("age", "right", [age_text(now - each.time) for each in listed]),
         ("size", "right", [bytes_text(each.nbytes) for each in listed]),
+        ("written", "right", [bytes_text(each.nbytes - each.shared_nbytes) if shares else "" for each in listed]),
+        ("frees", "right", [bytes_text(each.freed_nbytes) if shares else "" for each in listed]),
         ("metrics", "left", [_pairs(each.metrics) for each in listed]),
         ("metadata", "left", [_pairs(each.metadata) for each in listed]),
         ("retention", "left", [retention_text(each, not_kept_text) for each in listed]),

@@ -20,6 +20,7 @@ from pytreesaver._run.policies.retention import (
     KeepYoungerThan,
     RetentionPolicy,
 )
+from pytreesaver.formats import places
 
 
 @app.command("prune")
@@ -76,9 +77,11 @@ def prune(
         parts.append(KeepSteps(keep_step))
     if keep_younger_than is not None:
         parts.append(KeepYoungerThan(parse_age(keep_younger_than)))
-    found = delete_by_policy(directory, AnyOf(tuple(parts)) if parts else None, dry_run=not yes)
+    policy = AnyOf(tuple(parts)) if parts else None
+    planned = delete_by_policy(directory, policy, dry_run=True)
+    nbytes = places.freed_nbytes([file for each in planned if not each.keep for file in places.stored_files(each.path)])
+    found = delete_by_policy(directory, policy, dry_run=False) if yes else planned
     to_delete = [each for each in found if not each.keep]
-    nbytes = sum(each.nbytes for each in to_delete)
     if json:
         write_json({"path": str(directory), "deleted": yes, "checkpoints": [listed_as_json(each) for each in found]})
         return

@@ -285,6 +285,7 @@
   const checkpoints = new Table(byId("checkpoints"), [
     { title: "checkpoint", kind: "name", value: (c) => c.name, text: String },
     number("step", "step"), { title: "saved (UTC)", value: (c) => c.time, text: (_, c) => c.saved }, number("bytes", "nbytes"),
+    ...(data.checkpoints.some((c) => c.written !== c.nbytes) ? [number("written", "written"), number("frees", "frees")] : []),
     ...metricNames.map((name) => ({ title: name, kind: "number", value: (c) => c.metrics[name] ?? null })),
     { ...wide("status", "status"), mark: (c) => c.status === "damaged" }, wide("details", "note"), wide("metadata", "metadata"),
   ], data.checkpoints, { column: 2, descending: true });

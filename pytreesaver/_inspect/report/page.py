@@ -15,6 +15,7 @@ from pytreesaver._inspect.report.facts import Lifetime, RunFacts, VariableFacts
 from pytreesaver._inspect.report.figures import axis_title, label, x_positions
 from pytreesaver._text import printable, time_text
 from pytreesaver._tree.plain import encode_value
+from pytreesaver.formats import places
 
 MARK = "<!-- made by pytreesaver report -->"
 """A mark in the first line of every report, by which `write_report` recognizes reports."""
@@ -117,6 +118,8 @@ def _checkpoint_row(lifetime: Lifetime) -> dict[str, Any]:
         "saved": time_text(lifetime.saved).removesuffix(" UTC"),
         "time": lifetime.saved,
         "nbytes": None if listed is None else listed.nbytes,
+        "written": None if listed is None else listed.nbytes - listed.shared_nbytes,
+        "frees": None if listed is None else listed.freed_nbytes,
         "metrics": {printable(name): _number(value) for name, value in lifetime.metrics.items()},
         "metadata": printable(metadata),
         "status": lifetime.status,
@@ -160,7 +163,7 @@ def _number(value: float | int | None) -> float | int | str | None:
 
 def _summary(facts: RunFacts) -> str:
     existing = [lifetime.listed for lifetime in facts.lifetimes if lifetime.listed is not None]
-    nbytes = sum(each.nbytes for each in existing)
+    nbytes = places.nbytes_on_disk(file for each in existing for file in places.stored_files(each.path))
     deleted = len(facts.lifetimes) - len(existing)
     present = [each for each in facts.variables if each.present]
     items = {

@@ -227,6 +227,14 @@ def file_sizes(path: StorePath) -> dict[str, int]:
     return {"": objects.head(path)["size"]}
 
 
+def stored_files(path: StorePath) -> list[Any]:
+    """See `filesystem.stored_files`. Every object has one name."""
+    from pytreesaver._io.filesystem import StoredFile
+
+    device = identity(path)[0]
+    return [StoredFile((device, hash(f"{path}/{name}")), size, 1) for name, size in file_sizes(path).items()]
+
+
 def modified_ns(path: StorePath) -> int:
     """See `filesystem.modified_ns`."""
     found = status(path)

@@ -36,6 +36,7 @@ class IndexedFiles:
         paths: the data files that the index lists.
         new_checks: returns checks of the chunks for one reading; by default, those of the checksums in the index. A
             chunk is called by its `first_block`.
+        descriptors: of the data files, if they are open; they are closed with the others.
 
     Attributes:
         path: the checkpoint.
@@ -49,12 +50,17 @@ class IndexedFiles:
     """
 
     def __init__(
-        self, path: Path, index: Index, paths: Sequence[Path], new_checks: Callable[[], RangeChecks] | None = None
+        self,
+        path: Path,
+        index: Index,
+        paths: Sequence[Path],
+        new_checks: Callable[[], RangeChecks] | None = None,
+        descriptors: Sequence[int] | None = None,
     ) -> None:
         self.path = path
         self.index = index
         self.paths = paths
-        self.descriptors: dict[int, int] = {}
+        self.descriptors: dict[int, int] = dict(enumerate(descriptors or ()))
         self._checked: set[int] = set()
         self._failures: dict[int, tuple[str, list[str]]] = {}  # finding the damaged variables takes time
         self._maps: dict[int, np.ndarray] = {}
@@ -69,7 +75,8 @@ class IndexedFiles:
         self.has_checksums = self.digests is None or bool(self.digests) or not any(self._chunk_nbytes)
         self.new_checks = new_checks
         self.granularity = new_checks().granularity if self.has_checksums else None
-        self._open_files()
+        if descriptors is None:
+            self._open_files()
 
     def close(self) -> None:
         """Close the data files. Mapped arrays stay valid."""

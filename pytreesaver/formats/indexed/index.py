@@ -161,7 +161,8 @@ def decode_heading(data: bytes, where: str) -> Heading:
         parts = msgspec.json.decode(data, type=_Parts) if is_known else decode_index(data, where)
     except msgspec.MsgspecError:
         parts = decode_index(data, where)
-    return Heading(parts.record, parts.metadata, {file.name: file.nbytes for file in parts.files})
+    shared_nbytes = sum(file.nbytes for file in parts.files if file.shared)
+    return Heading(parts.record, parts.metadata, {file.name: file.nbytes for file in parts.files}, shared_nbytes)
 
 
 class _BrokenRuleError(Exception):

@@ -65,6 +65,7 @@ class IndexedReader:
         format_name: the name of its format.
         format_version: the version of its format.
         new_checks: as in `IndexedFiles`.
+        descriptors: as in `IndexedFiles`.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class IndexedReader:
         format_name: str,
         format_version: int,
         new_checks: Callable[[], RangeChecks] | None = None,
+        descriptors: Sequence[int] | None = None,
     ) -> None:
-        self._files = IndexedFiles(path, index, paths, new_checks)
+        self._files = IndexedFiles(path, index, paths, new_checks, descriptors)
         self.path = path
         self.format_name = format_name
         self.format_version = format_version

@@ -6,9 +6,8 @@ one wins.
 """
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from contextvars import copy_context
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,14 +15,13 @@ import numpy as np
 
 from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
 from pytreesaver._io import filesystem
-from pytreesaver._io.parallel import SLICE_NBYTES, advance, unmetered
 from pytreesaver._io.processes.meeting import Meeting
 from pytreesaver._io.stores.dispatch import before_commit, is_in_store
-from pytreesaver._tree.kinds import cell_bytes
-from pytreesaver.formats.indexed.data import ChunkTable, WriteOptions, stored_chunks, taker, write_data
+from pytreesaver.formats.indexed.data import ChunkTable, stored_chunks
 from pytreesaver.formats.indexed.directory import DirectoryLayout
 from pytreesaver.formats.indexed.index import Index, encode_index
 from pytreesaver.formats.indexed.parts import FileLimits, WrittenFile, joined_index, plan_files
+from pytreesaver.formats.indexed.streaming import data_stream
 from pytreesaver.formats.indexed.together import Begin, collect_parts, send_part
 from pytreesaver.formats.protocol import TreeContents
 
@@ -204,33 +202,11 @@ def _write_object(
     metadata_of: Callable[[Index], Any],
     sampled: Callable[[int, np.ndarray], None] | None,
 ) -> WrittenFile:
-    """Write a data object: once through to compute its checksums, which its header needs, and once to send it."""
-    from pytreesaver._io.stores import handles, objects
+    from pytreesaver._io.stores import objects
 
-    measuring = handles.MeasuringHandle()
-    descriptor = handles.new_handle(measuring)
-    try:
-        with unmetered():
-            options = WriteOptions(durable=False, in_background=False)
-            index = write_data(descriptor, name, table, options, metadata_of, chunks=chunks, sampled=sampled)
-    finally:
-        filesystem.release(descriptor)
-    offsets = list(index.chunk_offsets)
-    order = np.argsort(offsets, kind="stable").tolist()
-    context = copy_context()
-
-    def parts() -> Iterator[Any]:
-        yield measuring.header
-        take = taker([table.arrays[i] for i in chunks], order)
-        for i in order:
-            data = cell_bytes(take(i), table.leaf_types[chunks[i]])
-            for begin in range(0, data.nbytes, SLICE_NBYTES):
-                part = data[begin : begin + SLICE_NBYTES]
-                context.run(advance, part.nbytes)  # the engine may ask for parts in a thread of its own
-                yield memoryview(np.ascontiguousarray(part))  # type: ignore[arg-type]
-
+    index, parts = data_stream(name, table, metadata_of, chunks=chunks, sampled=sampled)
     objects.put_stream(path, parts, index.files[0].nbytes)
-    return WrittenFile(index.files[0], chunks, offsets, index.checksums)
+    return WrittenFile(index.files[0], chunks, list(index.chunk_offsets), index.checksums)
 
 
 def remove_from_store(path: Any, layout: DirectoryLayout) -> None:

@@ -115,6 +115,11 @@ def known_after_saving(
 class NativeReader(IndexedReader):
     """An open checkpoint in the native format. See `pytreesaver.formats.CheckpointReader`."""
 
+    @property
+    def shared_nbytes(self) -> int:
+        """The size of the data files that the save did not write, but took from an earlier checkpoint."""
+        return sum(file.nbytes for file in self._files.index.files if file.shared)
+
     def remember(self, positions: Sequence[int], leaves: Sequence[Any], *, on_request: bool) -> None:
         """Remember which arrays have been restored, for the next incremental save.
 
@@ -130,8 +135,13 @@ class NativeReader(IndexedReader):
             return
         references: list[weakref.ref[Any] | None] = [None] * len(index.names)
         for position, leaf in zip(positions, leaves, strict=True):
-            if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+            if isinstance(leaf, jax.Array) and leaf.is_fully_addressable and self._is_as_stored(position, leaf):
                 references[position] = weakref.ref(leaf)
         verified = [position for position, reference in enumerate(references) if reference is not None]
         known = KnownCheckpoint(self.path.absolute(), index, versions, False, verified, references, {})
         remember(known, on_request=on_request)
+
+    def _is_as_stored(self, position: int, leaf: Any) -> bool:
+        """Return whether a restored leaf has the stored type: otherwise a save may cast it to other bytes."""
+        stored = self.types[position]
+        return stored.kind == "key" or (stored.kind == "jax" and stored.dtype == leaf.dtype.name)

@@ -73,7 +73,10 @@ def share_file(base: KnownCheckpoint, number: int, target: Path, locks: ExitStac
             from pytreesaver._io.stores import objects
 
             objects.copy(cast(Any, source), cast(Any, target))
-            return True
+            if objects.head(cast(Any, target))["size"] == base.index.files[number].nbytes:
+                return True
+            filesystem.remove_file(target)
+            return False
         filesystem.link(source, target)
     except OSError as error:
         if error.errno in _HAVE_NO_LINKS:

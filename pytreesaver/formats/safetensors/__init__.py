@@ -18,18 +18,21 @@ from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.formats.protocol import Heading, TreeContents, refuse_other_files
 from pytreesaver.formats.safetensors import opening
 from pytreesaver.formats.safetensors.files import INDEX_NAME, data_files, other_files, recognizes
-from pytreesaver.formats.safetensors.writing import LAYOUT, is_index_of_ours, write
+from pytreesaver.formats.safetensors.opening import open_stream
+from pytreesaver.formats.safetensors.writing import LAYOUT, is_index_of_ours, write, write_stream
 
 __all__ = [
     "heading_file",
     "name",
     "open",
+    "open_stream",
     "read_heading",
     "recognizes",
     "remove",
     "remove_unlisted_files",
     "unsupported",
     "write",
+    "write_stream",
 ]
 
 name = opening.NAME

@@ -91,22 +91,27 @@ def read_header_text(file: Path) -> tuple[bytes, int, Version]:
     """
     descriptor = filesystem.open_existing(file)
     try:
-        size = filesystem.file_size(descriptor)
-        start = _read(descriptor, file, 0, min(LENGTH_NBYTES, size))
-        length = int.from_bytes(start, "little")
-        if start == b"version ":
-            raise CorruptCheckpointError(
-                f"{file}: expected a safetensors file, found a Git LFS pointer in its place; run git lfs pull"
-            )
-        if len(start) < LENGTH_NBYTES or length > min(size - LENGTH_NBYTES, MAX_HEADER_NBYTES):
-            raise CorruptCheckpointError(
-                f"{file}: expected a header of {length} bytes, found a file of {size} bytes: the file is damaged, or "
-                "truncated, for example by an interrupted download"
-            )
-        text = _read(descriptor, file, LENGTH_NBYTES, length)
-        return text, size - LENGTH_NBYTES - length, filesystem.version(descriptor)
+        return header_text_of(descriptor, file)
     finally:
         filesystem.release(descriptor)
+
+
+def header_text_of(descriptor: int, file: Path) -> tuple[bytes, int, Version]:
+    """Return what `read_header_text` does, of an open file, which messages call `file`."""
+    size = filesystem.file_size(descriptor)
+    start = _read(descriptor, file, 0, min(LENGTH_NBYTES, size))
+    length = int.from_bytes(start, "little")
+    if start == b"version ":
+        raise CorruptCheckpointError(
+            f"{file}: expected a safetensors file, found a Git LFS pointer in its place; run git lfs pull"
+        )
+    if len(start) < LENGTH_NBYTES or length > min(size - LENGTH_NBYTES, MAX_HEADER_NBYTES):
+        raise CorruptCheckpointError(
+            f"{file}: expected a header of {length} bytes, found a file of {size} bytes: the file is damaged, or "
+            "truncated, for example by an interrupted download"
+        )
+    text = _read(descriptor, file, LENGTH_NBYTES, length)
+    return text, size - LENGTH_NBYTES - length, filesystem.version(descriptor)
 
 
 def _read(descriptor: int, file: Path, offset: int, nbytes: int) -> bytes:

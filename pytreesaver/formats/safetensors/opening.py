@@ -20,7 +20,7 @@ from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.formats.protocol import Heading
 from pytreesaver.formats.safetensors.embedded import CONTENT_KEY, embedded_index, is_ours
 from pytreesaver.formats.safetensors.files import INDEX_NAME, SHARD_NAME, data_files
-from pytreesaver.formats.safetensors.header import Header, Version, decode_header, read_header_text
+from pytreesaver.formats.safetensors.header import Header, Version, decode_header, header_text_of, read_header_text
 
 NAME = "safetensors"
 VERSION = 1
@@ -37,6 +37,18 @@ def open_file(path: Path, file: Path | None = None) -> IndexedReader:
         if _is_unchanged(reader, [version]):
             return reader
         reader.close()  # another program has replaced it since its header was read
+
+
+def open_stream(descriptor: int, name: Path) -> IndexedReader:
+    """Open a single safetensors file that is open already, and is closed with the reader. Messages call it `name`."""
+    try:
+        text, data_nbytes, _ = header_text_of(descriptor, name)
+        index = _index_of_file(name, decode_header(text, data_nbytes, name))
+        names: dict[str, Any] = {"format_name": NAME, "format_version": VERSION}
+        return IndexedReader(name, index, [name], descriptors=[descriptor], **names)
+    except BaseException:
+        filesystem.release(descriptor)
+        raise
 
 
 def _index_of_file(file: Path, header: Header) -> Index:

@@ -1,6 +1,6 @@
 """Writing of a safetensors file, or of a directory of several with the index of Hugging Face."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pytreesaver._tree.kinds import Cells, grid_cells
 from pytreesaver.formats.indexed.data import ALIGNMENT, ChunkTable, WriteOptions, new_index, write_data
 from pytreesaver.formats.indexed.directory import DataWriter, DirectoryLayout, write_directory
 from pytreesaver.formats.indexed.index import Index, chunk_nbytes, decode_index, header_checksum
+from pytreesaver.formats.indexed.streaming import data_stream
 from pytreesaver.formats.protocol import TreeContents
 from pytreesaver.formats.safetensors.embedded import (
     CHECKSUM_KEY,
@@ -47,7 +48,7 @@ def write(
     shard_nbytes: int | None = None,
 ) -> None:
     """Write a safetensors file, or with `shard_nbytes` a directory. See `pytreesaver.formats.Format.write`."""
-    contents = contents._replace(cells=[_whole(*each) for each in zip(contents.cells, contents.shapes, strict=True)])
+    contents = _with_whole_cells(contents)
     if shard_nbytes is not None:
         if overwrite and filesystem.is_directory(path) and (others := other_files(path)):
             raise CheckpointExistsError(
@@ -57,12 +58,10 @@ def write(
         layout = LAYOUT._replace(write_data=_shard_writer(shard_nbytes))
         write_directory(path, contents, layout, overwrite=overwrite, durable=durable, in_background=in_background)
         return
-    alignment = ALIGNMENT if contents.nbytes >= _SMALL_NBYTES else _SMALL_ALIGNMENT
 
     def write_contents(descriptor: int, synced: bool) -> None:
         options = WriteOptions(synced, in_background)
-        embedded: Any = {"alignment": alignment, "share": False, "with_float8": True, "seal": sealed}
-        write_data(descriptor, "", ChunkTable.of(contents), options, metadata_with_index, **embedded)
+        write_data(descriptor, "", ChunkTable.of(contents), options, metadata_with_index, **_options_of_file(contents))
 
     write_single_file(
         path,
@@ -72,6 +71,30 @@ def write(
         overwrite=overwrite,
         durable=durable,
     )
+
+
+def write_stream(contents: TreeContents, write: Callable[[memoryview], object]) -> int:
+    """Write a safetensors file part by part. Return its size in bytes.
+
+    Args:
+        contents: the tree.
+        write: takes the parts, in order.
+    """
+    contents = _with_whole_cells(contents)
+    index, parts = data_stream("", ChunkTable.of(contents), metadata_with_index, **_options_of_file(contents))
+    for part in parts():
+        write(part)
+    return index.files[0].nbytes
+
+
+def _options_of_file(contents: TreeContents) -> dict[str, Any]:
+    """Return arguments of `write_data` for a single file that has the index."""
+    alignment = ALIGNMENT if contents.nbytes >= _SMALL_NBYTES else _SMALL_ALIGNMENT
+    return {"alignment": alignment, "share": False, "with_float8": True, "seal": sealed}
+
+
+def _with_whole_cells(contents: TreeContents) -> TreeContents:
+    return contents._replace(cells=[_whole(*each) for each in zip(contents.cells, contents.shapes, strict=True)])
 
 
 def _shard_writer(shard_nbytes: int) -> Any:

@@ -14,7 +14,8 @@ def test_json_of_a_run(call):
     found = json.loads(call("ls", "a", "--json").out)
     assert found["path"] == "a"
     last = found["checkpoints"][-1]
-    assert list(last) == ["path", "step", "time", "nbytes", "metrics", "metadata", "keep", "reasons", "problem"]
+    sizes = ["nbytes", "written_nbytes", "freed_nbytes"]
+    assert list(last) == ["path", "step", "time", *sizes, "metrics", "metadata", "keep", "reasons", "problem"]
     assert (last["step"], last["metadata"], last["keep"]) == (50, {"git": "abc"}, True)
     assert (last["metrics"], last["reasons"], last["problem"]) == ({"loss": 1 / 51}, ["newest", "last 4"], None)
     assert json.loads(call("prune", "a", "--keep-last", "1", "--json").out)["deleted"] is False
