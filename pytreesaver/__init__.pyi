@@ -2,6 +2,10 @@
 
 from ._checkpoint.converting import convert as convert
 from ._checkpoint.copying import copy_checkpoint as copy_checkpoint
+from ._checkpoint.models.exporting import export_model as export_model
+from ._checkpoint.models.loading import Model as Model
+from ._checkpoint.models.loading import ModelFunction as ModelFunction
+from ._checkpoint.models.loading import load_model as load_model
 from ._checkpoint.restoring.restore import from_bytes as from_bytes
 from ._checkpoint.restoring.restore import restore as restore
 from ._checkpoint.restoring.targets import ShardingRule as ShardingRule

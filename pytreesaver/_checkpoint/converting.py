@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jax.typing import DTypeLike
 
 from pytreesaver._checkpoint.copying import open_to_copy, refuse_inside_checkpoint, write_copy
-from pytreesaver._checkpoint.saving.casting import cast_type, checked_cast, with_cast_cells
+from pytreesaver._checkpoint.saving.casting import checked_cast, with_cast_contents
 from pytreesaver._checkpoint.saving.writing import check_format
 from pytreesaver._errors import (
     CheckpointExistsError,
@@ -135,8 +135,12 @@ def convert(
 def _convert_one(source: Path, target: Path, conversion: _Conversion) -> None:
     with open_to_copy(source, target, conversion.only, conversion.rename) as (reader, contents, unreadable):
         writer = check_format(target, conversion.format, conversion.shard_nbytes)
-        types = [cast_type(leaf_type, conversion.cast) for leaf_type in contents.types]
-        contents = with_cast_cells(contents._replace(types=types), contents.types)
+        before = contents.types
+        contents = with_cast_contents(contents, conversion.cast)
+        if contents.models is not None and list(contents.types) != list(before):
+            message = f"{source}: its models are not converted: they need weights of the dtypes that it has"
+            warnings.warn(message, StructureWarning, stacklevel=4)
+            contents = contents._replace(models=None)
         contents = _without_unsupported(contents, writer, source, conversion.lossy, unreadable)
         write_copy(
             reader,

@@ -1,5 +1,6 @@
 """`copy_checkpoint`: copies variables from file to file, without building a tree."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from pytreesaver._checkpoint.restoring.without_template import select_variables
 from pytreesaver._checkpoint.saving.writing import write_contents
-from pytreesaver._errors import CheckpointExistsError, CorruptCheckpointError
+from pytreesaver._errors import CheckpointExistsError, CorruptCheckpointError, StructureWarning
 from pytreesaver._io.parallel import unmetered
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress
@@ -85,11 +86,12 @@ def copy_checkpoint(
 
 @contextmanager
 def open_to_copy(
-    source: PathLike, target: Path, only: Selector | None, rename: ByName | None
+    source: PathLike, target: Path, only: Selector | None, rename: ByName | None, *, keeps_record: bool = False
 ) -> Iterator[tuple[CheckpointReader, TreeContents, dict[str, str]]]:
     """Open a checkpoint for a ``with`` block, and return what to write at `target`. Arrays are read while written.
 
-    Also return the names of the variables that cannot be read, each with the reason.
+    Also return the names of the variables that cannot be read, each with the reason. With `keeps_record`, the copy
+    takes the place of the checkpoint in its run.
     """
     refuse_inside_checkpoint(target)
     reader = open_reader(source)
@@ -97,6 +99,8 @@ def open_to_copy(
         with wrap_os_errors("read", reader.path):
             names, positions, structure = select_variables(reader, only, rename)
             contents = _contents(reader, names, positions, structure)
+            if keeps_record:
+                contents = contents._replace(record=reader.record)
         reasons = unreadable_variables(reader)
         found = [(name, reasons.get(reader.names[i])) for name, i in zip(names, positions, strict=True)]
         yield reader, contents, {name: reason for name, reason in found if reason is not None}
@@ -138,7 +142,7 @@ def _contents(reader: CheckpointReader, names: list[str], positions: list[int], 
         for position, earlier in reader.same_as.items()
         if position in places and places.get(earlier, len(places)) < places[position]
     }
-    return TreeContents(
+    contents = TreeContents(
         names,
         types,
         [reader.shapes[i] for i in positions],
@@ -148,6 +152,12 @@ def _contents(reader: CheckpointReader, names: list[str], positions: list[int], 
         record,
         same_as,
     )
+    models = getattr(reader, "models", None)
+    if models is not None and names != list(reader.names):
+        message = f"{reader.path}: its models are not copied: they need all of its variables, under their names"
+        warnings.warn(message, StructureWarning, stacklevel=5)
+        models = None
+    return contents._replace(models=models)
 
 
 def _cell(reader: CheckpointReader, position: int) -> Any:

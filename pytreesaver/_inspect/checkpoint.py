@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from pytreesaver._checkpoint.models.stored import described, stored_models
 from pytreesaver._errors import CorruptCheckpointError, VariableNotFoundError
 from pytreesaver._inspect.measuring import measure
 from pytreesaver._inspect.statistics import Statistics
@@ -85,6 +86,11 @@ class Checkpoint(Mapping[str, Variable]):
         """How many bytes of its data files an incremental save did not write, but took from an earlier checkpoint."""
         shared: int = getattr(self._reader, "shared_nbytes", 0)
         return shared
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The functions that `pytreesaver.export_model` has stored: {name: signature, and platforms}."""
+        return described(stored_models(getattr(self._reader, "models", None), self.path))
 
     def type_tree(self) -> TypeNode:
         """Return the structure of the saved tree, with the types of its containers and leaves, for display.

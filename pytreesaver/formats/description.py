@@ -26,7 +26,7 @@ class Description(msgspec.Struct):
         keys: what the arrays are called in the format.
         checksums: the xxh3 of the bytes of each array, in hexadecimal digits.
         files: the size and the xxh3 of each other file of the checkpoint, if there are any.
-        structure, metadata, record: as in `pytreesaver.formats.TreeContents`.
+        structure, metadata, record, models: as in `pytreesaver.formats.TreeContents`.
         same_as: as in `pytreesaver.formats.TreeContents`, with the positions as text.
     """
 
@@ -42,6 +42,7 @@ class Description(msgspec.Struct):
     same_as: dict[str, int] = {}
     files: dict[str, tuple[int, str]] = {}
     version: int = VERSION
+    models: Any = None
 
 
 def encode_description(description: Description) -> bytes:
@@ -90,6 +91,7 @@ def described(contents: TreeContents, keys: Sequence[str], checksums: Sequence[s
         structure=contents.structure,
         metadata=contents.metadata,
         record=contents.record,
+        models=contents.models,
         same_as={str(position): earlier for position, earlier in contents.same_as.items()},
         **others,
     )
@@ -108,6 +110,8 @@ def _problem(description: Description) -> str | None:
     )
     if any(len(column) != count for column in columns):
         return "expected columns of the same length"
+    if not (description.models is None or isinstance(description.models, dict)):
+        return "expected an object of models"
     if duplicates(description.names):
         return "expected different names"
     if any(not 0 <= each < len(description.types) for each in description.type_of):

@@ -90,6 +90,7 @@ class JoinedReader:
         self.path = path
         self.metadata = contents.metadata
         self.record = contents.record
+        self.models: Any = None
         self.format_name = format_name
         self.format_version = format_version
         self._readers = dict(readers)

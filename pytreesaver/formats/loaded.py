@@ -52,7 +52,7 @@ class LoadedReader:
         ]
         self.structure = description.structure
         self.metadata = description.metadata
-        self.record = description.record
+        self.record, self.models = description.record, description.models
         self.same_as: Mapping[int, int] = {int(key): earlier for key, earlier in description.same_as.items()}
         self.unreadable: Mapping[str, str] = {}
         self._keys = description.keys

@@ -69,6 +69,7 @@ class TreeContents(NamedTuple):
             format may store such an array once.
         shared: how several processes share the writing; None if this process has all values and writes them alone.
         leaves: for each variable a weak reference to its array of JAX, or None; empty if they do not matter.
+        models: the exported functions, as plain JSON data; see `pytreesaver._checkpoint.models`. None for none.
         unchanged: {position: position in an earlier checkpoint} of variables that are the same arrays as there.
     """
 
@@ -83,6 +84,7 @@ class TreeContents(NamedTuple):
     shared: SharedWriting | None = None
     leaves: Sequence["weakref.ref[Any] | None"] = ()
     unchanged: Mapping[int, int] = {}
+    models: Any = None
 
     @property
     def nbytes(self) -> int:
@@ -126,8 +128,9 @@ class CheckpointReader(Protocol):
     `types`, `shapes` and `nbytes`. In a format without names, `names` are the positions, and an attribute
     `is_positional` is True: then the variables are matched with the leaves of a template in their order.
 
-    A reader may have an attribute `other_names`, {another name: name}, of names that other programs use, and
-    `unreadable`, {name: reason}, of variables of which reading raises an UnsupportedLeafError. One that
+    A reader may have attributes: `models`, as in `TreeContents`; `other_names`, {another name: name}, of names that
+    other programs use; `unreadable`, {name: reason}, of variables of which reading raises an UnsupportedLeafError;
+    `shared_nbytes`, as in `Heading`; and a method `remember`, as in `pytreesaver.formats.native.base`. One that
     decompresses several arrays in parallel may have an attribute `window_nbytes`, how many bytes of them should be read
     together, and a method ``read_ahead(positions)``, called with those that `read_boxes` is going to read."""
 

@@ -27,7 +27,8 @@ T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
 
-def _restored(reader: CheckpointReader, like: Any, options: RestoreOptions, stacklevel: int) -> Any:
+def restore_reader(reader: CheckpointReader, like: Any, options: RestoreOptions, stacklevel: int) -> Any:
+    """Restore an open checkpoint, with checked options. Raises what `restore` raises."""
     if like is None:
         return restore_as_stored(reader, options, stacklevel)
     plan = plan_restore(reader, like, options)
@@ -41,7 +42,7 @@ def restore_with(
     options = options.checked(like)
     if isinstance(source, bytes | bytearray | memoryview) or is_readable_file(source):
         with opened_stream(source, options.format) as reader:
-            return _restored(reader, like, options, stacklevel + 1)
+            return restore_reader(reader, like, options, stacklevel + 1)
     path = cast_to(str, source)
 
     def newest(target: PathLike) -> Path:
@@ -63,7 +64,7 @@ def restore_with(
                 files = getattr(reader, "file_sizes", None) if in_store else None
                 if failed is not None and failed[0] == files:
                     raise failed[1]
-                return _restored(reader, like, options, stacklevel + 1)
+                return restore_reader(reader, like, options, stacklevel + 1)
         except CheckpointIOError as error:
             # In an object store, an overwrite deletes the data that a reader of the old index needs.
             if files is None or error.errno not in (errno.ENOENT, errno.EEXIST) or (failed and error is failed[1]):

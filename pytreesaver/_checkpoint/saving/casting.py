@@ -40,6 +40,14 @@ def cast_type(leaf_type: LeafType, cast: bool | str) -> LeafType:
     return leaf_type if dtype == leaf_type.dtype else msgspec.structs.replace(leaf_type, dtype=dtype)
 
 
+def with_cast_contents(contents: TreeContents, cast: bool | str) -> TreeContents:
+    """Return contents whose arrays are cast when they are written. Raises what `with_cast_cells` does."""
+    if cast is False:
+        return contents
+    types = [cast_type(leaf_type, cast) for leaf_type in contents.types]
+    return with_cast_cells(contents._replace(types=types), contents.types)
+
+
 def with_cast_cells(contents: TreeContents, before: Sequence[LeafType]) -> TreeContents:
     """Return contents whose arrays are cast to their types when they are written.
 

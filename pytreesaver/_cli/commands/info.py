@@ -45,6 +45,7 @@ def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None
                     "written_nbytes": written,
                     "freed_nbytes": freed,
                     "files": {name or checkpoint.path.name: size for name, size in sizes.items()},
+                    "models": checkpoint.models,
                     "metrics": checkpoint.metrics,
                     "metadata": encode_value(checkpoint.metadata, classes=False),
                     "structure": _as_json(tree),
@@ -65,6 +66,7 @@ def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None
             "frees": "" if freed == sum(sizes.values()) else f"{bytes_text(freed)}, if it is deleted",
         }
         write(styled(str(checkpoint.path), "bold"))
+        facts |= {f"function/{name}": signature for name, signature in checkpoint.models.items()}
         facts |= {f"metrics/{name}": number_text(value) for name, value in checkpoint.metrics.items()}
         facts |= {f"metadata/{name}": repr(value) for name, value in checkpoint.metadata.items()}
         width = max(len(printable(name)) for name in facts)

@@ -63,8 +63,9 @@ def list_path(
 
     For a run, shows the step, age, size, metrics and metadata of each checkpoint, and why retention keeps it or that it
     will be deleted; after incremental saves also how much each wrote, and how much deleting it would free. For a
-    checkpoint, shows the tree of its variables with types, sizes and shares, and the totals of each branch. The exit
-    code is 1 if a file is missing or has the wrong size. Use verify to check the contents.
+    checkpoint, shows the functions that are stored in it, and the tree of its variables with types, sizes and shares,
+    and the totals of each branch. The exit code is 1 if a file is missing or has the wrong size. Use verify to check
+    the contents.
 
     For example:
 
@@ -234,6 +235,7 @@ def _checkpoint_as_json(checkpoint: Checkpoint, summaries: Sequence[VariableSumm
         "time": modified_time(checkpoint.path) if checkpoint.time is None else checkpoint.time,
         "nbytes": sum(each.nbytes for each in summaries),
         "size": sum(each.size for each in summaries),
+        "models": checkpoint.models,
         "variables": variables,
     }
 
@@ -254,6 +256,8 @@ def _write_checkpoint(
     if checkpoint.step is not None:
         parts.insert(0, f"step {checkpoint.step}")
     write(f"{styled(str(checkpoint.path), 'bold')}: {', '.join(parts)}")
+    for name, signature in checkpoint.models.items():
+        write(f"  {styled('function', 'dim')} {styled(printable(name), 'bold')}{printable(signature)}")
     if flat:
         lines = [
             ("", printable(each.name) or "''", printable(each.type), count_text(each.size), each.nbytes)

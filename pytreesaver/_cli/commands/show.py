@@ -54,7 +54,9 @@ def show(
     path: CheckpointPath,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="The variable. Optional with --stats.", autocompletion=_complete_name),
+        typer.Argument(
+            metavar="NAME", help="The variable, or a function. Optional with --stats.", autocompletion=_complete_name
+        ),
     ] = None,
     slice_: Annotated[
         str | None, typer.Option("--slice", metavar="SLICE", help="Show a slice, in NumPy notation: '0:3, :'.")
@@ -69,7 +71,9 @@ def show(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the values, statistics and histogram of a variable, or the statistics of all variables.
+    """Show the values, statistics and histogram of a variable, the statistics of all variables, or the functions.
+
+    Without NAME, shows the signatures of the functions that are stored in the checkpoint. NAME may be one of them.
 
     Large variables are read in parts. The statistics cover all elements, but mean, std and norm only the finite ones.
 
@@ -82,12 +86,15 @@ def show(
     ```
     """
     options = {"linewidth": min(columns(), 100_000), **parse_print_options(printoptions or [])}
-    if name is None and not stats:
-        raise typer.BadParameter("expected the NAME of a variable, or --stats for statistics of all variables")
     if name is not None and (only or regex):
         raise typer.BadParameter("--only and --regex require --stats without a NAME")
     with load_checkpoint(checkpoint_path(path)) as checkpoint:
-        if name is None:
+        models = checkpoint.models
+        if name is None and not stats and not models:
+            raise typer.BadParameter("expected the NAME of a variable, or --stats for statistics of all variables")
+        if (name is None and not stats) or (name in models and name not in checkpoint):
+            _show_functions(checkpoint, models if name is None else {name: models[name]}, json=json)
+        elif name is None:
             if slice_ is not None:
                 raise typer.BadParameter("--slice requires the NAME of a variable")
             found = checkpoint.statistics(selection_of(only, regex), progress=shows_progress(json))
@@ -99,6 +106,14 @@ def show(
             with reporting(shows_progress(json), f"computing statistics of {variable.name}", nbytes):
                 results = _compute(variable, slice_)
             _show_variable(variable, slice_, results, options, json=json, values=not stats)
+
+
+def _show_functions(checkpoint: Checkpoint, models: dict[str, str], *, json: bool) -> None:
+    if json:
+        return write_json({"path": str(checkpoint.path), "models": models})
+    for name, signature in models.items():
+        write(f"{styled(printable(name), 'bold')}{printable(signature)}")
+    return None
 
 
 # All variables.

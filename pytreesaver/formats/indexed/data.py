@@ -55,6 +55,7 @@ def new_index(contents: TreeContents) -> Index:
         structure=contents.structure,
         metadata=contents.metadata,
         record=contents.record,
+        models=contents.models,
         same_as={str(position): earlier for position, earlier in contents.same_as.items()},
     )
 

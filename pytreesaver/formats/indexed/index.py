@@ -57,6 +57,7 @@ class Index(msgspec.Struct):
     metadata: Any
     record: Any = None
     same_as: dict[str, int] = {}
+    models: Any = None
 
 
 class Chunk(NamedTuple):
@@ -71,7 +72,7 @@ class Chunk(NamedTuple):
 
 
 # The order of the parts in the file: first what people look for.
-_PARTS = ("record", "metadata", "structure", "names", "types", "type_of", "shapes", "grids", "files")
+_PARTS = ("record", "metadata", "models", "structure", "names", "types", "type_of", "shapes", "grids", "files")
 _CHUNK_PARTS = ("chunk_files", "chunk_offsets", "checksum_block_nbytes", "checksums")
 
 
@@ -79,8 +80,9 @@ def encode_index(index: Index) -> bytes:
     """Return the index as JSON, one part per line. The last line is the checksum of the others."""
     parts: dict[str, Any] = {"format": FORMAT_NAME, "version": VERSION}
     parts |= {name: getattr(index, name) for name in (*_PARTS, *_CHUNK_PARTS)}
-    if index.record is None:
-        del parts["record"]
+    for name in ("record", "models"):
+        if parts[name] is None:
+            del parts[name]
     if index.same_as:
         parts["same_as"] = index.same_as
     lines = [b'"%s":%s' % (name.encode(), msgspec.json.encode(value)) for name, value in parts.items()]
@@ -177,6 +179,7 @@ def _check(index: Index, file_name: re.Pattern[str]) -> None:
     _require(_all_within(index.type_of, len(index.types)), f"positions among {len(index.types)} types")
     _require(is_encoded_dict(index.metadata), "an object of metadata")
     _require(index.record is None or isinstance(index.record, dict), "an object as the record")
+    _require(index.models is None or isinstance(index.models, dict), "an object of models")
     _require(index.checksum_block_nbytes > 0, "a positive checksum_block_nbytes")
     _require(len({file.name for file in index.files}) == len(index.files), "different data files")
     for file in index.files:

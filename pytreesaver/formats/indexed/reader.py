@@ -90,7 +90,7 @@ class IndexedReader:
         self.nbytes: Sequence[int] = self._files.nbytes
         self._structure = index.structure
         self.metadata = index.metadata
-        self.record = index.record
+        self.record, self.models = index.record, index.models
         self.same_as: Mapping[int, int] = {int(position): earlier for position, earlier in index.same_as.items()}
 
     @property

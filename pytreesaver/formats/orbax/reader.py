@@ -58,6 +58,7 @@ class OrbaxReader:
         self._version = _version_of(path)
         self._ahead = ReadAhead({})
         self._checksums: Sequence[str] = ()
+        self.models: Any = None
         self._files: Mapping[str, tuple[int, str]] = {}
         self.same_as: Mapping[int, int] = {}
         if _has_sidecar(path):
@@ -89,6 +90,7 @@ class OrbaxReader:
                 raise CorruptCheckpointError(f"{self.path}: {quoted(name)}: {message}", damaged=[name])
         self.names: Sequence[str] = sidecar.names
         self.structure, self.metadata, self.record = sidecar.structure, sidecar.metadata, sidecar.record
+        self.models = sidecar.models
         self.same_as = {int(position): earlier for position, earlier in sidecar.same_as.items()}
         self._checksums = sidecar.checksums
         self._files = sidecar.files

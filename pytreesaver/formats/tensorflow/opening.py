@@ -126,6 +126,7 @@ def _open(path: Path, bundle: Bundle, with_keys: bool) -> CheckpointReader:
         data.close()
         raise
     reader.other_names = others
+    reader.models = None if described is None else described.models
     dtypes = {tensor.dtype for tensor in bundle.tensors.values()} - {STRING}
     unreadable = {dtype for dtype in dtypes if name_of_dtype(dtype) is None}
     reader.unreadable = {
