@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent.parent
         "docs/partial.md",
         "docs/training.md",
         "docs/recipes.md",
+        "docs/incremental.md",
+        "docs/models.md",
         "docs/stores.md",
         "docs/formats.md",
         "docs/orbax.md",

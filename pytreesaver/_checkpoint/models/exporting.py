@@ -99,9 +99,9 @@ def export_model(
         What the function, `jax.export` and `pytreesaver.save` raise.
 
     Example:
-        >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+        >>> params = {"w": jax.numpy.ones((3, 2)), "b": jax.numpy.zeros(2)}
         >>> (batch,) = jax.export.symbolic_shape("batch")
-        >>> x = jax.ShapeDtypeStruct((batch, 3), jnp.float32)
+        >>> x = jax.ShapeDtypeStruct((batch, 3), jax.numpy.float32)
         >>> path = export_model("served", lambda params, x: x @ params["w"] + params["b"], x, params=params)
         >>> model = pytreesaver.load_model("served")
         >>> model(np.ones((1, 3), np.float32))

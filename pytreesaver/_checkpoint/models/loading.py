@@ -172,10 +172,10 @@ def load_model(
         What `pytreesaver.restore` raises.
 
     Example:
-        >>> params = {"a": jnp.full(2, 3.0)}
-        >>> path = pytreesaver.export_model("line", lambda p, x: p["a"] * x, jnp.ones(2), params=params)
+        >>> params = {"a": jax.numpy.full(2, 3.0)}
+        >>> path = pytreesaver.export_model("line", lambda p, x: p["a"] * x, jax.numpy.ones(2), params=params)
         >>> model = load_model("line")
-        >>> model, model(jnp.ones(2))
+        >>> model, model(jax.numpy.ones(2))
         (<Model line: <call(float32[2]) -> float32[2]>>, Array([3., 3.], dtype=float32))
     """
     options = RestoreOptions(sharding=sharding, mmap=mmap, verify=verify, progress=progress)

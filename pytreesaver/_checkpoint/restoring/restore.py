@@ -210,7 +210,7 @@ def from_bytes(data: Buffer, like: Any = None, **options: Unpack[RestoreArgument
     Example:
         >>> data = pytreesaver.to_bytes({"w": np.ones(3, np.float32), "step": 7})
         >>> from_bytes(data, like={"w": np.zeros(3, np.float16), "step": 0}, cast=True)
-        {'w': array([1., 1., 1.], dtype=float16), 'step': 7}
+        {'step': 7, 'w': array([1., 1., 1.], dtype=float16)}
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         raise TypeError(f"data: expected bytes, found {data!r}")
