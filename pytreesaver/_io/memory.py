@@ -1,9 +1,13 @@
-"""New memory for the bytes of arrays."""
+"""New memory for the bytes of arrays, and pauses of the garbage collection."""
 
 import errno
+import gc
 import mmap
+import os
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -57,3 +61,41 @@ def map_file(descriptor: int, nbytes: int) -> np.ndarray:
 
 
 _MAP_NORESERVE = 0x4000
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Pause the garbage collection of Python for a ``with`` block, or a function, that makes many objects quickly.
+
+    Otherwise it would look through all objects of the program again and again, which takes longer than the work. The
+    block must be short, since garbage of other threads is kept too.
+    """
+    with _pauses.guard:
+        _pauses.count += 1
+        if _pauses.count == 1:
+            _pauses.was_enabled = gc.isenabled()
+            gc.disable()
+    try:
+        yield
+    finally:
+        with _pauses.guard:
+            _pauses.count -= 1
+            if _pauses.count == 0 and _pauses.was_enabled:
+                gc.enable()
+
+
+class _Pauses:
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+        self.count = 0
+        self.was_enabled = False
+
+    def end(self) -> None:
+        """End all pauses, after a fork: the threads that made them are not there."""
+        if self.count and self.was_enabled:
+            gc.enable()
+        self.__init__()  # type: ignore[misc]
+
+
+_pauses = _Pauses()
+os.register_at_fork(after_in_child=_pauses.end)

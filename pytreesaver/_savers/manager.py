@@ -134,6 +134,8 @@ class CheckpointManager:
         check_when_busy(when_busy)
         signals = checked_signals(save_on_signal, save_on_sigterm)
         format = format_named(format or format_of_ending(checkpoint_name)).name
+        if not isinstance(incremental, bool):
+            raise TypeError(f"incremental: expected True or False, found {incremental!r}")
         incrementally = "incremental" if incremental else None
         check_format(self._given_directory / checkpoint_name, format, shard_nbytes, is_incremental=incrementally)
         self._rule = rule

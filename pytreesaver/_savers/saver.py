@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, SupportsIndex, TypeVar, Unpack, overload
+from typing import Any, SupportsIndex, TypeVar, Unpack, cast, overload
 
 import jax
 import msgspec
@@ -24,7 +24,7 @@ from pytreesaver._io.processes.meeting import (
     telling,
 )
 from pytreesaver._progress import Progress, check_progress
-from pytreesaver._run.directory import Deletions, is_complete
+from pytreesaver._run.directory import Deletions, checkpoint_at, is_complete
 from pytreesaver._run.history import SaveTimings
 from pytreesaver._run.lock import RunLock
 from pytreesaver._run.policies.recording import encode_rule
@@ -67,8 +67,7 @@ class Saver:
         filename: the default of `save_path` in `save`.
         format: the name of the format, as in `pytreesaver.save`.
         clock: returns the time, in seconds since the epoch.
-        shard_nbytes, processes, timeout: as in `pytreesaver.save`. Process 0 writes the state file and deletes.
-        incremental: as in `CheckpointManager`.
+        shard_nbytes, incremental, processes, timeout: as in `CheckpointManager`.
 
     Raises:
         TypeError, ValueError: if an argument is invalid.
@@ -288,9 +287,9 @@ class Saver:
             >>> pytreesaver.list_variables(path), saver.restore(path)
             ([('weights', (2,))], {'dense': {'w': array([1., 1.])}})
         """
-        given: Any = save_path
-        if given is None:
+        if cast(Any, save_path) is None:
             raise ValueError("Can't load save_path when it is None: no checkpoint was found")
+        path = local_path(save_path)
         self._session.queue.settle()
         if self._variables.renaming is not None and options.get("rename") is not None:
             raise ValueError("rename: cannot be combined with a var_list that is a dict, which also renames variables")
@@ -307,7 +306,8 @@ class Saver:
         )
         with jax.profiler.TraceAnnotation(f"{self._label}.restore"):
             tree = restore_with(save_path, like, everything)
-        self._session.go_on_from(local_path(save_path).absolute())
+        if self._more.incremental:
+            self._session.go_on_from(checkpoint_at(path).absolute())
         return tree
 
     # Retention.

@@ -76,7 +76,6 @@ class WriterSession:
             )
             if base is not None:
                 break
-        self.go_on_from(location)
         return contents, base
 
     def claim(self, directory: Path) -> RunLock:
@@ -149,6 +148,7 @@ class WriterSession:
                         base=base,
                         is_incremental=options.incremental,
                     )
+                self.go_on_from(location)
                 ended = time.monotonic()
                 blocked = ended - started if block else blocked_secs
                 timings = SaveTimings(blocked, waited_secs, ended - began, _size_of(location))

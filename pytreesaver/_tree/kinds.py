@@ -157,10 +157,24 @@ class Cells:
         self.devices = devices
 
 
-class ArrayPart:
+class SourceArray:
+    """What becomes a NumPy array when it is written, from the array `array`."""
+
+    __slots__ = ("array",)
+    array: Any
+
+
+def source_of(array: Any) -> Any:
+    """Return the array that is read when this one is written: itself, or that of a `SourceArray`."""
+    while isinstance(array, SourceArray):
+        array = array.array
+    return array
+
+
+class ArrayPart(SourceArray):
     """A box of an array, which becomes a NumPy array when it is written."""
 
-    __slots__ = ("array", "index")
+    __slots__ = ("index",)
 
     def __init__(self, array: Any, index: tuple[slice, ...]) -> None:
         self.array = array
@@ -215,12 +229,15 @@ def python_leaf_type(leaf: Any) -> tuple[LeafType, tuple[int, ...]]:
     return leaf_type, (len(leaf),) if type(leaf) is bytes else ()
 
 
+_BYTE = np.dtype(np.uint8)
+
+
 def cell_bytes(cell: Any, leaf_type: LeafType) -> np.ndarray:
     """Return the little-endian, C-ordered bytes of a cell as a uint8[n], without a copy if possible."""
     if leaf_type.kind in ("jax", "numpy"):
         array = np.asarray(cell)
         if array.flags.c_contiguous and array.dtype.isnative and array.itemsize:
-            return array.ravel().view(np.uint8)
+            return array.ravel().view(_BYTE)
     match leaf_type.kind:
         case "str":
             array = np.frombuffer(cell.encode("utf-8", "surrogatepass"), np.uint8)

@@ -1,7 +1,8 @@
 """Types of the leaves of a tree in memory, and the arrays that contain their bytes."""
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -48,6 +49,57 @@ def leaf_type_of(leaf: Any, *, is_shared: bool = False) -> tuple[LeafType, tuple
     if isinstance(leaf, np.generic):
         return _numpy_scalar_type(leaf), ()
     raise LeafError(f"of type {kind.__module__}.{kind.__qualname__}{_advice(leaf)}")
+
+
+class LeafColumns(NamedTuple):
+    """Many leaves in columns.
+
+    Attributes:
+        types: as from `leaf_type_of`.
+        shapes: as from `leaf_type_of`.
+        cells: as from `cells_of`; None for a leaf of which `cells_of` has to be called.
+        problems: {position: reason} of the leaves that cannot be stored. They are not in the columns.
+    """
+
+    types: list[LeafType]
+    shapes: list[tuple[int, ...]]
+    cells: list[Cells | None]
+    problems: dict[int, str]
+
+
+def leaf_columns(leaves: Sequence[Any], *, is_shared: bool = False) -> LeafColumns:
+    """Return the types and shapes of many leaves. Most are arrays of JAX on one device, which takes little time.
+
+    Args:
+        leaves: the leaves.
+        is_shared: as in `leaf_type_of`.
+    """
+    columns = LeafColumns([], [], [], {})
+    add_type, add_shape, add_cells = columns.types.append, columns.shapes.append, columns.cells.append
+    # Arrays that are alike share their abstract value and sharding, whose identities are faster to compare.
+    known: dict[tuple[int, int], tuple[LeafType, tuple[int, ...]]] = {}
+    array_class: Any = None
+    leaf: Any
+    for i, leaf in enumerate(leaves):
+        if type(leaf) is array_class and not leaf.is_deleted():
+            alike = known.get((id(leaf.aval), id(leaf.sharding)))
+            if alike is not None:
+                add_type(alike[0])
+                add_shape(alike[1])
+                add_cells(Cells([leaf]))
+                continue
+        try:
+            leaf_type, shape = leaf_type_of(leaf, is_shared=is_shared)
+        except LeafError as problem:
+            columns.problems[i] = str(problem)
+            continue
+        add_type(leaf_type)
+        add_shape(shape)
+        add_cells(None)
+        if leaf_type.kind == "jax" and len(leaf.sharding.device_set) == 1:
+            array_class = type(leaf)
+            known[id(leaf.aval), id(leaf.sharding)] = leaf_type, shape
+    return columns
 
 
 def _jax_type(leaf: jax.Array, is_shared: bool) -> tuple[LeafType, tuple[int, ...]]:

@@ -187,7 +187,16 @@ class _Flattener:
         keys = self._sorted_keys(node, name)
         if set(map(type, keys)) <= _ONLY_STR and not _has_tag(keys):
             prefix = _prefix(name)
-            children = {key: self.visit(node[key], prefix + key) for key in keys}
+            visitors, names, leaves, visit = self._visitors, self.names, self.leaves, self.visit
+            children = {}
+            for key in keys:
+                child = node[key]
+                if visitors.get(type(child), visit) is None and not self._modules:  # a leaf, as `visit` finds out
+                    names.append(prefix + key)
+                    leaves.append(child)
+                    children[key] = len(leaves) - 1
+                else:
+                    children[key] = visit(child, prefix + key)
             return children if keys == list(node) else {key: children[key] for key in node}
         children = dict(zip(keys, self._visit_items(node, name, keys), strict=True))
         return {"$dict": [children[key] for key in node]}

@@ -33,6 +33,11 @@ class FetchedAhead:
         self._in_flight: dict[int, Any] = {}
         self._lock = threading.Lock()
 
+    @property
+    def has_any(self) -> bool:
+        """Whether any array has to be fetched."""
+        return bool(self._remote)
+
     def take(self, i: int) -> Any:
         """Return array number `i`. Each array is taken once."""
         if i not in self._remote:

@@ -71,6 +71,7 @@ class TreeContents(NamedTuple):
         leaves: for each variable a weak reference to its array of JAX, or None; empty if they do not matter.
         models: the exported functions, as plain JSON data; see `pytreesaver._checkpoint.models`. None for none.
         unchanged: {position: position in an earlier checkpoint} of variables that are the same arrays as there.
+        changed: the positions of the others, if the tree is so much alike that the format may take a shorter way.
     """
 
     names: Sequence[str]
@@ -85,6 +86,7 @@ class TreeContents(NamedTuple):
     leaves: Sequence["weakref.ref[Any] | None"] = ()
     unchanged: Mapping[int, int] = {}
     models: Any = None
+    changed: Sequence[int] | None = None
 
     @property
     def nbytes(self) -> int:

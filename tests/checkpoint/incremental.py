@@ -1,6 +1,7 @@
 """What several tests of incremental saves need."""
 
 import json
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -22,3 +23,10 @@ def written_nbytes(path):
 
 def nbytes_of(path):
     return sum(file.stat().st_size for file in Path(path).iterdir())
+
+
+def refuse(number):
+    def link(source, target):
+        raise OSError(number, os.strerror(number))
+
+    return link

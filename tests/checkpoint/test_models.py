@@ -302,3 +302,66 @@ def test_captured_arrays_are_pointed_out(caplog, monkeypatch):
         warnings.simplefilter("ignore")
         pts.export_model("served", lambda p, i: p * jnp.asarray(table)[i], 3, params=jnp.ones(2))
     assert "it contains arrays as constants; pass them as weights" in caplog.text
+
+
+def test_a_function_of_a_part_is_added_without_the_loss_of_the_rest():
+    tree = {"params": PARAMS, "opt": jnp.zeros(3), "name": "digits"}
+    pts.save(tree, "whole")
+    pts.export_model("whole", lambda t, x: predict(t["params"], x), X, of="whole", only="params", overwrite=True)
+    assert_trees_equal(pts.restore("whole"), tree)
+    np.testing.assert_array_equal(pts.load_model("whole")(values()), jax.jit(predict)(PARAMS, values()))
+    with pytest.raises(ValueError, match="cast: would round the weights of the checkpoint itself"):
+        pts.export_model("whole", predict, X, of="./whole", only="params", cast="bfloat16", overwrite=True)
+
+
+@pytest.mark.parametrize("format", ["orbax", "tensorflow", "safetensors"])
+def test_a_function_is_added_in_the_format_of_the_checkpoint(format):
+    tree = {"w": PARAMS["w"], "b": PARAMS["b"]}
+    pts.save(tree, "other", format=format)
+    pts.export_model("other", lambda p, x: x @ p["w"] + p["b"], X, of="other", overwrite=True)
+    assert pts.load_model("other")(values()).shape == (4, 2)
+    with pts.load_checkpoint("other") as checkpoint:
+        assert checkpoint.format == format
+
+
+def test_platforms_and_orders_are_checked():
+    for platforms, error in (("cpu", TypeError), ([], ValueError), (["gpu"], ValueError)):
+        with pytest.raises(error, match="platforms: expected"):
+            pts.export_model("served", predict, X, params=PARAMS, platforms=platforms)
+    for order in (-1, "x", True):
+        with pytest.raises(ValueError, match="vjp_order: expected"):
+            pts.export_model("served", predict, X, params=PARAMS, vjp_order=order)
+
+
+def test_weights_that_jax_would_truncate_are_refused():
+    with pytest.raises(pts.UnsupportedLeafError, match="float64, which JAX would truncate to float32"):
+        pts.export_model("served", lambda p, x: x, X, params={"w": np.ones(3)})
+    with jax.enable_x64(True):
+        pts.export_model("served", lambda p, x: x * p["w"], jnp.ones(3), params={"w": np.ones(3)})
+
+
+def test_a_namedtuple_and_a_dict_of_the_same_names():
+    Point = collections.namedtuple("Point", ["z", "a"])
+    pts.export_model("served", lambda p, point: point.z - point.a, Point(1.0, 2.0), params={})
+    assert pts.load_model("served")({"z": 5.0, "a": 1.0}) == 4.0
+
+
+def test_code_that_would_fill_the_memory_is_refused():
+    path = pts.export_model("served", predict, X, params=PARAMS)
+    edited(path, lambda model: model.update(exported=stored.compressed(bytes(200 << 20))))
+    with pytest.raises(pts.CorruptCheckpointError, match="expected at most"):
+        pts.load_model("served")
+
+
+@pytest.mark.parametrize("change", [{"parameters": ["nope"]}, {"result": [0, 0]}, {"argument_names": []}])
+def test_a_model_that_does_not_fit_its_code_is_an_error(change):
+    path = pts.export_model("served", predict, X, params=PARAMS)
+    edited(path, lambda model: model.update(change))
+    with pytest.raises(pts.CorruptCheckpointError, match="served"):
+        pts.load_model("served")
+
+
+def test_a_model_is_not_exported_over_something_else():
+    pts.save(PARAMS, "there")
+    with pytest.raises(pts.CheckpointExistsError, match="overwrite=True"):
+        pts.export_model("there", lambda p, x: pytest.fail("exported"), X, params=PARAMS)

@@ -107,8 +107,9 @@ def test_damage_and_truncation_are_found():
     for end in (0, 5, 100, 5000, len(data) - 1):
         with pytest.raises(pts.CorruptCheckpointError, match="<bytearray>"):
             pts.from_bytes(data[:end])
-    with pytest.raises(pts.CorruptCheckpointError):
-        pts.from_bytes(b"not a checkpoint at all")
+    for other in (b"not a checkpoint at all", b"PK\x03\x04 a zip", b""):
+        with pytest.raises(pts.CorruptCheckpointError, match="expected the bytes of a safetensors file"):
+            pts.from_bytes(other)
     with pytest.raises(pts.CorruptCheckpointError, match="<BytesIO>"):
         pts.restore(io.BytesIO(data[:-1]))
 
@@ -118,6 +119,12 @@ def test_wrong_arguments():
         pts.save(TREE, io.StringIO())
     with pytest.raises(TypeError, match="binary file"):
         pts.restore(io.StringIO("text"))
+    with pytest.raises(TypeError, match="contiguous bytes"):
+        pts.from_bytes(memoryview(pts.to_bytes(TREE))[::2])
+    with pytest.raises(TypeError, match="path"):
+        pts.restore(b"model")
+    with pytest.raises(ValueError, match="timeout"):
+        pts.save(TREE, io.BytesIO(), timeout=-3)
     with pytest.raises(TypeError, match="expected bytes, found 'model'"):
         pts.from_bytes("model")
     with pytest.raises(ValueError, match="are for paths"):
@@ -136,8 +143,41 @@ def test_an_error_of_the_file_is_raised():
         def write(self, data):
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(pts.CheckpointIOError, match="No space left"):
         pts.save(TREE, Full())
+
+
+@pytest.mark.parametrize(("answer", "message"), [(None, "takes no more"), (0, "has written 0"), (-1, "has written -1")])
+def test_a_file_that_takes_nothing_is_an_error(answer, message):
+    class Stuck(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            return answer
+
+    with pytest.raises(pts.CheckpointIOError, match=message):
+        pts.save(TREE, Stuck())
+
+
+def test_a_pipe_that_does_not_block_is_not_cut_short():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with os.fdopen(writing, "wb", buffering=0) as file, pytest.raises(pts.CheckpointIOError, match="takes no more"):
+        pts.save(TREE, file)
+    os.close(reading)
+
+
+def test_a_file_whose_write_returns_nothing():
+    class Quiet:
+        data = b""
+
+        def write(self, part):
+            self.data += bytes(part)
+
+    file = Quiet()
+    pts.save(TREE, file)
+    assert_trees_equal(pts.from_bytes(file.data), TREE)
 
 
 def test_no_engine_of_object_stores_is_needed():

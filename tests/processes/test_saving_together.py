@@ -245,7 +245,7 @@ def test_other_formats_are_refused_with_the_way_out(pair, tmp_path):
 
 
 def shared_by(path):
-    """Return the numbers of the processes that shared a data file with an earlier checkpoint, and those that wrote."""
+    """Return for each data file whether it was taken from an earlier checkpoint."""
     files = json.loads((path / "index.json").read_text())["files"]
     return [bool(file.get("shared")) for file in files]
 

@@ -15,16 +15,22 @@ from pytreesaver._checkpoint.models.stored import StoredModel, compressed
 from pytreesaver._checkpoint.saving.casting import checked_cast, with_cast_contents
 from pytreesaver._checkpoint.saving.contents import contents_of
 from pytreesaver._checkpoint.saving.writing import check_format, unchanged_since, write_contents
-from pytreesaver._errors import UnsupportedLeafError
+from pytreesaver._errors import CheckpointExistsError, UnsupportedLeafError
+from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, local_path
 from pytreesaver._progress import Progress, check_progress
+from pytreesaver._run.directory import checkpoint_at
 from pytreesaver._text import quoted
+from pytreesaver._tree.casting import X64_DTYPES
 from pytreesaver._tree.kinds import PYTHON_KINDS, LeafType, logical_shape, storage_dtype
-from pytreesaver._tree.names.select import Selection, as_selection
+from pytreesaver._tree.names.select import Selection, Selector, as_selection, selected
 from pytreesaver._tree.plain import encode_value
 from pytreesaver._tree.rebuild import rebuild_tree
+from pytreesaver._tree.restructure import prune_structure
 from pytreesaver._tree.structure import flatten_tree
+from pytreesaver.formats import places
 from pytreesaver.formats.protocol import TreeContents
+from pytreesaver.formats.registry import format_at
 
 FUNCTION = "call"
 """The name of a function that was given without one."""
@@ -76,19 +82,23 @@ def export_model(
             and dtypes count. Dimensions of `jax.export.symbolic_shape` may have any size later. For several functions,
             one dict with a tuple of arguments for each name.
         params: the weights: a tree of arrays and numbers.
-        of: in place of `params`, a checkpoint that has them. If both paths are in one place, its data files are shared,
-            as by `base` in `pytreesaver.save`. ``export_model(path, ..., of=path, overwrite=True)`` adds a function to
-            a checkpoint, in place of those that are there.
+        of: in place of `params`, a checkpoint that has them, or a run directory with the newest one. If both paths are
+            on one disk, its data files are shared, as by `base` in `pytreesaver.save`. With ``of=path`` and
+            ``overwrite=True``, the function is added to a checkpoint, which keeps all of its variables, in place of
+            the functions that it has.
         platforms: what the function is to run on: any of ``"cpu"``, ``"cuda"``, ``"rocm"`` and ``"tpu"``. By default,
             the current platform.
         vjp_order: how many times the loaded function can be differentiated.
-        only: which variables of the weights the function gets, as in `pytreesaver.restore`.
+        only: which variables of the weights the function gets, as in `pytreesaver.restore`. A new checkpoint has no
+            others.
         cast: as in `pytreesaver.save`. The function gets the weights after the cast.
         metadata: as in `pytreesaver.save`; with `of`, that of the checkpoint by default.
         overwrite: as in `pytreesaver.save`.
         durable: as in `pytreesaver.save`.
-        format: as in `pytreesaver.save`.
+        format: as in `pytreesaver.save`; with ``of=path``, that of the checkpoint by default.
         progress: as in `pytreesaver.save`.
+
+    In a program of several processes, one of them calls it.
 
     Returns:
         The path of the checkpoint.
@@ -111,24 +121,33 @@ def export_model(
     if (params is None) == (of is None):
         raise TypeError("expected params, a tree of weights, or of, a checkpoint that has them")
     functions = _functions(function, abstract_args)
+    _check_platforms(platforms, vjp_order)
     selection, checked = None if only is None else as_selection(only), checked_cast(cast)
     target = local_path(path)
+    source = None if of is None else checkpoint_at(of)
+    is_in_place = source is not None and filesystem.resolved(source) == filesystem.resolved(target)
+    if is_in_place and checked is not False:
+        raise ValueError("cast: would round the weights of the checkpoint itself; export the model to another path")
+    if is_in_place and format is None:
+        found = format_at(target)
+        format = None if found is None else found.name
     check_format(target, format, None)
+    if not overwrite and places.exists(target):
+        raise CheckpointExistsError(f"{target} exists already; pass overwrite=True to replace a checkpoint")
     options: dict[str, Any] = {"overwrite": overwrite, "durable": durable, "format": format, "progress": progress}
     with ExitStack() as stack:
         reader = None
-        if of is None:
+        if source is None:
             contents = contents_of(params, metadata, only=selection, cast=checked)
             weights = _weights_of_tree(params, contents, is_whole=only is None)
         else:
-            source = local_path(of)
-            # A checkpoint of a run that gets a function stays one of the run.
-            opened = open_to_copy(source, target, selection, None, keeps_record=source == target)
+            # A checkpoint of a run that gets a function stays one of the run, with all of its variables.
+            opened = open_to_copy(source, target, None if is_in_place else selection, None, keeps_record=is_in_place)
             reader, contents, _ = stack.enter_context(opened)
             contents = with_cast_contents(contents, checked)
             if metadata is not None:
                 contents = contents._replace(metadata=encode_value(dict(metadata), classes=False))
-            weights = _weights_of_checkpoint(contents)
+            weights = _weights_of_checkpoint(contents, selection if is_in_place else None)
         models = {
             name: _exported(each, args, weights, platforms, vjp_order) for name, (each, args) in functions.items()
         }
@@ -155,7 +174,9 @@ def _functions(function: Any, args: tuple[Any, ...]) -> dict[str, tuple[Callable
             f"{', '.join(map(str, function))}, found {args!r}"
         )
     for name, each in function.items():
-        if not (isinstance(name, str) and callable(each) and isinstance(args_of[name], tuple | list)):
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"function: expected the names of functions, found {name!r}")
+        if not (callable(each) and isinstance(args_of[name], tuple | list)):
             raise TypeError(f"function: expected a function and a tuple of arguments for {name!r}")
     return {name: (each, tuple(args_of[name])) for name, each in function.items()}
 
@@ -174,7 +195,16 @@ def _weights_of_tree(tree: Any, contents: TreeContents, *, is_whole: bool) -> _W
     return _Weights(contents.names, abstract, rebuild)
 
 
-def _weights_of_checkpoint(contents: TreeContents) -> _Weights:
+def _weights_of_checkpoint(contents: TreeContents, only: Selector | None) -> _Weights:
+    if only is not None:
+        flags = selected(only, list(contents.names), "the checkpoint")
+        positions = [i for i, flag in enumerate(flags) if flag]
+        contents = contents._replace(
+            names=[contents.names[i] for i in positions],
+            types=[contents.types[i] for i in positions],
+            shapes=[contents.shapes[i] for i in positions],
+            structure=prune_structure(contents.structure, {i: place for place, i in enumerate(positions)}),
+        )
     abstract = _abstract(contents, [None] * len(contents.names))
     return _Weights(contents.names, abstract, lambda leaves: rebuild_tree(contents.structure, leaves)[0])
 
@@ -187,6 +217,13 @@ def _abstract(contents: TreeContents, shardings: Sequence[Any]) -> list[Any]:
         for name, leaf_type, _, _ in columns
         if not _is_argument(leaf_type)
     }
+    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        problems |= {
+            name: f"found {leaf_type.dtype}, which JAX would truncate to {X64_DTYPES[leaf_type.dtype]} while "
+            "jax_enable_x64 is off; convert it, pass cast=, or enable x64"
+            for name, leaf_type, _, _ in columns
+            if leaf_type.kind not in PYTHON_KINDS and leaf_type.dtype in X64_DTYPES
+        }
     _refuse("the weights", problems)
     return [_abstract_leaf(leaf_type, shape, sharding) for _, leaf_type, shape, sharding in columns]
 
@@ -216,7 +253,22 @@ def _abstract_leaf(leaf_type: LeafType, shape: Sequence[int], sharding: Any) -> 
 def _refuse(what: str, problems: Mapping[str, str]) -> None:
     if problems:
         lines = "\n".join(f"  {quoted(name)}: {problem}" for name, problem in problems.items())
-        raise UnsupportedLeafError(f"{what} of a model cannot have these leaves:\n{lines}")
+        advice = "; select others with only=" if what == "the weights" else ""
+        raise UnsupportedLeafError(f"{what} of a model cannot have these leaves{advice}:\n{lines}")
+
+
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def _check_platforms(platforms: Any, vjp_order: Any) -> None:
+    if platforms is not None:
+        if isinstance(platforms, str) or not isinstance(platforms, Sequence):
+            raise TypeError(f'platforms: expected a list such as ["cpu", "cuda"], found {platforms!r}')
+        unknown = [each for each in platforms if each not in _PLATFORMS]
+        if unknown or not platforms:
+            raise ValueError(f"platforms: expected some of {', '.join(_PLATFORMS)}, found {list(platforms)!r}")
+    if isinstance(vjp_order, bool) or not isinstance(vjp_order, int) or vjp_order < 0:
+        raise ValueError(f"vjp_order: expected a number of at least 0, found {vjp_order!r}")
 
 
 def _exported(

@@ -1,5 +1,6 @@
 """`load_model`: a function that `export_model` has stored, with its weights, ready to call."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from pytreesaver._io.paths import PathLike
 from pytreesaver._progress import Progress
 from pytreesaver._run.directory import opened_checkpoint
 from pytreesaver._text import did_you_mean, quoted
-from pytreesaver._tree.rebuild import rebuild_tree
+from pytreesaver._tree.rebuild import MalformedStructureError, rebuild_tree
 from pytreesaver._tree.structure import flatten_tree
+from pytreesaver.formats.protocol import CheckpointReader
+
+logger = logging.getLogger("pytreesaver")
 
 
 class ModelFunction:
@@ -42,6 +46,7 @@ class ModelFunction:
         self._name = name
         self._stored = stored
         self._params = params
+        self._names = flatten_tree(params).names
         count = len(stored.parameters)
         self.signature = stored.signature
         self.in_avals: tuple[Any, ...] = tuple(exported.in_avals[count:])
@@ -64,15 +69,18 @@ class ModelFunction:
         """
         weights = flatten_tree(params)
         leaf_of = dict(zip(weights.names, weights.leaves, strict=True))
-        missing = [name for name in self._stored.parameters if name not in leaf_of]
-        if missing:
-            raise TypeError(f"{self!r}: the weights lack {', '.join(map(quoted, missing[:5]))}")
+        missing = set(self._stored.parameters) - leaf_of.keys()
+        unknown = leaf_of.keys() - set(self._names)
+        if missing or unknown:
+            what = ", ".join(map(quoted, sorted(missing | unknown)[:5]))
+            raise TypeError(f"{self!r}: expected weights with the names of those in the checkpoint; different: {what}")
         given = flatten_tree(list(args))
-        if given.names != self._stored.argument_names:
-            raise TypeError(
-                f"{self!r}: expected arguments with the leaves {self._stored.argument_names}, found {given.names}"
-            )
-        leaves = self._call(*(leaf_of[name] for name in self._stored.parameters), *given.leaves)
+        expected = self._stored.argument_names
+        argument_of = dict(zip(given.names, given.leaves, strict=True))
+        if argument_of.keys() != set(expected):
+            raise TypeError(f"{self!r}: expected arguments with the leaves {expected}, found {given.names}")
+        ordered = [leaf_of[name] for name in self._stored.parameters] + [argument_of[name] for name in expected]
+        leaves = self._call(*ordered)
         return rebuild_tree(self._stored.result, leaves)[0]
 
     def __repr__(self) -> str:
@@ -185,7 +193,7 @@ def load_model(
             raise CheckpointNotFoundError(
                 f"{reader.path}: expected a checkpoint with a model, found one without; export_model saves one"
             )
-        exported = {name: _deserialized(each, name, reader.path) for name, each in models.items()}
+        exported = {name: _deserialized(each, name, reader) for name, each in models.items()}
         shardings = {name: _shardings(each, reader.path) for name, each in exported.items()}
         spread = next((name for name, each in shardings.items() if each is not None), None)
         if spread is not None and sharding is None:
@@ -196,7 +204,8 @@ def load_model(
     return Model(reader.path, params, functions)
 
 
-def _deserialized(stored: StoredModel, name: str, path: Path) -> Any:
+def _deserialized(stored: StoredModel, name: str, reader: CheckpointReader) -> Any:
+    path = reader.path
     low = jax.export.minimum_supported_calling_convention_version
     high = jax.export.maximum_supported_calling_convention_version
     if not low <= stored.calling_convention <= high:
@@ -206,12 +215,22 @@ def _deserialized(stored: StoredModel, name: str, path: Path) -> Any:
             f"{high}: install another version of JAX, or export it again"
         )
     try:
-        return jax.export.deserialize(stored.serialized())
+        exported = jax.export.deserialize(stored.serialized())
     except Exception as error:
         raise CorruptCheckpointError(
             f"{path}: the function {quoted(name)}, exported by JAX {stored.jax}, cannot be read by JAX "
             f"{jax.__version__}: {error!r}"
         ) from error
+    count = len(stored.parameters) + len(stored.argument_names)
+    if not set(stored.parameters) <= set(reader.names) or len(exported.in_avals) != count:
+        raise CorruptCheckpointError(f"{path}: the function {quoted(name)} needs other variables or arguments")
+    try:
+        rebuild_tree(stored.result, [0] * len(exported.out_avals))
+    except MalformedStructureError as error:
+        raise CorruptCheckpointError(f"{path}: the result of {quoted(name)} is malformed: {error}") from None
+    except Exception:  # a class that does not accept these leaves
+        logger.debug("the result of %s was not tried", name, exc_info=True)
+    return exported
 
 
 def _shardings(exported: Any, path: Path) -> Sequence[Any] | None:

@@ -40,11 +40,21 @@ class StoredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     exported: str
 
     def serialized(self) -> bytearray:
-        """Return what `jax.export.deserialize` needs. Raises a ValueError if it is damaged."""
+        """Return what `jax.export.deserialize` needs. Raises a ValueError if it is damaged, or suspiciously large."""
+        content = base64.b64decode(self.exported, validate=True)
+        most = _LEAST_LIMIT + _MOST_COMPRESSION * len(content)
+        decompressor = zlib.decompressobj()
         try:
-            return bytearray(zlib.decompress(base64.b64decode(self.exported, validate=True)))
+            serialized = decompressor.decompress(content, most)
         except zlib.error as error:
             raise ValueError(str(error)) from None
+        if not decompressor.eof:
+            raise ValueError(f"expected at most {most} bytes, or it is cut short")
+        return bytearray(serialized)
+
+
+_LEAST_LIMIT = 64 << 20
+_MOST_COMPRESSION = 50  # code is compressed less; more would be an attempt to fill the memory
 
 
 def compressed(serialized: bytes | bytearray) -> str:

@@ -35,12 +35,10 @@ def restore_reader(reader: CheckpointReader, like: Any, options: RestoreOptions,
     return plan.with_leaves(plan.read(reader, options))
 
 
-def restore_with(
-    source: PathLike | ReadableFile | Buffer, like: Any, options: RestoreOptions, *, stacklevel: int = 3
-) -> Any:
+def restore_with(source: PathLike | ReadableFile, like: Any, options: RestoreOptions, *, stacklevel: int = 3) -> Any:
     """Restore as `pytreesaver.restore` does, with options that may be a `Saver`'s. Raises what `restore` raises."""
     options = options.checked(like)
-    if isinstance(source, bytes | bytearray | memoryview) or is_readable_file(source):
+    if is_readable_file(source):
         with opened_stream(source, options.format) as reader:
             return restore_reader(reader, like, options, stacklevel + 1)
     path = cast_to(str, source)
@@ -214,4 +212,6 @@ def from_bytes(data: Buffer, like: Any = None, **options: Unpack[RestoreArgument
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         raise TypeError(f"data: expected bytes, found {data!r}")
-    return restore_with(data, like, RestoreOptions.of("from_bytes", options))
+    checked = RestoreOptions.of("from_bytes", options).checked(like)
+    with opened_stream(data, checked.format) as reader:
+        return restore_reader(reader, like, checked, 4)

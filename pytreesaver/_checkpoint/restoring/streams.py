@@ -37,7 +37,8 @@ def opened_stream(source: Any, format: str | None) -> Iterator[CheckpointReader]
     """
     if format not in (None, STREAM_FORMAT):
         raise ValueError(f'format: expected None or "{STREAM_FORMAT}" for a file object, found {format!r}')
-    name = Path(str(getattr(source, "name", f"<{type(source).__name__}>")))
+    given = getattr(source, "name", None)
+    name = Path(given if isinstance(given, str) else f"<{type(source).__name__}>")
     opener: Any = format_named(STREAM_FORMAT)
     with wrap_os_errors("read", name):
         descriptor = buffers.open_file_object(source) if is_readable_file(source) else buffers.open_buffer(source)

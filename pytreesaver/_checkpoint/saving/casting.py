@@ -10,7 +10,7 @@ import numpy as np
 from pytreesaver._errors import MismatchError
 from pytreesaver._text import quoted
 from pytreesaver._tree.casting import X64_DTYPES, LossyCastError, convert, floating_dtype
-from pytreesaver._tree.kinds import Cells, LeafType, describe_dtype, is_floating, storage_dtype
+from pytreesaver._tree.kinds import Cells, LeafType, SourceArray, describe_dtype, is_floating, storage_dtype
 from pytreesaver.formats.fetching import fetched
 from pytreesaver.formats.protocol import TreeContents
 
@@ -67,7 +67,7 @@ def _cast(cells: Cells, own: LeafType, leaf_type: LeafType) -> Cells:
     return Cells(arrays, cells.boundaries, cells.devices)
 
 
-class CastArray:
+class CastArray(SourceArray):
     """An array that is cast when it becomes a NumPy array, which raises a LossyCastError if a number cannot be cast.
 
     Args:
@@ -76,15 +76,15 @@ class CastArray:
         expected: the type after the cast.
     """
 
-    __slots__ = ("_array", "_type", "found")
+    __slots__ = ("_type", "found")
 
     def __init__(self, array: Any, found: LeafType, expected: LeafType) -> None:
-        self._array = array
+        self.array = array
         self._type = expected
         self.found = found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        values = np.asarray(fetched(self._array) if isinstance(self._array, jax.Array) else self._array)
+        values = np.asarray(fetched(self.array) if isinstance(self.array, jax.Array) else self.array)
         output = np.empty(values.shape, storage_dtype(self._type))
         convert(values, output)
         return output

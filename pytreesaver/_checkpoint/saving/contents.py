@@ -12,11 +12,12 @@ import numpy as np
 from pytreesaver._checkpoint.saving.casting import cast_type, with_cast_cells
 from pytreesaver._checkpoint.saving.sharing import shared_contents
 from pytreesaver._errors import UnsupportedLeafError
+from pytreesaver._io.memory import collection_paused
 from pytreesaver._io.processes.meeting import Meeting
 from pytreesaver._run.record import Record, encode_record
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError
-from pytreesaver._tree.leaves import LeafError, cells_of, leaf_type_of
+from pytreesaver._tree.leaves import cells_of, leaf_columns
 from pytreesaver._tree.names.select import Selector, selected
 from pytreesaver._tree.plain import MAX_DEPTH, encode_value
 from pytreesaver._tree.restructure import prune_structure, structure_of_names
@@ -24,6 +25,7 @@ from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tr
 from pytreesaver.formats.protocol import TreeContents
 
 
+@collection_paused()
 def contents_of(
     tree: Any,
     metadata: Mapping[str, Any] | None,
@@ -49,23 +51,14 @@ def contents_of(
     if only is not None:
         flat = _selected_part(flat, selected(only, flat.names, "the tree", may_be_empty=may_be_empty))
     problems = dict(flat.problems)
-    same_as: dict[int, int] = {}
-    first: dict[int, int] = {}
-    leaf_types: list[LeafType] = []
-    shapes: list[tuple[int, ...]] = []
-    for name, leaf in zip(flat.names, flat.leaves, strict=True):
-        try:
-            leaf_type, shape = leaf_type_of(leaf, is_shared=meeting is not None)
-            name.encode()
-        except LeafError as problem:
-            problems[name] = f"expected an array, a number, str or bytes, found a leaf {problem}"
-        except UnicodeEncodeError:
-            problems[name] = "expected a name that can be written as UTF-8, found one with a lone surrogate"
-        else:
-            if leaf_type.kind in _SHARED_KINDS and (earlier := first.setdefault(id(leaf), len(shapes))) != len(shapes):
-                same_as[len(shapes)] = earlier
-            leaf_types.append(leaf_type)
-            shapes.append(shape)
+    columns = leaf_columns(flat.leaves, is_shared=meeting is not None)
+    leaf_types, shapes = columns.types, columns.shapes
+    for i, problem in columns.problems.items():
+        problems[flat.names[i]] = f"expected an array, a number, str or bytes, found a leaf {problem}"
+    problems |= dict.fromkeys(
+        filter(_has_surrogate, flat.names) if _has_surrogate("".join(flat.names)) else (),
+        "expected a name that can be written as UTF-8, found one with a lone surrogate",
+    )
     encoded_metadata: Any = None
     try:
         encoded_metadata = {} if metadata is None else encode_value(_without_scalars(dict(metadata)), classes=False)
@@ -77,6 +70,7 @@ def contents_of(
             + "\n".join(f"  {quoted(name)}: {problem}" for name, problem in problems.items())
         )
     encoded_record = None if record is None else encode_record(record)
+    same_as = _same_arrays(flat.leaves, leaf_types)
     types = leaf_types if cast is False else [cast_type(leaf_type, cast) for leaf_type in leaf_types]
     contents = TreeContents(flat.names, types, shapes, [], flat.structure, encoded_metadata, encoded_record, same_as)
     if remembers:
@@ -84,16 +78,38 @@ def contents_of(
     if meeting is not None:
         contents = shared_contents(contents, flat.leaves, meeting.rank, meeting.count)
     else:
-        cells = [cells_of(leaf, leaf_type) for leaf, leaf_type in zip(flat.leaves, leaf_types, strict=True)]
-        contents = contents._replace(cells=cells)
+        leaves = zip(flat.leaves, leaf_types, columns.cells, strict=True)
+        contents = contents._replace(cells=[cells or cells_of(leaf, kind) for leaf, kind, cells in leaves])
     return contents if types is leaf_types else with_cast_cells(contents, leaf_types)
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _same_arrays(leaves: Sequence[Any], leaf_types: Sequence[LeafType]) -> dict[int, int]:
+    """Return {position: earlier position} of the leaves that are the same object as an earlier one."""
+    if len(set(map(id, leaves))) == len(leaves):
+        return {}
+    first: dict[int, int] = {}
+    same_as = {}
+    for i, (leaf, leaf_type) in enumerate(zip(leaves, leaf_types, strict=True)):
+        if leaf_type.kind in _SHARED_KINDS and (earlier := first.setdefault(id(leaf), i)) != i:
+            same_as[i] = earlier
+    return same_as
 
 
 def _references(leaves: Sequence[Any], leaf_types: Sequence[LeafType]) -> list["weakref.ref[Any] | None"]:
     """Return weak references to the arrays of JAX, which are immutable, and None for other leaves."""
+    reference = weakref.ref
+    kinds = [leaf_type.kind for leaf_type in leaf_types]
     return [
-        weakref.ref(leaf) if leaf_type.kind in ("jax", "key") else None
-        for leaf, leaf_type in zip(leaves, leaf_types, strict=True)
+        reference(leaf) if kind == "jax" or kind == "key" else None  # noqa: PLR1714  (faster)
+        for leaf, kind in zip(leaves, kinds, strict=True)
     ]
 
 

@@ -12,9 +12,9 @@ from pytreesaver._checkpoint.saving.casting import cast_error, checked_cast
 from pytreesaver._checkpoint.saving.contents import contents_of
 from pytreesaver._checkpoint.saving.snapshot import snapshot
 from pytreesaver._checkpoint.saving.streams import STREAM_FORMAT, WritableFile, is_writable_file, save_to_file_object
-from pytreesaver._checkpoint.saving.writing import check_format, unchanged_since, write_contents
+from pytreesaver._checkpoint.saving.writing import check_format, earlier_checkpoint, unchanged_since, write_contents
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
-from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, WhichProcesses, new_meeting, telling
+from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, WhichProcesses, check_taking_part, new_meeting, telling
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._tree.casting import LossyCastError
 from pytreesaver._tree.names.select import Selection, as_selection
@@ -89,11 +89,13 @@ def save(
         shard_nbytes: write data files whose arrays have at most this size in bytes; a larger one has a file of its own.
             With ``format="safetensors"``, this writes a directory of safetensors files and their index, as Hugging Face
             does. The formats native and tensorflow can do it too.
-        base: an earlier checkpoint in the native format. What is unchanged since is not written again, nor fetched from
-            an accelerator: the data files that hold it get a second name in the new checkpoint, which is complete
-            without the earlier one. A `jax.Array` is unchanged if it is the same object; other arrays are compared by
-            their bytes. A file of which less than half is still in use is not shared. If the file system has no hard
-            links, everything is written.
+        base: an earlier checkpoint in the native format, or a run directory with the newest one. What is unchanged
+            since is not written again, nor fetched from an accelerator: the data files that hold it get a second name
+            in the new checkpoint, which is complete without the earlier one. A variable is unchanged if it has the same
+            name and type, and its `jax.Array` is the same object; other arrays are compared by their bytes. A file of
+            which less than half is still in use is not shared. If the file system has no hard links, everything is
+            written. An array that JAX made of memory of NumPy or another library without a copy must not be modified
+            there.
         progress: True shows a line on the terminal if the save takes long: bytes, rate and time left. A function is
             called with (bytes done, total bytes) instead, one call at a time, from the threads that do the work. An
             error that it raises ends the save.
@@ -134,16 +136,17 @@ def save(
             raise ValueError(
                 "overwrite, durable, format, shard_nbytes and base are for paths: leave them out for a file object"
             )
+        check_taking_part(processes, timeout)
         stream = cast_to(WritableFile, path)
         save_to_file_object(tree, stream, only=only, metadata=metadata, cast=cast, progress=progress)
         return None
     target = local_path(cast_to(str, path))
-    earlier = None if base is None else local_path(base)
-    options = (overwrite, durable, format, shard_nbytes, str(earlier), str(cast))
+    options = (overwrite, durable, format, shard_nbytes, str(base), str(cast))
     meeting = new_meeting(f"save to {target}", str(target), timeout, processes, options)
     with telling(meeting):
         check_progress(progress)
         check_format(target, format, shard_nbytes, meeting, is_incremental=None if base is None else "base")
+        earlier = earlier_checkpoint(base)
         selection, checked = None if only is None else as_selection(only), checked_cast(cast)
         contents = contents_of(tree, metadata, only=selection, meeting=meeting, cast=checked)
         known = None
@@ -223,12 +226,12 @@ def save_async(
         PosixPath('model-async')
     """
     target = local_path(path)
-    earlier = None if base is None else local_path(base)
-    options = (overwrite, durable, format, shard_nbytes, str(earlier), str(cast))
+    options = (overwrite, durable, format, shard_nbytes, str(base), str(cast))
     meeting = new_meeting(f"save to {target}", str(target), timeout, processes, options)
     with telling(meeting):
         check_progress(progress)
         check_format(target, format, shard_nbytes, meeting, is_incremental=None if base is None else "base")
+        earlier = earlier_checkpoint(base)
         with wrap_os_errors("save to", target):
             location = target.absolute()  # the program may change its working directory during the save
         selection, checked = None if only is None else as_selection(only), checked_cast(cast)

@@ -8,16 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from pytreesaver._checkpoint.saving.casting import CastArray
 from pytreesaver._io import filesystem
+from pytreesaver._io.memory import collection_paused
 from pytreesaver._io.parallel import SLICE_NBYTES, run_all
-from pytreesaver._tree.kinds import ArrayPart, Cells
+from pytreesaver._tree.kinds import ArrayPart, Cells, SourceArray, source_of
 from pytreesaver.formats.fetching import is_on_cpu
 from pytreesaver.formats.protocol import TreeContents
 
 _ALIGNMENT = 64  # of the copies: aligned memory is copied faster
 
 
+@collection_paused()
 def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
     """Return the same contents, unaffected by anything that the caller does to the tree.
 
@@ -27,10 +28,12 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
     kept for the next such snapshot. NumPy arrays are always copied. Arrays that are unchanged since an earlier
     checkpoint stay where they are.
     """
-    for position, cells in enumerate(contents.cells):
-        for array in cells.arrays if position not in contents.unchanged else ():
-            if isinstance(array, jax.Array) and not is_on_cpu(array):
-                array.copy_to_host_async()
+    if jax.default_backend() != "cpu":  # otherwise few arrays are elsewhere, and each is fetched when it is read
+        for position, cells in enumerate(contents.cells):
+            for array in cells.arrays if position not in contents.unchanged else ():
+                source = source_of(array)
+                if isinstance(source, jax.Array) and not is_on_cpu(source):
+                    source.copy_to_host_async()
     to_copy: list[tuple[list[Any], int]] = []
     safe: list[Cells] = []
     for position, cells in enumerate(contents.cells):
@@ -40,7 +43,8 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
         if position in contents.unchanged:
             safe.append(cells)
             continue
-        arrays = [_safe(array) for array in cells.arrays]
+        given = cells.arrays
+        arrays = [_safe(given[0])] if len(given) == 1 else list(map(_safe, given))
         safe.append(Cells(arrays, cells.boundaries, cells.devices))
         if copy:
             to_copy += [(arrays, i) for i, array in enumerate(cells.arrays) if _is_in_cpu_memory_of_jax(array)]
@@ -52,7 +56,7 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
 
 
 def _safe(array: Any) -> Any:
-    if isinstance(array, jax.Array | ArrayPart | CastArray):
+    if isinstance(array, jax.Array | SourceArray):
         return np.asarray(array)
     return np.array(array, subok=False) if isinstance(array, np.ndarray) else array
 

@@ -1,13 +1,16 @@
 """Saving into file objects and bytes: a single safetensors file."""
 
+import errno
 import io
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from jax.typing import DTypeLike
 
 from pytreesaver._checkpoint.saving.casting import cast_error, checked_cast
 from pytreesaver._checkpoint.saving.contents import contents_of
+from pytreesaver._io.paths import wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._tree.casting import LossyCastError
 from pytreesaver._tree.names.select import Selection, as_selection
@@ -50,7 +53,7 @@ def save_to_file_object(
     name = getattr(file, "name", type(file).__name__)
     writer: Any = format_named(STREAM_FORMAT)
     nbytes = 0 if progress is False else contents.nbytes
-    with reporting(progress, f"saving to {name}", nbytes):
+    with wrap_os_errors("save to", Path(str(name))), reporting(progress, f"saving to {name}", nbytes):
         try:
             writer.write_stream(contents, _writing_all(file))
         except LossyCastError:
@@ -64,7 +67,13 @@ def _writing_all(file: WritableFile) -> Callable[[memoryview], None]:
         rest = part.cast("B") if part.nbytes else part
         while rest.nbytes:
             count = file.write(rest)
-            rest = rest[count:] if isinstance(count, int) else rest[:0]
+            if count is None and not isinstance(file, io.RawIOBase):
+                return  # it says nothing, and has taken all
+            if count is None:
+                raise BlockingIOError(errno.EAGAIN, "the file takes no more at the moment: it is non-blocking")
+            if not 0 < count <= rest.nbytes:
+                raise OSError(errno.EIO, f"the file has written {count} of {rest.nbytes} bytes")
+            rest = rest[count:]
 
     return write
 

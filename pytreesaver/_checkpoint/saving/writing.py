@@ -7,12 +7,13 @@ from typing import Any
 
 from pytreesaver._checkpoint.saving.casting import cast_error
 from pytreesaver._checkpoint.saving.uploading import write_and_upload
-from pytreesaver._errors import CheckpointExistsError
+from pytreesaver._errors import CheckpointExistsError, CheckpointNotFoundError
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import wrap_os_errors
+from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._io.processes.meeting import Meeting
 from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._progress import Progress, reporting
+from pytreesaver._run.directory import checkpoint_at
 from pytreesaver._run.policies.retention import check_count
 from pytreesaver._tree.casting import LossyCastError
 from pytreesaver.formats import places
@@ -113,11 +114,34 @@ def unchanged_since(
         CheckpointNotFoundError, CorruptCheckpointError: if `base` is not a checkpoint of the format.
     """
     writer: Any = format_to_write(target, format)
-    with wrap_os_errors("read", base):
-        found: tuple[TreeContents, Any] = writer.unchanged_since(
-            contents, base.absolute(), target, shard_nbytes=shard_nbytes, sharded=sharded, is_known=is_known
-        )
+    try:
+        with wrap_os_errors("read", base):
+            found: tuple[TreeContents, Any] = writer.unchanged_since(
+                contents, base.absolute(), target, shard_nbytes=shard_nbytes, sharded=sharded, is_known=is_known
+            )
+    except CheckpointNotFoundError:
+        other = format_at(base)
+        if other is None or other.name == writer.name:
+            raise
+        raise CheckpointNotFoundError(
+            f'base: expected a checkpoint of the format "{writer.name}" at {base}, found one of "{other.name}"'
+        ) from None
     return found
+
+
+def earlier_checkpoint(base: PathLike | None) -> Path | None:
+    """Return the path of the argument `base`: a checkpoint, or the newest one of a run directory.
+
+    Raises:
+        TypeError, ValueError: if it is not a path.
+    """
+    if base is None:
+        return None
+    try:
+        local_path(base)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"base: {str(error).removeprefix('path: ')}") from None
+    return checkpoint_at(base)
 
 
 def check_format(

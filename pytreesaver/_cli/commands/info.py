@@ -62,7 +62,9 @@ def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None
             "params": count_text(size),
             "bytes": bytes_text(checkpoint.nbytes),
             "on disk": f"{bytes_text(sum(sizes.values()))}, in {plural(len(sizes), 'file')}",
-            "written": "" if not checkpoint.shared_nbytes else f"{bytes_text(written)}, the rest shared with others",
+            "written": ""
+            if not checkpoint.shared_nbytes
+            else f"{bytes_text(written)}, the rest taken from an earlier checkpoint",
             "frees": "" if freed == sum(sizes.values()) else f"{bytes_text(freed)}, if it is deleted",
         }
         write(styled(str(checkpoint.path), "bold"))

@@ -157,7 +157,7 @@ def write_run_table(listed: "Sequence[ListedCheckpoint]", now: float, not_kept_t
 
     If the terminal is too narrow, metadata and, if necessary, metrics are omitted, and a note says so.
     """
-    shares = any(each.shared_nbytes for each in listed)
+    shares = any(each.shared_nbytes or each.freed_nbytes != each.nbytes for each in listed)
     all_columns = [
         ("checkpoint", "left", [each.path.name for each in listed]),
         ("step", "right", ["" if each.step is None else str(each.step) for each in listed]),

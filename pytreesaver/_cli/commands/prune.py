@@ -79,9 +79,10 @@ def prune(
         parts.append(KeepYoungerThan(parse_age(keep_younger_than)))
     policy = AnyOf(tuple(parts)) if parts else None
     planned = delete_by_policy(directory, policy, dry_run=True)
-    nbytes = places.freed_nbytes([file for each in planned if not each.keep for file in places.stored_files(each.path)])
+    files = {each.path: places.stored_files(each.path) for each in planned if not each.keep}
     found = delete_by_policy(directory, policy, dry_run=False) if yes else planned
     to_delete = [each for each in found if not each.keep]
+    nbytes = places.freed_nbytes([file for each in to_delete for file in files.get(each.path, ())])
     if json:
         write_json({"path": str(directory), "deleted": yes, "checkpoints": [listed_as_json(each) for each in found]})
         return

@@ -1,5 +1,6 @@
 """xxh3 checksums, one for each block of a byte range, so that blocks can be checked separately and in parallel."""
 
+import binascii
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -61,6 +62,17 @@ def block_checksums(data: np.ndarray, block_nbytes: int = BLOCK_NBYTES) -> Itera
     view = memoryview(data)  # type: ignore[arg-type]
     for start in range(0, data.nbytes, block_nbytes):
         yield checksum(view[start : start + block_nbytes])
+
+
+def encode_checksums(checksums: np.ndarray) -> str:
+    """Return uint64[n] as 16 hexadecimal digits each."""
+    return checksums.astype(">u8").tobytes().hex()
+
+
+def decode_checksums(text: str) -> list[int]:
+    """Return the numbers that `encode_checksums` wrote."""
+    numbers: list[int] = np.frombuffer(binascii.unhexlify(text), ">u8").tolist()
+    return numbers
 
 
 class BlockChecksums:

@@ -1,5 +1,6 @@
 """Handles of bytes in memory and of file objects of Python, which are read like files."""
 
+import errno
 import io
 import threading
 from typing import Any
@@ -11,7 +12,10 @@ from pytreesaver._io.stores.handles import new_handle
 
 def open_buffer(content: Any) -> int:
     """Return a handle, in place of a file descriptor, of bytes in memory."""
-    return new_handle(_BytesHandle(np.frombuffer(content, np.uint8)))
+    try:
+        return new_handle(_BytesHandle(np.frombuffer(content, np.uint8)))
+    except (BufferError, ValueError) as error:
+        raise TypeError(f"expected contiguous bytes, found {type(content).__name__} ({error})") from None
 
 
 def open_file_object(file: Any) -> int:
@@ -34,6 +38,8 @@ def _is_seekable(file: Any) -> bool:
 def _checked(content: Any) -> Any:
     if isinstance(content, str):
         raise TypeError('file: expected a binary file, such as one opened with mode "rb", found a text file')
+    if content is None:
+        raise BlockingIOError(errno.EAGAIN, "the file has nothing to read at the moment: it is non-blocking")
     return content
 
 
@@ -66,7 +72,7 @@ class _FileObjectHandle:
     def read_into(self, buffer: np.ndarray, offset: int) -> int:
         with self._lock:
             self._file.seek(self._start + offset)
-            data = self._file.read(min(buffer.nbytes, max(self.size - offset, 0)))
+            data = _checked(self._file.read(min(buffer.nbytes, max(self.size - offset, 0))))
         part = np.frombuffer(data, np.uint8)
         buffer[: part.nbytes] = part
         return part.nbytes

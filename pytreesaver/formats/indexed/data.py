@@ -9,8 +9,9 @@ import numpy as np
 
 from pytreesaver._errors import UnsupportedLeafError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, block_count
+from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, block_count, encode_checksums
 from pytreesaver._io.files import write_fully
+from pytreesaver._io.memory import collection_paused
 from pytreesaver._io.writing import WriteRanges, write_ranges
 from pytreesaver._tree.kinds import LeafType, cell_bytes, grid_cells, storage_dtype
 from pytreesaver.formats.indexed.header import LENGTH_NBYTES, MAX_HEADER_NBYTES, Tensor, encode_entries, encode_header
@@ -19,7 +20,6 @@ from pytreesaver.formats.indexed.index import (
     Index,
     chunk_counts,
     chunk_nbytes,
-    encode_checksums,
     first_positions,
     header_checksum,
 )
@@ -70,6 +70,7 @@ class ChunkTable(NamedTuple):
     leaf_types: Sequence[LeafType]
 
     @classmethod
+    @collection_paused()
     def of(cls, contents: TreeContents) -> "ChunkTable":
         """Return the chunks of a tree that is not in any data file yet."""
         index = new_index(contents)
@@ -126,9 +127,7 @@ def write_data(
     stored = np.unique(stored_as).tolist() if share else stored_as
     where = np.searchsorted(stored, stored_as).tolist() if share else range(len(stored))
     sizes = _at(table.sizes, stored)
-    offsets, order = plan_layout(sizes)
-    tensors = _at(table.tensors, stored)
-    entries = encode_entries([Tensor(*tensors[i], offsets[i], sizes[i]) for i in order], with_float8=with_float8)
+    offsets, order, entries = _last_layout.of(_at(table.tensors, stored), sizes, with_float8)
 
     blocks = [block_count(size, BLOCK_NBYTES) for size in sizes]
     index.checksums = _NO_CHECKSUM * sum(blocks[i] for i in where)
@@ -148,12 +147,16 @@ def write_data(
     take = taker(_at(table.arrays, stored), order)
 
     def load(i: int) -> np.ndarray:
-        data = cell_bytes(take(i), leaf_types[i])
-        if sampled is not None:
-            sampled(stored[i], data)
+        return cell_bytes(take(i), leaf_types[i])
+
+    def load_and_sample(i: int) -> np.ndarray:
+        data = load(i)
+        assert sampled is not None
+        sampled(stored[i], data)
         return data
 
-    ranges = WriteRanges([len(header) + offset for offset in offsets], sizes, load)
+    places = [len(header) + offset for offset in offsets]
+    ranges = WriteRanges(places, sizes, load if sampled is None else load_and_sample)
     checksums = write_ranges(descriptor, ranges, **options._asdict())
     if share:
         parts = np.split(checksums, np.cumsum(blocks)[:-1])
@@ -166,6 +169,32 @@ def write_data(
     index.files = [DataFile(name, nbytes, len(header), header_checksum(header))]
     index.chunk_offsets = [ranges.offsets[i] for i in where]
     return index
+
+
+class _LastLayout:
+    """Remembers where the last tree was put in its file, and its header: the next one is often alike."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Any, tuple[list[int], list[int], bytes]] | None = None
+
+    @collection_paused()
+    def of(
+        self, tensors: Sequence["_Named"], sizes: Sequence[int], with_float8: bool
+    ) -> tuple[list[int], list[int], bytes]:
+        """Return the offset of each chunk, their order, and their entries in the header."""
+        key, known = (list(tensors), list(sizes), with_float8), self._known
+        if known is not None and known[0] == key:
+            return known[1]
+        offsets, order = plan_layout(sizes)
+        entries = encode_entries([Tensor(*tensors[i], offsets[i], sizes[i]) for i in order], with_float8=with_float8)
+        layout = offsets, order, entries
+        if len(sizes) <= _MOST_REMEMBERED_CHUNKS:
+            self._known = key, layout
+        return layout
+
+
+_MOST_REMEMBERED_CHUNKS = 100_000
+_last_layout = _LastLayout()
 
 
 _NO_CHECKSUM = "0" * 16
@@ -192,7 +221,8 @@ def taker(arrays: Sequence[Any], order: Sequence[int]) -> Callable[[int], Any]:
         return arrays.__getitem__
     from pytreesaver.formats.fetching import FetchedAhead
 
-    return FetchedAhead(arrays, order).take
+    ahead = FetchedAhead(arrays, order)
+    return ahead.take if ahead.has_any else arrays.__getitem__
 
 
 def plan_layout(sizes: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums.xxh3 import BlockChecksums, block_count
+from pytreesaver._io.checksums.xxh3 import BlockChecksums, block_count, decode_checksums
 from pytreesaver._io.files import EndOfFileError, read_fully
 from pytreesaver._io.reading import RangeChecks, ReadRanges
 from pytreesaver._text import quoted
@@ -21,7 +21,6 @@ from pytreesaver.formats.indexed.index import (
     Index,
     chunk_counts,
     chunk_nbytes,
-    decode_checksums,
     first_positions,
     header_checksum,
 )

@@ -3,7 +3,6 @@
 docs/format.md is its specification. `decode_index` checks every length, bound and size before anything is allocated.
 """
 
-import binascii
 import itertools
 import math
 import re
@@ -13,8 +12,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from pytreesaver._errors import CorruptCheckpointError, UnsupportedVersionError
+from pytreesaver._errors import CheckpointError, CorruptCheckpointError, UnsupportedVersionError
 from pytreesaver._io.checksums.xxh3 import block_count, checksum
+from pytreesaver._io.memory import collection_paused
 from pytreesaver._text import duplicates
 from pytreesaver._tree.kinds import PYTHON_KINDS, LeafType, NotPlainError, storage_dtype
 from pytreesaver.formats.protocol import Heading
@@ -76,6 +76,7 @@ _PARTS = ("record", "metadata", "models", "structure", "names", "types", "type_o
 _CHUNK_PARTS = ("chunk_files", "chunk_offsets", "checksum_block_nbytes", "checksums")
 
 
+@collection_paused()
 def encode_index(index: Index) -> bytes:
     """Return the index as JSON, one part per line. The last line is the checksum of the others."""
     parts: dict[str, Any] = {"format": FORMAT_NAME, "version": VERSION}
@@ -104,6 +105,7 @@ def is_index(data: bytes) -> bool:
     return data.startswith(b'{"format":"%s"' % FORMAT_NAME.encode())
 
 
+@collection_paused()
 def decode_index(data: bytes, where: str, file_name: re.Pattern[str] = _FILE_NAME) -> Index:
     """Decode and check an index. Messages name its file, `where`. The data files must have names like `file_name`.
 
@@ -206,6 +208,16 @@ def _check(index: Index, file_name: re.Pattern[str]) -> None:
         whole = whole and tuple(axis[-1] for axis in boundaries) == shape
         _require(ascending and whole, f"{index.names[int(key)]}: a grid for shape {list(shape)}, found {boundaries}")
     _check_chunks(index)
+
+
+def check_before_commit(index: Index) -> None:
+    """Raise a CheckpointError if a reader would reject an index that was put together from several checkpoints."""
+    try:
+        _check(index, _FILE_NAME)
+    except _BrokenRuleError as error:
+        raise CheckpointError(
+            f"the new index is invalid ({error}), and was not written: an error of pytreesaver"
+        ) from None
 
 
 def is_encoded_dict(encoded: Any) -> bool:
@@ -361,17 +373,6 @@ def chunk_nbytes(index: Index) -> list[int]:
                 math.prod(lengths_of_cell) * itemsizes[type_of] for lengths_of_cell in itertools.product(*lengths)
             ]
     return sizes
-
-
-def encode_checksums(checksums: np.ndarray) -> str:
-    """Return uint64[n] as 16 hexadecimal digits each."""
-    return checksums.astype(">u8").tobytes().hex()
-
-
-def decode_checksums(text: str) -> list[int]:
-    """Return the numbers that `encode_checksums` wrote."""
-    numbers: list[int] = np.frombuffer(binascii.unhexlify(text), ">u8").tolist()
-    return numbers
 
 
 def header_checksum(header: bytes) -> str:

@@ -34,7 +34,8 @@ class RemoteFormat(NamedTuple):
         name_of: returns the name of a data object from a token, its number and the count.
         metadata_of: as in `write_data`.
         share: copies objects of an earlier checkpoint that hold chunks with the same bytes. It is called with the tree,
-            its chunks, the numbers of those that this process writes, the path and the token.
+            its chunks, the numbers of those that this process writes, the path, the token, and a list to which it
+            appends the names of the copies.
         done: called with the tree's index, as far as this process knows it, and the names of the data objects of this
             process, once they are written.
         sampled: as in `write_data`.
@@ -43,7 +44,7 @@ class RemoteFormat(NamedTuple):
     layout: DirectoryLayout
     name_of: Callable[[str, int, int], str]
     metadata_of: Callable[[Index], Any]
-    share: Callable[[TreeContents, ChunkTable, Sequence[int], Any, str], list[WrittenFile]]
+    share: Callable[[TreeContents, ChunkTable, Sequence[int], Any, str, list[str]], list[WrittenFile]]
     done: Callable[[Index, Sequence[str]], None]
     sampled: Callable[[TreeContents, ChunkTable], Callable[[int, np.ndarray], None] | None]
 
@@ -181,8 +182,7 @@ def _write_objects(
     plans = plan_files(stored, table.sizes, None if shared is None else shared.writers, devices, limits)
     rank = 0 if shared is None else shared.rank
     own = [chunk for plan in plans if plan.writer == rank for chunk in plan.chunks]
-    files = format.share(contents, table, own, path, token)
-    written += [each.file.name for each in files]
+    files = format.share(contents, table, own, path, token, written)
     unchanged = {chunk for file in files for chunk in file.chunks}
     sampled = format.sampled(contents, table)
     for number, plan in enumerate(plans):

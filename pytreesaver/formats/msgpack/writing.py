@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums.xxh3 import block_count
+from pytreesaver._io.checksums.xxh3 import block_count, encode_checksums
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.writing import WriteRanges, write_ranges
 from pytreesaver._text import SINGLE_LEAF_NAME
@@ -35,7 +35,6 @@ from pytreesaver.formats.indexed.index import (
     Index,
     chunk_counts,
     chunk_nbytes,
-    encode_checksums,
     encode_index,
     first_positions,
 )

@@ -102,7 +102,7 @@ def unchanged_since(
         is_known: whether `base` counts only if this process has saved or restored it.
     """
     known = recall(base) if is_known else known_checkpoint(base)
-    if known is None or not may_share(known, target):
+    if known is None or not may_share(known, target.absolute()):
         return contents, None
     return with_unchanged(contents, known, FileLimits(shard_nbytes, sharded)), known
 

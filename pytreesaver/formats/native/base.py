@@ -30,12 +30,17 @@ def known_checkpoint(path: Path) -> KnownCheckpoint:
     known = recall(path)
     if known is not None and _is_unchanged(known):
         return known
-    index = read_index(path)
-    files = IndexedFiles(path, index, [path / file.name for file in index.files])
-    try:
-        versions = [_version(files, number) for number in range(len(index.files))]
-    finally:
-        files.close()
+    while True:
+        index = read_index(path)
+        files = IndexedFiles(path, index, [path / file.name for file in index.files])
+        try:
+            # It may have been overwritten after its index was read and before its data was opened.
+            if len(files.descriptors) < len(index.files) and read_index(path).files != index.files:
+                continue
+            versions = [_version(files, number) for number in range(len(index.files))]
+            break
+        finally:
+            files.close()
     return KnownCheckpoint(path, index, versions, False, (), [None] * len(index.names), {})
 
 

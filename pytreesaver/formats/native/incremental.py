@@ -7,7 +7,7 @@ file is shared only while at least half of it is in use, so that no checkpoint t
 import importlib
 import operator
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,12 @@ import numpy as np
 
 from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, block_checksums
 from pytreesaver._io.parallel import run_all, unmetered
-from pytreesaver._tree.kinds import ArrayPart, Cells, LeafType, cell_bytes, grid_cells
+from pytreesaver._tree.kinds import ArrayPart, Cells, LeafType, SourceArray, cell_bytes, grid_cells, source_of
 from pytreesaver.formats.indexed.data import ALIGNMENT, ChunkTable
 from pytreesaver.formats.indexed.index import chunk_counts, first_positions
 from pytreesaver.formats.indexed.parts import FileLimits
 from pytreesaver.formats.native.known import MIN_COMPARED_NBYTES, KnownCheckpoint, sample_of
+from pytreesaver.formats.native.same_tree import bytes_in_use, changed_positions
 from pytreesaver.formats.protocol import TreeContents
 
 _MIN_SHARED_NBYTES = 64 << 10
@@ -33,19 +34,33 @@ def with_unchanged(contents: TreeContents, base: KnownCheckpoint, limits: FileLi
 
     These need not be fetched from an accelerator.
     """
+    changed = changed_positions(contents, base, limits) if contents.leaves else None
+    if changed is not None:
+        in_use = bytes_in_use(base, changed)
+        if shareable_files(in_use, base) == in_use.keys():
+            rest = set(changed)
+            unchanged = {i: i for i in range(len(contents.names)) if i not in rest}
+            return contents._replace(unchanged=unchanged, changed=changed)
     same = {i: j for i, j in _same_arrays(contents, base).items() if i not in contents.same_as}
     chunks = {i: _own_chunks(contents, i, base, j) for i, j in same.items()}
     chunks = {i: each for i, each in chunks.items() if each and all(base.trusted[chunk] for chunk in each.values())}
+    chunks = _without_repeated_places(chunks, base)
     used = {chunk: _device(contents.cells[i], k) for i, each in chunks.items() for k, chunk in each.items()}
     files, of_chunk = files_to_share(used, base, limits), base.index.chunk_files
     kept = {i: same[i] for i, each in chunks.items() if all(of_chunk[chunk] in files for chunk in each.values())}
     if not kept:
         return contents
     cells = list(contents.cells)
-    for i, j in kept.items():
+    for i, j in list(kept.items()):
         boundaries = base.index.grids.get(str(j))
         if boundaries != cells[i].boundaries:
-            cells[i] = _divided(_referenced(contents.leaves[i]), contents.types[i], boundaries)
+            leaf = _referenced(contents.leaves[i])
+            if leaf is None or any(isinstance(array, SourceArray) for array in cells[i].arrays):
+                del kept[i]  # what is written is not the leaf itself
+                continue
+            cells[i] = _divided(leaf, contents.types[i], boundaries)
+    for position, earlier in contents.same_as.items():
+        cells[position] = cells[earlier]
     return contents._replace(cells=cells, unchanged=kept)
 
 
@@ -60,6 +75,26 @@ def _same_arrays(contents: TreeContents, base: KnownCheckpoint) -> dict[int, int
         found = ((i, base.positions.get(name)) for i, name in enumerate(names))
         pairs = [(i, j) for i, j in found if j is not None and leaves[i] is base.leaves[j]]
     return {i: j for i, j in pairs if leaves[i] is not None and _is_alike(contents, i, base, j)}
+
+
+def _place(base: KnownCheckpoint, chunk: int) -> tuple[int, int] | None:
+    """Return the file and the offset of a chunk; None for one without bytes."""
+    return (base.index.chunk_files[chunk], base.index.chunk_offsets[chunk]) if base.sizes[chunk] else None
+
+
+def _without_repeated_places(chunks: dict[int, dict[int, int]], base: KnownCheckpoint) -> dict[int, dict[int, int]]:
+    """Return {variable: {cell: chunk}} without variables whose bytes are stored for an earlier one already.
+
+    In `base`, they were the same array. Now they are two, which have to be stored in two places.
+    """
+    taken: set[tuple[int, int] | None] = set()
+    kept = {}
+    for i, each in chunks.items():
+        places = {_place(base, chunk) for chunk in each.values()} - {None}
+        if not places & taken:
+            kept[i] = each
+            taken |= places
+    return kept
 
 
 def _is_alike(contents: TreeContents, i: int, base: KnownCheckpoint, j: int) -> bool:
@@ -116,22 +151,40 @@ def files_to_share(used: Mapping[int, int], base: KnownCheckpoint, limits: FileL
     """
     in_use: dict[int, int] = {}
     chunks: dict[int, list[int]] = {}
-    for chunk in used:
+    for chunk in {_place(base, chunk) or chunk: chunk for chunk in used}.values():
         number = base.index.chunk_files[chunk]
         in_use[number] = in_use.get(number, 0) + base.sizes[chunk]
         chunks.setdefault(number, []).append(chunk)
+    files = shareable_files(in_use, base)
+    if limits != FileLimits():
+        files = {number for number in files if _is_within(limits, number, chunks[number], used, base)}
+    return files
+
+
+def shareable_files(in_use: Mapping[int, int], base: KnownCheckpoint) -> set[int]:
+    """Return the data files that a later checkpoint may share, if there are no limits of files.
+
+    Args:
+        in_use: {data file: number of its bytes that are in use}.
+        base: the earlier checkpoint.
+    """
     files = []
     for number, in_use_nbytes in in_use.items():
         if number < 0 or base.versions[number] is None:
             continue
         file = base.index.files[number]
-        stored = file.nbytes - file.header_nbytes
-        is_used = in_use_nbytes == stored or 2 * in_use_nbytes >= file.nbytes - ALIGNMENT
-        is_within = limits.nbytes is None or stored <= limits.nbytes or len(chunks[number]) == 1
-        is_of_device = not limits.by_device or len({used[chunk] for chunk in chunks[number]}) == 1
-        if is_used and is_within and is_of_device and file.nbytes >= _MIN_SHARED_NBYTES:
+        is_used = in_use_nbytes == file.nbytes - file.header_nbytes or 2 * in_use_nbytes >= file.nbytes - ALIGNMENT
+        if is_used and file.nbytes >= _MIN_SHARED_NBYTES:
             files.append(number)
     return set(sorted(files, key=in_use.__getitem__, reverse=True)[:_MOST_SHARED_FILES])
+
+
+def _is_within(
+    limits: FileLimits, number: int, chunks: Sequence[int], used: Mapping[int, int], base: KnownCheckpoint
+) -> bool:
+    file = base.index.files[number]
+    is_small = limits.nbytes is None or file.nbytes - file.header_nbytes <= limits.nbytes or len(chunks) == 1
+    return is_small and (not limits.by_device or len({used[chunk] for chunk in chunks}) == 1)
 
 
 def chunks_to_share(
@@ -170,8 +223,15 @@ def chunks_to_share(
                     shared[chunk] = earlier
                 elif table.sizes[chunk] >= MIN_COMPARED_NBYTES:
                     to_compare[chunk] = earlier
-    shared |= _with_equal_bytes(table, to_compare, base)
-    files = files_to_share({earlier: devices[earlier] for earlier in shared.values()}, base, limits)
+    # What is unchanged may not have been fetched, so its files are shared in any case.
+    files = {base.index.chunk_files[earlier] for earlier in shared.values()}
+    taken = {_place(base, earlier) for earlier in shared.values()}
+    for chunk, earlier in _with_equal_bytes(table, to_compare, base).items():
+        place = _place(base, earlier)
+        if place not in taken:
+            shared[chunk] = earlier
+            taken.add(place)
+    files |= files_to_share({earlier: devices[earlier] for earlier in shared.values()}, base, limits)
     return {chunk: earlier for chunk, earlier in shared.items() if base.index.chunk_files[earlier] in files}
 
 
@@ -195,6 +255,7 @@ def _with_equal_bytes(table: ChunkTable, chunks: Mapping[int, int], base: KnownC
 
 
 def _is_in_host_memory(array: Any) -> bool:
+    array = source_of(array)
     if not hasattr(array, "sharding"):
         return True
     from pytreesaver.formats.fetching import is_on_cpu

@@ -4,21 +4,27 @@ Nothing here keeps an array alive.
 """
 
 import functools
+import os
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pytreesaver._io.checksums.xxh3 import block_count
+from pytreesaver._tree.kinds import LeafType
 from pytreesaver.formats.indexed.index import Index, chunk_counts, chunk_nbytes, first_positions
 
 FileVersion = tuple[int, int, int, int]
 """What tells a file from one that replaced it, or that was modified; see `pytreesaver._io.filesystem.version`."""
+
+UNIQUE_NAME: FileVersion = (0, 0, 0, 0)
+"""In place of the version of an object that this process has written, under a name that no other one ever gets."""
 
 MIN_COMPARED_NBYTES = 64 << 10
 """Chunks of this size or more are compared by their bytes if they are not the same arrays."""
@@ -61,6 +67,11 @@ class KnownCheckpoint:
         return {name: i for i, name in enumerate(self.index.names)}
 
     @functools.cached_property
+    def types(self) -> list[LeafType]:
+        """The type of each variable."""
+        return [self.index.types[i] for i in self.index.type_of]
+
+    @functools.cached_property
     def sizes(self) -> list[int]:
         """The size of each chunk in bytes."""
         return chunk_nbytes(self.index)
@@ -83,6 +94,12 @@ class KnownCheckpoint:
             trusted[begin:end] = [True] * (end - begin)
         return trusted
 
+    def pass_on(self, later: "KnownCheckpoint") -> None:
+        """Give what was computed about the variables to a later checkpoint, whose variables have the same types."""
+        for name in ("positions", "types", "sizes", "first_chunk"):
+            if name in self.__dict__:
+                later.__dict__[name] = self.__dict__[name]
+
     @functools.cached_property
     def checksums(self) -> list[str]:
         """The checksums of each chunk, as they are in the index."""
@@ -101,29 +118,63 @@ MOST_REMEMBERED_VARIABLES = 20_000
 _MOST_REMEMBERED = 2
 _MOST_REMEMBERED_ON_REQUEST = 16
 _lock = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
 _remembered: OrderedDict[Path, KnownCheckpoint] = OrderedDict()
 _remembered_on_request: OrderedDict[Path, KnownCheckpoint] = OrderedDict()
 
 
 def remember(known: KnownCheckpoint, *, on_request: bool) -> None:
-    """Remember a checkpoint, in place of an older one.
+    """Remember a checkpoint, beside what is known of the same one, and in place of another one at its path.
 
     Args:
         known: the checkpoint.
         on_request: whether the caller wants to save incrementally. Few others are remembered.
     """
-    if not on_request and len(known.index.names) > MOST_REMEMBERED_VARIABLES:
-        return forget(known.path)
-    table, most = (
-        (_remembered_on_request, _MOST_REMEMBERED_ON_REQUEST) if on_request else (_remembered, _MOST_REMEMBERED)
-    )
+    plain = msgspec.structs.replace(known.index, structure=None, metadata={}, record=None, models=None)
+    later = replace(known, index=plain)
+    known.pass_on(later)
     with _lock:
+        earlier = _remembered_on_request.get(known.path)
+        if earlier is not None and _is_same_checkpoint(earlier, known):
+            later, on_request = _joined(earlier, later, newer_first=on_request), True
+        elif not on_request and len(known.index.names) > MOST_REMEMBERED_VARIABLES:
+            _remembered.pop(known.path, None)
+            _remembered_on_request.pop(known.path, None)
+            return
         _remembered.pop(known.path, None)
         _remembered_on_request.pop(known.path, None)
-        table[known.path] = known
+        table, most = (
+            (_remembered_on_request, _MOST_REMEMBERED_ON_REQUEST) if on_request else (_remembered, _MOST_REMEMBERED)
+        )
+        table[known.path] = later
         while len(table) > most:
             table.popitem(last=False)
-    return None
+
+
+def _is_same_checkpoint(a: KnownCheckpoint, b: KnownCheckpoint) -> bool:
+    return a.index.files == b.index.files and a.index.checksums == b.index.checksums and a.versions == b.versions
+
+
+def _joined(earlier: KnownCheckpoint, later: KnownCheckpoint, *, newer_first: bool) -> KnownCheckpoint:
+    """Return what is known of one checkpoint from two occasions, such as a save and a restore of a part."""
+    old, new = (later.leaves, earlier.leaves) if newer_first else (earlier.leaves, later.leaves)
+    leaves = [a if a is not None and a() is not None else b for a, b in zip(old, new, strict=True)]
+    verified = None
+    if earlier.verified is not None and later.verified is not None:
+        verified = sorted({*earlier.verified, *later.verified})
+    is_durable = earlier.is_durable or later.is_durable
+    joined = replace(
+        later, leaves=leaves, verified=verified, is_durable=is_durable, samples={**earlier.samples, **later.samples}
+    )
+    earlier.pass_on(joined)
+    return joined
 
 
 def recall(path: Path) -> KnownCheckpoint | None:

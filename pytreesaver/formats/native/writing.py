@@ -15,9 +15,23 @@ from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.parallel import advance
 from pytreesaver._io.processes.meeting import Meeting
 from pytreesaver._io.stores.dispatch import is_in_store
+from pytreesaver._tree.kinds import source_of
 from pytreesaver.formats.indexed.data import ChunkTable, WriteOptions, stored_chunks, write_data
-from pytreesaver.formats.indexed.directory import DataWriter, DirectoryLayout, write_directory, write_files
-from pytreesaver.formats.indexed.index import FORMAT_NAME, DataFile, Index, encode_index, header_checksum
+from pytreesaver.formats.indexed.directory import (
+    DataWriter,
+    DirectoryLayout,
+    remove_written,
+    write_directory,
+    write_files,
+)
+from pytreesaver.formats.indexed.index import (
+    FORMAT_NAME,
+    DataFile,
+    Index,
+    check_before_commit,
+    encode_index,
+    header_checksum,
+)
 from pytreesaver.formats.indexed.parts import FileLimits, WrittenFile, joined_index, plan_files
 from pytreesaver.formats.indexed.remote import RemoteFormat, write_to_store
 from pytreesaver.formats.indexed.together import collect_parts, send_part
@@ -26,12 +40,14 @@ from pytreesaver.formats.native.files import INDEX_NAME, REPLACEABLE_FILES, read
 from pytreesaver.formats.native.incremental import chunks_to_share
 from pytreesaver.formats.native.known import (
     MIN_COMPARED_NBYTES,
+    UNIQUE_NAME,
     FileVersion,
     KnownCheckpoint,
     remember,
     sample_of,
 )
-from pytreesaver.formats.native.sharing_files import share_file
+from pytreesaver.formats.native.same_tree import bytes_in_use, only, patched_index
+from pytreesaver.formats.native.sharing_files import MOST_COPIED_NBYTES, share_file
 from pytreesaver.formats.protocol import TreeContents
 
 
@@ -62,6 +78,8 @@ def write(
         base: an earlier checkpoint; what is unchanged since is not written again.
         remembers: whether a later save will probably have this checkpoint as its `base`.
     """
+    if is_in_store(path) and remembers:
+        shard_nbytes = min(shard_nbytes or MOST_COPIED_NBYTES, MOST_COPIED_NBYTES)
     saving = _Saving(FileLimits(shard_nbytes, sharded), base)
     if is_in_store(path):
         remote = _remote_format(saving)
@@ -73,8 +91,10 @@ def write(
     index = saving.index
     if index is not None and contents.leaves:
         known = known_after_saving(
-            path.absolute(), index, saving.versions, contents.leaves, saving.samples, is_durable=durable or overwrite
+            path.absolute(), index, saving.versions, contents.leaves, saving.samples, is_durable=saving.is_durable
         )
+        if contents.changed is not None and base is not None:
+            base.pass_on(known)
         remember(known, on_request=remembers)
 
 
@@ -82,7 +102,7 @@ def write_into(directory: Path, contents: TreeContents) -> None:
     """Write the files of a checkpoint durably into an existing directory, whose own name is not synced."""
     with ExitStack() as locks:
         writer = DataWriter(directory, "", WriteOptions(durable=True, in_background=True), locks, [], [])
-        write_files(writer, LAYOUT, INDEX_NAME, contents)
+        write_files(writer, layout_for(_Saving(FileLimits())), INDEX_NAME, contents)
 
 
 @dataclass
@@ -95,6 +115,7 @@ class _Saving:
         index: the index, as far as this process knows it; None until it has been written.
         versions: for each data file that this process has written or shared, what tells it from others.
         samples: as in `KnownCheckpoint`.
+        is_durable: whether these files were synced.
     """
 
     limits: FileLimits
@@ -102,14 +123,20 @@ class _Saving:
     index: Index | None = None
     versions: dict[str, FileVersion] = field(default_factory=dict)
     samples: dict[int, bytes] = field(default_factory=dict)
+    is_durable: bool = False
 
     def done(self, index: Index, writer: DataWriter) -> None:
         """Keep what was written."""
-        self.index = index
+        self.index, self.is_durable = index, writer.options.durable
         self.versions = writer.versions | writer.shared
 
 
 def _write_data(saving: _Saving, writer: DataWriter, contents: TreeContents) -> bytes:
+    if contents.changed is not None and saving.base is not None:
+        patched = _write_changed(saving, saving.base, writer, contents, contents.changed)
+        if patched is not None:
+            saving.done(patched, writer)
+            return encode_index(patched)
     table = ChunkTable.of(contents)
     if writer.meeting is None and saving.base is None and saving.limits == FileLimits():
         name = _file_name(writer.token, 0, 1)
@@ -127,8 +154,39 @@ def _write_data(saving: _Saving, writer: DataWriter, contents: TreeContents) -> 
         own, files = files, collect_parts(writer.meeting, contents, files)
         _check_others(writer, [each.file for each in files if each not in own])
     index = joined_index(table.unplaced, stored_chunks(table.unplaced), files)
+    if any(file.shared for file in index.files):
+        check_before_commit(index)
     saving.done(index, writer)
     return encode_index(index)
+
+
+def _write_changed(
+    saving: _Saving, base: KnownCheckpoint, writer: DataWriter, contents: TreeContents, changed: Sequence[int]
+) -> Index | None:
+    """Write what has changed in a tree that is otherwise that of the base. Return None if a file cannot be shared."""
+    shared: dict[int, DataFile] = {}
+    for number in bytes_in_use(base, changed):
+        name = _shared_name(writer.token, contents, base, number)
+        version, path = base.versions[number], writer.directory / name
+        writer.names.append(name)
+        if version is None or not share_file(base, number, path, writer.locks, durable=writer.options.durable):
+            remove_written(writer)
+            writer.names, writer.shared = [], {}
+            return None
+        writer.shared[name] = version
+        shared[number] = msgspec.structs.replace(base.index.files[number], name=name, shared=True)
+    advance(sum(base.sizes) - sum(base.sizes[i] for i in changed))
+    saving.samples = dict(base.samples)
+    if not changed:
+        return patched_index(base, contents, shared, changed, None)
+    table, name = ChunkTable.of(only(contents, changed)), _file_name(writer.token, 0, 1)
+    written: list[Index] = []
+    writer.write(
+        name,
+        lambda descriptor: written.append(write_data(descriptor, name, table, writer.options, _header_metadata)),
+    )
+    file = WrittenFile(written[0].files[0], list(changed), list(written[0].chunk_offsets), written[0].checksums)
+    return patched_index(base, contents, shared, changed, file)
 
 
 def _write_share(saving: _Saving, writer: DataWriter, contents: TreeContents) -> None:
@@ -174,9 +232,16 @@ def _write_files(saving: _Saving, writer: DataWriter, contents: TreeContents, ta
     plans = plan_files(stored, table.sizes, None if shared is None else shared.writers, devices, saving.limits)
     own = [chunk for plan in plans if plan.writer == rank for chunk in plan.chunks]
     files, writer.shared = share_files(
-        saving, contents, table, own, writer.directory, writer.token, writer.locks, durable=writer.options.durable
+        saving,
+        contents,
+        table,
+        own,
+        writer.directory,
+        writer.token,
+        writer.locks,
+        durable=writer.options.durable,
+        names=writer.names,
     )
-    writer.names += writer.shared
     unchanged = {chunk for file in files for chunk in file.chunks}
     sampled = _sampled(saving, contents, table)
     for number, plan in enumerate(plans):
@@ -211,6 +276,7 @@ def share_files(
     locks: ExitStack,
     *,
     durable: bool,
+    names: list[str],
 ) -> tuple[list[WrittenFile], dict[str, FileVersion]]:
     """Share data files of the base that hold chunks of this process with the same bytes.
 
@@ -223,6 +289,7 @@ def share_files(
         token: as in `DataWriter`.
         locks: as in `share_file`.
         durable: as in `share_file`.
+        names: the names in the new checkpoint are appended to it, each before it is made.
 
     Returns:
         The files in the new checkpoint, and what tells each from others, by name.
@@ -239,7 +306,9 @@ def share_files(
     for number, chunks in sorted(by_file.items()):
         file, version = base.index.files[number], base.versions[number]
         name = _shared_name(token, contents, base, number)
+        names.append(name)
         if version is None or not share_file(base, number, directory / name, locks, durable=durable):
+            names.remove(name)
             _check_undeleted(base, table, chunks)
             continue
         versions[name] = version
@@ -256,24 +325,24 @@ def share_files(
 
 def _remote_format(saving: _Saving) -> RemoteFormat:
     def share(
-        contents: TreeContents, table: ChunkTable, own: Sequence[int], path: Path, token: str
+        contents: TreeContents, table: ChunkTable, own: Sequence[int], path: Path, token: str, names: list[str]
     ) -> list[WrittenFile]:
-        return share_files(saving, contents, table, own, path, token, ExitStack(), durable=True)[0]
+        return share_files(saving, contents, table, own, path, token, ExitStack(), durable=True, names=names)[0]
 
     def done(index: Index, names: Sequence[str]) -> None:
-        saving.index = index
-        saving.versions = dict.fromkeys(names, (0, 0, 0, 0))  # no other object ever gets such a name
+        saving.index, saving.is_durable = index, True
+        saving.versions = dict.fromkeys(names, UNIQUE_NAME)
 
     return RemoteFormat(LAYOUT, _file_name, _header_metadata, share, done, partial(_sampled, saving))
 
 
 def _check_undeleted(base: KnownCheckpoint, table: ChunkTable, chunks: Sequence[int]) -> None:
     """Raise a CheckpointError if arrays that were not fetched, since their file was to be shared, are gone."""
-    arrays = [table.arrays[chunk] for chunk in chunks]
+    arrays = [source_of(table.arrays[chunk]) for chunk in chunks]
     if any(hasattr(array, "is_deleted") and array.is_deleted() for array in arrays):
         raise CheckpointError(
-            f"{base.path}: its data files could not be linked: it was deleted or changed during the save, and arrays "
-            "that it holds have been donated since; save again"
+            f"{base.path}: its data files could not be shared, and arrays that it holds have been donated or deleted "
+            "since the save began; save again"
         )
 
 

@@ -6,21 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES
-from pytreesaver._io.files import EndOfFileError, read_file
+from pytreesaver._io.files import EndOfFileError, read_file, read_fully
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType
 from pytreesaver._tree.plain import encode_value
 from pytreesaver._tree.restructure import structure_of_names
+from pytreesaver.formats.indexed.header import LENGTH_NBYTES
 from pytreesaver.formats.indexed.index import DataFile, Index, decode_heading, decode_index
 from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.formats.protocol import Heading
 from pytreesaver.formats.safetensors.embedded import CONTENT_KEY, embedded_index, is_ours
 from pytreesaver.formats.safetensors.files import INDEX_NAME, SHARD_NAME, data_files
-from pytreesaver.formats.safetensors.header import Header, Version, decode_header, header_text_of, read_header_text
+from pytreesaver.formats.safetensors.header import (
+    Header,
+    Version,
+    decode_header,
+    header_text_of,
+    looks_like_header,
+    read_header_text,
+)
 
 NAME = "safetensors"
 VERSION = 1
@@ -42,6 +51,13 @@ def open_file(path: Path, file: Path | None = None) -> IndexedReader:
 def open_stream(descriptor: int, name: Path) -> IndexedReader:
     """Open a single safetensors file that is open already, and is closed with the reader. Messages call it `name`."""
     try:
+        head = np.zeros(min(filesystem.file_size(descriptor), LENGTH_NBYTES + 1), np.uint8)
+        read_fully(descriptor, head, 0)
+        if not looks_like_header(head.tobytes()):
+            raise CorruptCheckpointError(
+                f"{name}: expected the bytes of a safetensors file, found others, or none of them: the first are "
+                f"{head.tobytes()!r}"
+            )
         text, data_nbytes, _ = header_text_of(descriptor, name)
         index = _index_of_file(name, decode_header(text, data_nbytes, name))
         names: dict[str, Any] = {"format_name": NAME, "format_version": VERSION}
