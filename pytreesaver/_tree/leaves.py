@@ -63,7 +63,7 @@ class LeafColumns(NamedTuple):
 
     types: list[LeafType]
     shapes: list[tuple[int, ...]]
-    cells: list[Cells | None]
+    cells: Sequence[Cells | None]
     problems: dict[int, str]
 
 
@@ -74,8 +74,9 @@ def leaf_columns(leaves: Sequence[Any], *, is_shared: bool = False) -> LeafColum
         leaves: the leaves.
         is_shared: as in `leaf_type_of`.
     """
-    columns = LeafColumns([], [], [], {})
-    add_type, add_shape, add_cells = columns.types.append, columns.shapes.append, columns.cells.append
+    cells: list[Cells | None] = []
+    columns = LeafColumns([], [], cells, {})
+    add_type, add_shape, add_cells = columns.types.append, columns.shapes.append, cells.append
     # Arrays that are alike share their abstract value and sharding, whose identities are faster to compare.
     known: dict[tuple[int, int], tuple[LeafType, tuple[int, ...]]] = {}
     array_class: Any = None
@@ -95,8 +96,9 @@ def leaf_columns(leaves: Sequence[Any], *, is_shared: bool = False) -> LeafColum
             continue
         add_type(leaf_type)
         add_shape(shape)
-        add_cells(None)
-        if leaf_type.kind == "jax" and len(leaf.sharding.device_set) == 1:
+        is_on_one = leaf_type.kind == "jax" and len(leaf.sharding.device_set) == 1
+        add_cells(Cells([leaf]) if is_on_one else None)
+        if is_on_one:
             array_class = type(leaf)
             known[id(leaf.aval), id(leaf.sharding)] = leaf_type, shape
     return columns

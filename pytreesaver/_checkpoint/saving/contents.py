@@ -1,6 +1,5 @@
 """From a tree to what a format writes: names, types, values and metadata, checked."""
 
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pytreesaver._checkpoint.saving.casting import cast_type, with_cast_cells
+from pytreesaver._checkpoint.saving.remembered import OneCellEach, described, flattened
 from pytreesaver._checkpoint.saving.sharing import shared_contents
 from pytreesaver._errors import UnsupportedLeafError
 from pytreesaver._io.memory import collection_paused
@@ -17,11 +17,11 @@ from pytreesaver._io.processes.meeting import Meeting
 from pytreesaver._run.record import Record, encode_record
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError
-from pytreesaver._tree.leaves import cells_of, leaf_columns
+from pytreesaver._tree.leaves import cells_of
 from pytreesaver._tree.names.select import Selector, selected
 from pytreesaver._tree.plain import MAX_DEPTH, encode_value
 from pytreesaver._tree.restructure import prune_structure, structure_of_names
-from pytreesaver._tree.structure import FlatTree, check_unique_names, flatten_tree
+from pytreesaver._tree.structure import FlatTree, check_unique_names
 from pytreesaver.formats.protocol import TreeContents
 
 
@@ -46,12 +46,12 @@ def contents_of(
     """
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata: expected a dict, found {metadata!r}")
-    flat = flatten_tree(tree)
+    flat = flattened(tree)
     check_unique_names(flat, tree)
     if only is not None:
         flat = _selected_part(flat, selected(only, flat.names, "the tree", may_be_empty=may_be_empty))
     problems = dict(flat.problems)
-    columns = leaf_columns(flat.leaves, is_shared=meeting is not None)
+    columns, references = described(flat.leaves, is_shared=meeting is not None)
     leaf_types, shapes = columns.types, columns.shapes
     for i, problem in columns.problems.items():
         problems[flat.names[i]] = f"expected an array, a number, str or bytes, found a leaf {problem}"
@@ -74,12 +74,15 @@ def contents_of(
     types = leaf_types if cast is False else [cast_type(leaf_type, cast) for leaf_type in leaf_types]
     contents = TreeContents(flat.names, types, shapes, [], flat.structure, encoded_metadata, encoded_record, same_as)
     if remembers:
-        contents = contents._replace(leaves=_references(flat.leaves, leaf_types))
+        contents = contents._replace(leaves=references)
     if meeting is not None:
         contents = shared_contents(contents, flat.leaves, meeting.rank, meeting.count)
     else:
-        leaves = zip(flat.leaves, leaf_types, columns.cells, strict=True)
-        contents = contents._replace(cells=[cells or cells_of(leaf, kind) for leaf, kind, cells in leaves])
+        cells: Any = columns.cells
+        if not isinstance(cells, OneCellEach):
+            leaves = zip(flat.leaves, leaf_types, cells, strict=True)
+            cells = [each or cells_of(leaf, kind) for leaf, kind, each in leaves]
+        contents = contents._replace(cells=cells)
     return contents if types is leaf_types else with_cast_cells(contents, leaf_types)
 
 
@@ -101,16 +104,6 @@ def _same_arrays(leaves: Sequence[Any], leaf_types: Sequence[LeafType]) -> dict[
         if leaf_type.kind in _SHARED_KINDS and (earlier := first.setdefault(id(leaf), i)) != i:
             same_as[i] = earlier
     return same_as
-
-
-def _references(leaves: Sequence[Any], leaf_types: Sequence[LeafType]) -> list["weakref.ref[Any] | None"]:
-    """Return weak references to the arrays of JAX, which are immutable, and None for other leaves."""
-    reference = weakref.ref
-    kinds = [leaf_type.kind for leaf_type in leaf_types]
-    return [
-        reference(leaf) if kind == "jax" or kind == "key" else None  # noqa: PLR1714  (faster)
-        for leaf, kind in zip(leaves, kinds, strict=True)
-    ]
 
 
 def _without_scalars(value: Any, level: int = 0) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import block_count
+from pytreesaver._io.memory import collection_paused
 from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._text import quoted
 from pytreesaver.formats.indexed.files import IndexedFiles
@@ -125,6 +126,7 @@ class NativeReader(IndexedReader):
         """The size of the data files that the save did not write, but took from an earlier checkpoint."""
         return sum(file.nbytes for file in self._files.index.files if file.shared)
 
+    @collection_paused()
     def remember(self, positions: Sequence[int], leaves: Sequence[Any], *, on_request: bool) -> None:
         """Remember which arrays have been restored, for the next incremental save.
 
