@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 import pytreesaver as pts
+from benchmarks import further
 from benchmarks.loops import next_donating_step, step_rate_during_saves
 from benchmarks.measure import Times, drop_from_cache, import_seconds, seconds, spread, take_turns, touch_memory
 from benchmarks.memory import peaks
@@ -27,7 +28,7 @@ _LARGE_NBYTES = 64 << 20
 """The minimum size of a tree for measurements of cold reads and memory."""
 
 
-PARTS = ("saves", "restores", "background", "loop", "variable", "memory", "growth", "imports")
+PARTS = ("saves", "restores", "background", "loop", "variable", "memory", "incremental", "models", "growth", "imports")
 """The parts of the benchmarks. The first six are measured for each tree that they apply to."""
 
 
@@ -39,6 +40,9 @@ def measure_all(
     for name in trees:
         print(f"{name} ...", flush=True)
         bench.measure_tree(name, TREES[name](scale), parts)
+    for part, measure in (("incremental", further.incremental), ("models", further.models)):
+        if part in parts:
+            bench.measure_further(measure(directory, scale, rounds))
     if "growth" in parts:
         bench.measure_growth()
     if "imports" in parts:
@@ -83,6 +87,11 @@ class _Bench:
         if "memory" in parts and nbytes(tree) >= _LARGE_NBYTES:
             del tree
             self._memory(name)
+
+    def measure_further(self, rows: Iterable[further.Row]) -> None:
+        """Add measurements of another module."""
+        for tree, operation, results, unit in rows:
+            self._add(tree, operation, results, unit)
 
     def _new_path(self) -> Path:
         self._count += 1

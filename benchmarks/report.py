@@ -33,6 +33,10 @@ compares such ratios with the bounds in `benchmarks/bounds.toml`.
 * **Background saves** of pytreesaver copy nothing on the CPU. The cost appears in *donating step during the save*: a
   step that donates arrays while they are being saved has to allocate new memory. `save_async(..., copy=True)` makes a
   copy instead; Orbax copies too.
+* **Incremental saves** are those of `save(base=)`, beside a full save of the same tree. Unchanged arrays are the same
+  objects.
+* **Models** are those of `load_model`, beside a function that was pickled (by reference: its code must be there), whose
+  weights are restored, and that is traced. Both are compiled by XLA in the first call.
 * **Memory** is the peak of a separate process.
 
 ![Time of each peer relative to pytreesaver](benchmarks.svg)

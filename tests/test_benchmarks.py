@@ -46,6 +46,16 @@ def test_a_small_run_covers_every_bound_and_produces_a_page(benchmarks, tmp_path
     assert list(tmp_path.iterdir()) == [results]
 
 
+def test_incremental_saves_and_models_are_measured(benchmarks, tmp_path):
+    results = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--scale", "0.01", "--rounds", "1", "--no-report", "--trees", "tiny"]
+    command += ["--parts", "incremental", "models", "--json", str(results), "--directory", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT)
+    page = benchmarks.report.page(json.loads(results.read_text()))
+    for heading in ("save, 5 % changed", "bytes written, nothing changed", "load and first call"):
+        assert f"| **{heading}** | pytreesaver |" in page
+
+
 def test_a_ratio_above_its_bound_is_reported(benchmarks):
     rows = [row("pytreesaver", 0.2), row("orbax", 1.0)]
     lines, excess = benchmarks.check.compared([bound(0.3), bound(0.1)], rows)

@@ -123,7 +123,7 @@ def write_copy(reader: CheckpointReader, target: Path, contents: TreeContents, *
         CorruptCheckpointError: if it is damaged. It names every damaged variable.
     """
     try:
-        return write_contents(target, contents, **options)
+        return write_contents(target, contents, origin=reader.path, **options)
     except CorruptCheckpointError:
         reader.verify()
         raise

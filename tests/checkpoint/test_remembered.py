@@ -146,3 +146,14 @@ def test_the_collection_is_paused_only_for_a_block():
     with pytest.raises(KeyError), memory.collection_paused():
         raise KeyError
     assert gc.isenabled()
+
+
+def test_trees_that_are_refused_are_refused_again(any_size):
+    check({"a": [jnp.ones(2)]})
+    deep = {"a": [jnp.ones(2)]}
+    for _ in range(2000):
+        deep = {"a": [deep["a"]]}
+    with pytest.raises(pts.UnsupportedLeafError, match="at most 100 levels"):
+        pts.save(deep, "model")
+    with pytest.raises(pts.UnsupportedLeafError, match="sortable dict keys"):
+        pts.save({"a": [{"b": 1, 2: 3}]}, "model")

@@ -55,7 +55,9 @@ class Fault:
         return call
 
 
-OLD, NEW = {"w": np.arange(3.0), "v": np.zeros(5)}, {"w": np.arange(3.0) + 1, "v": np.ones(5)}
+BIG = np.arange(20_000.0)
+OLD = {"w": np.arange(3.0), "v": np.zeros(5), "big": BIG}
+NEW = {"w": np.arange(3.0) + 1, "v": np.ones(5), "big": BIG}
 
 
 def save_new():
@@ -64,6 +66,10 @@ def save_new():
 
 def overwrite():
     return lambda: pts.save(NEW, "model", overwrite=True, timeout=TIMEOUT)
+
+
+def overwrite_incrementally():
+    return lambda: pts.save(NEW, "model", base="model", overwrite=True, timeout=TIMEOUT)
 
 
 def save_step(step=2):
@@ -88,6 +94,7 @@ def with_saver():
 CASES = {
     "new": (save_new, lambda: None, overwrite, Path("model")),
     "overwrite": (overwrite, lambda: pts.save(OLD, "model"), overwrite, Path("model")),
+    "incremental": (overwrite_incrementally, lambda: pts.save(OLD, "model"), overwrite, Path("model")),
     "manager": (save_step, lambda: pts.CheckpointManager("run", block=True).save(1, OLD), save_next_step, Path("run")),
     "saver": (with_saver, lambda: pts.Saver().save(OLD, "run/m", 1), with_saver, Path("run")),
 }
@@ -180,6 +187,6 @@ def test_a_process_that_is_killed_or_hangs_at_any_step(monkeypatch, tmp_path, ca
         if not outcome(monkeypatch, case, rank, at, hang=hang):
             break
         points += 1
-        at += 1 if LONG else 4 if rank else 7 if case in ("new", "overwrite") else 41
+        at += 1 if LONG else 4 if rank else 7 if case in ("new", "overwrite") else 17 if case == "incremental" else 41
     assert points > 0
     print(f"{case}: process {rank} {'hung' if hang else 'was killed'} at {points} points")

@@ -6,6 +6,7 @@ Nothing here keeps an array alive.
 import itertools
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -35,10 +36,12 @@ def flattened(tree: Any) -> FlatTree:
     """Return what `flatten_tree` does."""
     known = _last_containers[0] if _last_containers else None
     if known is not None:
-        leaves, treedef = jax.tree.flatten(tree)
-        keys = _keys_of(tree) if treedef == known.treedef else None
+        keys = _keys_of(tree)
         if keys is not None and keys == known.keys and _are_str(keys):
-            return FlatTree(known.names, leaves, known.structure, {})
+            with suppress(Exception):  # of a tree that is too deep, which `flatten_tree` refuses in its own words
+                leaves, treedef = jax.tree.flatten(tree)
+                if treedef == known.treedef:
+                    return FlatTree(known.names, leaves, known.structure, {})
     flat = flatten_tree(tree)
     is_plain = not (flat.problems or flat.functions or flat.shared or flat.older_names or flat.has_keyless)
     if is_plain and _LEAST_LEAVES <= len(flat.leaves) <= _MOST_LEAVES:

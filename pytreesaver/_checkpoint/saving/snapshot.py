@@ -28,7 +28,9 @@ def snapshot(contents: TreeContents, *, copy: bool = False) -> TreeContents:
     kept for the next such snapshot. NumPy arrays are always copied. Arrays that are unchanged since an earlier
     checkpoint stay where they are.
     """
-    if jax.default_backend() != "cpu":  # otherwise few arrays are elsewhere, and each is fetched when it is read
+    has_arrays = any(leaf_type.kind in ("jax", "key") for leaf_type in set(contents.types))
+    # If the default is the CPU, few arrays are elsewhere, and each is fetched when it is read.
+    if has_arrays and jax.default_backend() != "cpu":
         for position, cells in enumerate(contents.cells):
             for array in cells.arrays if position not in contents.unchanged else ():
                 source = source_of(array)

@@ -36,6 +36,7 @@ def write_contents(
     meeting: Meeting | None = None,
     base: Any = None,
     is_incremental: bool = False,
+    origin: object = None,
 ) -> Path:
     """Write the contents of a checkpoint in a format. Raises what `save` raises.
 
@@ -53,6 +54,7 @@ def write_contents(
         meeting: the other processes that save the same tree; None if there are none.
         base: an earlier checkpoint, from `unchanged_since`.
         is_incremental: whether a later save will probably have this checkpoint as its `base`.
+        origin: where the contents are from, for messages; None for a tree.
     """
     nbytes = 0 if progress is False else contents.nbytes
     with wrap_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
@@ -74,7 +76,7 @@ def write_contents(
             else:
                 writer.write(target, contents, overwrite=overwrite, durable=durable, **options)
         except LossyCastError:
-            raise cast_error(contents, f"the tree to save to {target}") from None
+            raise cast_error(contents, str(origin or f"the tree to save to {target}")) from None
     return target
 
 
