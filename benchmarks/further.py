@@ -40,7 +40,6 @@ def _rows(directory: Path, name: str, what: str, tree: Any, changed: int, rounds
     def save(contestant: str) -> float:
         later = {name: leaf + 1 if i < changed else leaf for i, (name, leaf) in enumerate(tree.items())}
         jax.block_until_ready(later)
-        pts.save(tree, directory / "base", overwrite=True)
         base = directory / "base" if contestant == "pytreesaver" else None
         target = directory / "next"
         os.sync()
@@ -51,6 +50,7 @@ def _rows(directory: Path, name: str, what: str, tree: Any, changed: int, rounds
         shutil.rmtree(target)
         return taken
 
+    pts.save(tree, directory / "base")
     names = ("pytreesaver", "pytreesaver, full save")
     for each in names:  # a warm-up
         save(each)
