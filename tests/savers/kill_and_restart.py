@@ -15,15 +15,18 @@ from pytreesaver.testing import assert_trees_equal
 
 RUN = Path("run")
 LIMIT = 3
+TABLE = np.arange(30_000.0)
 
 
 def tree(step):
     values = np.random.default_rng(step)
-    return {"w": values.normal(size=20_000), "layers": [values.normal(size=500) for _ in range(20)], "step": step}
+    part = np.random.default_rng(step // 3).normal(size=20_000)  # which an incremental save does not write each time
+    layers = [values.normal(size=500) for _ in range(20)]
+    return {"w": values.normal(size=20_000), "part": part, "table": TABLE, "layers": layers, "step": step}
 
 
-def train(report, block):
-    manager = pts.CheckpointManager(RUN, max_to_keep=LIMIT, block=block)
+def train(report, *, block, incremental):
+    manager = pts.CheckpointManager(RUN, max_to_keep=LIMIT, block=block, incremental=incremental)
     step = manager.restore()["step"] + 1 if manager.latest_step() is not None else 0
     while True:
         manager.save(step, tree(step))
@@ -42,7 +45,7 @@ def main(kills):
         child = os.fork()
         if not child:
             os.close(reader)
-            train(writer, block=kill % 2 == 0)
+            train(writer, block=kill % 2 == 0, incremental=kill % 4 >= 2)
         os.close(writer)
         time.sleep(chance.uniform(0.01, 0.12))
         os.kill(child, signal.SIGKILL)
