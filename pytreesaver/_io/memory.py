@@ -6,6 +6,7 @@ import mmap
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -70,32 +71,45 @@ def collection_paused() -> Iterator[None]:
     Otherwise it would look through all objects of the program again and again, which takes longer than the work. The
     block must be short, since garbage of other threads is kept too.
     """
-    with _pauses.guard:
-        _pauses.count += 1
-        if _pauses.count == 1:
-            _pauses.was_enabled = gc.isenabled()
-            gc.disable()
+    pause = object()
     try:
+        _pauses.begin(pause)
         yield
     finally:
-        with _pauses.guard:
-            _pauses.count -= 1
-            if _pauses.count == 0 and _pauses.was_enabled:
-                gc.enable()
+        _pauses.end(pause)
 
 
 class _Pauses:
-    def __init__(self) -> None:
-        self.guard = threading.Lock()
-        self.count = 0
-        self.was_enabled = False
+    """The pauses at the moment, with the time when each began."""
 
-    def end(self) -> None:
+    _LONGEST_SECS = 60.0  # an interrupt at the wrong moment may have kept an older one from ending
+
+    def __init__(self) -> None:
+        self._guard = threading.RLock()  # a signal handler may begin a pause too
+        self._began: dict[object, float] = {}
+        self._was_enabled = False
+
+    def begin(self, pause: object) -> None:
+        with self._guard:
+            now = time.monotonic()
+            for old in [each for each, began in self._began.items() if now - began > self._LONGEST_SECS]:
+                self.end(old)
+            if not self._began:
+                self._was_enabled = gc.isenabled()
+            self._began[pause] = now
+            gc.disable()
+
+    def end(self, pause: object) -> None:
+        with self._guard:
+            if self._began.pop(pause, None) is not None and not self._began and self._was_enabled:
+                gc.enable()
+
+    def end_all(self) -> None:
         """End all pauses, after a fork: the threads that made them are not there."""
-        if self.count and self.was_enabled:
+        if self._began and self._was_enabled:
             gc.enable()
         self.__init__()  # type: ignore[misc]
 
 
 _pauses = _Pauses()
-os.register_at_fork(after_in_child=_pauses.end)
+os.register_at_fork(after_in_child=_pauses.end_all)

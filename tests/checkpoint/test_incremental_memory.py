@@ -191,3 +191,43 @@ os._exit(os.waitpid(child, 0)[1])
 """
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, timeout=60).returncode == 0
     assert Path("from-the-fork").exists()
+
+
+def failing_once(link, at):
+    calls = iter(range(1000))
+
+    def call(source, target):
+        if next(calls) == at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return link(source, target)
+
+    return call
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_restored_arrays_in_several_cells(fail, monkeypatch):
+    tree = {"a": jnp.arange(40_000.0), "b": jnp.arange(20_000.0) + 5, "c": jnp.arange(40_000.0)}
+    for root in ("local", f"memory://restored/cells-{fail}"):
+        pts.save(tree, f"{root}/1", shard_nbytes=170_000)
+        for name in (None, "a", "c"):
+            restored = pts.restore(f"{root}/1", sharding=lambda n, s, name=name: spread("x") if n != name else None)
+            with monkeypatch.context() as patch:
+                if fail:
+                    patch.setattr(filesystem, "link", failing_once(filesystem.link, 2))
+                pts.save(restored, f"{root}/2", base=f"{root}/1", overwrite=True)
+            for path in (f"{root}/1", f"{root}/2"):
+                pts.verify(path)
+                found = pts.restore(path, as_numpy=True)
+                for each, value in tree.items():
+                    np.testing.assert_array_equal(found[each], value)
+
+
+def test_a_restore_in_a_store_keeps_what_was_known(monkeypatch):
+    tree = {"a": array(1), "b": array(2)}
+    pts.save(tree, "memory://known/1")
+    pts.save(tree, "memory://known/2", base="memory://known/1")
+    pts.restore("memory://known/2")
+    monkeypatch.setattr(incremental, "_has_checksums", lambda *args: pytest.fail("compared bytes"))
+    pts.save(tree, "memory://known/3", base="memory://known/2")
+    with pts.load_checkpoint("memory://known/3") as checkpoint:
+        assert checkpoint.shared_nbytes > tree["a"].nbytes

@@ -1,10 +1,12 @@
 """Functions beside the weights: exported, loaded in another process, and refused if they cannot be read."""
 
+import base64
 import collections
 import json
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import flax.linen
@@ -348,7 +350,8 @@ def test_a_namedtuple_and_a_dict_of_the_same_names():
 
 def test_code_that_would_fill_the_memory_is_refused():
     path = pts.export_model("served", predict, X, params=PARAMS)
-    edited(path, lambda model: model.update(exported=stored.compressed(bytes(200 << 20))))
+    bomb = base64.b64encode(zlib.compress(bytes(200 << 20))).decode()
+    edited(path, lambda model: model.update(exported=bomb))
     with pytest.raises(pts.CorruptCheckpointError, match="expected at most"):
         pts.load_model("served")
 
@@ -365,3 +368,17 @@ def test_a_model_is_not_exported_over_something_else():
     pts.save(PARAMS, "there")
     with pytest.raises(pts.CheckpointExistsError, match="overwrite=True"):
         pts.export_model("there", lambda p, x: pytest.fail("exported"), X, params=PARAMS)
+
+
+def test_code_that_compresses_well_is_loaded_again():
+    table = np.zeros(30 << 20, np.float32)
+    table[5] = 1
+    pts.export_model("served", lambda p, x: x + (table * p["w"][0]).sum(), X, params={"w": jnp.ones(2)})
+    assert pts.load_model("served")(values()).shape == (4, 3)
+
+
+def test_weights_that_no_function_can_get_are_refused():
+    for wrong in (np.ones(3, ">f4"), np.ones(3, ">f8"), 2**40, 1e300):
+        with pytest.raises(pts.UnsupportedLeafError, match="w"):
+            pts.export_model("served", lambda p, x: x, X, params={"w": wrong})
+    pts.export_model("served", lambda p, x: x * p["w"], X, params={"w": float("inf")}, vjp_order=np.int64(1))

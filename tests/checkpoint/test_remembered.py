@@ -157,3 +157,33 @@ def test_trees_that_are_refused_are_refused_again(any_size):
         pts.save(deep, "model")
     with pytest.raises(pts.UnsupportedLeafError, match="sortable dict keys"):
         pts.save({"a": [{"b": 1, 2: 3}]}, "model")
+
+
+def test_a_tree_that_contains_itself_is_refused_again(any_size):
+    endless = []
+    endless.append(endless)
+    pts.save({f"k{i}": np.zeros(2) for i in range(200)}, "first")
+    for tree in ({"x": endless}, {"x": {"y": endless}}):
+        with pytest.raises(pts.UnsupportedLeafError, match="at most 100 levels"):
+            pts.save(tree, "model")
+
+
+def test_keys_that_cannot_be_compared(any_size):
+    class Odd:
+        def __eq__(self, other):
+            raise RuntimeError("compared")
+
+        __hash__ = object.__hash__
+
+    pts.save({"a": 1}, "first")
+    with pytest.raises(pts.UnsupportedLeafError):
+        pts.save({Odd(): 1}, "model")
+
+
+def test_an_interrupt_does_not_end_the_collection_for_good(monkeypatch):
+    monkeypatch.setattr(memory._Pauses, "_LONGEST_SECS", -1.0)
+    memory._pauses.begin("interrupted before its end")
+    assert not gc.isenabled()
+    with memory.collection_paused():
+        pass
+    assert gc.isenabled()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import msgspec
+import numpy as np
 from jax.typing import DTypeLike
 
 from pytreesaver._checkpoint.copying import open_to_copy, write_copy
@@ -22,7 +23,7 @@ from pytreesaver._progress import Progress, check_progress
 from pytreesaver._run.directory import checkpoint_at
 from pytreesaver._text import quoted
 from pytreesaver._tree.casting import X64_DTYPES
-from pytreesaver._tree.kinds import PYTHON_KINDS, LeafType, logical_shape, storage_dtype
+from pytreesaver._tree.kinds import PYTHON_KINDS, Cells, LeafType, logical_shape, storage_dtype
 from pytreesaver._tree.names.select import Selection, Selector, as_selection, selected
 from pytreesaver._tree.plain import encode_value
 from pytreesaver._tree.rebuild import rebuild_tree
@@ -203,6 +204,7 @@ def _weights_of_checkpoint(contents: TreeContents, only: Selector | None) -> _We
             names=[contents.names[i] for i in positions],
             types=[contents.types[i] for i in positions],
             shapes=[contents.shapes[i] for i in positions],
+            cells=[contents.cells[i] for i in positions],
             structure=prune_structure(contents.structure, {i: place for place, i in enumerate(positions)}),
         )
     abstract = _abstract(contents, [None] * len(contents.names))
@@ -224,13 +226,30 @@ def _abstract(contents: TreeContents, shardings: Sequence[Any]) -> list[Any]:
             for name, leaf_type, _, _ in columns
             if leaf_type.kind not in PYTHON_KINDS and leaf_type.dtype in X64_DTYPES
         }
+        numbers = zip(contents.names, contents.types, contents.cells, strict=True)
+        problems |= {
+            name: "found a number that 32 bits cannot represent, while jax_enable_x64 is off"
+            for name, leaf_type, cells in numbers
+            if leaf_type.kind in ("int", "float", "complex") and name not in problems and not _fits_32_bits(cells)
+        }
     _refuse("the weights", problems)
     return [_abstract_leaf(leaf_type, shape, sharding) for _, leaf_type, shape, sharding in columns]
+
+
+def _fits_32_bits(cells: Cells) -> bool:
+    value = np.asarray(cells.arrays[0])
+    if value.dtype.kind == "i":
+        return bool(-(2**31) <= value < 2**31)
+    most = np.finfo(np.float32).max
+    parts = np.array([np.real(value), np.imag(value)])
+    return bool((~np.isfinite(parts) | (abs(parts) <= most)).all())
 
 
 def _is_argument(leaf_type: LeafType) -> bool:
     if leaf_type.kind == "key":
         return True
+    if leaf_type.dtype.startswith(">"):
+        return False
     return (
         leaf_type.kind not in ("str", "bytes")
         and storage_dtype(leaf_type).kind in "biufcV"
@@ -267,7 +286,7 @@ def _check_platforms(platforms: Any, vjp_order: Any) -> None:
         unknown = [each for each in platforms if each not in _PLATFORMS]
         if unknown or not platforms:
             raise ValueError(f"platforms: expected some of {', '.join(_PLATFORMS)}, found {list(platforms)!r}")
-    if isinstance(vjp_order, bool) or not isinstance(vjp_order, int) or vjp_order < 0:
+    if isinstance(vjp_order, bool) or not isinstance(vjp_order, int | np.integer) or vjp_order < 0:
         raise ValueError(f"vjp_order: expected a number of at least 0, found {vjp_order!r}")
 
 
@@ -297,7 +316,7 @@ def _exported(
     result_structure, structure = results[-1]
     result = result_structure.unflatten([_Shown(each) for each in exported.out_avals])
     arguments = map(repr, args_structure.unflatten([_Shown(each) for each in exported.in_avals[count:]]))
-    serialized = exported.serialize(vjp_order=vjp_order)
+    serialized = exported.serialize(vjp_order=int(vjp_order))
     if len(serialized) > _LARGE_NBYTES:
         logger.warning(
             "the exported function has %d MB: it contains arrays as constants; pass them as weights",

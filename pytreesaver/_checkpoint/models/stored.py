@@ -42,7 +42,7 @@ class StoredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     def serialized(self) -> bytearray:
         """Return what `jax.export.deserialize` needs. Raises a ValueError if it is damaged, or suspiciously large."""
         content = base64.b64decode(self.exported, validate=True)
-        most = _LEAST_LIMIT + _MOST_COMPRESSION * len(content)
+        most = _most_decompressed(content)
         decompressor = zlib.decompressobj()
         try:
             serialized = decompressor.decompress(content, most)
@@ -59,7 +59,15 @@ _MOST_COMPRESSION = 50  # code is compressed less; more would be an attempt to f
 
 def compressed(serialized: bytes | bytearray) -> str:
     """Return the text of `StoredModel.exported`."""
-    return base64.b64encode(zlib.compress(bytes(serialized), level=6)).decode()
+    content = zlib.compress(bytes(serialized), level=6)
+    if len(serialized) > _most_decompressed(content):
+        content = zlib.compress(bytes(serialized), level=0)
+    return base64.b64encode(content).decode()
+
+
+def _most_decompressed(content: bytes) -> int:
+    """Return how large what was compressed to this may be."""
+    return _LEAST_LIMIT + _MOST_COMPRESSION * len(content)
 
 
 def stored_models(encoded: Any, where: Any) -> Mapping[str, StoredModel]:

@@ -21,9 +21,13 @@ _MOST_LEAVES = 100_000
 
 
 class _Containers(NamedTuple):
-    """A tree without leaves: its structure for JAX, the keys of its dicts in their order, and what we make of both."""
+    """A tree without leaves: its structure for JAX, the keys of its dicts in their order, and what we make of both.
+
+    `size` is the number of its nodes and leaves.
+    """
 
     treedef: Any
+    size: int
     keys: list[tuple[Any, ...]]
     names: list[str]
     structure: Any
@@ -36,8 +40,8 @@ def flattened(tree: Any) -> FlatTree:
     """Return what `flatten_tree` does."""
     known = _last_containers[0] if _last_containers else None
     if known is not None:
-        keys = _keys_of(tree)
-        if keys is not None and keys == known.keys and _are_str(keys):
+        keys = _keys_of(tree, known.size)
+        if keys is not None and _are_str(keys) and keys == known.keys:
             with suppress(Exception):  # of a tree that is too deep, which `flatten_tree` refuses in its own words
                 leaves, treedef = jax.tree.flatten(tree)
                 if treedef == known.treedef:
@@ -45,9 +49,10 @@ def flattened(tree: Any) -> FlatTree:
     flat = flatten_tree(tree)
     is_plain = not (flat.problems or flat.functions or flat.shared or flat.older_names or flat.has_keyless)
     if is_plain and _LEAST_LEAVES <= len(flat.leaves) <= _MOST_LEAVES:
-        keys = _keys_of(tree)
+        found: Any = jax.tree.structure(tree)
+        keys = _keys_of(tree, found.num_nodes)
         if keys is not None and _are_str(keys):
-            _last_containers[:] = [_Containers(jax.tree.structure(tree), keys, flat.names, flat.structure)]
+            _last_containers[:] = [_Containers(found, found.num_nodes, keys, flat.names, flat.structure)]
     return flat
 
 
@@ -59,16 +64,21 @@ def _are_str(keys: list[tuple[Any, ...]]) -> bool:
 _LEAF_TYPES = frozenset({*PYTHON_TYPES, np.ndarray, type(None)})
 
 
-def _keys_of(tree: Any) -> list[tuple[Any, ...]] | None:
+def _keys_of(tree: Any, most: int) -> list[tuple[Any, ...]] | None:
     """Return the keys of all dicts in their order, which JAX does not tell apart.
 
-    Return None if there are other containers than dicts, lists, tuples and namedtuples, whose names may depend on more.
+    Return None if there are more than `most` containers, or others than dicts, lists, tuples and namedtuples: their
+    names may depend on more.
     """
     keys: list[tuple[Any, ...]] = []
     kinds: dict[type, bool | None] = {dict: True, list: True, tuple: True, **dict.fromkeys(_LEAF_TYPES, False)}
     leaf_kind: type | None = None  # of the last leaf, which is likely to be that of the next one
     rest: list[Any] = [[tree]]
+    left = most
     while rest:
+        left -= 1
+        if left < -1:
+            return None  # perhaps a container that contains itself
         for child in rest.pop():
             kind = type(child)
             if kind is leaf_kind:
@@ -159,6 +169,8 @@ def _as_before(leaves: Sequence[Any], known: _Leaves) -> LeafColumns | None:
 
 class OneCellEach(Sequence[Cells]):
     """The cells of leaves that are not sharded, made when they are needed."""
+
+    are_whole = True
 
     def __init__(self, leaves: Sequence[Any]) -> None:
         self._leaves = leaves

@@ -19,7 +19,7 @@ from pytreesaver._io.processes.meeting import Meeting
 from pytreesaver._io.stores.dispatch import before_commit, is_in_store
 from pytreesaver.formats.indexed.data import ChunkTable, stored_chunks
 from pytreesaver.formats.indexed.directory import DirectoryLayout
-from pytreesaver.formats.indexed.index import Index, encode_index
+from pytreesaver.formats.indexed.index import Index, check_before_commit, encode_index
 from pytreesaver.formats.indexed.parts import FileLimits, WrittenFile, joined_index, plan_files
 from pytreesaver.formats.indexed.streaming import data_stream
 from pytreesaver.formats.indexed.together import Begin, collect_parts, send_part
@@ -102,6 +102,8 @@ def write_to_store(
         # have begun before the index changes, and can no longer win.
         unused = [name for name, _ in objects.objects_under(path) if format.layout.replaceable.fullmatch(name)]
         index = joined_index(table.unplaced, stored_chunks(table.unplaced), files)
+        if any(file.shared for file in index.files):
+            check_before_commit(index)
         text = encode_index(index)
         if meeting is not None:
             meeting.raise_failure()

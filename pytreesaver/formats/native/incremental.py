@@ -213,11 +213,12 @@ def chunks_to_share(
             j = i if is_in_order else base.positions.get(name)
             if j is None or not _is_alike(contents, i, base, j):
                 continue
-            if base.index.grids.get(str(j)) != contents.cells[i].boundaries:
-                continue
+        if base.index.grids.get(str(j)) != contents.cells[i].boundaries:
+            continue
         for k in range(len(contents.cells[i].arrays)):
             chunk, earlier = first[i] + k, base.first_chunk[j] + k
-            if chunk in own and base.index.chunk_files[earlier] >= 0:
+            is_known = base.index.chunk_files[earlier] >= 0 and table.sizes[chunk] == base.sizes[earlier]
+            if chunk in own and is_known:
                 devices[earlier] = _device(contents.cells[i], k)
                 if is_unchanged:
                     shared[chunk] = earlier

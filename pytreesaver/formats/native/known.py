@@ -159,19 +159,28 @@ def remember(known: KnownCheckpoint, *, on_request: bool) -> None:
 
 
 def _is_same_checkpoint(a: KnownCheckpoint, b: KnownCheckpoint) -> bool:
-    return a.index.files == b.index.files and a.index.checksums == b.index.checksums and a.versions == b.versions
+    columns = ("names", "types", "type_of", "shapes", "files", "chunk_files", "chunk_offsets", "checksums")
+    are_alike = all(getattr(a.index, name) == getattr(b.index, name) for name in columns)
+    return are_alike and all(
+        one == other or UNIQUE_NAME in (one, other) for one, other in zip(a.versions, b.versions, strict=True)
+    )
 
 
 def _joined(earlier: KnownCheckpoint, later: KnownCheckpoint, *, newer_first: bool) -> KnownCheckpoint:
     """Return what is known of one checkpoint from two occasions, such as a save and a restore of a part."""
-    old, new = (later.leaves, earlier.leaves) if newer_first else (earlier.leaves, later.leaves)
-    leaves = [a if a is not None and a() is not None else b for a, b in zip(old, new, strict=True)]
+    first, second = (later.leaves, earlier.leaves) if newer_first else (earlier.leaves, later.leaves)
+    leaves = [a if a is not None and a() is not None else b for a, b in zip(first, second, strict=True)]
     verified = None
     if earlier.verified is not None and later.verified is not None:
         verified = sorted({*earlier.verified, *later.verified})
-    is_durable = earlier.is_durable or later.is_durable
+    versions = zip(earlier.versions, later.versions, strict=True)
     joined = replace(
-        later, leaves=leaves, verified=verified, is_durable=is_durable, samples={**earlier.samples, **later.samples}
+        later,
+        versions=[UNIQUE_NAME if UNIQUE_NAME in (old, new) else new for old, new in versions],
+        leaves=leaves,
+        verified=verified,
+        is_durable=earlier.is_durable or later.is_durable,
+        samples={**earlier.samples, **later.samples},
     )
     earlier.pass_on(joined)
     return joined

@@ -33,7 +33,9 @@ def changed_positions(contents: TreeContents, base: KnownCheckpoint, limits: Fil
     ]
     if len(changed) > _MOST_CHANGED * len(index.names) + 1:
         return None
-    if any(base.sizes[i] >= MIN_COMPARED_NBYTES or contents.cells[i].boundaries is not None for i in changed):
+    # Arrays that are in several cells now are in one in `base`.
+    are_whole = getattr(contents.cells, "are_whole", False) or not any(each.boundaries for each in contents.cells)
+    if not are_whole or any(base.sizes[i] >= MIN_COMPARED_NBYTES for i in changed):
         return None
     return changed
 
