@@ -88,6 +88,12 @@ class TreeContents(NamedTuple):
     models: Any = None
     changed: Sequence[int] | None = None
 
+    def part(self, positions: Sequence[int]) -> "TreeContents":
+        """Return some variables, without the structure, metadata and record: what one data file of several holds."""
+        names, types = [self.names[i] for i in positions], [self.types[i] for i in positions]
+        shapes, cells = [self.shapes[i] for i in positions], [self.cells[i] for i in positions]
+        return TreeContents(names, types, shapes, cells, structure=None, metadata={})
+
     @property
     def nbytes(self) -> int:
         """The total size of the values in bytes; with several processes, of those that this one writes."""

@@ -94,15 +94,3 @@ def patched_index(
         record=contents.record,
         models=contents.models,
     )
-
-
-def only(contents: TreeContents, positions: Sequence[int]) -> TreeContents:
-    """Return some variables of a tree, for `ChunkTable.of`."""
-    return TreeContents(
-        [contents.names[i] for i in positions],
-        [contents.types[i] for i in positions],
-        [contents.shapes[i] for i in positions],
-        [contents.cells[i] for i in positions],
-        structure=None,
-        metadata={},
-    )

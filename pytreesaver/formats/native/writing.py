@@ -46,7 +46,7 @@ from pytreesaver.formats.native.known import (
     remember,
     sample_of,
 )
-from pytreesaver.formats.native.same_tree import bytes_in_use, only, patched_index
+from pytreesaver.formats.native.same_tree import bytes_in_use, patched_index
 from pytreesaver.formats.native.sharing_files import MOST_COPIED_NBYTES, share_file
 from pytreesaver.formats.protocol import TreeContents
 
@@ -179,7 +179,7 @@ def _write_changed(
     saving.samples = dict(base.samples)
     if not changed:
         return patched_index(base, contents, shared, changed, None)
-    table, name = ChunkTable.of(only(contents, changed)), _file_name(writer.token, 0, 1)
+    table, name = ChunkTable.of(contents.part(changed)), _file_name(writer.token, 0, 1)
     written: list[Index] = []
     writer.write(
         name,

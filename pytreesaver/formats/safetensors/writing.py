@@ -104,7 +104,7 @@ def _shard_writer(shard_nbytes: int) -> Any:
         parts: list[Index] = []
         for number, positions in enumerate(shards):
             name = f"model-{number + 1:05}-of-{len(shards):05}{suffix}.safetensors"
-            part = _part(contents, positions)
+            part = contents.part(positions)
             writer.write(
                 name,
                 lambda descriptor, name=name, part=part: parts.append(  # type: ignore[misc]
@@ -139,17 +139,6 @@ def _split(sizes: Sequence[int], most: int) -> list[list[int]]:
         groups[-1].append(position)
         nbytes += size
     return groups
-
-
-def _part(contents: TreeContents, positions: Sequence[int]) -> TreeContents:
-    return TreeContents(
-        [contents.names[i] for i in positions],
-        [contents.types[i] for i in positions],
-        [contents.shapes[i] for i in positions],
-        [contents.cells[i] for i in positions],
-        structure=None,
-        metadata={},
-    )
 
 
 def _joined_index(contents: TreeContents, shards: Sequence[Sequence[int]], parts: Sequence[Index]) -> Index:
