@@ -14,7 +14,7 @@ test: $(VENV)/.installed-dev
 
 # The long versions of some tests: 500 random runs, 200 kills, an error of every system call.
 prove: $(VENV)/.installed-dev
-	PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -n auto tests/savers/test_state_machine.py tests/savers/test_injected_errors.py
+	PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -n auto tests/savers/test_state_machine.py tests/savers/test_incremental_state_machine.py tests/savers/test_injected_errors.py
 
 # Four processes in place of two, and a fault at every message and every operation of the file system: half an hour.
 test-processes: $(VENV)/.installed-dev

@@ -79,17 +79,13 @@ def _write_group(
     checksums: np.ndarray,
     first_blocks: Sequence[int],
 ) -> None:
-    blocks: list[np.ndarray] = []
-    numbers: list[int] = []
-    for i, first in zip(group, first_blocks, strict=True):
-        data = ranges.load(i)
-        if data.nbytes <= BLOCK_NBYTES:
-            blocks.append(data)
-            numbers.append(first)
-        else:
-            split = _blocks(data)
-            blocks += split
-            numbers += range(first, first + len(split))
+    blocks, numbers = list(map(ranges.load, group)), list(first_blocks)
+    if max(map(len, blocks)) > BLOCK_NBYTES:
+        ranges_of_blocks = list(zip(blocks, first_blocks, strict=True))
+        blocks = [block for data, _ in ranges_of_blocks for block in _blocks(data)]
+        numbers = [
+            n for data, first in ranges_of_blocks for n in range(first, first + block_count(len(data), BLOCK_NBYTES))
+        ]
     checksums[numbers] = writer.write(blocks, ranges.offsets[group[0]])
     advance(sum(map(len, blocks)))
 
