@@ -168,11 +168,14 @@ class ManagedSaves:
 
     def _share_signals(self, meeting: Meeting) -> None:
         """Tell process 0 of a signal that has arrived here."""
+        ended = self.preemption.ended
         if self.preemption.signals and not meeting.is_first and self.preemption.requested:
-            meeting.raise_flag("signal", str(self.preemption.arrived).encode())
+            meeting.raise_flag("signal", f"{self.preemption.arrived} {ended}".encode())
         if self.preemption.signals and meeting.is_first and not self.preemption.requested:
-            for number in meeting.flags("signal"):
-                self.preemption.arrive_here_too(int(number))
+            for flag in meeting.flags("signal"):
+                number, before = map(int, flag.split())
+                if before >= ended:  # otherwise it was raised for a signal after which the program has gone on
+                    self.preemption.arrive_here_too(number)
                 meeting.lower_flags("signal")
 
     def _tell_decision(self, meeting: Meeting, decision: _Decision) -> None:

@@ -73,6 +73,8 @@ class Preemption:
         requested: whether one of the signals has arrived.
         finished: whether the last save after it is over.
         used: whether there was a save before.
+        ended: how many times the previous handler of a signal has let the program go on. In all processes of a program,
+            this is the same number, so that they tell a signal from an earlier one.
         is_undecided: whether process 0 of the program has not heard of the signal yet, so that the next save is the
             last one.
 
@@ -84,6 +86,7 @@ class Preemption:
         self.requested = False
         self.finished = False
         self.used = False
+        self.ended = 0
         self.is_undecided = False
         self.finish = finish
         self.signals = signals
@@ -228,6 +231,7 @@ class _Handler:
         arrived = self.arrived
         self.uninstall([arrived])
         for each in list(self.live):
+            each.ended += each.requested
             each.requested = each.finished = False
         self._ending = False
         os.kill(os.getpid(), arrived)

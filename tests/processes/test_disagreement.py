@@ -11,6 +11,7 @@ from processes import programs
 from processes.in_threads import Ranks
 
 import pytreesaver as pts
+from pytreesaver._io.processes import meeting
 from pytreesaver._run import directory as run_directory
 from pytreesaver.formats.indexed import directory as checkpoint_directory
 from pytreesaver.testing import assert_trees_equal
@@ -120,8 +121,19 @@ def go_on_after_a_signal(directory):
         signal.signal(signal.SIGUSR1, previous)
 
 
-def test_a_signal_counts_once(pair, tmp_path):
-    here, there = pair.run(go_on_after_a_signal, tmp_path)
+def with_flags_that_stay(directory):
+    """Do the same where what a process has told of the signal is never deleted, as if it were told again, too late."""
+    own = meeting.Meeting.lower_flags
+    meeting.Meeting.lower_flags = lambda self, name: None
+    try:
+        return go_on_after_a_signal(directory)
+    finally:
+        meeting.Meeting.lower_flags = own
+
+
+@pytest.mark.parametrize("function", [go_on_after_a_signal, with_flags_that_stay])
+def test_a_signal_counts_once(pair, tmp_path, function):
+    here, there = pair.run(function, tmp_path)
     assert here == there
     steps, seen = here
     assert seen == ["handled"]
