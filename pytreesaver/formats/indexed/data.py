@@ -9,7 +9,7 @@ import numpy as np
 
 from pytreesaver._errors import UnsupportedLeafError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, block_count, encode_checksums
+from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, encode_checksums
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.memory import collection_paused
 from pytreesaver._io.writing import WriteRanges, write_ranges
@@ -39,12 +39,11 @@ class WriteOptions(NamedTuple):
 
 def new_index(contents: TreeContents) -> Index:
     """Return the index of a tree that is not in any data file yet."""
-    types = list(dict.fromkeys(contents.types))
-    type_positions = {leaf_type: i for i, leaf_type in enumerate(types)}
+    types, type_of = _type_columns(contents.types)
     return Index(
         names=list(contents.names),
         types=types,
-        type_of=[type_positions[leaf_type] for leaf_type in contents.types],
+        type_of=type_of,
         shapes=list(contents.shapes),
         grids={str(i): c.boundaries for i, c in enumerate(contents.cells) if c.boundaries is not None},
         files=[],
@@ -58,6 +57,14 @@ def new_index(contents: TreeContents) -> Index:
         models=contents.models,
         same_as={str(position): earlier for position, earlier in contents.same_as.items()},
     )
+
+
+def _type_columns(leaf_types: Sequence[LeafType]) -> tuple[list[LeafType], list[int]]:
+    """Return the distinct types, and the position of each type among them. Most are the same few objects."""
+    positions: dict[LeafType, int] = {}
+    by_identity = {id(each): each for each in leaf_types}
+    position_of = {identity: positions.setdefault(each, len(positions)) for identity, each in by_identity.items()}
+    return list(positions), [position_of[id(each)] for each in leaf_types]
 
 
 class ChunkTable(NamedTuple):
@@ -74,6 +81,9 @@ class ChunkTable(NamedTuple):
     def of(cls, contents: TreeContents) -> "ChunkTable":
         """Return the chunks of a tree that is not in any data file yet."""
         index = new_index(contents)
+        if not index.grids:
+            sizes, tensors = _last_columns.of(index)
+            return cls(index, sizes, tensors, [cells.arrays[0] for cells in contents.cells], contents.types)
         columns = list(zip(contents.types, contents.cells, strict=True))
         return cls(
             index,
@@ -129,11 +139,11 @@ def write_data(
     sizes = _at(table.sizes, stored)
     offsets, order, entries = _last_layout.of(_at(table.tensors, stored), sizes, with_float8)
 
-    blocks = [block_count(size, BLOCK_NBYTES) for size in sizes]
-    index.checksums = _NO_CHECKSUM * sum(blocks[i] for i in where)
+    blocks = -(-np.array(sizes, np.int64) // BLOCK_NBYTES)
+    index.checksums = _NO_CHECKSUM * int((blocks[where] if share else blocks).sum())
     index.files = [DataFile(name, sum(sizes), 0, "")]
     index.chunk_files = [0] * len(where)
-    index.chunk_offsets = [offsets[i] for i in where]
+    index.chunk_offsets = [offsets[i] for i in where] if share else list(offsets)
     header = encode_header(entries, metadata_of(index), alignment)
     if len(header) > MAX_HEADER_NBYTES + 8:
         raise UnsupportedLeafError(
@@ -155,7 +165,7 @@ def write_data(
         sampled(stored[i], data)
         return data
 
-    places = [len(header) + offset for offset in offsets]
+    places = (np.array(offsets, np.int64) + len(header)).tolist()
     ranges = WriteRanges(places, sizes, load if sampled is None else load_and_sample)
     checksums = write_ranges(descriptor, ranges, **options._asdict())
     if share:
@@ -167,8 +177,28 @@ def write_data(
     header = header[:LENGTH_NBYTES] + seal(header[LENGTH_NBYTES:])
     write_fully(descriptor, [header], 0)
     index.files = [DataFile(name, nbytes, len(header), header_checksum(header))]
-    index.chunk_offsets = [ranges.offsets[i] for i in where]
+    index.chunk_offsets = [places[i] for i in where] if share else places
     return index
+
+
+class _LastColumns:
+    """Remembers the sizes and tensors of the last tree: the next one is often alike."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Index, tuple[list[int], list[_Named]]] | None = None
+
+    def of(self, index: Index) -> tuple[list[int], list["_Named"]]:
+        """Return the size of each variable, none of which is in several chunks, and its tensor."""
+        known = self._known
+        compared = ("names", "shapes", "type_of", "types")
+        if known is not None and all(getattr(index, name) == getattr(known[0], name) for name in compared):
+            return known[1]
+        columns = chunk_nbytes(index), _tensors(index)
+        if len(index.names) <= _MOST_REMEMBERED_CHUNKS:
+            # Only what is compared is kept.
+            plain = msgspec.structs.replace(index, structure=None, metadata=None, record=None, models=None)
+            self._known = plain, columns
+        return columns
 
 
 class _LastLayout:
@@ -182,7 +212,7 @@ class _LastLayout:
         self, tensors: Sequence["_Named"], sizes: Sequence[int], with_float8: bool
     ) -> tuple[list[int], list[int], bytes]:
         """Return the offset of each chunk, their order, and their entries in the header."""
-        key, known = (list(tensors), list(sizes), with_float8), self._known
+        key, known = (tensors, sizes, with_float8), self._known  # which nobody changes
         if known is not None and known[0] == key:
             return known[1]
         offsets, order = plan_layout(sizes)
@@ -194,6 +224,7 @@ class _LastLayout:
 
 
 _MOST_REMEMBERED_CHUNKS = 100_000
+_last_columns = _LastColumns()
 _last_layout = _LastLayout()
 
 
