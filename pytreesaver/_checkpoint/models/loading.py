@@ -45,8 +45,8 @@ class ModelFunction:
     def __init__(self, name: str, stored: StoredModel, exported: Any, params: Any, shardings: Any) -> None:
         self._name = name
         self._stored = stored
-        self._params = params
-        self._names = flatten_tree(params).names
+        self._names = set(flatten_tree(params).names)
+        self._weights = self._ordered(params)
         count = len(stored.parameters)
         self.signature = stored.signature
         self.in_avals: tuple[Any, ...] = tuple(exported.in_avals[count:])
@@ -57,7 +57,7 @@ class ModelFunction:
 
     def __call__(self, *args: Any) -> Any:
         """Call the function with the weights of the checkpoint."""
-        return self.apply(self._params, *args)
+        return self._called(self._weights, args)
 
     def apply(self, params: Any, *args: Any) -> Any:
         """Call the function with other weights: a tree with the same names, shapes and dtypes.
@@ -67,20 +67,26 @@ class ModelFunction:
         Raises:
             TypeError: if the weights or the arguments have other names than those of the exported function.
         """
+        return self._called(self._ordered(params), args)
+
+    def _ordered(self, params: Any) -> list[Any]:
+        """Return the leaves of weights in the order in which the exported function takes them."""
         weights = flatten_tree(params)
         leaf_of = dict(zip(weights.names, weights.leaves, strict=True))
         missing = set(self._stored.parameters) - leaf_of.keys()
-        unknown = leaf_of.keys() - set(self._names)
+        unknown = leaf_of.keys() - self._names
         if missing or unknown:
             what = ", ".join(map(quoted, sorted(missing | unknown)[:5]))
             raise TypeError(f"{self!r}: expected weights with the names of those in the checkpoint; different: {what}")
+        return [leaf_of[name] for name in self._stored.parameters]
+
+    def _called(self, weights: list[Any], args: tuple[Any, ...]) -> Any:
         given = flatten_tree(list(args))
         expected = self._stored.argument_names
         argument_of = dict(zip(given.names, given.leaves, strict=True))
         if argument_of.keys() != set(expected):
             raise TypeError(f"{self!r}: expected arguments with the leaves {expected}, found {given.names}")
-        ordered = [leaf_of[name] for name in self._stored.parameters] + [argument_of[name] for name in expected]
-        leaves = self._call(*ordered)
+        leaves = self._call(*weights, *(argument_of[name] for name in expected))
         return rebuild_tree(self._stored.result, leaves)[0]
 
     def __repr__(self) -> str:
