@@ -136,13 +136,13 @@ class CheckpointManager:
         format = format_named(format or format_of_ending(checkpoint_name)).name
         if not isinstance(incremental, bool):
             raise TypeError(f"incremental: expected True or False, found {incremental!r}")
-        incrementally = "incremental" if incremental else None
-        check_format(self._given_directory / checkpoint_name, format, shard_nbytes, is_incremental=incrementally)
+        asked_by = "incremental" if incremental else None
+        check_format(self._given_directory / checkpoint_name, format, shard_nbytes, incremental_argument=asked_by)
         self._rule = rule
         self._clock = clock
         self._run = ManagedRun(self._given_directory, checkpoint_name, pad_step_number, rule, float(clock()))
         together = check_taking_part(processes, timeout)
-        writing = WriteOptions(block, copy, format, shard_nbytes, bool(incremental))
+        writing = WriteOptions(block, copy, format, shard_nbytes, incremental)
         settings = SaveSettings(saving, *together, writing, when_busy, read_only, clock)
         self._saves = ManagedSaves(
             self._run, self._given_directory, checkpoint_name, rule, settings, () if read_only else signals

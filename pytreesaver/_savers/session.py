@@ -118,9 +118,9 @@ class WriterSession:
             waited_secs: how long that call waited for the previous save.
             meeting: as in `write_contents`. Only process 0 has to claim the directory.
         """
-        incrementally = "incremental" if options.incremental else None
+        asked_by = "incremental" if options.incremental else None
         # Now, rather than in the background.
-        check_format(location, options.format, options.shard_nbytes, meeting, is_incremental=incrementally)
+        check_format(location, options.format, options.shard_nbytes, meeting, incremental_argument=asked_by)
         lock, block, base = self.lock, options.block, None
         if options.incremental:
             contents, base = self._unchanged(contents, location, options)

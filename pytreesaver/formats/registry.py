@@ -26,6 +26,9 @@ _MODULES = {
     "tensorflow": "pytreesaver.formats.tensorflow",
 }
 _DEFAULT = "native"
+STREAM_FORMAT = "safetensors"
+"""The format of file objects and bytes."""
+
 _ENDINGS = {".safetensors": "safetensors", ".npz": "npz", ".msgpack": "msgpack"}
 _registered: dict[str, Format] = {}
 _METHODS = (

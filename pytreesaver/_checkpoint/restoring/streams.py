@@ -8,9 +8,7 @@ from typing import Any, Protocol
 from pytreesaver._io.paths import wrap_os_errors
 from pytreesaver._io.stores import buffers
 from pytreesaver.formats.protocol import CheckpointReader
-from pytreesaver.formats.registry import format_named
-
-STREAM_FORMAT = "safetensors"
+from pytreesaver.formats.registry import STREAM_FORMAT, format_named
 
 
 class ReadableFile(Protocol):

@@ -11,13 +11,22 @@ from pytreesaver._checkpoint.saving.background import SaveFuture, start_in_backg
 from pytreesaver._checkpoint.saving.casting import cast_error, checked_cast
 from pytreesaver._checkpoint.saving.contents import contents_of
 from pytreesaver._checkpoint.saving.snapshot import snapshot
-from pytreesaver._checkpoint.saving.streams import STREAM_FORMAT, WritableFile, is_writable_file, save_to_file_object
+from pytreesaver._checkpoint.saving.streams import WritableFile, is_writable_file, save_to_file_object
 from pytreesaver._checkpoint.saving.writing import check_format, earlier_checkpoint, unchanged_since, write_contents
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
-from pytreesaver._io.processes.meeting import DEFAULT_TIMEOUT, WhichProcesses, check_taking_part, new_meeting, telling
+from pytreesaver._io.processes.meeting import (
+    DEFAULT_TIMEOUT,
+    Meeting,
+    WhichProcesses,
+    check_taking_part,
+    new_meeting,
+    telling,
+)
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._tree.casting import LossyCastError
 from pytreesaver._tree.names.select import Selection, as_selection
+from pytreesaver.formats.protocol import TreeContents
+from pytreesaver.formats.registry import STREAM_FORMAT
 
 
 class StreamArguments(TypedDict, total=False):
@@ -145,13 +154,7 @@ def save(
     meeting = new_meeting(f"save to {target}", str(target), timeout, processes, options)
     with telling(meeting):
         check_progress(progress)
-        check_format(target, format, shard_nbytes, meeting, is_incremental=None if base is None else "base")
-        earlier = earlier_checkpoint(base)
-        selection, checked = None if only is None else as_selection(only), checked_cast(cast)
-        contents = contents_of(tree, metadata, only=selection, meeting=meeting, cast=checked)
-        known = None
-        if earlier is not None:
-            contents, known = unchanged_since(contents, earlier, target, format, shard_nbytes=shard_nbytes)
+        contents, known = _contents_to_write(tree, target, only, metadata, cast, format, shard_nbytes, base, meeting)
         write_contents(
             target,
             contents,
@@ -162,7 +165,7 @@ def save(
             progress=progress,
             meeting=meeting,
             base=known,
-            is_incremental=earlier is not None,
+            is_incremental=base is not None,
         )
     if meeting is not None:
         meeting.forget()
@@ -230,15 +233,9 @@ def save_async(
     meeting = new_meeting(f"save to {target}", str(target), timeout, processes, options)
     with telling(meeting):
         check_progress(progress)
-        check_format(target, format, shard_nbytes, meeting, is_incremental=None if base is None else "base")
-        earlier = earlier_checkpoint(base)
         with wrap_os_errors("save to", target):
             location = target.absolute()  # the program may change its working directory during the save
-        selection, checked = None if only is None else as_selection(only), checked_cast(cast)
-        contents = contents_of(tree, metadata, only=selection, meeting=meeting, cast=checked)
-        known = None
-        if earlier is not None:
-            contents, known = unchanged_since(contents, earlier, location, format, shard_nbytes=shard_nbytes)
+        contents, known = _contents_to_write(tree, target, only, metadata, cast, format, shard_nbytes, base, meeting)
         try:
             contents = snapshot(contents, copy=copy)
         except LossyCastError:
@@ -258,7 +255,7 @@ def save_async(
                 what=f"saving {target}",
                 meeting=meeting,
                 base=known,
-                is_incremental=earlier is not None,
+                is_incremental=base is not None,
             )
         if meeting is not None:
             meeting.forget()
@@ -267,3 +264,25 @@ def save_async(
     future = SaveFuture(f"the save of {target}")
     start_in_background(future, write)
     return future
+
+
+def _contents_to_write(
+    tree: Any,
+    target: Path,
+    only: Selection | None,
+    metadata: Mapping[str, Any] | None,
+    cast: bool | DTypeLike,
+    format: str | None,
+    shard_nbytes: int | None,
+    base: PathLike | None,
+    meeting: Meeting | None,
+) -> tuple[TreeContents, Any]:
+    """Check these arguments of `save`. Return what to write, and the `base` of `write_contents`."""
+    asked_by = None if base is None else "base"
+    check_format(target, format, shard_nbytes, meeting, incremental_argument=asked_by)
+    earlier = earlier_checkpoint(base)
+    selection, checked = None if only is None else as_selection(only), checked_cast(cast)
+    contents = contents_of(tree, metadata, only=selection, meeting=meeting, cast=checked)
+    if earlier is None:
+        return contents, None
+    return unchanged_since(contents, earlier, target, format, shard_nbytes=shard_nbytes)

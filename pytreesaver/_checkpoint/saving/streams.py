@@ -14,9 +14,7 @@ from pytreesaver._io.paths import wrap_os_errors
 from pytreesaver._progress import Progress, check_progress, reporting
 from pytreesaver._tree.casting import LossyCastError
 from pytreesaver._tree.names.select import Selection, as_selection
-from pytreesaver.formats.registry import format_named
-
-STREAM_FORMAT = "safetensors"
+from pytreesaver.formats.registry import STREAM_FORMAT, format_named
 
 
 class WritableFile(Protocol):

@@ -152,18 +152,26 @@ def check_format(
     shard_nbytes: int | None,
     meeting: Meeting | None = None,
     *,
-    is_incremental: str | None = None,
+    incremental_argument: str | None = None,
 ) -> Format:
     """Return the format in which `save` writes to a path.
 
+    Args:
+        target: the path.
+        format: as in `save`.
+        shard_nbytes: as in `save`.
+        meeting: as in `write_contents`.
+        incremental_argument: the name of the argument that asks for an incremental save; None for another save.
+
     Raises:
         TypeError, ValueError: if there is no such format, or it takes no `shard_nbytes`, or cannot be written by
-            several processes, or into an object store, or, with the argument `is_incremental`, incrementally.
+            several processes, or into an object store, or incrementally.
     """
     writer = format_to_write(target, format)
-    if is_incremental is not None and not hasattr(writer, "unchanged_since"):
+    if incremental_argument is not None and not hasattr(writer, "unchanged_since"):
         raise ValueError(
-            f'{is_incremental}: expected format="native", whose data files checkpoints can share, found "{writer.name}"'
+            f'{incremental_argument}: expected format="native", whose data files checkpoints can share, found '
+            f'"{writer.name}"'
         )
     if meeting is not None and "meeting" not in inspect.signature(writer.write).parameters:
         raise ValueError(
