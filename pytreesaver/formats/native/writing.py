@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -140,15 +141,9 @@ def _write_data(saving: _Saving, writer: DataWriter, contents: TreeContents) -> 
     table = ChunkTable.of(contents)
     if writer.meeting is None and saving.base is None and saving.limits == FileLimits():
         name = _file_name(writer.token, 0, 1)
-        written: list[Index] = []
-        sampled = _sampled(saving, contents, table)
-
-        def write(descriptor: int) -> None:
-            written.append(write_data(descriptor, name, table, writer.options, _header_metadata, sampled=sampled))
-
-        writer.write(name, write)
-        saving.done(written[0], writer)
-        return encode_index(written[0])
+        index = _write_file(writer, name, table, sampled=_sampled(saving, contents, table))
+        saving.done(index, writer)
+        return encode_index(index)
     files = _write_files(saving, writer, contents, table)
     if writer.meeting is not None:
         own, files = files, collect_parts(writer.meeting, contents, files)
@@ -180,12 +175,8 @@ def _write_changed(
     if not changed:
         return patched_index(base, contents, shared, changed, None)
     table, name = ChunkTable.of(contents.part(changed)), _file_name(writer.token, 0, 1)
-    written: list[Index] = []
-    writer.write(
-        name,
-        lambda descriptor: written.append(write_data(descriptor, name, table, writer.options, _header_metadata)),
-    )
-    file = WrittenFile(written[0].files[0], list(changed), list(written[0].chunk_offsets), written[0].checksums)
+    index = _write_file(writer, name, table)
+    file = WrittenFile(index.files[0], list(changed), list(index.chunk_offsets), index.checksums)
     return patched_index(base, contents, shared, changed, file)
 
 
@@ -249,21 +240,20 @@ def _write_files(saving: _Saving, writer: DataWriter, contents: TreeContents, ta
         if plan.writer != rank or (unchanged and not chunks):
             continue
         name = _file_name(writer.token, number, len(plans))
-
-        def write(descriptor: int, name: str = name, chunks: list[int] = chunks) -> None:
-            index = write_data(
-                descriptor,
-                name,
-                table,
-                writer.options,
-                _header_metadata,
-                chunks=chunks,
-                sampled=sampled,
-            )
-            files.append(WrittenFile(index.files[0], chunks, list(index.chunk_offsets), index.checksums))
-
-        writer.write(name, write)
+        index = _write_file(writer, name, table, chunks=chunks, sampled=sampled)
+        files.append(WrittenFile(index.files[0], chunks, list(index.chunk_offsets), index.checksums))
     return files
+
+
+def _write_file(writer: DataWriter, name: str, table: ChunkTable, **options: Any) -> Index:
+    """Write a data file, as `write_data` does with the other options, and return its index."""
+    written: list[Index] = []
+
+    def write(descriptor: int) -> None:
+        written.append(write_data(descriptor, name, table, writer.options, _header_metadata, **options))
+
+    writer.write(name, write)
+    return written[0]
 
 
 def share_files(
