@@ -200,13 +200,8 @@ def _weights_of_checkpoint(contents: TreeContents, only: Selector | None) -> _We
     if only is not None:
         flags = selected(only, list(contents.names), "the checkpoint")
         positions = [i for i, flag in enumerate(flags) if flag]
-        contents = contents._replace(
-            names=[contents.names[i] for i in positions],
-            types=[contents.types[i] for i in positions],
-            shapes=[contents.shapes[i] for i in positions],
-            cells=[contents.cells[i] for i in positions],
-            structure=prune_structure(contents.structure, {i: place for place, i in enumerate(positions)}),
-        )
+        structure = prune_structure(contents.structure, {i: place for place, i in enumerate(positions)})
+        contents = contents.part(positions)._replace(structure=structure)
     abstract = _abstract(contents, [None] * len(contents.names))
     return _Weights(contents.names, abstract, lambda leaves: rebuild_tree(contents.structure, leaves)[0])
 
