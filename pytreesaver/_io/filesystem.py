@@ -260,11 +260,7 @@ def identity(path: Path) -> tuple[int, int]:
 @or_in_store
 def version(descriptor: int) -> tuple[int, int, int, int]:
     """Return what tells an open file from one that replaced it or that was modified: device, inode, size and time."""
-    return version_of(os.fstat(descriptor))
-
-
-def version_of(status: os.stat_result) -> tuple[int, int, int, int]:
-    """Return what `version` does of the file with this status."""
+    status = os.fstat(descriptor)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

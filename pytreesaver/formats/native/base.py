@@ -51,9 +51,13 @@ def _is_unchanged(known: KnownCheckpoint) -> bool:
         return filesystem.exists(known.path / INDEX_NAME)
     for file, version in zip(known.index.files, known.versions, strict=True):
         found = filesystem.status(known.path / file.name) if version is not None else None
-        if version is not None and (found is None or filesystem.version_of(found) != version):
+        if version is not None and (found is None or _version_of(found) != version):
             return False
     return True
+
+
+def _version_of(status: Any) -> FileVersion:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _version(files: IndexedFiles, number: int) -> FileVersion | None:
