@@ -164,10 +164,18 @@ class BufferedWriter:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def write(self, blocks: Sequence[np.ndarray], offset: int) -> list[int]:
-        """Write the blocks, each a uint8[n], contiguously at `offset`. Return the checksum of each."""
+    def write(
+        self, blocks: Sequence[filesystem.Buffer], offset: int, whole: filesystem.Buffer | None = None
+    ) -> list[int]:
+        """Write the blocks contiguously at `offset`. Return the checksum of each.
+
+        Args:
+            blocks: bytes, each a uint8[n] or a view of bytes.
+            offset: where.
+            whole: the same bytes in one piece, if they are.
+        """
         checksums = list(map(checksum, blocks))
-        write_fully(self._descriptor, blocks, offset)
+        write_fully(self._descriptor, blocks if whole is None else [whole], offset)
         if self._durable:
             filesystem.start_writeback(self._descriptor, offset, sum(map(len, blocks)))
         return checksums
@@ -191,26 +199,33 @@ class DirectWriter:
     def __exit__(self, *_: object) -> None:
         self._direct.close()
 
-    def write(self, blocks: Sequence[np.ndarray], offset: int) -> list[int]:
-        """Write the blocks, each a uint8[n], contiguously at `offset`. Return the checksum of each."""
+    def write(
+        self, blocks: Sequence[filesystem.Buffer], offset: int, whole: filesystem.Buffer | None = None
+    ) -> list[int]:
+        """Do what `BufferedWriter.write` does."""
         nbytes = sum(map(len, blocks))
         alignment = filesystem.DIRECT_ALIGNMENT
         first, end = -offset % alignment, (offset + nbytes) // alignment * alignment - offset
         if end - first < _MIN_DIRECT_NBYTES:
-            return self._buffered.write(blocks, offset)
-        data, checksums = self._copied(blocks, nbytes, offset % alignment)
+            return self._buffered.write(blocks, offset, whole)
+        data, checksums = self._copied(blocks, whole, nbytes, offset % alignment)
         if not self._direct.perform(lambda direct: write_fully(direct, [data[first:end]], offset + first)):
-            return self._buffered.write(blocks, offset)
+            return self._buffered.write(blocks, offset, whole)
         write_fully(self._descriptor, [data[:first]], offset)
         write_fully(self._descriptor, [data[end:]], offset + end)
         return checksums
 
-    def _copied(self, blocks: Sequence[np.ndarray], nbytes: int, shift: int) -> tuple[np.ndarray, list[int]]:
+    def _copied(
+        self, blocks: Sequence[filesystem.Buffer], whole: filesystem.Buffer | None, nbytes: int, shift: int
+    ) -> tuple[np.ndarray, list[int]]:
         """Copy the blocks to memory that starts `shift` bytes after a page boundary. Return it and their checksums."""
         memory = getattr(self._thread_local, "memory", None)
         if memory is None or memory.nbytes < shift + nbytes:
             memory = self._thread_local.memory = filesystem.new_memory(shift + nbytes)
         data = memory[shift : shift + nbytes]
+        if whole is not None:
+            data[:] = np.frombuffer(whole, np.uint8)
+            return data, list(map(checksum, blocks))
         checksums = []
         start = 0
         for block in blocks:

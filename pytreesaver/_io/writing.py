@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,18 +17,24 @@ from pytreesaver._io.parallel import SLICE_NBYTES, advance, run_all
 _MAX_RANGES_PER_WRITE = filesystem.MAX_BUFFERS - 24
 
 
+MAX_JOINED_NBYTES = 16 << 10
+"""Ranges of at most this size may be written in one piece with others. A copy of a larger one takes longer than a view.
+"""
+
 _MIN_WRITEBACK_NBYTES = 1 << 20  # less is written by the sync in one request
 
 
 class WriteRanges(NamedTuple):
     """Byte ranges of a file, in columns: range i has ``nbytes[i]`` bytes at ``offsets[i]``.
 
-    ``load(i)`` returns its bytes as a uint8[nbytes].
+    ``load(i)`` returns its bytes as a uint8[nbytes]. ``joined([i, j])``, if there is one, returns the bytes of several
+    small ranges in one piece, or None if they have to be loaded one by one.
     """
 
     offsets: Sequence[int]
     nbytes: Sequence[int]
     load: Callable[[int], np.ndarray]
+    joined: Callable[[Sequence[int]], bytes | None] | None = None
 
 
 def write_ranges(
@@ -79,15 +86,26 @@ def _write_group(
     checksums: np.ndarray,
     first_blocks: Sequence[int],
 ) -> None:
-    blocks, numbers = list(map(ranges.load, group)), list(first_blocks)
-    if max(map(len, blocks)) > BLOCK_NBYTES:
+    blocks, whole = _loaded(ranges, group)
+    numbers = list(first_blocks)
+    if whole is None and max(map(len, blocks)) > BLOCK_NBYTES:
         ranges_of_blocks = list(zip(blocks, first_blocks, strict=True))
         blocks = [block for data, _ in ranges_of_blocks for block in _blocks(data)]
         numbers = [
             n for data, first in ranges_of_blocks for n in range(first, first + block_count(len(data), BLOCK_NBYTES))
         ]
-    checksums[numbers] = writer.write(blocks, ranges.offsets[group[0]])
+    checksums[numbers] = writer.write(blocks, ranges.offsets[group[0]], whole)
     advance(sum(map(len, blocks)))
+
+
+def _loaded(ranges: WriteRanges, group: Sequence[int]) -> tuple[Sequence[Any], bytes | None]:
+    """Return the bytes of each range, and those of all of them in one piece if that takes less time than one by one."""
+    sizes = [ranges.nbytes[i] for i in group]
+    whole = ranges.joined(group) if ranges.joined is not None and max(sizes) <= MAX_JOINED_NBYTES else None
+    if whole is None:
+        return list(map(ranges.load, group)), None
+    view, ends = memoryview(whole), list(accumulate(sizes))
+    return [view[end - size : end] for end, size in zip(ends, sizes, strict=True)], whole
 
 
 def _blocks(data: np.ndarray) -> list[np.ndarray]:

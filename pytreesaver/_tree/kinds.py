@@ -6,7 +6,7 @@ Does not import JAX, so that checkpoints can be inspected without it.
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import ml_dtypes
 import msgspec
@@ -155,6 +155,28 @@ class Cells:
         self.arrays = arrays
         self.boundaries = boundaries
         self.devices = devices
+
+
+class OneCellEach(Sequence[Cells]):
+    """The cells of leaves that are not sharded, made when they are needed."""
+
+    def __init__(self, leaves: Sequence[Any]) -> None:
+        self.leaves = leaves
+
+    @overload
+    def __getitem__(self, position: int) -> Cells: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Cells]: ...
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return [Cells([leaf]) for leaf in self.leaves[position]]
+        return Cells([self.leaves[position]])
+
+    def __iter__(self) -> Iterator[Cells]:
+        return (Cells([leaf]) for leaf in self.leaves)
+
+    def __len__(self) -> int:
+        return len(self.leaves)
 
 
 class SourceArray:

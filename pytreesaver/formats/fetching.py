@@ -58,10 +58,11 @@ class FetchedAhead:
 
 def _remote_positions(arrays: Sequence[Any], positions: Sequence[int]) -> set[int]:
     """Return the positions of the arrays that are not in host memory."""
-    of_jax = [i for i in positions if isinstance(arrays[i], jax.Array)]
-    if not of_jax or jax.default_backend() == "cpu":  # then few are, and each is transferred when it is read
+    if not any(isinstance(arrays[i], jax.Array) for i in positions):
+        return set()  # JAX may not have looked for devices yet
+    if jax.default_backend() == "cpu":  # then few are, and each is transferred when it is read
         return set()
-    return {i for i in of_jax if not is_on_cpu(arrays[i])}
+    return {i for i in positions if isinstance(arrays[i], jax.Array) and not is_on_cpu(arrays[i])}
 
 
 def fetched(array: jax.Array) -> Any:

@@ -3,9 +3,12 @@
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental.layout import Format, Layout
 
 import pytreesaver as pts
 from pytreesaver.testing import assert_trees_equal, jax_arrays, prng_keys, pytrees, sharded_arrays
@@ -112,3 +115,32 @@ def test_as_numpy_restores_the_same_values_without_jax_arrays(tree):
                 is_key = jax.numpy.issubdtype(original.dtype, jax.dtypes.prng_key)
                 values = np.asarray(jax.random.key_data(original) if is_key else original)
                 assert (leaf.dtype, leaf.shape, leaf.tobytes()) == (values.dtype, values.shape, values.tobytes())
+
+
+def in_another_layout(array):
+    return jax.device_put(array, Format(Layout((1, 0)), array.sharding))
+
+
+SMALL_LEAVES = {
+    "float32": jnp.arange(6.0).reshape(2, 3),
+    "bfloat16": jnp.arange(6, dtype=jnp.bfloat16),
+    "int4": jnp.arange(6, dtype=jnp.int4),
+    "bool": jnp.array([True, False]),
+    "complex": jnp.array(1 + 2j),
+    "empty": jnp.zeros((0, 3)),
+    "another layout": in_another_layout(jnp.arange(6.0).reshape(2, 3)),
+    "key": jax.random.key(7),
+    "Fortran order": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "big endian": np.arange(6, dtype=">i4"),
+    "str": "text",
+    "int": 3,
+}
+
+
+@pytest.mark.parametrize("seldom", SMALL_LEAVES)
+@pytest.mark.parametrize("save", [pts.save, lambda tree, path: pts.save_async(tree, path).result()])
+def test_many_small_leaves_among_which_are_some_that_are_read_otherwise(seldom, save):
+    common = {f"w{i}": jnp.full(500, i, jnp.float32) for i in range(700)}  # over a MiB, which is written otherwise
+    tree = {**common, **{f"seldom{i}": SMALL_LEAVES[seldom] for i in range(3)}, "large": jnp.ones((300, 300))}
+    save(tree, "checkpoint")
+    assert_trees_equal(pts.restore("checkpoint", like=tree), tree)

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pytreesaver._checkpoint.saving.casting import cast_type, with_cast_cells
-from pytreesaver._checkpoint.saving.remembered import OneCellEach, described, flattened
+from pytreesaver._checkpoint.saving.remembered import described, flattened
 from pytreesaver._checkpoint.saving.sharing import shared_contents
 from pytreesaver._errors import UnsupportedLeafError
 from pytreesaver._io.memory import collection_paused
 from pytreesaver._io.processes.meeting import Meeting
 from pytreesaver._run.record import Record, encode_record
 from pytreesaver._text import quoted
-from pytreesaver._tree.kinds import LeafType, NotPlainError
+from pytreesaver._tree.kinds import LeafType, NotPlainError, OneCellEach
 from pytreesaver._tree.leaves import cells_of
 from pytreesaver._tree.names.select import Selector, selected
 from pytreesaver._tree.plain import MAX_DEPTH, encode_value

@@ -5,14 +5,14 @@ Nothing here keeps an array alive.
 
 import itertools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from pytreesaver._tree.kinds import PYTHON_TYPES, Cells, LeafType
+from pytreesaver._tree.kinds import PYTHON_TYPES, LeafType, OneCellEach
 from pytreesaver._tree.leaves import LeafColumns, LeafError, leaf_columns, leaf_type_of
 from pytreesaver._tree.structure import FlatTree, flatten_tree
 
@@ -165,27 +165,3 @@ def _as_before(leaves: Sequence[Any], known: _Leaves) -> LeafColumns | None:
             if types[i].kind in ("jax", "key"):
                 return None
     return LeafColumns(types, shapes, OneCellEach(leaves), {})
-
-
-class OneCellEach(Sequence[Cells]):
-    """The cells of leaves that are not sharded, made when they are needed."""
-
-    are_whole = True
-
-    def __init__(self, leaves: Sequence[Any]) -> None:
-        self._leaves = leaves
-
-    @overload
-    def __getitem__(self, position: int) -> Cells: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[Cells]: ...
-    def __getitem__(self, position: Any) -> Any:
-        if isinstance(position, slice):
-            return [Cells([leaf]) for leaf in self._leaves[position]]
-        return Cells([self._leaves[position]])
-
-    def __iter__(self) -> Iterator[Cells]:
-        return (Cells([leaf]) for leaf in self._leaves)
-
-    def __len__(self) -> int:
-        return len(self._leaves)

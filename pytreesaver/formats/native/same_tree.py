@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 
 from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, block_count
+from pytreesaver._tree.kinds import OneCellEach
 from pytreesaver.formats.indexed.index import DataFile, Index, first_positions
 from pytreesaver.formats.indexed.parts import FileLimits, WrittenFile
 from pytreesaver.formats.native.known import MIN_COMPARED_NBYTES, KnownCheckpoint
@@ -34,7 +35,7 @@ def changed_positions(contents: TreeContents, base: KnownCheckpoint, limits: Fil
     if len(changed) > _MOST_CHANGED * len(index.names) + 1:
         return None
     # Arrays that are in several cells now are in one in `base`.
-    are_whole = getattr(contents.cells, "are_whole", False) or not any(each.boundaries for each in contents.cells)
+    are_whole = isinstance(contents.cells, OneCellEach) or not any(each.boundaries for each in contents.cells)
     if not are_whole or any(base.sizes[i] >= MIN_COMPARED_NBYTES for i in changed):
         return None
     return changed
