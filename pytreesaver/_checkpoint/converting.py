@@ -22,6 +22,7 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
     make_locked_directory,
     new_hidden_path,
+    remove_leftovers,
     sync_parents,
     write_pin,
 )
@@ -160,7 +161,9 @@ def _convert_run(source: Path, listed: list[ListedCheckpoint], target: Path, con
     if problems:
         raise CorruptCheckpointError("nothing was converted; damaged checkpoints:\n" + "\n".join(problems))
     refuse_inside_checkpoint(target)
-    if places.exists(target):
+    with wrap_os_errors("look at", target):
+        is_taken = places.exists(target)
+    if is_taken:
         raise CheckpointExistsError(f"{target}: expected nothing there for the new run directory, found something")
     names = [_name_of_step(each) for each in listed]
     again = duplicates(names)
@@ -180,6 +183,7 @@ def _convert_run(source: Path, listed: list[ListedCheckpoint], target: Path, con
             filesystem.rename(hidden, target)
         if conversion.durable:
             sync_parents(target, made)
+        remove_leftovers(target.parent)
     return target
 
 

@@ -245,6 +245,7 @@ class RawFile(RawIOBase):
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._position = 0
+        self._nbytes = filesystem.file_size(descriptor)  # zipfile takes an error of `seek` for a damaged archive
 
     def fileno(self) -> int:
         return self._descriptor
@@ -256,8 +257,7 @@ class RawFile(RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
-        self._position = offset + (filesystem.file_size(self._descriptor) if start is None else start)
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._nbytes}[whence]
         if self._position < 0:
             raise ValueError("a position before the start of the file")
         return self._position

@@ -23,6 +23,7 @@ from pytreesaver._io.stores.dispatch import or_in_store
 Buffer = np.ndarray | bytes | memoryview
 MAX_BUFFERS = 1024  # IOV_MAX: buffers in one vectored write
 MAX_IO_NBYTES = 0x7FFFF000  # limit of a single read or write on Linux
+_NOT_SUPPORTED = linux.NOT_SUPPORTED
 
 
 @or_in_store
@@ -78,9 +79,6 @@ def reserve(descriptor: int, nbytes: int) -> None:
         except OSError as error:
             if error.errno not in (*_NOT_SUPPORTED, errno.ESPIPE):
                 raise
-
-
-_NOT_SUPPORTED = linux.NOT_SUPPORTED
 
 
 @or_in_store
@@ -157,8 +155,11 @@ def try_lock(descriptor: int) -> bool:
 @or_in_store
 def lock(descriptor: int, *, shared: bool = False) -> None:
     """Wait for the lock of an open file, which many may share. Do nothing if the file system does not support locks."""
-    with suppress(OSError):
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ESTALE):  # the file system failed; other errors say that it has no locks
+            raise
 
 
 @or_in_store

@@ -18,7 +18,7 @@ from pytreesaver._checkpoint.saving.contents import contents_of
 from pytreesaver._checkpoint.saving.writing import check_format, unchanged_since, write_contents
 from pytreesaver._errors import CheckpointExistsError, UnsupportedLeafError
 from pytreesaver._io import filesystem
-from pytreesaver._io.paths import PathLike, local_path
+from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._run.directory import checkpoint_at
 from pytreesaver._text import quoted
@@ -126,14 +126,16 @@ def export_model(
     selection, checked = None if only is None else as_selection(only), checked_cast(cast)
     target = local_path(path)
     source = None if of is None else checkpoint_at(of)
-    is_in_place = source is not None and filesystem.resolved(source) == filesystem.resolved(target)
+    with wrap_os_errors("look at", target):
+        is_in_place = source is not None and filesystem.resolved(source) == filesystem.resolved(target)
+        is_taken = places.exists(target)
     if is_in_place and checked is not False:
         raise ValueError("cast: would round the weights of the checkpoint itself; export the model to another path")
     if is_in_place and format is None:
         found = format_at(target)
         format = None if found is None else found.name
     check_format(target, format, None)
-    if not overwrite and places.exists(target):
+    if is_taken and not overwrite:
         raise CheckpointExistsError(f"{target} exists already; pass overwrite=True to replace a checkpoint")
     options: dict[str, Any] = {"overwrite": overwrite, "durable": durable, "format": format, "progress": progress}
     with ExitStack() as stack:

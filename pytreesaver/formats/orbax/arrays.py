@@ -2,6 +2,8 @@
 
 import errno
 import math
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,7 +143,14 @@ def as_os_error(error: Exception, path: Path) -> OSError | None:
     text = str(error)
     if text.startswith("PERMISSION_DENIED") or "PERMISSION_DENIED:" in text:
         return PermissionError(errno.EACCES, "Permission denied", str(path))
-    return None
+    found = _OS_ERROR.search(text)
+    error_of_system = None if found is None else OSError(int(found[1]), os.strerror(int(found[1])), str(path))
+    if error_of_system is None or filesystem.is_absence(error_of_system):
+        return None  # what is missing is damage
+    return error_of_system
+
+
+_OS_ERROR = re.compile(r"os_error_code='([0-9]{1,4})'")
 
 
 def read_arrays(arrays: Sequence[Any]) -> list[Any]:

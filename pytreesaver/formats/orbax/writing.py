@@ -1,5 +1,6 @@
 """Writing of Orbax checkpoints, through orbax-checkpoint, atomically and durably."""
 
+import errno
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ from pytreesaver._io.parallel import advance
 from pytreesaver._text import SINGLE_LEAF_NAME, quoted
 from pytreesaver._tree.kinds import Cells, LeafType, describe_dtype, joined_bytes, storage_dtype, stored_array
 from pytreesaver.formats.description import described, encode_description
-from pytreesaver.formats.orbax.arrays import path_for_store
+from pytreesaver.formats.orbax.arrays import ArrayStore, as_os_error, path_for_store
 from pytreesaver.formats.orbax.layout import recognizes
 from pytreesaver.formats.orbax.sidecar import (
     MARKER,
@@ -144,7 +145,17 @@ def _write_files(directory: Path, tree: Any, keys: Sequence[str], contents: Tree
     leaves = [_orbax_leaf(*each, partial(_note_checksum, checksums, i)) for i, each in columns]
     filled = jax.tree.map(lambda position: leaves[position], tree)
     is_step = _STEP_NAME.fullmatch(directory.name) is not None  # as `ocp.CheckpointManager` expects it
-    save_tree(directory, filled, dict(zip(keys, leaves, strict=True)), MARKER, is_step=is_step)
+    try:
+        item = save_tree(directory, filled, dict(zip(keys, leaves, strict=True)), MARKER, is_step=is_step)
+        written = ArrayStore(item, zarr3=False, is_complete=True).keys()
+    except Exception as error:  # TensorStore raises ValueError and others
+        refused = as_os_error(error, directory)
+        if refused is None:
+            raise
+        raise refused from error
+    lost = [name for name, key in zip(contents.names, keys, strict=True) if array_directory(key) not in written]
+    if lost:  # Orbax takes a directory that the system could not list for an empty one
+        raise OSError(errno.EIO, f"Orbax reported no error, but did not write {', '.join(lost[:5])}; save again")
     files = checksums_of_files(directory, filesystem.file_sizes(directory))
     _write_file(directory / SIDECAR, encode_description(described(contents, keys, checksums, files=files)))
 

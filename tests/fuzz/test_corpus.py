@@ -1,0 +1,39 @@
+"""What the fuzzers have found stays mended: every input of the corpus, and some random ones for each parser."""
+
+import logging
+from pathlib import Path
+from random import Random
+
+import pytest
+from fuzz.by_name import NAMES, target_named
+from fuzz.execution import checked, next_input
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    caplog.set_level(logging.CRITICAL, logger="pytreesaver")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_input_gives_a_value_or_an_error_by_name(name):
+    target = target_named(name)
+    for seed in target.seeds:
+        target.run(seed)  # what starts threads and connections does so now
+    for file in sorted((CORPUS / name).glob("*")):
+        checked(target.run, file.read_bytes())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_inputs_give_a_value_or_an_error_by_name(name):
+    target, random = target_named(name), Random(name)
+    for _ in range(target.executions):
+        content = random.choice(target.seeds)
+        for _ in range(random.choice((1, 1, 2, 3))):
+            content = next_input(target, content, random)
+        checked(target.run, content)
+
+
+def test_the_corpus_is_small():
+    assert sum(file.stat().st_size for file in CORPUS.rglob("*") if file.is_file()) < 1 << 20

@@ -1,0 +1,1 @@
+"""Campaigns: each tries one kind of fault wherever it can happen."""

@@ -1,0 +1,89 @@
+"""The preloaded library that counts calls and makes one of them fail, as Python sees it."""
+
+import ctypes
+import enum
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Kinds(enum.IntFlag):
+    """What a call does. The numbers are those of shim.c."""
+
+    LOOK = 1
+    OPEN = 2
+    READ = 4
+    NAME = 8
+    WRITE = 16
+    SYNC = 32
+    CLOSE = 64
+    LOCK = 128
+
+
+CHANGES = Kinds.NAME | Kinds.WRITE | Kinds.SYNC
+"""The calls between which the state of the disk can differ."""
+
+EVERYTHING = Kinds(255)
+
+
+class Action(enum.IntEnum):
+    """What happens at the call. The numbers are those of shim.c."""
+
+    COUNT = 0
+    KILL = 1
+    CUT_POWER = 2
+    FAIL = 3
+    SHORTEN = 4
+
+
+class Fault(NamedTuple):
+    """A fault at call `number`, from 1, among those of some kinds. `code` is the errno of `Action.FAIL`."""
+
+    action: Action
+    kinds: Kinds
+    number: int
+    code: int = 0
+
+
+@functools.cache
+def library() -> Path:
+    """Compile the library, once for each process."""
+    source = Path(__file__).with_name("shim.c")
+    target = Path(tempfile.mkdtemp(prefix="pytreesaver-shim-")) / "shim.so"
+    command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", target, source, "-ldl"]
+    subprocess.run(command, check=True)
+    return target
+
+
+def why_not() -> str:
+    """Return why the library cannot be used on this machine, or nothing."""
+    if os.uname().sysname != "Linux":
+        return "needs Linux"
+    return "" if shutil.which("gcc") else "needs gcc"
+
+
+class Shim:
+    """The library in this process, into which it has been preloaded."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(None)
+        self._library.faults_failed.restype = ctypes.c_char_p
+        self._library.faults_disarm.restype = ctypes.c_long
+
+    def arm(self, root: Path, fault: Fault, disk: int = -1) -> None:
+        """Begin to count the calls on what is below `root`. `disk` is a descriptor of the disk whose power is cut."""
+        number = ctypes.c_long(fault.number)
+        self._library.faults_arm(os.fsencode(root), int(fault.kinds), number, int(fault.action), fault.code, disk)
+
+    def disarm(self) -> int:
+        """Return the number of calls."""
+        return int(self._library.faults_disarm())
+
+    @property
+    def failed(self) -> str:
+        """The call that failed, and its file."""
+        return os.fsdecode(self._library.faults_failed())
