@@ -6,6 +6,9 @@ A variable name is the path of a leaf in its tree, with its entries joined by ``
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
 
 SINGLE_LEAF_NAME = "."
 """The variable name of a tree that is a single leaf."""
@@ -128,6 +131,26 @@ def time_text(seconds: float) -> str:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, ValueError, OSError):  # outside the range of datetime
         return f"{seconds:g} s"
+
+
+class NotJSONError(ValueError):
+    """Text that is not JSON, or not of the expected types."""
+
+
+def decode_json(text: bytes, type: Any = Any) -> Any:
+    """Decode JSON, as values of a type that `msgspec` can check.
+
+    Raises:
+        NotJSONError: if it is damaged: not JSON, not UTF-8, nested too deeply, or of other types.
+
+    Example:
+        >>> decode_json(b"[1, 2]", list[int])
+        [1, 2]
+    """
+    try:
+        return msgspec.json.decode(text, type=type)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise NotJSONError(str(error)) from None
 
 
 def duplicates(names: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pytreesaver._checkpoint.restoring.without_template import select_variables
+from pytreesaver._checkpoint.restoring.without_template import refusing_malformed, select_variables
 from pytreesaver._checkpoint.saving.writing import write_contents
 from pytreesaver._errors import CheckpointExistsError, CorruptCheckpointError, StructureWarning
 from pytreesaver._io.parallel import unmetered
@@ -16,9 +16,11 @@ from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._run.record import Record, decode_record, encode_record
 from pytreesaver._tree.boxes import whole_box
-from pytreesaver._tree.kinds import Cells, is_stored_as_bytes
+from pytreesaver._tree.kinds import Cells, NotPlainError, is_stored_as_bytes
 from pytreesaver._tree.names.rename import ByName, as_renaming
 from pytreesaver._tree.names.select import Selection, Selector, as_selection
+from pytreesaver._tree.plain import decode_value
+from pytreesaver._tree.rebuild import rebuild_tree
 from pytreesaver.formats.damage import refuse_unreadable, unreadable_variables, value_of_bytes
 from pytreesaver.formats.protocol import CheckpointReader, TreeContents
 from pytreesaver.formats.registry import is_checkpoint, open_reader
@@ -98,6 +100,9 @@ def open_to_copy(
     try:
         with wrap_os_errors("read", reader.path):
             names, positions, structure = select_variables(reader, only, rename)
+            with refusing_malformed(reader):
+                rebuild_tree(structure, names, lambda reference: None)
+            _check_metadata(reader)
             contents = _contents(reader, names, positions, structure)
             if keeps_record:
                 contents = contents._replace(record=reader.record)
@@ -106,6 +111,13 @@ def open_to_copy(
         yield reader, contents, {name: reason for name, reason in found if reason is not None}
     finally:
         reader.close()
+
+
+def _check_metadata(reader: CheckpointReader) -> None:
+    try:
+        decode_value(reader.metadata)
+    except NotPlainError as error:
+        raise CorruptCheckpointError(f"{reader.path}: its metadata is malformed: {error}") from error
 
 
 def refuse_inside_checkpoint(target: Path) -> None:

@@ -20,10 +20,10 @@ from pytreesaver._tree.kinds import (
     describe_dtype,
     is_castable,
     logical_shape,
-    python_value,
     storage_dtype,
 )
 from pytreesaver._tree.names.select import Selection, as_selection, selected_names
+from pytreesaver.formats.damage import value_of_bytes
 from pytreesaver.formats.protocol import CheckpointReader
 
 
@@ -215,9 +215,7 @@ def _compare(name: str, one: CheckpointReader, i: int, other: CheckpointReader, 
         return None
     same = dtypes[0] == dtypes[1] and shapes[0] == shapes[1]
     if all(is_python):
-        values = [
-            python_value(reader.read([k], verify=True)[0], reader.types[k]) for reader, k in ((one, i), (other, j))
-        ]
+        values = [value_of_bytes(reader, k, reader.read([k], verify=True)[0]) for reader, k in ((one, i), (other, j))]
         return None if _is_same_value(*values) else replace(change, values=(values[0], values[1]))
     is_number = is_castable(*types)
     if any(is_python) or shapes[0] != shapes[1] or (dtypes[0] != dtypes[1] and not is_number):

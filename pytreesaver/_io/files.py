@@ -245,7 +245,11 @@ class RawFile(RawIOBase):
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._position = 0
-        self._nbytes = filesystem.file_size(descriptor)  # zipfile takes an error of `seek` for a damaged archive
+        try:  # here, since zipfile takes an error of `seek` for a damaged archive
+            self._nbytes = filesystem.file_size(descriptor)
+        except BaseException:
+            self.close()
+            raise
 
     def fileno(self) -> int:
         return self._descriptor

@@ -112,7 +112,7 @@ def again_after_io_error(look: Callable[[], T]) -> T:
 def wrap_os_errors(action: str, path: Path) -> Iterator[None]:
     """Convert OSErrors in the block to `CheckpointIOError`, with `action` and `path` in the message.
 
-    A file that is shorter than the system said becomes a `CorruptCheckpointError`.
+    A MemoryError becomes one too, and a file that is shorter than the system said a `CorruptCheckpointError`.
     """
     try:
         yield
@@ -124,6 +124,8 @@ def wrap_os_errors(action: str, path: Path) -> Iterator[None]:
         ) from None
     except EndOfFileError as error:
         raise CorruptCheckpointError(f"{path}: a file ended before all of its bytes were read") from error
+    except MemoryError as error:
+        raise CheckpointIOError(f"cannot {action} {path}: there is not enough memory", errno.ENOMEM) from error
     except OSError as error:
         denied = isinstance(error, PermissionError) or error.errno == errno.EROFS
         kind = CheckpointPermissionError if denied else CheckpointIOError

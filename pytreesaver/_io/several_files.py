@@ -17,6 +17,7 @@ from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_file, write_fully
 from pytreesaver._io.stores.dispatch import is_in_store
+from pytreesaver._text import NotJSONError, decode_json
 
 HEAD = "head"
 MOVES = "moves"
@@ -72,8 +73,8 @@ def undo_moves(hidden: Path) -> None:
     except FileNotFoundError:  # the process ended before it moved anything
         return
     try:
-        moves = msgspec.json.decode(read_file(descriptor), type=_Moves)
-    except (msgspec.MsgspecError, EndOfFileError):  # it ended while it wrote this file
+        moves = decode_json(read_file(descriptor), _Moves)
+    except (NotJSONError, EndOfFileError):  # it ended while it wrote this file
         return
     finally:
         filesystem.release(descriptor)

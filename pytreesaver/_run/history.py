@@ -16,8 +16,9 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import replace_file
 from pytreesaver._io.files import read_file, write_fully
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
+from pytreesaver._text import NotJSONError, decode_json
 from pytreesaver._tree.kinds import NotPlainError
-from pytreesaver._tree.plain import decode_value, encode_value
+from pytreesaver._tree.plain import decode_as, encode_value
 
 HISTORY_NAME = ".pytreesaver.history"
 _MAX_NBYTES = 8 << 20  # the older half of a longer file is dropped
@@ -146,8 +147,8 @@ def _encoded(event: CheckpointEvent) -> bytes:
 def _decoded(line: bytes) -> CheckpointEvent | None:
     """Return the event in a line, or None if the line is truncated or malformed."""
     try:
-        found = msgspec.convert(decode_value(msgspec.json.decode(line)), _Line)
-    except (msgspec.DecodeError, NotPlainError, UnicodeDecodeError):
+        found: _Line = decode_as(decode_json(line), _Line)
+    except (NotJSONError, NotPlainError):
         return None
     if not math.isfinite(found.time):
         return None

@@ -12,7 +12,7 @@ import numpy as np
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._run.state_text import state_file_name
 from pytreesaver._tree.kinds import NotPlainError
-from pytreesaver._tree.plain import decode_value, encode_value
+from pytreesaver._tree.plain import decode_as, encode_value
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -67,11 +67,10 @@ def decode_record(encoded: Any, where: Path) -> Record:
     if encoded is None:
         return Record()
     try:
-        fields = decode_value(encoded)
-        record = msgspec.convert(fields, Record)
-    except (NotPlainError, msgspec.ValidationError) as error:
+        record: Record = decode_as(encoded, Record)
+    except NotPlainError as error:
         raise CorruptCheckpointError(f"{where}: its record is malformed: {error}") from error
-    missing = [name for name in _REQUIRED if name not in fields]
+    missing = [name for name in _REQUIRED if name not in encoded]
     if missing:
         raise CorruptCheckpointError(f"{where}: its record is malformed: it lacks {', '.join(missing)}")
     if record.time is not None and not math.isfinite(record.time):

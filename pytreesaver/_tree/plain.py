@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pytreesaver._tree.kinds import NotPlainError, dtype_from_name, dtype_name
@@ -116,40 +117,56 @@ def _encode_of_class(value: Any, where: str, level: int) -> Any:
     raise NotPlainError(f"{where or 'value'}: a {kind.__module__}.{kind.__qualname__} cannot be stored as plain data")
 
 
-def decode_value(encoded: Any, find_class: FindClass | None = None) -> Any:
+def decode_value(encoded: Any, find_class: FindClass | None = None, level: int = 0) -> Any:
     """Convert the JSON data of `encode_value` back to a value. `find_class` maps a class reference to a class or None.
 
     Decoding imports no user code and does not run the constructors of classes: instances are filled field by field.
 
     Raises:
-        NotPlainError: if the data is malformed, or a class is not found or has changed.
+        NotPlainError: if the data is malformed or has more than `MAX_DEPTH` levels, or a class is not found or has
+            changed.
 
     Example:
         >>> decode_value({"$tuple": [1, {"$float": "-inf"}]})
         (1, -inf)
     """
+    if level > MAX_DEPTH:
+        raise NotPlainError(f"expected at most {MAX_DEPTH} levels, found more")
+    level += 1
     if isinstance(encoded, list):
-        return [decode_value(item, find_class) for item in encoded]
+        return [decode_value(item, find_class, level) for item in encoded]
     if not isinstance(encoded, dict):
         return encoded
     if len(encoded) == 1:
         ((tag, body),) = encoded.items()
         if isinstance(tag, str) and tag.startswith("$"):
             try:
-                return _decode_tagged(tag, body, find_class or (lambda reference: None))
+                return _decode_tagged(tag, body, find_class or (lambda reference: None), level)
             except NotPlainError:
                 raise
             except (TypeError, ValueError, KeyError, AttributeError, OverflowError, struct.error) as error:
                 raise NotPlainError(f"malformed {tag} value: {error}") from error
-    return {key: decode_value(item, find_class) for key, item in encoded.items()}
+    return {key: decode_value(item, find_class, level) for key, item in encoded.items()}
 
 
-def _decode_tagged(tag: str, body: Any, find_class: FindClass) -> Any:
+def decode_as(encoded: Any, type: Any) -> Any:
+    """Decode a value that is stored without classes, and check its types, as `msgspec.convert` does.
+
+    Raises:
+        NotPlainError: if it is malformed, or of other types.
+    """
+    try:
+        return msgspec.convert(decode_value(encoded), type)
+    except (msgspec.ValidationError, AttributeError) as error:  # the latter for objects that msgspec does not know
+        raise NotPlainError(str(error)) from None
+
+
+def _decode_tagged(tag: str, body: Any, find_class: FindClass, level: int) -> Any:
     def items() -> list[Any]:
-        return [decode_value(item, find_class) for item in body]
+        return [decode_value(item, find_class, level) for item in body]
 
     def hashable_items() -> list[Any]:
-        return [decode_value(item) for item in body]
+        return [decode_value(item, None, level) for item in body]
 
     match tag:
         case "$opaque":
@@ -172,7 +189,7 @@ def _decode_tagged(tag: str, body: Any, find_class: FindClass) -> Any:
         case "$frozenset":
             return frozenset(hashable_items())
         case "$dict":
-            return {decode_value(key): decode_value(item, find_class) for key, item in body}
+            return {decode_value(key, None, level): decode_value(item, find_class, level) for key, item in body}
         case "$ellipsis":
             return ...
         case "$dtype":
@@ -192,7 +209,7 @@ def _decode_tagged(tag: str, body: Any, find_class: FindClass) -> Any:
             cls = find_class(reference)
             if cls is None:
                 raise NotPlainError(f"class {reference} is not imported in this process")
-            return _decode_instance(tag, cls, fields, find_class)
+            return _decode_instance(tag, cls, fields, find_class, level)
     raise NotPlainError(f"unknown tag {tag}")
 
 
@@ -202,13 +219,13 @@ def _jax_scalar_type(name: str) -> Any:
     return {each.dtype.name: each for each in vars(jnp).values() if type(each) is type(jnp.float32)}[name]
 
 
-def _decode_instance(tag: str, cls: type, fields: Any, find_class: FindClass) -> Any:
+def _decode_instance(tag: str, cls: type, fields: Any, find_class: FindClass, level: int) -> Any:
     changed = NotPlainError(f"class {class_reference(cls)} has changed since the checkpoint was saved")
     if tag == "$enum":
         if not issubclass(cls, enum.Enum) or fields not in cls.__members__:
             raise changed
         return cls.__members__[fields]
-    values = {name: decode_value(item, find_class) for name, item in fields.items()}
+    values = {name: decode_value(item, find_class, level) for name, item in fields.items()}
     if tag == "$namedtuple":
         if not issubclass(cls, tuple) or getattr(cls, "_fields", None) != tuple(values):
             raise changed

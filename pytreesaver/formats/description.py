@@ -8,9 +8,10 @@ import msgspec
 
 from pytreesaver._errors import CorruptCheckpointError, UnsupportedVersionError
 from pytreesaver._io.checksums.xxh3 import checksum
-from pytreesaver._text import duplicates
-from pytreesaver._tree.kinds import LeafType, NotPlainError, storage_dtype
+from pytreesaver._text import NotJSONError, decode_json
+from pytreesaver._tree.kinds import LeafType, NotPlainError
 from pytreesaver.formats.protocol import TreeContents
+from pytreesaver.formats.rules import problem_of_objects, problem_of_variables
 
 VERSION = 1
 
@@ -65,15 +66,15 @@ def decode_description(content: bytes, where: str) -> Description:
     if tail is None or int(tail[1], 16) != checksum(content[: tail.start()]):
         raise CorruptCheckpointError(f"{where}: its checksum does not match: it is damaged or was edited")
     try:
-        description = msgspec.json.decode(content, type=Description)
+        description: Description = decode_json(content, Description)
         if description.version > VERSION:
             version = description.version
             raise UnsupportedVersionError(f"{where}: has version {version}; upgrade pytreesaver to read it")
         problem = _problem(description)
-    except (msgspec.MsgspecError, NotPlainError, RecursionError) as error:
+    except (NotJSONError, NotPlainError) as error:
         raise CorruptCheckpointError(f"{where}: expected the description of a tree ({error})") from None
     if problem:
-        raise CorruptCheckpointError(f"{where}: {problem}")
+        raise CorruptCheckpointError(f"{where}: expected {problem}")
     return description
 
 
@@ -101,24 +102,18 @@ _POSITION = re.compile(r"[0-9]{1,18}")
 
 
 def _problem(description: Description) -> str | None:
+    """Return which rule a description breaks, or None."""
     count = len(description.names)
-    columns: Sequence[Sequence[Any]] = (
-        description.type_of,
-        description.shapes,
-        description.keys,
-        description.checksums,
-    )
-    if any(len(column) != count for column in columns):
-        return "expected columns of the same length"
-    if not (description.models is None or isinstance(description.models, dict)):
-        return "expected an object of models"
-    if duplicates(description.names):
-        return "expected different names"
-    if any(not 0 <= each < len(description.types) for each in description.type_of):
-        return "expected positions of types"
-    for leaf_type in description.types:
-        storage_dtype(leaf_type)
+    if not len(description.keys) == len(description.checksums) == count:
+        return f"{count} keys and checksums, as many as names"
+    problem = problem_of_variables(description.names, description.types, description.type_of, description.shapes)
+    problem = problem or problem_of_objects(description.metadata, description.record, description.models)
+    if problem is not None:
+        return problem
     for key, earlier in description.same_as.items():
         if not _POSITION.fullmatch(key) or not 0 <= earlier < int(key) < count:
-            return "expected positions of variables in same_as"
+            return "positions of variables in same_as"
+        types, shapes = description.type_of, description.shapes
+        if (types[int(key)], shapes[int(key)]) != (types[earlier], shapes[earlier]):
+            return f"the same type and shape of {description.names[int(key)]} and {description.names[earlier]}"
     return None

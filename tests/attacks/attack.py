@@ -33,6 +33,7 @@ class Attack:
         message: a part of the message of the error.
         error: the class of the error.
         works: the ways to read it that work nevertheless.
+        newest: of a run directory, the name of its newest checkpoint.
         source: where the sentence is from.
     """
 
@@ -42,6 +43,7 @@ class Attack:
     error: str = "CorruptCheckpointError"
     works: tuple[str, ...] = ()
     source: str = OUR_FORMAT
+    newest: str = ""
 
     @property
     def ending(self) -> str:
@@ -68,6 +70,8 @@ def _entry(name: str, attack: Attack) -> str:
         lines.append(f"error = {json.dumps(attack.error)}")
     if attack.message:
         lines.append(f"message = {json.dumps(attack.message)}")
+    if attack.newest:
+        lines.append(f"newest = {json.dumps(attack.newest)}")
     if attack.works:
         lines.append(f"works = {json.dumps(list(attack.works))}")
     return "".join(f"{line}\n" for line in lines)

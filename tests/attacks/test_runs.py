@@ -81,6 +81,9 @@ def test_an_attack_on_a_run_costs_no_checkpoint(name, tmp_path):
     attack = TABLE[name]
     run = tmp_path / "run"
     shutil.copytree(FILES / "runs" / name, run)
+    if "newest" in attack:
+        os.utime(run / "checkpoint", (1, 1))  # before all checkpoints
+        assert pts.latest_checkpoint(run).name == attack["newest"]
     before = {path.name for path in run.glob("ckpt-*")}
     errors, messages = outcomes(run)
     assert {*WAYS} - {*errors} == {*attack["works"]}, errors

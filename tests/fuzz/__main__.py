@@ -48,19 +48,20 @@ def main():
 def _fuzzed(name, seconds, executions):
     """Fuzz a target, print the result, and return it."""
     started = time.monotonic()
-    done, coverage, errors = 0, [], 0
+    done, coverage, kills = 0, [], 0
     with tempfile.TemporaryDirectory() as directory:
         for folder in ("reached", "seeds"):
             (Path(directory) / folder).mkdir()
         for file in (CORPUS / name).glob("*"):
             (Path(directory) / "seeds" / file.name).write_bytes(file.read_bytes())
         while (left := seconds - (time.monotonic() - started)) > 1 and done != executions:
-            count, covered, killed = _worker(name, int(left), executions, directory)
+            count, covered, is_killed = _worker(name, int(left), executions, directory)
             done += count
             coverage += covered
-            if not killed:
+            if not is_killed:
                 break
-        errors = _keep_bad(name, Path(directory))
+            kills += 1
+        errors = _keep_bad(name, Path(directory), kills)
         _keep_reached(name, Path(directory) / "reached")
     result = {
         "target": name,
@@ -82,17 +83,17 @@ def _worker(name, seconds, executions, directory):
     progress = [(int(count), int(covered)) for count, covered in _PROGRESS.findall(result.stderr)]
     if not progress:
         raise SystemExit(f"{name}: the worker did not start\n{result.stderr[-3000:]}")
-    is_done = "DONE" in result.stderr
-    if not is_done:
-        (Path(directory) / f"bad-of-{progress[-1][0]}.json").write_text(json.dumps(result.stderr[-2000:]))
-    return progress[-1][0], [covered for _, covered in progress], not is_done
+    is_killed = "DONE" not in result.stderr
+    if is_killed:
+        print(f"{name}: the worker was killed\n{result.stderr[-1000:]}", file=sys.stderr)
+    return progress[-1][0], [covered for _, covered in progress], is_killed
 
 
-def _keep_bad(name, directory):
-    """Copy bad inputs to the crashes. Return how many there are."""
-    bad = [file for file in directory.iterdir() if file.name.startswith(("bad-", "killed-"))]
-    inputs = [file for file in bad if file.suffix != ".json"]
-    for file in inputs:
+def _keep_bad(name, directory, kills):
+    """Copy bad inputs to the crashes. Return how many errors there are."""
+    killers = list(directory.glob("killed-*"))
+    bad = [file for file in directory.glob("bad-*") if file.suffix != ".json"]
+    for file in [*bad, *killers]:
         content = file.read_bytes()
         CRASHES.mkdir(exist_ok=True)
         kept = CRASHES / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
@@ -100,7 +101,7 @@ def _keep_bad(name, directory):
         problem = file.with_suffix(".json")
         text = json.loads(problem.read_text()) if problem.exists() else "the process was killed"
         print(f"{kept.relative_to(HERE.parent.parent)}: {text}", file=sys.stderr)
-    return len(inputs)
+    return len(bad) + max(kills, len(killers))
 
 
 def _keep_reached(name, directory):

@@ -8,6 +8,7 @@ import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,23 +105,36 @@ _OTHER_WAYS = {
 }
 
 
+@contextmanager
+def _other_warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", pts.StructureWarning)
+        warnings.simplefilter("ignore", pts.RetentionWarning)
+        yield
+
+
+def warm_up(target):
+    """Run the seeds of a target once, so that what starts threads and connections does so now."""
+    with _other_warnings_are_errors():
+        for seed in target.seeds:
+            target.run(seed)
+
+
 def checked(run, content):
     """Run an input. Raise a Violation if something else than a value or a CheckpointError comes of it."""
     opened = _descriptors()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.simplefilter("ignore", pts.StructureWarning)
-        warnings.simplefilter("ignore", pts.RetentionWarning)
-        try:
+    try:
+        with _other_warnings_are_errors():
             run(content)
-        except pts.CheckpointError:
-            pass
-        except Violation:
-            raise
-        except Exception as error:
-            raise Violation(f"{type(error).__name__}: {str(error)[:200]} at {place_of(error)}") from error
+    except pts.CheckpointError:
+        pass
+    except Violation:
+        raise
+    except Exception as error:
+        raise Violation(f"{type(error).__name__}: {str(error)[:200]} at {place_of(error)}") from error
     spent = time.process_time() - started
     if spent > 5 * MOST_SECS:
         raise Violation(f"it took {spent:.1f} s")

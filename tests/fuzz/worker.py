@@ -5,6 +5,7 @@
 Bad inputs, and what is wrong with them, are written into the directory, and so are those that reach new code.
 """
 
+import hashlib
 import importlib
 import json
 import logging
@@ -33,12 +34,11 @@ def main():
     logging.getLogger("pytreesaver").setLevel(logging.CRITICAL + 1)
 
     from fuzz.by_name import target_named
-    from fuzz.execution import Violation, checked, limit_memory, next_input
+    from fuzz.execution import Violation, checked, limit_memory, next_input, warm_up
 
     target = target_named(name)
     found = _Findings(Path(directory))
-    for seed in target.seeds:
-        target.run(seed)  # what starts threads and connections does so now
+    warm_up(target)
     limit_memory(8 << 30 if name == "orbax" else 1 << 30)
 
     def execute(content):
@@ -72,7 +72,7 @@ class _Findings:
         kind = problem.partition(":")[0] + problem.rpartition(" at ")[2]
         if kind not in self._known:
             self._known.add(kind)
-            file = self._directory / f"bad-{len(self._known)}"
+            file = self._directory / f"bad-{hashlib.sha256(content).hexdigest()[:12]}"
             file.write_bytes(content)
             file.with_suffix(".json").write_text(json.dumps(problem))
 

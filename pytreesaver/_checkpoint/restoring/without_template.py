@@ -2,7 +2,8 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +13,13 @@ from pytreesaver._checkpoint.restoring.matching import LeafPlan, StoredVariables
 from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.reading import read_leaves
 from pytreesaver._checkpoint.restoring.targets import Template, placement_of, x64_enabled
-from pytreesaver._errors import CorruptCheckpointError, DuplicateNameError, StructureWarning, VariableNotFoundError
+from pytreesaver._errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    DuplicateNameError,
+    StructureWarning,
+    VariableNotFoundError,
+)
 from pytreesaver._text import lines_with_suggestions, quoted
 from pytreesaver._tree.casting import X64_DTYPES
 from pytreesaver._tree.kinds import LeafType, dtype_from_name, is_floating, logical_shape
@@ -124,15 +131,28 @@ def select_variables(
         for i, (name, position) in enumerate(zip(names, positions, strict=True)):
             moved.setdefault(position, []).append((name, i))
         try:
-            structure = move_structure(structure, reader.names, moved, keep_empty=only is None)
+            with refusing_malformed(reader):
+                structure = move_structure(structure, reader.names, moved, keep_empty=only is None)
         except NameConflictError as error:
             raise DuplicateNameError(
                 f"{rename.label}: {quoted(str(error))} would be a leaf of {reader.path}, and there are leaves "
                 "under that name; rename those too, or leave them out with only="
             ) from None
     elif only is not None:
-        structure = prune_structure(structure, {position: i for i, position in enumerate(positions)})
+        with refusing_malformed(reader):
+            structure = prune_structure(structure, {position: i for i, position in enumerate(positions)})
     return names, positions, structure
+
+
+@contextmanager
+def refusing_malformed(reader: CheckpointReader) -> Iterator[None]:
+    """Raise a CorruptCheckpointError for what goes wrong in a ``with`` block with a structure that is malformed."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{reader.path}: expected the structure of a tree, found {error}") from error
 
 
 def _renamed_variables(

@@ -16,6 +16,7 @@ from pytreesaver._io.stores.engine import ChangedError, call, obstore
 from pytreesaver._io.stores.handles import new_handle
 from pytreesaver._io.stores.objects import put, replacing
 from pytreesaver._io.stores.paths import StorePath
+from pytreesaver._text import NotJSONError, decode_json
 
 LEASE_SECS = 60.0
 """How long a lock outlives the last renewal, in seconds. It is renewed three times in that time."""
@@ -118,8 +119,8 @@ def _read(path: StorePath) -> tuple[_Lease, Any]:
 
     content, meta = call(path, read)
     try:
-        lease = msgspec.json.decode(content, type=_Lease)
-    except msgspec.MsgspecError:
+        lease = decode_json(content, _Lease)
+    except NotJSONError:
         lease = _Lease("", "an unknown process", 0, LEASE_SECS)
     return lease, replacing(meta)
 

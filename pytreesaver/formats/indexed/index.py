@@ -15,14 +15,13 @@ import numpy as np
 from pytreesaver._errors import CheckpointError, CorruptCheckpointError, UnsupportedVersionError
 from pytreesaver._io.checksums.xxh3 import block_count, checksum
 from pytreesaver._io.memory import collection_paused
-from pytreesaver._text import duplicates
-from pytreesaver._tree.kinds import PYTHON_KINDS, LeafType, NotPlainError, storage_dtype
+from pytreesaver._tree.kinds import LeafType, NotPlainError, storage_dtype
 from pytreesaver.formats.protocol import Heading
+from pytreesaver.formats.rules import MAX_NBYTES, problem_of_objects, problem_of_variables
 
 FORMAT_NAME = "pytreesaver"
 VERSION = 1
 _FILE_NAME = re.compile(r"data-[0-9a-z-]+\.safetensors")
-_MAX_NBYTES = 2**63
 
 
 class DataFile(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -163,7 +162,7 @@ def decode_heading(data: bytes, where: str) -> Heading:
         version = msgspec.json.decode(data, type=_Version) if intact else None
         is_known = version is not None and (version.format, version.version) == (FORMAT_NAME, VERSION)
         parts = msgspec.json.decode(data, type=_Parts) if is_known else decode_index(data, where)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         parts = decode_index(data, where)
     shared_nbytes = sum(file.nbytes for file in parts.files if file.shared)
     return Heading(parts.record, parts.metadata, {file.name: file.nbytes for file in parts.files}, shared_nbytes)
@@ -175,30 +174,14 @@ class _BrokenRuleError(Exception):
 
 def _check(index: Index, file_name: re.Pattern[str]) -> None:
     count = len(index.names)
-    again = duplicates(index.names)
-    _require(not again, f"different names, found {again} more than once")
-    _require(len(index.type_of) == len(index.shapes) == count, f"{count} types and shapes, as many as names")
-    _require(_all_within(index.type_of, len(index.types)), f"positions among {len(index.types)} types")
-    _require(is_encoded_dict(index.metadata), "an object of metadata")
-    _require(index.record is None or isinstance(index.record, dict), "an object as the record")
-    _require(index.models is None or isinstance(index.models, dict), "an object of models")
+    problem = problem_of_variables(index.names, index.types, index.type_of, index.shapes)
+    problem = problem or problem_of_objects(index.metadata, index.record, index.models)
+    _require(problem is None, problem or "")
     _require(index.checksum_block_nbytes > 0, "a positive checksum_block_nbytes")
     _require(len({file.name for file in index.files}) == len(index.files), "different data files")
     for file in index.files:
         _require(file_name.fullmatch(file.name) is not None, f"a data file of the checkpoint, found {file.name!r}")
-        _require(0 <= file.header_nbytes <= file.nbytes < _MAX_NBYTES, f"a header within {file.name}")
-    for leaf_type in index.types:
-        _check_type(leaf_type)
-    # Trees of thousands of leaves have few distinct shapes: each is checked once.
-    distinct = dict(zip(zip(index.type_of, index.shapes, strict=True), index.names, strict=True))
-    for (type_of, distinct_shape), name in distinct.items():
-        leaf_type = index.types[type_of]
-        if not _fits_kind(leaf_type, distinct_shape):
-            raise _BrokenRuleError(
-                f"{name}: expected a shape for {leaf_type.kind} of {leaf_type.dtype}, found {list(distinct_shape[:9])}"
-            )
-        if not is_shape(distinct_shape, storage_dtype(leaf_type).itemsize):
-            raise _BrokenRuleError(f"{name}: expected at most 64 axes, no negative length, and fewer than 2**63 bytes")
+        _require(0 <= file.header_nbytes <= file.nbytes < MAX_NBYTES, f"a header within {file.name}")
     for key, boundaries in index.grids.items():
         known = _POSITION.fullmatch(key) is not None and int(key) < count
         _require(known, f"the position of a variable in grids, found {key[:20]!r}")
@@ -218,13 +201,6 @@ def check_before_commit(index: Index) -> None:
         raise CheckpointError(
             f"the new index is invalid ({error}), and was not written: an error of pytreesaver"
         ) from None
-
-
-def is_encoded_dict(encoded: Any) -> bool:
-    """Return whether JSON data is what `encode_value` makes of a dict."""
-    if not isinstance(encoded, dict):
-        return False
-    return len(encoded) != 1 or not next(iter(encoded)).startswith("$") or "$dict" in encoded
 
 
 def _places(
@@ -260,40 +236,6 @@ def _require(condition: bool, expected: str) -> None:
 
 
 _POSITION = re.compile("0|[1-9][0-9]{0,17}")
-_MAX_AXES = 64  # NumPy's limit
-
-
-def _check_type(leaf_type: LeafType) -> None:
-    dtype = storage_dtype(leaf_type)
-    if leaf_type.kind == "key":
-        _require(bool(leaf_type.key_impl), "the implementation of each key")
-    if not leaf_type.kind.startswith("numpy"):
-        numbers = dtype.kind in "biufcV" and leaf_type.dtype != "float0"
-        _require(numbers and leaf_type.dtype[0] != ">", f"a dtype for {leaf_type.kind}, found {leaf_type.dtype!r}")
-
-
-def is_shape(shape: Sequence[int], itemsize: int) -> bool:
-    """Return whether NumPy can have an array of a shape, and of elements of `itemsize` bytes."""
-    nbytes = max(itemsize, 1)
-    if len(shape) > _MAX_AXES or (shape and min(shape) < 0):
-        return False
-    for length in shape:
-        nbytes *= max(length, 1)  # NumPy limits empty arrays too
-        if nbytes >= _MAX_NBYTES:
-            return False
-    return True
-
-
-_PYTHON_DTYPES = {"bool": ["bool"], "int": ["int64", "uint8"], "float": ["float64"], "complex": ["complex128"]}
-
-
-def _fits_kind(leaf_type: LeafType, shape: Sequence[int]) -> bool:
-    if leaf_type.kind == "key":
-        return leaf_type.dtype == "uint32" and len(shape) > 0
-    if leaf_type.kind in PYTHON_KINDS:
-        of_bytes = leaf_type.dtype == "uint8"
-        return leaf_type.dtype in _PYTHON_DTYPES.get(leaf_type.kind, ["uint8"]) and len(shape) == int(of_bytes)
-    return leaf_type.kind != "numpy_scalar" or len(shape) == 0
 
 
 def _check_chunks(index: Index) -> None:
@@ -302,7 +244,7 @@ def _check_chunks(index: Index) -> None:
     found = (len(index.chunk_files), len(index.chunk_offsets))
     _require(found == (total, total), f"{total} chunks, found {found[1]}")
     _require(_all_within(index.chunk_files, len(index.files)), f"positions among {len(index.files)} files")
-    _require(_all_within(index.chunk_offsets, _MAX_NBYTES), "offsets from 0 to 2**63 - 1")
+    _require(_all_within(index.chunk_offsets, MAX_NBYTES), "offsets from 0 to 2**63 - 1")
     nbytes = chunk_nbytes(index)
     blocks = sum(block_count(n, index.checksum_block_nbytes) for n in nbytes)
     _require(len(index.checksums) == 16 * blocks, f"{blocks} checksums of 16 digits")

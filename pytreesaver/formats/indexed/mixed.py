@@ -12,9 +12,9 @@ from pytreesaver._tree.plain import encode_value
 from pytreesaver.formats.description import Description
 from pytreesaver.formats.indexed.index import DataFile, Index
 from pytreesaver.formats.indexed.reader import IndexedReader
-from pytreesaver.formats.joined import JoinedContents, JoinedReader
-from pytreesaver.formats.loaded import LoadedReader
 from pytreesaver.formats.protocol import CheckpointReader
+from pytreesaver.formats.readers.joined import JoinedContents, JoinedReader
+from pytreesaver.formats.readers.loaded import LoadedReader
 
 _NO_BLOCKS = 1 << 62
 """More bytes than a chunk has: each chunk has one checksum, if any."""

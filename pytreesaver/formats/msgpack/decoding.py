@@ -12,8 +12,8 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
 from pytreesaver._tree.kinds import NotPlainError, dtype_from_name
 from pytreesaver._tree.plain import MAX_DEPTH
-from pytreesaver.formats.indexed.index import is_shape
 from pytreesaver.formats.msgpack.encoding import ARRAY, COMPLEX, SCALAR
+from pytreesaver.formats.rules import is_shape
 
 _WINDOW_NBYTES = 1 << 16
 _NUMPY_STRINGS = re.compile(r"(bytes|str)([0-9]{1,9})")

@@ -23,13 +23,14 @@ from pytreesaver._tree.kinds import (
 )
 from pytreesaver._tree.plain import encode_value
 from pytreesaver.formats.foreign import record_of_file
-from pytreesaver.formats.indexed.index import DataFile, Index, decode_heading, decode_index, is_shape
+from pytreesaver.formats.indexed.index import DataFile, Index, decode_heading, decode_index
 from pytreesaver.formats.indexed.mixed import MixedVariable, mixed_reader
 from pytreesaver.formats.indexed.reader import IndexedReader
 from pytreesaver.formats.msgpack.decoding import DamagedMessageError, StoredArray, decode_tree
 from pytreesaver.formats.msgpack.encoding import CHUNKED
 from pytreesaver.formats.msgpack.files import read_index, refuse_others
 from pytreesaver.formats.protocol import CheckpointReader, Heading, open_unchanged
+from pytreesaver.formats.rules import is_shape
 
 NAME = "msgpack"
 VERSION = 1

@@ -14,7 +14,6 @@ from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._text import SINGLE_LEAF_NAME
 from pytreesaver._tree.kinds import LeafType
-from pytreesaver.formats.loaded import LoadedReader
 from pytreesaver.formats.npz.reading import (
     PICKLED,
     check_file,
@@ -26,6 +25,7 @@ from pytreesaver.formats.npz.reading import (
 )
 from pytreesaver.formats.npz.writing import write
 from pytreesaver.formats.protocol import Heading, TreeContents
+from pytreesaver.formats.readers.loaded import LoadedReader
 from pytreesaver.formats.single_file import heading_file, remove, remove_unlisted_files
 
 __all__ = [

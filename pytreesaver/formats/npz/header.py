@@ -1,6 +1,7 @@
 """The header of an array in NumPy's format, as numpy.lib.format specifies it."""
 
 import struct
+import warnings
 from tokenize import TokenError
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from pytreesaver._tree.kinds import dtype_name
-from pytreesaver.formats.indexed.index import is_shape
+from pytreesaver.formats.rules import is_shape
 
 
 def stored_dtype_name(dtype: np.dtype[Any]) -> str:
@@ -45,7 +46,9 @@ def _read_array_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
     read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
     if read is None:
         raise ValueError(f"unknown version {version} of the format of NumPy arrays")
-    shape, is_fortran, dtype = read(file)
+    with warnings.catch_warnings():  # of dtypes and of headers that NumPy no longer writes
+        warnings.simplefilter("ignore")
+        shape, is_fortran, dtype = read(file)
     if not all(type(length) is int for length in shape) or not is_shape(shape, dtype.itemsize):
         raise ValueError(f"impossible shape {shape}")
     return shape, is_fortran, dtype

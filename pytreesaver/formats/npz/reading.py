@@ -1,5 +1,6 @@
 """Reading of npz archives."""
 
+import math
 import os
 import re
 import struct
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedLeafError
+from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, UnsupportedLeafError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.files import EndOfFileError, RawFile, map_or_read, read_fully
@@ -91,7 +92,7 @@ def open_archive(path: Path) -> Archive:
         return Archive(file, entries, archive, _description_of(path, archive, file))
     except _DAMAGES as error:
         file.close()
-        if isinstance(error, CorruptCheckpointError):
+        if isinstance(error, CheckpointError):
             raise
         raise CorruptCheckpointError(f"{path}: expected an npz archive, found a damaged one ({error})") from None
     except BaseException:
@@ -129,6 +130,7 @@ def described_entries(path: Path, opened: Archive) -> Description:
         try:
             with opened.archive.open(info) as entry:
                 shape, _, dtype = read_array_header(entry)
+            _check_size(info, 0 if dtype.hasobject else math.prod(shape) * dtype.itemsize)
             if dtype.hasobject:
                 leaf_type, shape = _PICKLED, (info.file_size,)
             else:
@@ -136,7 +138,7 @@ def described_entries(path: Path, opened: Archive) -> Description:
         except NotPlainError as error:
             raise CorruptCheckpointError(f"{path}: {quoted(variable)}: {error}") from None
         except _DAMAGES as error:
-            if isinstance(error, CorruptCheckpointError):
+            if isinstance(error, CheckpointError):
                 raise
             raise CorruptCheckpointError(
                 f"{path}: {quoted(variable)}: expected an array of NumPy, found a damaged one ({error})",
@@ -157,6 +159,15 @@ def described_entries(path: Path, opened: Archive) -> Description:
         metadata={},
     )
 
+
+def _check_size(info: zipfile.ZipInfo, nbytes: int) -> None:
+    """Raise a ValueError if an entry is smaller than its array of `nbytes` bytes, or too small to decompress to it."""
+    is_deflated = info.compress_type == zipfile.ZIP_DEFLATED
+    if nbytes > info.file_size or (is_deflated and info.file_size > (info.compress_size + 1) * _MOST_DEFLATED):
+        raise ValueError(f"expected an array of {nbytes} bytes, found an entry of {info.compress_size} bytes")
+
+
+_MOST_DEFLATED = 1100  # deflate makes at most 1,032 bytes of one
 
 PICKLED = "an array of Python objects, which is a pickle, which could run any code; convert it where it was made"
 _PICKLED = LeafType("bytes", "uint8")
@@ -189,7 +200,7 @@ def load_array(path: Path, opened: Archive, key: str, leaf_type: LeafType, shape
         raise CorruptCheckpointError(f"{path}: {variable}: expected an array of NumPy ({error})") from None
     if leaf_type.dtype.startswith(">") or stored.byteorder == ">":
         memory = memory.view(stored).astype(stored.newbyteorder("<")).view(np.uint8)
-    if is_fortran:
+    if is_fortran and dtype.itemsize:
         memory = np.ascontiguousarray(memory.view(dtype).reshape(shape[::-1]).T).reshape(-1).view(np.uint8)
     return stored_array(memory, leaf_type, shape)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
 from pytreesaver.formats import native
-from pytreesaver.formats.joined import joined_items
 from pytreesaver.formats.orbax.layout import (
     AGGREGATE,
     MANIFEST,
@@ -23,6 +22,7 @@ from pytreesaver.formats.orbax.reader import NAME, VERSION, OrbaxReader, read_he
 from pytreesaver.formats.orbax.sidecar import SIDECAR, files_of_others
 from pytreesaver.formats.orbax.writing import unsupported, write
 from pytreesaver.formats.protocol import CheckpointReader, refuse_other_files
+from pytreesaver.formats.readers.joined import joined_items
 
 __all__ = [
     "heading_file",

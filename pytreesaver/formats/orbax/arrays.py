@@ -253,6 +253,16 @@ def _excess_of(array: Any) -> str | None:
         return f"expected at most {_MAX_CHUNKS} chunks, found {chunks} by its shape {list(array.shape)}"
     if not _fits_memory(_nbytes(array)):
         return f"an array of {_nbytes(array)} bytes does not fit into memory"
+    return _excess_of_chunk(array)
+
+
+def _excess_of_chunk(array: Any) -> str | None:
+    """Return why no part of an array can be read, or None."""
+    layout = array.chunk_layout
+    most = max(math.prod(each.shape or ()) for each in (layout.read_chunk, layout.write_chunk))
+    nbytes = most * int(array.dtype.numpy_dtype.itemsize)
+    if nbytes > max(_nbytes(array), _SLAB_NBYTES) and not _fits_memory(nbytes):
+        return f"a chunk of {nbytes} bytes does not fit into memory"
     return None
 
 
@@ -279,6 +289,9 @@ def read_box(array: Any, box: Box, output: np.ndarray, assign: Callable[[np.ndar
 
 def _slabs(array: Any, box: Box) -> Iterator[tuple[Box, np.ndarray]]:
     """Read a box of an array in parts along its first axis. Yield each part and its values, in C order."""
+    excess = _excess_of_chunk(array)
+    if excess is not None:
+        raise StoreError(excess)
     if not box:
         yield box, np.asarray(_result_or_raise(array.read()))
         return

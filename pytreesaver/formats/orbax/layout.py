@@ -6,12 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_file, read_fully
+from pytreesaver._text import NotJSONError, decode_json
 from pytreesaver.formats.protocol import PINNED_NAME, SYSTEM_FILES
 
 TREE_FILE = "_METADATA"
@@ -279,6 +279,6 @@ def read_json(file: Path, type: Any = Any) -> Any:
         CorruptCheckpointError: if it is damaged.
     """
     try:
-        return msgspec.json.decode(read_bytes(file), type=type)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return decode_json(read_bytes(file), type)
+    except NotJSONError as error:
         raise CorruptCheckpointError(f"{file}: expected JSON, found damaged metadata ({error})") from None

@@ -147,12 +147,13 @@ def _write_files(directory: Path, tree: Any, keys: Sequence[str], contents: Tree
     is_step = _STEP_NAME.fullmatch(directory.name) is not None  # as `ocp.CheckpointManager` expects it
     try:
         item = save_tree(directory, filled, dict(zip(keys, leaves, strict=True)), MARKER, is_step=is_step)
-        written = ArrayStore(item, zarr3=False, is_complete=True).keys()
+        found = ArrayStore(item, zarr3=False, is_complete=True).keys()
     except Exception as error:  # TensorStore raises ValueError and others
         refused = as_os_error(error, directory)
         if refused is None:
             raise
         raise refused from error
+    written = {f"{key}/" if key else "" for key in found}
     lost = [name for name, key in zip(contents.names, keys, strict=True) if array_directory(key) not in written]
     if lost:  # Orbax takes a directory that the system could not list for an empty one
         raise OSError(errno.EIO, f"Orbax reported no error, but did not write {', '.join(lost[:5])}; save again")

@@ -14,7 +14,7 @@ from pytreesaver._io.files import EndOfFileError, read_fully
 from pytreesaver._text import duplicates, quoted
 from pytreesaver._tree.plain import MAX_DEPTH
 from pytreesaver.formats.indexed.header import LENGTH_NBYTES, MAX_HEADER_NBYTES
-from pytreesaver.formats.indexed.index import is_shape
+from pytreesaver.formats.rules import is_shape
 
 _DTYPES = {
     "BOOL": "bool",
@@ -137,7 +137,8 @@ def decode_header(text: bytes, data_nbytes: int, file: Path) -> Header:
         raise CorruptCheckpointError(
             f"{file}: expected a header of safetensors, found a damaged one ({error})"
         ) from None
-    if not text.startswith(b"{") or text.count(b'"data_offsets"') > len(tensors):
+    is_repeated = text.count(b'"data_offsets"') > len(tensors) or text.count(b'"__metadata__"') > 1
+    if is_repeated or not text.startswith(b"{"):
         _refuse_repeated_names(text, file)
     _check(tensors, data_nbytes, file)
     return Header(text, metadata, tensors, data_nbytes)

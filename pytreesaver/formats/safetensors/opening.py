@@ -12,8 +12,8 @@ from pytreesaver._errors import CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES
 from pytreesaver._io.files import EndOfFileError, read_file, read_fully
-from pytreesaver._text import quoted
-from pytreesaver._tree.kinds import LeafType
+from pytreesaver._text import NotJSONError, decode_json, quoted
+from pytreesaver._tree.kinds import LeafType, NotPlainError
 from pytreesaver._tree.plain import encode_value
 from pytreesaver._tree.restructure import structure_of_names
 from pytreesaver.formats.indexed.header import LENGTH_NBYTES
@@ -222,8 +222,9 @@ def read_json_index(file: Path) -> tuple[bytes, dict[str, Any], dict[str, str]]:
     finally:
         filesystem.release(descriptor)
     try:
-        index = msgspec.json.decode(text, type=_JsonIndex)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        index = decode_json(text, _JsonIndex)
+        encode_value(index.metadata or {}, classes=False)
+    except (NotJSONError, NotPlainError) as error:
         raise CorruptCheckpointError(
             f"{file}: expected an index of safetensors files, found a damaged one ({error})"
         ) from None

@@ -7,12 +7,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pytreesaver._errors import CheckpointExistsError
+from pytreesaver._errors import CheckpointExistsError, UnsupportedLeafError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums.xxh3 import block_count
+from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, block_count
 from pytreesaver._tree.kinds import Cells, grid_cells
 from pytreesaver.formats.indexed.data import ALIGNMENT, ChunkTable, WriteOptions, new_index, write_data
 from pytreesaver.formats.indexed.directory import DataWriter, DirectoryLayout, write_directory
+from pytreesaver.formats.indexed.header import MAX_HEADER_NBYTES
 from pytreesaver.formats.indexed.index import Index, chunk_nbytes, decode_index, header_checksum
 from pytreesaver.formats.indexed.streaming import data_stream
 from pytreesaver.formats.protocol import TreeContents
@@ -89,6 +90,12 @@ def write_stream(contents: TreeContents, write: Callable[[memoryview], object]) 
 
 def _options_of_file(contents: TreeContents) -> dict[str, Any]:
     """Return arguments of `write_data` for a single file that has the index."""
+    checksums_nbytes = contents.nbytes // BLOCK_NBYTES * 16  # in hexadecimal digits, in the header
+    if checksums_nbytes > MAX_HEADER_NBYTES:
+        raise UnsupportedLeafError(
+            f"expected a header of at most {MAX_HEADER_NBYTES} bytes, found checksums of {checksums_nbytes} bytes for "
+            f"arrays of {contents.nbytes} bytes; pass shard_nbytes"
+        )
     alignment = ALIGNMENT if contents.nbytes >= _SMALL_NBYTES else _SMALL_ALIGNMENT
     return {"alignment": alignment, "share": False, "with_float8": True, "seal": sealed}
 

@@ -14,7 +14,7 @@ from pytreesaver._text import quoted
 from pytreesaver._tree.boxes import Box, box_shape, whole_box
 from pytreesaver._tree.kinds import dtype_from_name
 from pytreesaver.formats.description import Description, decode_description
-from pytreesaver.formats.indexed.index import is_shape
+from pytreesaver.formats.rules import is_shape
 from pytreesaver.formats.tensorflow.messages import (
     STRING,
     Entry,

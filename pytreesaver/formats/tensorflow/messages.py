@@ -66,7 +66,10 @@ def decode_header(message: bytes) -> Header:
             case 3:
                 version = _bytes(value)
     needed = [(number, value) for number, value in fields(version) if number in (2, 3)]
-    if any(value > _PRODUCER if number == 2 else value in (_PRODUCER, bytes([_PRODUCER])) for number, value in needed):
+    is_refused = [
+        _int(value) > _PRODUCER if number == 2 else value in (_PRODUCER, bytes([_PRODUCER])) for number, value in needed
+    ]
+    if any(is_refused):
         raise DamagedTableError(f"a version of the format that this version of pytreesaver does not know: {needed}")
     if num_shards < 1 or endianness not in (0, 1):
         raise DamagedTableError(f"a header with {num_shards} data files and the byte order {endianness}")

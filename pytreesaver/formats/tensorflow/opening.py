@@ -86,6 +86,10 @@ def _data_files(path: Path, bundle: Bundle) -> list[DataFile]:
         file = data_file(path, shard, count)
         if bundle.description is not None:
             nbytes = bundle.description.files.get(str(shard), (0, ""))[0]
+            if nbytes < bundle.nbytes[shard]:
+                raise CorruptCheckpointError(
+                    f"{path}: expected {bundle.nbytes[shard]} bytes in {file.name} at least, found {nbytes}"
+                )
         else:
             nbytes = bundle.nbytes[shard]
             with suppress(OSError):
@@ -263,8 +267,9 @@ def _variables_of(
         return [loaded(name, _BYTES, (length,))], first
     try:
         strings = strings_of(data, tensor)
-    except DamagedTableError:  # reading the variable raises it again
-        strings = []
+    except DamagedTableError:
+        # Reading the variable raises it again. Its strings have an unknown length, but not none: then it has no bytes.
+        return [loaded(name, LeafType("numpy", "S1"), tensor.shape)], first
     most = max(map(len, strings), default=0)
     padded = most * len(strings)
     if padded <= max(_MOST_PADDED_NBYTES, 16 * nbytes) and not any(string.endswith(b"\0") for string in strings):

@@ -50,6 +50,9 @@ FOREIGN = {
     "map-of-numbers": of_map({"w": 1}, "a damaged one"),
     "map-of-null": of_map({"w": None}, "a damaged one"),
     "metadata-that-is-a-list": of_index(TOTAL, {"metadata": [], "weight_map": WEIGHTS}, "a damaged one"),
+    "metadata-of-150-levels": of_index(
+        TOTAL, {"metadata": {"a": json.loads("[" * 150 + "]" * 150)}, "weight_map": WEIGHTS}, "levels"
+    ),
     "file-above": of_map({"w": "../secret"}, "in the same directory"),
     "absolute-file": of_map({"w": "/etc/passwd"}, "in the same directory"),
     "directory-above": of_map({"w": ".."}, "in the same directory"),

@@ -83,6 +83,7 @@ TEXTS = {
     "list": with_text(JSON, b"[]", "expected an index"),
     "utf-16": with_text(JSON, b"\xff\xfe", "expected an index"),
     "utf-8-damaged": with_text(JSON, _text(b'"step"', b'"st\xffp"'), "a damaged one"),
+    "utf-8-damaged-in-metadata": with_text(JSON, _text(b'"metadata":{}', b'"metadata":{"a":"\xff"}'), "a damaged one"),
     "surrogate-in-a-name": with_text(JSON, _text(b'["b",', b'["\\ud800",'), "a damaged one"),
     "format-that-is-no-utf-8": with_text(JSON, b'{"format":"\xff"}', "expected an index"),
     "format-alone": with_text(JSON, b'{"format":"pytreesaver"', "expected an index"),
@@ -297,6 +298,17 @@ DATA_FILES = {
         XXH3, _flipped(SAMPLE, index()["chunk_offsets"][3]), "1 of 4 variables damaged:\n  w", (*LISTED, "diff")
     ),
 }
+
+
+def in_another_order():
+    """Return the sample checkpoint with its arrays the other way round in the data file."""
+    changed, data = index(), SAMPLE[:4096]
+    nbytes = [16, 3, 8, 24]
+    for position in sorted(range(4), key=lambda i: -changed["chunk_offsets"][i]):
+        start = changed["chunk_offsets"][position]
+        changed["chunk_offsets"][position] = len(data)
+        data += SAMPLE[start : start + nbytes[position]]
+    return {"/index.json": sealed_index(changed), DATA: data}
 
 
 def renamed_tensors():

@@ -4,7 +4,7 @@ import base64
 
 import numpy as np
 from attacks.attack import LISTED, TREE, Attack, allowed, files_of, saved
-from attacks.makers.native import DATA, OVERLAP, SAMPLE, edited, index, put, renamed_tensors
+from attacks.makers.native import DATA, OVERLAP, SAMPLE, edited, in_another_order, index, put, renamed_tensors
 from attacks.sealing import sealed_index, xxh3
 
 LEAVES = "the leaf at that position; each position occurs exactly once"
@@ -18,10 +18,10 @@ RECORD = {
 }
 PARTS = (*LISTED, "template", "only", "slice", "verify")
 # A template needs no stored structure.
-WITH_TEMPLATE = (*LISTED, "template", "variables", "slice", "verify", "diff", "copy_checkpoint", "convert")
+WITH_TEMPLATE = (*LISTED, "template", "variables", "slice", "verify", "diff")
 ONLY = (*WITH_TEMPLATE, "only")
 # What does not look at the metadata.
-METADATA = (*LISTED, "restore", "template", "only", "mmap", "diff", "copy_checkpoint", "convert")
+METADATA = (*LISTED, "restore", "template", "only", "mmap", "diff")
 
 
 def tree(rule, structure, message="", works=WITH_TEMPLATE):
@@ -77,6 +77,8 @@ PLAIN = {
     "dict-of-a-list-key": value({"$dict": [[[1], 2]]}),
     "dict-of-numbers-in-place-of-pairs": value({"$dict": [1]}),
     "tuple-that-is-null": value({"$tuple": None}),
+    "value-of-150-levels": value(nested(150, 0)),
+    "value-of-600-levels": value(nested(600, 0)),
     "unknown-tag": value({"$exec": "rm -rf /"}),
     "opaque": value({"$opaque": "a lambda"}),
     "enum-of-a-module": value({"$enum": ["signal:Signals", "SIGKILL"]}),
@@ -172,6 +174,7 @@ ALLOWED = {
         _changed(lambda found: found.update(zzz=[1] * 9, more="x")), "Readers ignore unknown keys."
     ),
     "tensors-of-other-names": allowed(renamed_tensors(), "Readers of this format MUST NOT use these names"),
+    "arrays-in-another-order": allowed(in_another_order(), "readers MUST NOT rely on any order"),
     "w-in-two-chunks": allowed(_grid(), "each axis has a list of boundaries that ascend from 0"),
     "one-array-twice": allowed(_changed(_same_in), "so that its bytes are stored once"),
     "metadata-with-an-odd-key": allowed(

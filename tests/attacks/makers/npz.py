@@ -92,6 +92,13 @@ ARRAYS = {
     "array-of-the-other-byte-order": of_array(
         DESCR, array_file("'>f4'", content=TREE["w"].astype(">f4").tobytes()), "", "", ("all",)
     ),
+    "text-of-no-bytes-in-fortran-order": of_entries(
+        ORDER, {"w.npy": W, "s.npy": array_file("'|S0'", order="True")}, "", "", ("all",)
+    ),
+    "header-of-python-2": of_array(KEYS, array_file(shape="(2L, 3)", content=DATA), "", "", ("all",)),
+    "dtype-of-an-old-name": of_entries(
+        DESCR, {"w.npy": W, "s.npy": array_file("'a4'", content=DATA)}, "", "", ("all",)
+    ),
     "version-2": of_array(MAGIC, array_header(W[10:128], b"\2\0") + DATA, "", "", ("all",)),
     "good-foreign": of_array(CONTENT, W, "", "", ("all",)),
 }
@@ -204,10 +211,10 @@ OURS = {
     "description-of-a-later-version": Attack(
         described(_put("version", 2)), KEYS_OF_DESCRIPTION, "version 2", "UnsupportedVersionError"
     ),
-    "fewer-names": Attack(described(_put("names", ["b"])), KEYS_OF_DESCRIPTION, "columns of the same length"),
+    "fewer-names": Attack(described(_put("names", ["b"])), KEYS_OF_DESCRIPTION, "as many as names"),
     "one-name-twice": Attack(described(_put("names", ["b", "b", "step", "w"])), KEYS_OF_DESCRIPTION, "different names"),
     "type-that-does-not-exist": Attack(
-        described(_put("type_of", [9, 9, 9, 9])), KEYS_OF_DESCRIPTION, "positions of types"
+        described(_put("type_of", [9, 9, 9, 9])), KEYS_OF_DESCRIPTION, "positions among"
     ),
     "unknown-dtype": Attack(
         described(_put("types", [{"kind": "numpy", "dtype": "object"}] * 3)), KEYS_OF_DESCRIPTION, "object"

@@ -141,6 +141,11 @@ ARRAYS = {
     "chunks-of-no-length": of_array({"chunks": [0, 3]}, "w"),
     "chunks-below-zero": of_array({"chunks": [-1, 3]}, "w"),
     "chunks-of-another-rank": of_array({"chunks": [6]}, "w"),
+    "chunk-of-8-tib": of_array({"chunks": [2, 2**40]}, "w", LISTED),
+    "chunk-of-8-tib-that-is-compressed": of_array(
+        {"chunks": [2, 2**40], "compressor": {"id": "zstd", "level": 1}}, "w", LISTED
+    ),
+    "chunk-of-8-tib-of-a-fill-value": of_array({"chunks": [2, 2**40], "fill_value": 2}, "w", LISTED),
     "a-billion-chunks": of_array({"shape": [10**6, 1000], "chunks": [1, 1]}, "chunks", (*LISTED, "diff")),
     "unknown-dtype": of_array({"dtype": "<f3"}, "w"),
     "dtype-of-objects": of_array({"dtype": "|O"}, "w"),
@@ -167,6 +172,9 @@ ARRAYS = {
     "zarr3-without-a-grid": of_zarr3({"chunk_grid": None}, "w"),
     "zarr3-of-empty-chunks": of_zarr3(
         {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0, 3]}}}, "w"
+    ),
+    "zarr3-of-a-chunk-of-8-tib": of_zarr3(
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2, 2**40]}}}, "w", LISTED
     ),
     "zarr3-of-an-unknown-codec": of_zarr3({"codecs": [{"name": "pickle"}]}, "w"),
     "zarr3-of-nested-codecs": of_zarr3(
@@ -220,9 +228,9 @@ OURS = {
     "without-its-line-feed": described(sealed_index(description())[:-1], "checksum does not match", LAST_LINE),
     "no-json": described(b'{"names' + sealed_index({}), "", LAST_LINE),
     "later-version": described({"version": 2}, "version 2", error="UnsupportedVersionError"),
-    "more-names": described({"names": ["w", "v"]}, "columns of the same length"),
-    "fewer-checksums": described({"checksums": []}, "columns of the same length"),
-    "type-that-does-not-exist": described({"type_of": [1]}, "positions of types"),
+    "more-names": described({"names": ["w", "v"]}, "as many as names"),
+    "fewer-checksums": described({"checksums": []}, "as many as names"),
+    "type-that-does-not-exist": described({"type_of": [1]}, "positions among"),
     "unknown-dtype": described({"types": [{"kind": "numpy", "dtype": "object"}]}, "object"),
     "another-shape": described({"shapes": [[3, 2]]}, "expected float32[3, 2], found float32[2, 3]"),
     "another-dtype": described({"types": [{"kind": "numpy", "dtype": "int32"}]}, "expected int32[2, 3], found float32"),

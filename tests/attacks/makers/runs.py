@@ -121,6 +121,13 @@ RECORDS = {
     "step-that-is-true": of_record(step=True),
     "metric-of-text": of_record(metrics={"loss": "low"}),
     "metric-of-400-digits": of_record("", metrics={"loss": {"$int": "0x1" + "0" * 400}}),
+    "metrics-of-a-partition": of_record(metrics={"$partition_spec": []}),
+    "record-that-is-a-dtype": Attack(
+        {"/checkpoint": GOOD_STATE, **checkpoint({"$dtype": "V4"})},
+        FIELDS,
+        "its record is malformed",
+        works=("state", "latest", "history", "prune", "save", "locked"),
+    ),
     "state-file-above": of_record("expected the name of a state file", state_file="../checkpoint"),
     "state-file-with-a-nul": of_record("expected the name of a state file", state_file="a\0b"),
     "state-file-of-no-characters": of_record("expected the name of a state file", state_file=""),
@@ -144,6 +151,25 @@ RECORDS = {
     "policy-of-text": of_rule({"manager": {"policy": [["KeepLast", {"count": "many"}]]}}),
     "policy-of-no-parts": of_rule({"manager": {"policy": []}}),
     "policy-of-lists": of_rule({"manager": {"policy": [[1, 2]]}}),
+}
+
+UNLISTED = "It is recognized by its `record`"
+SECOND = RECORD | {"step": 2, "time": 2000.5, "serial": 2, "name": "ckpt-2", "predecessor": "ckpt-1"}
+
+
+def of_unlisted(newest="ckpt-1", **changes):
+    """Return a run directory with a checkpoint that its state file does not list."""
+    files = {"/checkpoint": GOOD_STATE, **checkpoint(RECORD), **checkpoint(SECOND | changes, "ckpt-2")}
+    return Attack(files, UNLISTED, "", "", EVERYTHING, newest=newest)
+
+
+UNLISTED_CHECKPOINTS = {
+    "unlisted": of_unlisted("ckpt-2"),
+    "unlisted-of-another-state-file": of_unlisted(state_file="other"),
+    "unlisted-of-another-name": of_unlisted(name="ckpt-3"),
+    "unlisted-after-another-checkpoint": of_unlisted(predecessor="ckpt-9"),
+    "unlisted-with-the-serial-of-the-newest": of_unlisted(serial=1),
+    "unlisted-with-a-serial-below-zero": of_unlisted(serial=-(2**63)),
 }
 
 HISTORY = "readers skip lines that are not such objects"
@@ -173,6 +199,8 @@ HISTORIES = {
     "line-with-a-time-of-400-digits": of_history(b'{"event":"saved","name":"a","time":1' + b"0" * 400 + b"}"),
     "line-with-a-step-of-text": of_history(line(step="1")),
     "line-with-metrics-of-text": of_history(line(metrics={"loss": "low"})),
+    "line-with-metrics-of-a-partition": of_history(line(metrics={"$partition_spec": []})),
+    "line-with-a-dtype": of_history(line(name={"$dtype": "a4"})),
     "line-with-an-unknown-tag": of_history(line(metrics={"loss": {"$exec": 1}})),
     "line-with-timings-that-are-a-list": of_history(line(timings=[1])),
 }
@@ -213,4 +241,4 @@ SUMS = {
     ),
 }
 
-ATTACKS = STATES | RECORDS | HISTORIES | LOCKS | SUMS
+ATTACKS = STATES | RECORDS | UNLISTED_CHECKPOINTS | HISTORIES | LOCKS | SUMS

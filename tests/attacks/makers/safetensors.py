@@ -32,7 +32,7 @@ FIELDS = 'a dict like {"TENSOR_NAME": {"dtype": "F16", "shape": [1, 16, 256], "d
 OFFSETS = "data_offsets point to the tensor data relative to the beginning of the byte buffer"
 METADATA = "Arbitrary JSON is not allowed, all values must be strings"
 TWICE = "Duplicate keys are disallowed"
-HOLES = "The byte buffer needs to be entirely indexed, and cannot contain holes. This prevents the creation of polyglot files"
+HOLES = "The byte buffer needs to be entirely indexed, and cannot contain holes"
 LIMIT = "there is a limit on the size of the header of 100MB to prevent parsing extremely large JSON"
 ENTRY = as_json(W)
 

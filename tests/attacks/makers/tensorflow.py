@@ -5,7 +5,7 @@ import json
 
 from attacks.attack import LISTED, TREE, Attack, allowed, saved
 from attacks.makers.native_trees import WITH_TEMPLATE
-from attacks.sealing import END_OF_TABLE, ONE_RESTART, block, footer, sealed_index, table_of_block
+from attacks.sealing import END_OF_TABLE, ONE_RESTART, block, footer, sealed_index, sealed_lines, table_of_block
 
 from pytreesaver._io.checksums.crc32c import crc32c, masked
 from pytreesaver.formats.tensorflow.bundle import slice_key
@@ -121,6 +121,7 @@ MESSAGES = {
     "a-million-data-files": of_index(SHARDS, table(header=(b"", encode_header(1_000_000))), "1000000 data files"),
     "byte-order-7": of_index(HEADERS, table(header=(b"", b"\x08\1\x10\7")), "byte order 7"),
     "later-version": of_index(VERSIONS, table(header=(b"", b"\x08\1\x1a\4\x08\5\x10\5")), "does not know"),
+    "later-version-of-bytes": of_index(VERSIONS, table(header=(b"", b"\x08\1\x1a\4\x08\1\x12\0")), ""),
     "version-that-is-a-number": of_index(VERSIONS, table(header=(b"", b"\x08\1\x18\1")), "in place of bytes"),
     "file-that-does-not-exist": of_entry(PLACE, TINY._replace(shard=3), "impossible place"),
     "offset-below-zero": of_entry(PLACE, TINY._replace(offset=(1 << 64) - 5), "impossible place"),
@@ -254,13 +255,11 @@ OURS = {
     ),
     "description-of-a-later-version": of_description(_put("version", 2), "version 2", "UnsupportedVersionError"),
     "other-keys": of_description(_put("keys", ["b", "name", "step", "x"]), "the tensors of its description"),
-    "fewer-names": of_description(_put("names", ["b"]), "columns of the same length"),
+    "fewer-names": of_description(_put("names", ["b"]), "as many as names"),
     "one-name-twice": of_description(_put("names", ["b", "b", "step", "w"]), "different names"),
     "another-shape": of_description(_put("shapes", [[4], [3], [], [3, 2]]), "expected a tensor of its description"),
-    "length-below-zero": of_description(
-        _put("shapes", [[4], [3], [], [-2, -3]]), "expected a tensor of its description"
-    ),
-    "type-that-does-not-exist": of_description(_put("type_of", [9, 9, 9, 9]), "positions of types"),
+    "length-below-zero": of_description(_put("shapes", [[4], [3], [], [-2, -3]]), "no negative length"),
+    "type-that-does-not-exist": of_description(_put("type_of", [9, 9, 9, 9]), "positions among"),
     "metadata-that-is-a-list": of_description(_put("metadata", [1]), ""),
     "record-that-is-a-list": of_description(_put("record", [1]), ""),
     "models-that-are-a-list": of_description(_put("models", [1]), "an object of models"),
@@ -268,7 +267,17 @@ OURS = {
     "same-as-a-later-variable": of_description(_put("same_as", {"0": 3}), "same_as"),
     "same-as-another-shape": of_description(_put("same_as", {"3": 0}), ""),
     "file-of-another-size": of_description(_put("files", {"0": [1 << 40, "x"]}), "bytes, found", works=LISTED),
-    "no-file": of_description(_put("files", {}), "", works=LISTED),
+    "file-shorter-than-its-tensors": Attack(
+        described(_put("files", {"0": [56, "0" * 16]})) | {".data-00000-of-00001": bytes(56)},
+        DESCRIPTION,
+        "",
+        works=LISTED,
+        source=FORMATS,
+    ),
+    "description-that-is-no-utf-8": of_description(
+        _put("names", []), "", text=sealed_lines(sealed_index(ours()[1])[:-32].replace(b'"w"', b'"\xff"', 1))
+    ),
+    "no-file": of_description(_put("files", {}), ""),
 }
 
 ATTACKS = TABLES | MESSAGES | OF_STRINGS | {f"ours-{name}": attack for name, attack in OURS.items()}

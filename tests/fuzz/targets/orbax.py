@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 
+import msgspec
 from attacks.makers import orbax as maker
 from attacks.sealing import sealed_index
 from fuzz.execution import Target, used
@@ -44,7 +45,17 @@ def seeds():
     ours = {**maker._described_files(), "/pytreesaver.json": sealed_index(maker.description())}
     keys = {"array_metadatas": [{"array_metadata": {"param_name": "w", "ext_metadata": {"random_key_impl": "fry"}}}]}
     of_keys = {"/array_metadatas/process_0": json.dumps(keys).encode()}
+    items = {f"/state{name}": text for name, text in maker.files().items() if "CHECKPOINT" not in name}
+    items |= {
+        "/_CHECKPOINT_METADATA": b'{"item_handlers":{"state":"a"}}',
+        "/metrics/metrics": b'{"loss":1.5,"note":"x"}',
+    }
+    aggregate = msgspec.msgpack.encode({"w": "PLACEHOLDER://w", "b": {"n": 3, "0": [W, None]}})
     return [
+        as_input(items),
+        as_input(
+            {name: text for name, text in maker.files().items() if "METADATA" not in name} | {"/checkpoint": aggregate}
+        ),
         as_input(maker.files()),
         as_input(maker.files(strings, **{"/_strings.json": b'{"b":"text"}'}, **of_keys)),
         as_input(zarr3),
@@ -52,9 +63,11 @@ def seeds():
     ]
 
 
+W = msgspec.msgpack.Ext(1, msgspec.msgpack.encode(([2], "float32", b"abcd" * 2)))
 NAMES = {
     *("/_METADATA", "/_CHECKPOINT_METADATA", "/w/.zarray", "/w/0.0", "/w/zarr.json", "/w/c/0/0", "/pytreesaver.json"),
     *("/_strings.json", "/array_metadatas/process_0", "/checkpoint", "/manifest.ocdbt"),
+    *("/state/_METADATA", "/state/w/.zarray", "/state/w/0.0", "/metrics/metrics"),
 }
 
 
@@ -64,7 +77,7 @@ def mutate(content, random):
     name = random.choice([each for each in files if not each.endswith("0")] or list(files))
     text = files[name]
     kind = random.random()
-    if kind < 0.1:
+    if kind < 0.1 or name == "/checkpoint":
         files[name] = changed_bytes(text, random)
     elif kind < 0.13:
         del files[name]
