@@ -26,6 +26,7 @@ from pytreesaver._run.state_text import (
     paths_in_order,
     state_file_name,
 )
+from pytreesaver._text import quoted
 from pytreesaver.formats.registry import format_at
 
 
@@ -68,6 +69,11 @@ def read_state_file(directory: Path, name: str) -> tuple[CheckpointState | None,
         raise CorruptCheckpointError(f"{file}: {error}") from None
     if not state.model_checkpoint_path:
         raise CorruptCheckpointError(f"{file}: expected a model_checkpoint_path, found none")
+    url = next(filter(_is_url, [state.model_checkpoint_path, *state.all_model_checkpoint_paths]), None)
+    if url is not None and not is_in_store(directory):  # reading a directory must not send requests to anybody
+        raise CorruptCheckpointError(
+            f"{file}: expected paths, found the URL {quoted(url)}; to read that, pass it itself"
+        )
     problem = None
     if known and _checksum_text(content) not in known and not _is_of_another_program(directory, state):
         problem = (
@@ -85,7 +91,11 @@ def read_state_file(directory: Path, name: str) -> tuple[CheckpointState | None,
 
 def _joined(directory: Path, path: str) -> Path:
     """Return a path in a state file, which may be a URL, relative to a directory."""
-    return as_path(path) if is_in_store(as_path(path)) else directory / path
+    return as_path(path) if _is_url(path) else directory / path
+
+
+def _is_url(path: str) -> bool:
+    return is_in_store(as_path(path))
 
 
 def _is_of_another_program(directory: Path, state: CheckpointState) -> bool:
@@ -206,8 +216,8 @@ def update_checkpoint_state(
     directory if `save_dir` is relative, and to `save_dir` if that is absolute.
 
     Raises:
-        ValueError: if the numbers of timestamps and paths differ, or `latest_filename` is not a plain file name or is
-            that of the newest checkpoint.
+        ValueError: if the numbers of timestamps and paths differ, `latest_filename` is not a plain file name or is that
+            of the newest checkpoint, or a checkpoint is in an object store and the directory is not.
         CheckpointIOError: if the file cannot be written.
 
     Example:
@@ -228,6 +238,9 @@ def update_checkpoint_state(
             f"(got paths {paths} and timestamps {times})"
         )
     relative = [path_in_state(path, directory) for path in paths]
+    urls = [path for path in relative if _is_url(path)]
+    if urls and not is_in_store(directory):
+        raise ValueError(f"save_dir: expected the URL of a directory for the checkpoint {urls[0]}, found {directory}")
     remove_leftovers(directory)
     write_state(
         directory,

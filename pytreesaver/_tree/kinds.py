@@ -40,7 +40,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     return ">" + name if dtype.byteorder == ">" and dtype.kind != "S" else name
 
 
-_DTYPE_NAME = re.compile(r">?((?!a[0-9])[a-z][a-z0-9_]*(\[[0-9]*[a-zA-Z]+\])?|[US][0-9]{1,9})")
+_DTYPE_NAME = re.compile(r">?((?!a([0-9]|\Z))[a-z][a-z0-9_]*(\[[0-9]*[a-zA-Z]+\])?|[US][0-9]{1,9})")
 
 
 @functools.lru_cache(maxsize=1024)

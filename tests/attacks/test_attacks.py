@@ -17,7 +17,7 @@ import pytreesaver as pts
 
 ROOT = FILES.parents[2]
 TABLES = {format: tomllib.loads((FILES / f"{format}.toml").read_text()) for format in MAKERS}
-CASES = [(format, name) for format, table in TABLES.items() if format != "runs" for name in table]
+CASES = [(format, name) for format, table in TABLES.items() if format not in ("runs", "leases") for name in table]
 MEMORY_KIB = 512 << 10
 """How much more memory an attack may take, at most. Most of them take nothing."""
 

@@ -25,6 +25,7 @@ MAKERS = {
     "tensorflow": ("tensorflow",),
     "orbax": ("orbax",),
     "runs": ("runs",),
+    "leases": ("leases",),
 }
 """The modules that make the attacks of each format."""
 

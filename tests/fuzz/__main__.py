@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fuzz.by_name import NAMES, target_named
 from fuzz.coverage import smallest_inputs
+from fuzz.targets.workspace import PARENT
 
 HERE = Path(__file__).parent
 CORPUS, CRASHES = HERE / "corpus", HERE / "crashes"
@@ -49,7 +50,7 @@ def _fuzzed(name, seconds, executions):
     """Fuzz a target, print the result, and return it."""
     started = time.monotonic()
     done, coverage, kills = 0, [], 0
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=PARENT) as directory:
         for folder in ("reached", "seeds"):
             (Path(directory) / folder).mkdir()
         for file in (CORPUS / name).glob("*"):

@@ -35,7 +35,9 @@ def main():
 
     from fuzz.by_name import target_named
     from fuzz.execution import Violation, checked, limit_memory, next_input, warm_up
+    from fuzz.targets import workspace
 
+    workspace.PARENT = directory
     target = target_named(name)
     found = _Findings(Path(directory))
     warm_up(target)
@@ -55,7 +57,7 @@ def main():
     corpora = [f"{directory}/reached", f"{directory}/seeds"]
     for i, seed in enumerate(target.seeds):
         (Path(directory) / "seeds" / str(i)).write_bytes(seed)
-    options = [f"-max_total_time={seconds}", f"-runs={executions}", f"-max_len={MOST_NBYTES}", "-timeout=60"]
+    options = [f"-max_total_time={seconds}", f"-runs={executions}", f"-max_len={MOST_NBYTES}", "-timeout=25"]
     options += ["-rss_limit_mb=0", f"-artifact_prefix={directory}/killed-", "-len_control=0", "-reload=0"]
     atheris.Setup([name, *options, *corpora], execute, custom_mutator=mutate)
     atheris.Fuzz()

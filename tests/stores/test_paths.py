@@ -231,9 +231,18 @@ def test_a_state_file_may_name_checkpoints_elsewhere(store, tmp_path):
     pts.update_checkpoint_state("s3://faulty/run", inside, [elsewhere, inside])
     state = pts.get_checkpoint_state("s3://faulty/run")
     assert state.all_model_checkpoint_paths == [str(elsewhere), str(inside)]
-    tmp_path.joinpath("run").mkdir()
-    pts.update_checkpoint_state(tmp_path / "run", inside)
-    assert pts.latest_checkpoint(tmp_path / "run") == inside
+
+
+def test_a_state_file_on_a_disk_names_no_urls(store, tmp_path):
+    # Otherwise, reading a directory that somebody sent would send requests to whom it names.
+    saved = pts.save(OLD, "s3://faulty/run/m-1")
+    with pytest.raises(ValueError, match="expected the URL of a directory"):
+        pts.update_checkpoint_state(tmp_path, saved)
+    (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{saved}"\n')
+    with pytest.raises(pts.CorruptCheckpointError, match="expected paths, found the URL s3://faulty/run/m-1"):
+        pts.get_checkpoint_state(tmp_path)
+    with pytest.warns(pts.RetentionWarning, match="expected paths, found the URL"):
+        assert pts.latest_checkpoint(tmp_path) is None
 
 
 def test_the_code_of_an_error_is_kept():

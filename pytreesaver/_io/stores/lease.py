@@ -21,6 +21,8 @@ from pytreesaver._text import NotJSONError, decode_json
 LEASE_SECS = 60.0
 """How long a lock outlives the last renewal, in seconds. It is renewed three times in that time."""
 
+_UNKNOWN = "an unknown process"
+
 logger = logging.getLogger("pytreesaver")
 
 
@@ -121,7 +123,9 @@ def _read(path: StorePath) -> tuple[_Lease, Any]:
     try:
         lease = decode_json(content, _Lease)
     except NotJSONError:
-        lease = _Lease("", "an unknown process", 0, LEASE_SECS)
+        lease = _Lease("", _UNKNOWN, 0, LEASE_SECS)
+    if not lease.holder.isprintable() or len(lease.holder) > 200:
+        lease.holder = _UNKNOWN
     return lease, replacing(meta)
 
 

@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class ArrayStore:
 
         self._directory = directory
         base = {"driver": "file", "path": f"{path_for_store(directory)}/"}
+        _refuse_special_files(directory)
         self.is_ocdbt = filesystem.exists(directory / MANIFEST)
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
         spec = {"driver": "ocdbt", "base": base} if self.is_ocdbt else base
@@ -103,6 +105,16 @@ class ArrayStore:
 
         driver = "zarr3" if zarr3 else "zarr"
         return ts.Spec({"driver": driver, "fill_missing_data_reads": not self._is_complete})
+
+
+def _refuse_special_files(directory: Path) -> None:
+    """Raise a CorruptCheckpointError if there is a pipe or a device in a directory. TensorStore would wait for it."""
+    for name in filesystem.list_directory(directory):
+        status = filesystem.status(directory / name)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            _refuse_special_files(directory / name)
+        elif status is not None and not stat.S_ISREG(status.st_mode):
+            raise CorruptCheckpointError(f"{directory / name}: expected a file, found a pipe, a socket or a device")
 
 
 def path_for_store(directory: Path) -> str:
@@ -247,17 +259,18 @@ _MAX_CHUNKS = 1 << 18
 
 def _excess_of(array: Any) -> str | None:
     """Return why an array cannot be read as a whole, or None."""
-    chunk = array.chunk_layout.read_chunk.shape or ()
-    chunks = math.prod(-(-length // max(1, each)) for length, each in zip(array.shape, chunk, strict=False))
-    if chunks > _MAX_CHUNKS:
-        return f"expected at most {_MAX_CHUNKS} chunks, found {chunks} by its shape {list(array.shape)}"
+    if excess := _excess_of_chunks(array, whole_box(tuple(array.shape))):
+        return excess
     if not _fits_memory(_nbytes(array)):
         return f"an array of {_nbytes(array)} bytes does not fit into memory"
-    return _excess_of_chunk(array)
+    return None
 
 
-def _excess_of_chunk(array: Any) -> str | None:
-    """Return why no part of an array can be read, or None."""
+def _excess_of_chunks(array: Any, box: Box) -> str | None:
+    """Return why a box cannot be read, even in parts, or None."""
+    chunks, _ = chunks_touched(array, [box])
+    if chunks > _MAX_CHUNKS:
+        return f"expected at most {_MAX_CHUNKS} chunks, found {chunks} by its shape {list(array.shape)}"
     layout = array.chunk_layout
     most = max(math.prod(each.shape or ()) for each in (layout.read_chunk, layout.write_chunk))
     nbytes = most * int(array.dtype.numpy_dtype.itemsize)
@@ -289,7 +302,7 @@ def read_box(array: Any, box: Box, output: np.ndarray, assign: Callable[[np.ndar
 
 def _slabs(array: Any, box: Box) -> Iterator[tuple[Box, np.ndarray]]:
     """Read a box of an array in parts along its first axis. Yield each part and its values, in C order."""
-    excess = _excess_of_chunk(array)
+    excess = _excess_of_chunks(array, box)
     if excess is not None:
         raise StoreError(excess)
     if not box:

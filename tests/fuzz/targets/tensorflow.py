@@ -23,7 +23,7 @@ from pytreesaver.formats.tensorflow.messages import (
 )
 from pytreesaver.formats.tensorflow.table import DamagedTableError, read_table, write_table
 
-KERAS = next((Path(__file__).parents[2] / "data" / "of_tensorflow").glob("keras*/*.index"))
+KERAS = min((Path(__file__).parents[2] / "data" / "of_tensorflow").glob("keras*/*.index"))
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def run_message(content):
 def message_seeds():
     """Return messages of all kinds."""
     pairs = [pair for files in samples() for pair in read_table(files[".index"])[0]]
-    return list({value for _, value in pairs[:40]})
+    return sorted({value for _, value in pairs[:40]})
 
 
 @functools.cache

@@ -4,10 +4,13 @@ import functools
 import tempfile
 from pathlib import Path
 
+PARENT = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where the directory is. That of a worker is in the directory of the process that started it, which deletes it."""
+
 
 @functools.cache
 def _directory():
-    return tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None, prefix="fuzz-")
+    return tempfile.TemporaryDirectory(dir=PARENT, prefix="fuzz-")
 
 
 def place(name):

@@ -58,7 +58,9 @@ def kill_at_every_call(worker: Worker, name: str, root: Path, step: int = 1, fir
         outcome = worker.run(name, empty(root), "before", "act", fault=Fault(Action.KILL, CHANGES, number))
         if outcome.status == "done":
             return
-        problem = outcome.text if outcome.status != "killed" else problem_after(worker, name, root, listings, False)
+        if outcome.status != "killed":
+            raise RuntimeError(f"{name}: {outcome.status} without a fault: {outcome.text}")
+        problem = problem_after(worker, name, root, listings, False)
         yield f"{name}, killed at call {number}: {problem}" if problem else ""
         number += step
 

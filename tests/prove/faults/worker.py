@@ -167,7 +167,7 @@ def outcome_of(entry: Any, root: str, steps: tuple[str, ...], fault: Fault | Non
             if error is not None:
                 break
     codes = tuple(each.errno for each in causes(error) if isinstance(each, OSError) and each.errno)
-    if method == "act":
+    if "act" in steps:
         leaks = what_leaks(root)
     if descriptor >= 0:
         os.close(descriptor)

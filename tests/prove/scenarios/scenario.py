@@ -1,12 +1,19 @@
 """A scenario: a use of the library, and what has to be true of the disk whenever it is interrupted."""
 
+import ctypes
+import fcntl
 import os
 import re
+import signal
+import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+FS_IOC_SHUTDOWN = 0x8004587D
+WITHOUT_FLUSHING = 2
 
 
 def nothing() -> None:
@@ -42,8 +49,21 @@ class Scenario:
         self.found(finished == "yes")
 
     def sync(self) -> None:
-        """Write everything to the disk."""
-        os.sync()
+        """Write everything to the disk of the working directory."""
+        descriptor = os.open(".", os.O_RDONLY)
+        if ctypes.CDLL(None).syncfs(descriptor):
+            raise OSError("cannot sync the disk")
+        os.close(descriptor)
+
+    def cut_power(self, disk: str) -> None:
+        """Cut the power of a disk, and end the process."""
+        descriptor = os.open(disk, os.O_RDONLY)
+        fcntl.ioctl(descriptor, FS_IOC_SHUTDOWN, struct.pack("I", WITHOUT_FLUSHING))
+        self.die()
+
+    def die(self) -> None:
+        """End the process."""
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def listing(self) -> Counter[str]:
         """Return how often each name occurs below the directory. Random parts of names are left out."""
