@@ -59,6 +59,7 @@ class SimulatedDisk:
             "rename",
             "remove_file",
             "link",
+            "rename_to_new",
         ):
             monkeypatch.setattr(filesystem, name, self._wrapped(name, getattr(filesystem, name)))
 
@@ -152,16 +153,38 @@ class SimulatedDisk:
             del directory.names[name]
             directory.names[target_name] = node
             directory.pending.append(((name, target_name), node))
-        else:
-            raise NotImplementedError("renames between directories are not simulated")
+        else:  # either directory may reach the disk without the other
+            directory.put(name, None)
+            target_directory.put(target_name, node)
 
-    def states(self):
-        """Yield every state that a power failure now could leave: {relative path: bytes, or None for a directory}."""
-        yield from _states_of(self.directory, Path())
+    def _rename_to_new(self, source, target, result):
+        if result:
+            self._rename(source, target, result)
+
+    def states(self, most=None, *, prefixes=False):
+        """Yield every state that a power failure now could leave: {relative path: bytes, or None for a directory}.
+
+        If there are more than `most`, that many. With `prefixes`, files that were not synced may be shorter too.
+        """
+        yield from itertools.islice(_states_of(self.directory, Path(), prefixes), most)
+
+    def sync(self):
+        """Write everything to the disk."""
+        _sync(self.directory)
 
     def state_after_a_kill(self):
         """Return the state that a kill of the process now would leave."""
         return _visible_state(self.directory, Path())
+
+
+def _sync(node):
+    if isinstance(node, File):
+        node.synced = bytes(node.content)
+        return
+    node.synced = dict(node.names)
+    node.pending.clear()
+    for child in node.names.values():
+        _sync(child)
 
 
 def _visible_state(node, where):
@@ -173,11 +196,16 @@ def _visible_state(node, where):
     return state
 
 
-def _states_of(node, where):
+def _states_of(node, where, prefixes):
     if isinstance(node, File):
         complete = bytes(node.content)
-        torn = complete[: len(complete) // 2] + bytes(len(complete) - len(complete) // 2)
-        for content in {complete, node.synced, torn if complete != node.synced else complete}:
+        contents = {complete, node.synced}
+        if complete != node.synced:
+            half = len(complete) // 2
+            contents.add(complete[:half] + bytes(len(complete) - half))
+            if prefixes:
+                contents |= {complete[:half], complete[:-1]}
+        for content in contents:
             yield {where: content}
         return
     seen = set()
@@ -195,7 +223,7 @@ def _states_of(node, where):
         if identity in seen:
             continue
         seen.add(identity)
-        for children in itertools.product(*(list(_states_of(child, where / n)) for n, child in names.items())):
+        for children in itertools.product(*(list(_states_of(child, where / n, prefixes)) for n, child in names.items())):
             state = {where: None}
             for child in children:
                 state |= child

@@ -20,6 +20,7 @@ from pytreesaver._text import duplicates, quoted
 from pytreesaver._tree.kinds import LeafType, is_stored_as_bytes, storage_dtype
 from pytreesaver._tree.plain import encode_value
 from pytreesaver._tree.restructure import node_parts, structure_of_names
+from pytreesaver.formats.description import Description
 from pytreesaver.formats.foreign import foreign_record
 from pytreesaver.formats.indexed.index import DataFile
 from pytreesaver.formats.indexed.mixed import MixedVariable, mixed_reader
@@ -86,16 +87,29 @@ def _data_files(path: Path, bundle: Bundle) -> list[DataFile]:
         file = data_file(path, shard, count)
         if bundle.description is not None:
             nbytes = bundle.description.files.get(str(shard), (0, ""))[0]
-            if nbytes < bundle.nbytes[shard]:
-                raise CorruptCheckpointError(
-                    f"{path}: expected {bundle.nbytes[shard]} bytes in {file.name} at least, found {nbytes}"
-                )
+            _refuse_beyond(path, bundle, bundle.description, shard, nbytes)
         else:
             nbytes = bundle.nbytes[shard]
             with suppress(OSError):
                 nbytes = max(nbytes, filesystem.file_sizes(file)[""])
         files.append(DataFile(file.name, nbytes, 0, ""))
     return files
+
+
+def _refuse_beyond(path: Path, bundle: Bundle, description: Description, shard: int, nbytes: int) -> None:
+    """Raise a CorruptCheckpointError if tensors end after the `nbytes` bytes that their data file has."""
+    if bundle.nbytes[shard] <= nbytes:
+        return
+    names = dict(zip(description.keys, description.names, strict=True))
+    damaged = [
+        names.get(key, key)
+        for key, tensor in bundle.tensors.items()
+        for entry in [part for _, part in tensor.slices] or [tensor.entry]
+        if entry.shard == shard and entry.offset + entry.nbytes > nbytes
+    ]
+    raise CorruptCheckpointError(
+        f"{path}: expected at least {bundle.nbytes[shard]} bytes in data file {shard}, found {nbytes}", damaged=damaged
+    )
 
 
 def _open(path: Path, bundle: Bundle, with_keys: bool) -> CheckpointReader:

@@ -208,7 +208,8 @@ def _replaced_by_socket(file: Path) -> None:
     here = Path.cwd()
     os.chdir(file.parent)  # since the path of a socket is short
     try:
-        socket.socket(socket.AF_UNIX).bind(file.name)
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(file.name)
     finally:
         os.chdir(here)
 

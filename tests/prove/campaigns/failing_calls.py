@@ -16,6 +16,7 @@ _ALLOCATES = Kinds.NAME | Kinds.WRITE | Kinds.SYNC | Kinds.CLOSE
 FAULTS: Mapping[str, tuple[Action, Kinds, int]] = {
     "EIO": (Action.FAIL, EVERYTHING, errno.EIO),
     "ESTALE": (Action.FAIL, EVERYTHING, errno.ESTALE),
+    "a failed sync": (Action.FAIL, Kinds.SYNC, errno.EIO),
     "ENOSPC": (Action.FAIL, _ALLOCATES, errno.ENOSPC),
     "EDQUOT": (Action.FAIL, _ALLOCATES, errno.EDQUOT),
     "EMFILE": (Action.FAIL, Kinds.OPEN, errno.EMFILE),
@@ -25,6 +26,9 @@ FAULTS: Mapping[str, tuple[Action, Kinds, int]] = {
     "fewer bytes": (Action.SHORTEN, Kinds.READ | Kinds.WRITE, 0),
 }
 """The errors, and the kinds of calls that may have them."""
+
+
+_SYNCS = ("fsync", "fdatasync")
 
 
 def problem_of(outcome: Outcome, code: int, *, is_ours: bool) -> str:
@@ -37,6 +41,8 @@ def problem_of(outcome: Outcome, code: int, *, is_ours: bool) -> str:
     is_told = code in outcome.codes or (code and os.strerror(code) in outcome.text)
     if outcome.status == "error" and is_ours and not is_told:
         return f"an error that does not tell the cause: {outcome.text}"
+    if is_ours and outcome.status == "done" and outcome.call.startswith(_SYNCS) and not outcome.warnings:
+        return "returned although a sync failed: the next one may succeed, but the data is gone"
     return f"leaks {outcome.leaks}" if outcome.leaks and is_ours else ""
 
 
