@@ -223,7 +223,8 @@ def _states_of(node, where, prefixes):
         if identity in seen:
             continue
         seen.add(identity)
-        for children in itertools.product(*(list(_states_of(child, where / n, prefixes)) for n, child in names.items())):
+        inside = [list(_states_of(child, where / n, prefixes)) for n, child in names.items()]
+        for children in itertools.product(*inside):
             state = {where: None}
             for child in children:
                 state |= child

@@ -195,3 +195,17 @@ def test_more_files_of_the_system(name):
     Path("run/ckpt-1", name).touch()
     manager.save(2, TREE)
     assert manager.all_steps() == [2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_write_that_fails_when_the_file_is_closed_is_an_error(monkeypatch):
+    def is_written(descriptor):
+        where = os.readlink(f"/proc/self/fd/{descriptor}")
+        flags = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split("flags:")[1].split()[0]
+        return where.endswith(".safetensors") and int(flags, 8) & os.O_ACCMODE == os.O_RDWR
+
+    with monkeypatch.context() as patch:
+        failing(patch, "close", errno.EDQUOT, when=is_written, after=True)
+        with pytest.raises(pts.CheckpointIOError, match="Disk quota exceeded"):
+            pts.save(TREE, "model", durable=False)
+    assert os.listdir() == []

@@ -84,7 +84,7 @@ BUGS = {
         (_SAMPLE, "-k", "flipped_bit"),
     ),
     "retention deletes the newest": Bug(
-        "_run/policies/retention.py", "[-self.count :]", "[: self.count]", (_SAMPLE, "-k", "kill and max_to_keep")
+        "_run/policies/retention.py", "[-self.count :]", "[: self.count]", (_SAMPLE, "-k", "kill and manager")
     ),
     "an index is trusted with the data of another checkpoint": Bug(
         "formats/indexed/files.py",
@@ -108,14 +108,13 @@ BUGS = {
         "_io/atomic.py",
         "    filesystem.sync_directory(marker.parent)\n",
         "",
-        (_SAMPLE, "-k", "power_cut"),
+        (_SAMPLE, "-k", "simulated"),
     ),
     "an error of close is ignored": Bug(
         "_io/filesystem.py",
-        '    """Close a file that was written. Some file systems report failed writes only here."""\n    os.close(descriptor)\n',
-        '    """Close a file that was written. Some file systems report failed writes only here."""\n'
-        "    with suppress(OSError):\n        os.close(descriptor)\n",
-        ("tests/checkpoint/test_crashes.py", "-k", "system_error"),
+        'failed writes only here."""\n    os.close(descriptor)\n',
+        'failed writes only here."""\n    with suppress(OSError):\n        os.close(descriptor)\n',
+        ("tests/io/test_lacking_file_systems.py", "-k", "closed"),
     ),
     "the checksum of a state file is ignored": Bug(
         "_run/state_file.py",

@@ -70,7 +70,7 @@ def test_a_power_cut_loses_nothing(worker, kind):
         assert_all_held(power_cuts.cut_at_every_call(worker, "manager, max_to_keep", mounted, 9, random.randint(1, 9)))
 
 
-@pytest.mark.parametrize("name", ["manager, max_to_keep", "copy_checkpoint", "msgpack, overwrite"])
+@pytest.mark.parametrize("name", ["manager, max_to_keep", "copy_checkpoint", "msgpack, overwrite", "pin"])
 def test_a_state_of_the_simulated_disk_loses_nothing(name, tmp_path):
     assert_all_held(simulated_disk.try_states(SCENARIOS[name], name, tmp_path, most=8))
 

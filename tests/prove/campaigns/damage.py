@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import socket
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -253,20 +254,17 @@ def replace_files(checkpoints: Checkpoints) -> Iterator[str]:
             checkpoints.repair(file)
 
 
-def run(directory: Path, names: Iterable[str] = tuple(FORMATS), step: int = 1, count: int = 12_500) -> dict[str, list]:
+def run(names: Iterable[str] = tuple(FORMATS), step: int = 1) -> dict[str, list[str]]:
     """Return what was wrong at each damage of each format, or ""."""
     here, found = Path.cwd(), {}
     for name in names:
-        os.chdir(directory)
-        try:
-            small = Checkpoints(name)
-            found[name] = [
-                *flip_bits(small, every_bit(small, step)),
-                *truncate(small, step),
-                *replace_files(small),
-            ]
-            large = Checkpoints(name, rows=40_000)
-            found[name] += flip_bits(large, random_bits(large, count))
-        finally:
-            os.chdir(here)
+        with tempfile.TemporaryDirectory() as directory:
+            os.chdir(directory)
+            try:
+                small = Checkpoints(name)
+                found[name] = [*flip_bits(small, every_bit(small, step)), *truncate(small, step), *replace_files(small)]
+                large = Checkpoints(name, rows=40_000)
+                found[name] += flip_bits(large, random_bits(large, 12_500 // step))
+            finally:
+                os.chdir(here)
     return found

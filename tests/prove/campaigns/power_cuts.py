@@ -5,9 +5,12 @@ from collections.abc import Iterable, Iterator
 
 from tests.prove.campaigns.kills import TABLE, empty, problem_after, references
 from tests.prove.faults.disk import Disk
-from tests.prove.faults.shim import CHANGES, Fault
+from tests.prove.faults.shim import CHANGES, Action, Fault
 from tests.prove.faults.worker import Worker
 from tests.prove.scenarios import SCENARIOS
+
+NEVER = (Action.KILL, CHANGES, 1 << 40)
+"""A fault at a call that is never reached."""
 
 
 def cut_at_every_call(worker: Worker, name: str, disk: Disk, step: int = 1, first: int = 1) -> Iterator[str]:
@@ -38,7 +41,7 @@ def cut_after_returning(worker: Worker, name: str, disk: Disk, times: int) -> It
     for number in range(times):
         root = empty(disk.root / f"time-{number}")
         steps = ("sync", "before", "act", "die" if disk.is_copied else f"cut_power:{disk.root}")
-        outcome = worker.run(name, root, *steps, fault=Fault(disk.action, CHANGES, 1 << 40))
+        outcome = worker.run(name, root, *steps, fault=Fault(*NEVER))
         disk.come_back()
         is_durable = SCENARIOS[name].is_durable
         problem = outcome.text if outcome.status != "killed" else ""

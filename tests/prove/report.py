@@ -1,0 +1,78 @@
+"""The table of docs/reliability.md, from what the campaigns have counted."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_DOCS = Path(__file__).parents[2] / "docs"
+_RESULTS = _DOCS / "reliability.json"
+_PAGE = _DOCS / "reliability.md"
+
+WHAT = {
+    "kills": "The process killed at every call that changes the disk",
+    "power cuts on ext4": "The power of a real ext4 disk cut at every such call, and right after each use returned",
+    "power cuts on xfs": "The same on xfs",
+    "power cuts on btrfs": "The same on btrfs, on a copy of the image of the disk",
+    "simulated power cuts": "States of a simulated disk: any subset of what was not synced",
+    "failing calls": "Every call fails once, with each error that it may have, or moves half of the bytes",
+    "full disks": "Disks of every size that is too small",
+    "damage": "Each bit flipped, each length truncated, each file replaced, in each format, read in 12 ways",
+    "concurrency": "Uses by several processes and threads at once, with forks and signals",
+    "planted bugs": "Bugs planted in the library, which the tests have to catch",
+    "fuzzing": "Inputs of the fuzzers, with checksums recomputed: a value or an error by name",
+}
+"""What each campaign tries, in the order of the table."""
+
+
+def write(name: str, record: Mapping[str, Any]) -> None:
+    """Add what a campaign has found to the results, and write the table."""
+    results = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
+    results[name] = {**record, "system": f"Linux {os.uname().release.split('-')[0]}"}
+    _RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+    page = _PAGE.read_text()
+    page = _replaced(page, "results", table(results))
+    if "peers" in results:
+        page = _replaced(page, "peers", table_of_peers(results["peers"]))
+    _PAGE.write_text(page)
+
+
+def _replaced(page: str, mark: str, text: str) -> str:
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->\n"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of our own campaigns.
+
+    Example:
+        >>> print(table({"kills": {"tried": 1200, "held": 1200, "date": "2026-01-31", "system": "Linux 6.1"}}))
+        | what was tried | tried | held | date | on |
+        |---|---|---|---|---|
+        | The process killed at every call that changes the disk | 1,200 | 1,200 | 2026-01-31 | Linux 6.1 |
+        <BLANKLINE>
+    """
+    lines = ["| what was tried | tried | held | date | on |", "|---|---|---|---|---|"]
+    for name, what in WHAT.items():
+        if name in results:
+            found = results[name]
+            if found.get("step", 1) > 1:
+                what = f"{what} (every {found['step']}th)"
+            numbers = f"{found['tried']:,} | {found['held']:,}"
+            lines.append(f"| {what} | {numbers} | {found['date']} | {found['system']} |")
+    return "\n".join(lines) + "\n"
+
+
+def table_of_peers(record: Mapping[str, Any]) -> str:
+    """Return the table of other libraries."""
+    lines = ["| library | kills held | power cuts held | flipped bits silently wrong |", "|---|---|---|---|"]
+    for name, found in record["libraries"].items():
+        bits = found["bits"]
+        held = [" of ".join(map(str, found[key])) if key in found else "not tried" for key in ("kills", "power cuts")]
+        wrong = f"{bits.get('silently wrong', 0):,} of {sum(bits.values()):,}"
+        lines.append(f"| {name} | {held[0]} | {held[1]} | {wrong} |")
+    lines.append(f"\nMeasured on {record['date']}, {record['system']}.")
+    return "\n".join(lines) + "\n"
