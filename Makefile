@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test prove test-processes test-browser test-tensorflow docs bench bench-check bench-processes bench-stores bench-scale lint types format clean
+.PHONY: demo test prove prove-peers fuzz test-processes test-browser test-tensorflow docs bench bench-check bench-processes bench-stores bench-scale lint types format clean
 
 # Each target sets up what it needs, once, and again when the list of what is needed changes.
 demo: $(VENV)/.installed
@@ -12,9 +12,23 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto
 
-# The long versions of some tests: 500 random runs, 200 kills, an error of every system call.
+# Faults at every point, for hours: docs/reliability.md has the table that this writes. Some parts need gcc, root and
+# loop devices, and say so. `make prove NAMES="kills damage" STEP=10` tries some of it, every tenth point.
+NAMES ?=
+STEP ?= 1
 prove: $(VENV)/.installed-dev
 	PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -n auto tests/savers/test_state_machine.py tests/savers/test_incremental_state_machine.py tests/savers/test_injected_errors.py
+	$(BIN)/python -m tests.prove --step $(STEP) $(NAMES)
+
+# The same faults for other libraries.
+prove-peers: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.prove peers
+
+# `make fuzz TARGETS=index SECONDS=60`: tests/fuzz/__main__.py lists the targets.
+TARGETS ?= all
+SECONDS ?= 3600
+fuzz: $(VENV)/.installed-fuzz
+	$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(SECONDS)
 
 # Four processes in place of two, and a fault at every message and every operation of the file system: half an hour.
 test-processes: $(VENV)/.installed-dev
@@ -79,6 +93,10 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 
 $(VENV)/.installed-browser: $(VENV)/.installed
 	$(INSTALL) '.[browser]'
+	touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed
+	$(INSTALL) '.[fuzz]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -134,7 +134,9 @@ ARRAYS = {
     "array-of-a-list": of_array(b"[]", "w"),
     "array-of-brackets": of_array(b"[" * 3000, "w"),
     "shape-of-80-bits": of_array({"shape": [2**40, 2**40]}, ""),
-    "shape-of-8-tib": of_array({"shape": [2**41, 3], "chunks": [2**41, 3]}, "", (*LISTED, "diff")),
+    "shape-of-1-tib": of_array(
+        {"shape": [2**37, 3], "chunks": [2**37, 3]}, "", (*LISTED, "diff"), error="CheckpointError"
+    ),
     "length-below-zero": of_array({"shape": [-2, 3]}, "w"),
     "shape-of-floats": of_array({"shape": [2.5, 3]}, "w"),
     "shape-of-65-axes": of_array({"shape": [1] * 65, "chunks": [1] * 65}, "w"),
@@ -146,6 +148,14 @@ ARRAYS = {
         {"chunks": [2, 2**40], "compressor": {"id": "zstd", "level": 1}}, "w", LISTED
     ),
     "chunk-of-8-tib-of-a-fill-value": of_array({"chunks": [2, 2**40], "fill_value": 2}, "w", LISTED),
+    "a-billion-missing-chunks": orbax(
+        CHUNKS,
+        files(metadata({"store_array_data_equal_to_fill_value": False}), zarray=ZARRAY | {"shape": [2**37, 3]}),
+        "chunks",
+        (*LISTED, "diff"),
+        "CheckpointError",
+        ZARR,
+    ),
     "a-billion-chunks": of_array({"shape": [10**6, 1000], "chunks": [1, 1]}, "chunks", (*LISTED, "diff")),
     "unknown-dtype": of_array({"dtype": "<f3"}, "w"),
     "dtype-of-objects": of_array({"dtype": "|O"}, "w"),

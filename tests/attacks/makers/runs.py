@@ -66,6 +66,12 @@ STATES = {
     "path-above": read(b'model_checkpoint_path: "../../../secret"', RELATIVE),
     "absolute-path": read(b'model_checkpoint_path: "/etc/passwd"', RELATIVE),
     "path-of-5000-characters": read(b'model_checkpoint_path: "' + b"a" * 5000 + b'"', RELATIVE),
+    "path-that-is-a-url": of_state(
+        b'model_checkpoint_path: "http://127.0.0.1:9/secret"', "expected paths, found the URL", RELATIVE
+    ),
+    "path-in-a-store": of_state(
+        b'model_checkpoint_path: "s3://bucket/secret"', "expected paths, found the URL", RELATIVE
+    ),
     "path-of-no-utf-8": read(b'model_checkpoint_path: "\\377\\xfe\xff"', RELATIVE),
     "path-of-a-surrogate": read(b'model_checkpoint_path: "\\ud800"', RELATIVE),
     "path-of-the-home-directory": read(b'model_checkpoint_path: "~root/m"', RELATIVE),

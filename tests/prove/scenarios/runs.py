@@ -179,6 +179,5 @@ RUNS = {
         act=lambda: pts.convert(RUN, "converted", format="safetensors"),
         found=run_converted_found,
         again=lambda: Path("converted").exists() or pts.convert(RUN, "converted", format="safetensors"),
-        is_foreign=True,
     ),
 }
