@@ -70,7 +70,7 @@ def outcomes(path, good, target):
         before = set(target.iterdir())
         started = time.monotonic()
         found[name] = outcome_of(way)
-        assert time.monotonic() - started < 5, name
+        assert time.monotonic() - started < 30, name  # of a machine that may be busy
         if found[name] is not None:
             assert set(target.iterdir()) == before, name
     return found

@@ -255,22 +255,23 @@ def _finished(output: np.ndarray | None, future: Any) -> Any:
 
 
 _MAX_CHUNKS = 1 << 18
+_MAX_CHUNKS_IN_PARTS = 1 << 22  # 16 TiB in chunks of 4 MiB; more are an array that claims to be large
 
 
 def _excess_of(array: Any) -> str | None:
     """Return why an array cannot be read as a whole, or None."""
-    if excess := _excess_of_chunks(array, whole_box(tuple(array.shape))):
+    if excess := _excess_of_chunks(array, _MAX_CHUNKS):
         return excess
     if not _fits_memory(_nbytes(array)):
         return f"an array of {_nbytes(array)} bytes does not fit into memory"
     return None
 
 
-def _excess_of_chunks(array: Any, box: Box) -> str | None:
-    """Return why a box cannot be read, even in parts, or None."""
-    chunks, _ = chunks_touched(array, [box])
-    if chunks > _MAX_CHUNKS:
-        return f"expected at most {_MAX_CHUNKS} chunks, found {chunks} by its shape {list(array.shape)}"
+def _excess_of_chunks(array: Any, most: int) -> str | None:
+    """Return why an array cannot be read, even in parts, or None. It has at most `most` chunks."""
+    _, chunks = chunks_touched(array, [])
+    if chunks > most:
+        return f"expected at most {most} chunks, found {chunks} by its shape {list(array.shape)}"
     layout = array.chunk_layout
     most = max(math.prod(each.shape or ()) for each in (layout.read_chunk, layout.write_chunk))
     nbytes = most * int(array.dtype.numpy_dtype.itemsize)
@@ -302,7 +303,7 @@ def read_box(array: Any, box: Box, output: np.ndarray, assign: Callable[[np.ndar
 
 def _slabs(array: Any, box: Box) -> Iterator[tuple[Box, np.ndarray]]:
     """Read a box of an array in parts along its first axis. Yield each part and its values, in C order."""
-    excess = _excess_of_chunks(array, box)
+    excess = _excess_of_chunks(array, _MAX_CHUNKS_IN_PARTS)
     if excess is not None:
         raise StoreError(excess)
     if not box:
