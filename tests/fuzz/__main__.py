@@ -25,6 +25,8 @@ from fuzz.by_name import NAMES, target_named
 from fuzz.coverage import smallest_inputs
 from fuzz.targets.workspace import PARENT
 
+from tests.prove import report
+
 HERE = Path(__file__).parent
 CORPUS, CRASHES = HERE / "corpus", HERE / "crashes"
 MOST_CORPUS_NBYTES = 60_000
@@ -43,6 +45,10 @@ def main():
     logging.getLogger("pytreesaver").setLevel(logging.CRITICAL + 1)
     names = list(NAMES) if arguments.target == "all" else [arguments.target]
     results = [_fuzzed(name, arguments.seconds, arguments.executions) for name in names]
+    if arguments.target == "all":
+        tried, errors = (sum(result[key] for result in results) for key in ("executions", "errors"))
+        date = datetime.now(UTC).date().isoformat()
+        report.write("fuzzing", {"tried": tried, "held": tried - errors, "date": date, "seconds": arguments.seconds})
     sys.exit(1 if any(result["errors"] for result in results) else 0)
 
 
