@@ -68,7 +68,7 @@ CAMPAIGNS: dict[str, Callable[[int], Iterator[str]]] = {
         partial(failing_calls.run, step=step), [name for name in EVERY if name not in _RETENTION]
     ),
     "full disks": lambda step: _each(partial(full_disk.run, step=step), list(SCENARIOS)),
-    "damage": lambda step: _each(partial(damage.run, step=step), list(damage.FORMATS)),
+    "damage": lambda step: _each(partial(damage.run, step=step), list(damage.NAMES)),
     "concurrency": _concurrency,
     "planted bugs": _planted,
 }

@@ -83,7 +83,7 @@ def test_a_state_of_the_simulated_disk_loses_nothing(name, tmp_path):
     assert_all_held(simulated_disk.try_states(SCENARIOS[name], name, tmp_path, most=8))
 
 
-@pytest.mark.parametrize("name", damage.FORMATS)
+@pytest.mark.parametrize("name", damage.NAMES)
 def test_a_flipped_bit_gives_the_original_or_an_error(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoints = damage.Checkpoints(name)

@@ -94,6 +94,49 @@ def uses_of(path: Path, rows: int) -> Mapping[str, tuple[Callable[[], Any], Any]
     }
 
 
+RUN = "run of a manager"
+_STEPS = (1, 2)
+_INFORMATION = (".pytreesaver.history", ".pytreesaver.lock")
+"""Files of a run that say nothing of its checkpoints, and have no checksums."""
+
+
+def newest_or_told(restore: Callable[[], Any], rows: int) -> Any:
+    """Return the tree that is restored of a run. If an older one is, with a warning that says so, return the newest."""
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always")
+        found = restore()
+    is_told = any(issubclass(each.category, pts.RetentionWarning) for each in issued)
+    is_older = any(np.array_equal(found["w"], tree(step, rows)["w"]) for step in _STEPS[:-1])
+    return tree(_STEPS[-1], rows) if is_told and is_older else found
+
+
+def restored_by_manager(directory: Path) -> Any:
+    with pts.CheckpointManager(directory, read_only=True) as manager:
+        return manager.restore()
+
+
+def uses_of_run(directory: Path, rows: int) -> Mapping[str, tuple[Callable[[], Any], Any]]:
+    """Return the ways to read a run with the trees of two steps, and the value that each gives."""
+    newest = tree(_STEPS[-1], rows)
+    return {
+        "restore": (lambda: newest_or_told(lambda: pts.restore(directory), rows), newest),
+        "manager": (lambda: newest_or_told(lambda: restored_by_manager(directory), rows), newest),
+        "latest_checkpoint": (
+            lambda: newest_or_told(lambda: pts.restore(pts.latest_checkpoint(directory)), rows),
+            newest,
+        ),
+        "list_checkpoints": (lambda: _listed_or_told(directory), True),
+    }
+
+
+def _listed_or_told(directory: Path) -> bool:
+    """Return whether both steps are listed, or a warning or a problem says why not."""
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always")
+        listed = pts.list_checkpoints(directory)
+    return [each.step for each in listed] == list(_STEPS) or bool(issued) or any(each.problem for each in listed)
+
+
 class HungError(BaseException):
     """A use did not end."""
 
@@ -135,20 +178,33 @@ class Checkpoints:
     """An intact checkpoint, one of another tree, and a copy that is damaged, in the working directory."""
 
     def __init__(self, format_name: str, rows: int = 6) -> None:
-        written = FORMATS[format_name]
         self.format_name, self.rows = format_name, rows
         pts.save(tree(2, rows), "original", overwrite=True)
-        for directory, number in (("intact", 2), ("other", 3), ("damaged", 2)):
+        for directory in ("intact", "other", "damaged"):
             shutil.rmtree(directory, ignore_errors=True)
-            pts.save(tree(number, rows), Path(directory) / written.name, durable=False, **written.options)
-        shutil.rmtree("damaged")
+        for directory, number in (("intact", 2), ("other", 3)):
+            self._write(Path(directory), number)
         shutil.copytree("intact", "damaged")
-        self.path = Path("damaged") / written.name
-        self.files = [path.relative_to("intact") for path in sorted(Path("intact").rglob("*")) if path.is_file()]
-        self.uses = uses_of(self.path, rows)
+        found = [path.relative_to("intact") for path in sorted(Path("intact").rglob("*")) if path.is_file()]
+        self.files = [path for path in found if path.name not in _INFORMATION]
+        self.uses = self._uses()
         for name, (use, expected) in self.uses.items():
             assert problem_of(use, expected) == "", name
             assert_trees_equal(use(), expected)
+
+    def _write(self, directory: Path, number: int) -> None:
+        if self.format_name == RUN:
+            with pts.CheckpointManager(directory) as manager:
+                for step in _STEPS:
+                    manager.save(step, tree(step + number - _STEPS[-1], self.rows))
+        else:
+            written = FORMATS[self.format_name]
+            pts.save(tree(number, self.rows), directory / written.name, durable=False, **written.options)
+
+    def _uses(self) -> Mapping[str, tuple[Callable[[], Any], Any]]:
+        if self.format_name == RUN:
+            return uses_of_run(Path("damaged"), self.rows)
+        return uses_of(Path("damaged") / FORMATS[self.format_name].name, self.rows)
 
     def repair(self, file: Path) -> None:
         """Put the intact file in the place of what is there."""
@@ -254,7 +310,10 @@ def replace_files(checkpoints: Checkpoints) -> Iterator[str]:
             checkpoints.repair(file)
 
 
-def run(names: Iterable[str] = tuple(FORMATS), step: int = 1) -> dict[str, list[str]]:
+NAMES = (*FORMATS, RUN)
+
+
+def run(names: Iterable[str] = NAMES, step: int = 1) -> dict[str, list[str]]:
     """Return what was wrong at each damage of each format, or ""."""
     here, found = Path.cwd(), {}
     for name in names:
