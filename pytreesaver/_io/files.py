@@ -165,17 +165,17 @@ class BufferedWriter:
         pass
 
     def write(
-        self, blocks: Sequence[filesystem.Buffer], offset: int, whole: filesystem.Buffer | None = None
+        self, blocks: Sequence[filesystem.Buffer], offset: int, pieces: Sequence[filesystem.Buffer] | None = None
     ) -> list[int]:
         """Write the blocks contiguously at `offset`. Return the checksum of each.
 
         Args:
             blocks: bytes, each a uint8[n] or a view of bytes.
             offset: where.
-            whole: the same bytes in one piece, if they are.
+            pieces: the same bytes in fewer pieces, if there are some.
         """
         checksums = list(map(checksum, blocks))
-        write_fully(self._descriptor, blocks if whole is None else [whole], offset)
+        write_fully(self._descriptor, pieces or blocks, offset)
         if self._durable:
             filesystem.start_writeback(self._descriptor, offset, sum(map(len, blocks)))
         return checksums
@@ -200,40 +200,38 @@ class DirectWriter:
         self._direct.close()
 
     def write(
-        self, blocks: Sequence[filesystem.Buffer], offset: int, whole: filesystem.Buffer | None = None
+        self, blocks: Sequence[filesystem.Buffer], offset: int, pieces: Sequence[filesystem.Buffer] | None = None
     ) -> list[int]:
         """Do what `BufferedWriter.write` does."""
         nbytes = sum(map(len, blocks))
         alignment = filesystem.DIRECT_ALIGNMENT
         first, end = -offset % alignment, (offset + nbytes) // alignment * alignment - offset
         if end - first < _MIN_DIRECT_NBYTES:
-            return self._buffered.write(blocks, offset, whole)
-        data, checksums = self._copied(blocks, whole, nbytes, offset % alignment)
+            return self._buffered.write(blocks, offset, pieces)
+        data, checksums = self._copied(blocks, pieces, nbytes, offset % alignment)
         if not self._direct.perform(lambda direct: write_fully(direct, [data[first:end]], offset + first)):
-            return self._buffered.write(blocks, offset, whole)
+            return self._buffered.write(blocks, offset, pieces)
         write_fully(self._descriptor, [data[:first]], offset)
         write_fully(self._descriptor, [data[end:]], offset + end)
         return checksums
 
     def _copied(
-        self, blocks: Sequence[filesystem.Buffer], whole: filesystem.Buffer | None, nbytes: int, shift: int
+        self, blocks: Sequence[filesystem.Buffer], pieces: Sequence[filesystem.Buffer] | None, nbytes: int, shift: int
     ) -> tuple[np.ndarray, list[int]]:
         """Copy the blocks to memory that starts `shift` bytes after a page boundary. Return it and their checksums."""
         memory = getattr(self._thread_local, "memory", None)
         if memory is None or memory.nbytes < shift + nbytes:
             memory = self._thread_local.memory = filesystem.new_memory(shift + nbytes)
         data = memory[shift : shift + nbytes]
-        if whole is not None:
-            data[:] = np.frombuffer(whole, np.uint8)
-            return data, list(map(checksum, blocks))
         checksums = []
         start = 0
-        for block in blocks:
-            copy = data[start : start + len(block)]
-            copy[:] = block
-            checksums.append(checksum(copy))  # while it is in the CPU cache
-            start += len(block)
-        return data, checksums
+        for piece in pieces or blocks:
+            copy = data[start : start + len(piece)]
+            copy[:] = np.frombuffer(piece, np.uint8)
+            if not pieces:
+                checksums.append(checksum(copy))  # while it is in the CPU cache
+            start += len(piece)
+        return data, list(map(checksum, blocks)) if pieces else checksums
 
 
 _MIN_DIRECT_NBYTES = 1 << 20

@@ -24,6 +24,7 @@ Buffer = np.ndarray | bytes | memoryview
 MAX_BUFFERS = 1024  # IOV_MAX: buffers in one vectored write
 MAX_IO_NBYTES = 0x7FFFF000  # limit of a single read or write on Linux
 _NOT_SUPPORTED = linux.NOT_SUPPORTED
+_FAILED = (errno.EIO, errno.ESTALE)  # errors of the file system itself
 
 
 @or_in_store
@@ -158,7 +159,7 @@ def lock(descriptor: int, *, shared: bool = False) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno in (errno.EIO, errno.ESTALE):  # the file system failed; other errors say that it has no locks
+        if error.errno in _FAILED:  # other errors say that there are no locks
             raise
 
 
@@ -175,8 +176,9 @@ def try_lock_if_supported(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        if error.errno in _FAILED:
+            raise
     return True
 
 
@@ -201,10 +203,7 @@ def status(path: Path, *, follow_links: bool = True) -> os.stat_result | None:
 
 
 def exists(path: Path) -> bool:
-    """Return whether there is something at `path`, even a broken link.
-
-    Raise an OSError if the system could not look.
-    """
+    """Return whether there is something at `path`, even a broken link. Raise an OSError if unable to look."""
     return status(path, follow_links=False) is not None
 
 

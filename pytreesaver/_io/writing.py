@@ -28,13 +28,13 @@ class WriteRanges(NamedTuple):
     """Byte ranges of a file, in columns: range i has ``nbytes[i]`` bytes at ``offsets[i]``.
 
     ``load(i)`` returns its bytes as a uint8[nbytes]. ``joined([i, j])``, if there is one, returns the bytes of several
-    small ranges in one piece, or None if they have to be loaded one by one.
+    small ranges in one piece, which takes less time.
     """
 
     offsets: Sequence[int]
     nbytes: Sequence[int]
     load: Callable[[int], np.ndarray]
-    joined: Callable[[Sequence[int]], bytes | None] | None = None
+    joined: Callable[[Sequence[int]], bytes] | None = None
 
 
 def write_ranges(
@@ -86,26 +86,42 @@ def _write_group(
     checksums: np.ndarray,
     first_blocks: Sequence[int],
 ) -> None:
-    blocks, whole = _loaded(ranges, group)
+    blocks, pieces = _loaded(ranges, group)
     numbers = list(first_blocks)
-    if whole is None and max(map(len, blocks)) > BLOCK_NBYTES:
+    if max(map(len, blocks)) > BLOCK_NBYTES:
         ranges_of_blocks = list(zip(blocks, first_blocks, strict=True))
         blocks = [block for data, _ in ranges_of_blocks for block in _blocks(data)]
         numbers = [
             n for data, first in ranges_of_blocks for n in range(first, first + block_count(len(data), BLOCK_NBYTES))
         ]
-    checksums[numbers] = writer.write(blocks, ranges.offsets[group[0]], whole)
-    advance(sum(map(len, blocks)))
+    checksums[numbers] = writer.write(blocks, ranges.offsets[group[0]], pieces)
+    advance(sum(map(len, pieces)))
 
 
-def _loaded(ranges: WriteRanges, group: Sequence[int]) -> tuple[Sequence[Any], bytes | None]:
-    """Return the bytes of each range, and those of all of them in one piece if that takes less time than one by one."""
+def _loaded(ranges: WriteRanges, group: Sequence[int]) -> tuple[list[Any], list[Any]]:
+    """Return the bytes of each range, and the same bytes in fewer pieces. Small ranges are joined, which is faster."""
+    if ranges.joined is None:
+        loaded = list(map(ranges.load, group))
+        return loaded, loaded
+    blocks: list[Any] = []
+    pieces: list[Any] = []
     sizes = [ranges.nbytes[i] for i in group]
-    whole = ranges.joined(group) if ranges.joined is not None and max(sizes) <= MAX_JOINED_NBYTES else None
-    if whole is None:
-        return list(map(ranges.load, group)), None
-    view, ends = memoryview(whole), list(accumulate(sizes))
-    return [view[end - size : end] for end, size in zip(ends, sizes, strict=True)], whole
+    is_small = [size <= MAX_JOINED_NBYTES for size in sizes]
+    begin = 0
+    while begin < len(group):
+        end = begin + 1
+        while end < len(group) and is_small[begin] and is_small[end]:
+            end += 1
+        if end - begin > 1:
+            whole = ranges.joined(group[begin:end])
+            view, ends = memoryview(whole), list(accumulate(sizes[begin:end]))
+            pieces.append(whole)
+            blocks += [view[stop - size : stop] for stop, size in zip(ends, sizes[begin:end], strict=True)]
+        else:
+            pieces.append(ranges.load(group[begin]))
+            blocks.append(pieces[-1])
+        begin = end
+    return blocks, pieces
 
 
 def _blocks(data: np.ndarray) -> list[np.ndarray]:

@@ -69,8 +69,9 @@ def read_state_file(directory: Path, name: str) -> tuple[CheckpointState | None,
         raise CorruptCheckpointError(f"{file}: {error}") from None
     if not state.model_checkpoint_path:
         raise CorruptCheckpointError(f"{file}: expected a model_checkpoint_path, found none")
-    url = next(filter(_is_url, [state.model_checkpoint_path, *state.all_model_checkpoint_paths]), None)
-    if url is not None and not is_in_store(directory):  # reading a directory must not send requests to anybody
+    paths = (state.model_checkpoint_path, *state.all_model_checkpoint_paths)
+    url = next((path for path in paths if _is_url(path) and _bucket(path) != _bucket(str(directory))), None)
+    if url is not None:  # reading a directory must not send requests to whom a file names
         raise CorruptCheckpointError(
             f"{file}: expected paths, found the URL {quoted(url)}; to read that, pass it itself"
         )
@@ -96,6 +97,11 @@ def _joined(directory: Path, path: str) -> Path:
 
 def _is_url(path: str) -> bool:
     return is_in_store(as_path(path))
+
+
+def _bucket(location: str) -> str | None:
+    """Return the scheme and the bucket or host of a URL, or None for another path."""
+    return "/".join(location.split("/", 3)[:3]) if _is_url(location) else None
 
 
 def _is_of_another_program(directory: Path, state: CheckpointState) -> bool:
@@ -238,9 +244,11 @@ def update_checkpoint_state(
             f"(got paths {paths} and timestamps {times})"
         )
     relative = [path_in_state(path, directory) for path in paths]
-    urls = [path for path in relative if _is_url(path)]
-    if urls and not is_in_store(directory):
-        raise ValueError(f"save_dir: expected the URL of a directory for the checkpoint {urls[0]}, found {directory}")
+    elsewhere = [path for path in relative if _is_url(path) and _bucket(path) != _bucket(str(directory))]
+    if elsewhere:
+        raise ValueError(
+            f"save_dir: expected a directory in the store of the checkpoint {elsewhere[0]}, found {directory}"
+        )
     remove_leftovers(directory)
     write_state(
         directory,

@@ -36,11 +36,16 @@ def _each(run: Callable[..., dict], names: Sequence[str]) -> Iterator[str]:
             yield from problems
 
 
-def _power(step: int, kind: str) -> Iterator[str]:
-    if why_not := disk.why_not(kind):
+def _unless(why_not: str, run: Callable[..., dict]) -> Iterator[str]:
+    """Run a campaign for each scenario, unless there is a reason why it cannot be run here."""
+    if why_not:
         print(f"  skipped: {why_not}")
         return
-    yield from _each(partial(power_cuts.run, kind, step=step, times=max(1, 100 // step)), list(SCENARIOS))
+    yield from _each(run, list(SCENARIOS))
+
+
+def _power(step: int, kind: str) -> Iterator[str]:
+    return _unless(disk.why_not(kind), partial(power_cuts.run, kind, step=step, times=max(1, 100 // step)))
 
 
 def _concurrency(step: int) -> Iterator[str]:
@@ -67,7 +72,7 @@ CAMPAIGNS: dict[str, Callable[[int], Iterator[str]]] = {
     "failing calls": lambda step: _each(
         partial(failing_calls.run, step=step), [name for name in EVERY if name not in _RETENTION]
     ),
-    "full disks": lambda step: _each(partial(full_disk.run, step=step), list(SCENARIOS)),
+    "full disks": lambda step: _unless(full_disk.why_not(), partial(full_disk.run, step=step)),
     "damage": lambda step: _each(partial(damage.run, step=step), list(damage.NAMES)),
     "concurrency": _concurrency,
     "planted bugs": _planted,
@@ -79,27 +84,33 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.prove", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"{', '.join(CAMPAIGNS)}, or peers")
     parser.add_argument("--step", type=int, default=1, help="try every step-th point only")
+    parser.add_argument("--require", action="store_true", help="count a campaign that has to be skipped as a failure")
     arguments = parser.parse_args()
     if why_not := shim.why_not():
         print(f"cannot run: {why_not}")
         return 2
-    failed = 0
+    failed, skipped = 0, []
     for name in arguments.names or CAMPAIGNS:
         print(name, flush=True)
         started, record = time.monotonic(), {"date": datetime.now(UTC).date().isoformat()}
         if name == "peers":
             record["libraries"] = {each: peers.run(each) for each in peers.PEERS}
         else:
-            problems = list(CAMPAIGNS[name](arguments.step))
+            try:
+                problems = list(CAMPAIGNS[name](arguments.step))
+            except Exception as error:
+                problems = [f"{name} ended early: {type(error).__name__}: {error}"]
             wrong = [problem for problem in problems if problem]
             failed += len(wrong)
             print(*wrong[:50], sep="\n")
             record |= {"tried": len(problems), "held": len(problems) - len(wrong)}
             print(f"{name}: {record['held']} of {record['tried']} held, {time.monotonic() - started:.0f} s", flush=True)
             if not problems:
+                skipped.append(name)
                 continue
         report.write(name, record | {"seconds": round(time.monotonic() - started), "step": arguments.step})
-    return 1 if failed else 0
+    print(f"skipped: {', '.join(skipped) or 'nothing'}")
+    return 1 if failed or (skipped and arguments.require) else 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pytreesaver as pts
 from tests.prove.campaigns import kills, power_cuts
 from tests.prove.faults import disk
 from tests.prove.faults.shim import CHANGES, Action, Fault
-from tests.prove.faults.worker import Worker
+from tests.prove.faults.worker import Outcome, Worker
 from tests.prove.scenarios.scenario import Scenario
 
 
@@ -134,12 +134,19 @@ SCENARIOS = {name: scenario(peer) for name, peer in PEERS.items()}
 _TABLE = f"{__name__}:SCENARIOS"
 
 
+def _check_killed(name: str, outcome: Outcome) -> None:
+    if outcome.status != "killed":
+        raise RuntimeError(f"{name}: {outcome.status} without a fault: {outcome.text}")
+
+
 def _killed(worker: Worker, name: str, root: Path) -> list[bool]:
     held = []
     while True:
         fault = Fault(Action.KILL, CHANGES, len(held) + 1)
-        if worker.run(name, kills.empty(root), "before", "act", fault=fault).status == "done":
+        outcome = worker.run(name, kills.empty(root), "before", "act", fault=fault)
+        if outcome.status == "done":
             return held
+        _check_killed(name, outcome)
         held.append(worker.run(name, root, "check:no").status == "done")
 
 
@@ -147,9 +154,9 @@ def _cut(worker: Worker, name: str, mounted: disk.Disk, times: int) -> list[bool
     held = []
     for number in range(times):
         root = kills.empty(mounted.root / f"time-{number}")
-        worker.run(
-            name, root, "sync", "before", "sync", "act", f"cut_power:{mounted.root}", fault=Fault(*power_cuts.NEVER)
-        )
+        steps = ("sync", "before", "sync", "act", f"cut_power:{mounted.root}")
+        outcome = worker.run(name, root, *steps, fault=Fault(*power_cuts.NEVER))
+        _check_killed(name, outcome)
         mounted.come_back()
         held.append(root.exists() and worker.run(name, root, "check:yes").status == "done")
     return held

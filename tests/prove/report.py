@@ -1,5 +1,6 @@
 """The table of docs/reliability.md, from what the campaigns have counted."""
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -15,27 +16,30 @@ WHAT = {
     "power cuts on ext4": "The power of a real ext4 disk cut at every such call, and right after each use returned",
     "power cuts on xfs": "The same on xfs",
     "power cuts on btrfs": "The same on btrfs, on a copy of the image of the disk",
-    "simulated power cuts": "States of a simulated disk: any subset of what was not synced",
+    "simulated power cuts": "States of a simulated disk: subsets and prefixes of what was not synced",
     "failing calls": "Every call fails once, with each error that it may have, or moves half of the bytes",
-    "full disks": "Disks of every size that is too small",
-    "damage": "Each bit flipped, each length truncated, each file replaced, in each format, read in 12 ways",
+    "full disks": "Disks of many sizes that are too small",
+    "damage": "Each bit flipped, each length truncated, each file replaced, in each format",
     "concurrency": "Uses by several processes and threads at once, with forks and signals",
     "planted bugs": "Bugs planted in the library, which the tests have to catch",
-    "fuzzing": "Inputs of the fuzzers, with checksums recomputed: a value or an error by name",
+    "fuzzing": "Inputs of the fuzzers, with checksums recomputed: a value or a named error",
 }
 """What each campaign tries, in the order of the table."""
 
 
 def write(name: str, record: Mapping[str, Any]) -> None:
     """Add what a campaign has found to the results, and write the table."""
-    results = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
-    results[name] = {**record, "system": f"Linux {os.uname().release.split('-')[0]}"}
-    _RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
-    page = _PAGE.read_text()
-    page = _replaced(page, "results", table(results))
-    if "peers" in results:
-        page = _replaced(page, "peers", table_of_peers(results["peers"]))
-    _PAGE.write_text(page)
+    with _PAGE.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # several campaigns may run at once
+        results = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
+        results[name] = {**record, "system": f"Linux {os.uname().release.split('-')[0]}"}
+        _RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+        page = _replaced(file.read(), "results", table(results))
+        if "peers" in results:
+            page = _replaced(page, "peers", table_of_peers(results["peers"]))
+        file.seek(0)
+        file.write(page)
+        file.truncate()
 
 
 def _replaced(page: str, mark: str, text: str) -> str:
@@ -60,7 +64,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         if name in results:
             found = results[name]
             if found.get("step", 1) > 1:
-                what = f"{what} (every {found['step']}th)"
+                what = f"{what} (one point in {found['step']})"
             numbers = f"{found['tried']:,} | {found['held']:,}"
             lines.append(f"| {what} | {numbers} | {found['date']} | {found['system']} |")
     return "\n".join(lines) + "\n"

@@ -236,7 +236,7 @@ def test_a_state_file_may_name_checkpoints_elsewhere(store, tmp_path):
 def test_a_state_file_on_a_disk_names_no_urls(store, tmp_path):
     # Otherwise, reading a directory that somebody sent would send requests to whom it names.
     saved = pts.save(OLD, "s3://faulty/run/m-1")
-    with pytest.raises(ValueError, match="expected the URL of a directory"):
+    with pytest.raises(ValueError, match="expected a directory in the store of"):
         pts.update_checkpoint_state(tmp_path, saved)
     (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{saved}"\n')
     with pytest.raises(pts.CorruptCheckpointError, match="expected paths, found the URL s3://faulty/run/m-1"):

@@ -108,13 +108,20 @@ class ArrayStore:
 
 
 def _refuse_special_files(directory: Path) -> None:
-    """Raise a CorruptCheckpointError if there is a pipe or a device in a directory. TensorStore would wait for it."""
+    """Raise a CorruptCheckpointError if there is a pipe or a device in a directory. TensorStore would wait for it.
+
+    Directories behind links are not looked at: a few links can make endlessly many paths.
+    """
     for name in filesystem.list_directory(directory):
-        status = filesystem.status(directory / name)
+        path = directory / name
+        status = filesystem.status(path, follow_links=False)
         if status is not None and stat.S_ISDIR(status.st_mode):
-            _refuse_special_files(directory / name)
-        elif status is not None and not stat.S_ISREG(status.st_mode):
-            raise CorruptCheckpointError(f"{directory / name}: expected a file, found a pipe, a socket or a device")
+            _refuse_special_files(path)
+            continue
+        if status is not None and stat.S_ISLNK(status.st_mode):
+            status = filesystem.status(path)
+        if status is not None and not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise CorruptCheckpointError(f"{path}: expected a file, found a pipe, a socket or a device")
 
 
 def path_for_store(directory: Path) -> str:
@@ -255,23 +262,24 @@ def _finished(output: np.ndarray | None, future: Any) -> Any:
 
 
 _MAX_CHUNKS = 1 << 18
-_MAX_CHUNKS_IN_PARTS = 1 << 22  # 16 TiB in chunks of 4 MiB; more are an array that claims to be large
+_MAX_CHUNKS_IN_PARTS = 1 << 22
+_MAX_CHUNKS_OF_SHAPE = 1 << 24  # 64 TiB in chunks of 4 MiB; an array of more only claims to be large
 
 
 def _excess_of(array: Any) -> str | None:
     """Return why an array cannot be read as a whole, or None."""
-    if excess := _excess_of_chunks(array, _MAX_CHUNKS):
+    if excess := _excess_of_chunks(array, whole_box(tuple(array.shape)), _MAX_CHUNKS):
         return excess
     if not _fits_memory(_nbytes(array)):
         return f"an array of {_nbytes(array)} bytes does not fit into memory"
     return None
 
 
-def _excess_of_chunks(array: Any, most: int) -> str | None:
-    """Return why an array cannot be read, even in parts, or None. It has at most `most` chunks."""
-    _, chunks = chunks_touched(array, [])
-    if chunks > most:
-        return f"expected at most {most} chunks, found {chunks} by its shape {list(array.shape)}"
+def _excess_of_chunks(array: Any, box: Box, limit: int) -> str | None:
+    """Return why a box cannot be read, even in parts, or None. It may touch up to `limit` chunks."""
+    touched, chunks = chunks_touched(array, [box])
+    if touched > limit or chunks > _MAX_CHUNKS_OF_SHAPE:
+        return f"expected at most {limit} chunks, found {chunks} by its shape {list(array.shape)}"
     layout = array.chunk_layout
     most = max(math.prod(each.shape or ()) for each in (layout.read_chunk, layout.write_chunk))
     nbytes = most * int(array.dtype.numpy_dtype.itemsize)
@@ -303,7 +311,7 @@ def read_box(array: Any, box: Box, output: np.ndarray, assign: Callable[[np.ndar
 
 def _slabs(array: Any, box: Box) -> Iterator[tuple[Box, np.ndarray]]:
     """Read a box of an array in parts along its first axis. Yield each part and its values, in C order."""
-    excess = _excess_of_chunks(array, _MAX_CHUNKS_IN_PARTS)
+    excess = _excess_of_chunks(array, box, _MAX_CHUNKS_IN_PARTS)
     if excess is not None:
         raise StoreError(excess)
     if not box:

@@ -38,31 +38,35 @@ def use_repeatedly(role: str, path: str, seconds: float) -> None:
     warnings.simplefilter("ignore")
     while time.monotonic() < end:
         try:
-            ROLES[role](path, chance.randrange(1_000_000))
+            count += ROLES[role](path, chance.randrange(1_000_000)) is not None
         except pts.CheckpointNotFoundError:
             if role != "read while it is deleted":
                 raise
-        count += 1
     print(count)
 
 
-def _read(path: str, number: int) -> None:
+def _read(path: str, number: int) -> Any:
     ways = (lambda: pts.restore(path), lambda: pts.restore(path, mmap=True), lambda: pts.restore(path, tree(0)))
-    if not is_whole(ways[number % 3]()):
+    return _whole(ways[number % 3]())
+
+
+def _whole(found: Any) -> Any:
+    if not is_whole(found):
         raise AssertionError("a mixture of two checkpoints")
+    return found
 
 
-def _read_newest(path: str, number: int) -> None:
+def _read_newest(path: str, number: int) -> Any:
     newest = pts.latest_checkpoint(path)
-    if newest is not None and not is_whole(pts.restore(newest)):
-        raise AssertionError("a mixture of two checkpoints")
+    return None if newest is None else _whole(pts.restore(newest))
 
 
-def _save_steps(path: str, number: int) -> None:
+def _save_steps(path: str, number: int) -> int:
     with pts.CheckpointManager(path, max_to_keep=1) as manager:
         first = (manager.latest_step() or 0) + 1
         for step in range(first, first + 5):
             manager.save(step, tree(step))
+    return first
 
 
 ROLES: dict[str, Callable[[str, int], Any]] = {

@@ -23,7 +23,7 @@ FAULTS: Mapping[str, tuple[Action, Kinds, int]] = {
     "EACCES": (Action.FAIL, Kinds.OPEN | Kinds.NAME | Kinds.LOOK, errno.EACCES),
     "EROFS": (Action.FAIL, Kinds.NAME | Kinds.WRITE, errno.EROFS),
     "EINTR": (Action.FAIL, Kinds.OPEN | Kinds.READ | Kinds.WRITE | Kinds.SYNC | Kinds.LOCK, errno.EINTR),
-    "fewer bytes": (Action.SHORTEN, Kinds.READ | Kinds.WRITE, 0),
+    "fewer bytes": (Action.SHORTEN, Kinds.MOVE, 0),
 }
 """The errors, and the kinds of calls that may have them."""
 
@@ -41,7 +41,8 @@ def problem_of(outcome: Outcome, code: int, *, is_ours: bool) -> str:
     is_told = code in outcome.codes or (code and os.strerror(code) in outcome.text)
     if outcome.status == "error" and is_ours and not is_told:
         return f"an error that does not tell the cause: {outcome.text}"
-    if is_ours and outcome.status == "done" and outcome.call.startswith(_SYNCS) and not outcome.warnings:
+    is_failed_sync = outcome.call.startswith(_SYNCS) and code != errno.EINTR  # which Python answers by a second try
+    if is_ours and outcome.status == "done" and is_failed_sync and not outcome.warnings:
         return "returned although a sync failed: the next one may succeed, but the data is gone"
     return f"leaks {outcome.leaks}" if outcome.leaks and is_ours else ""
 
@@ -59,7 +60,8 @@ def fail_every_call(
             return
         problem = problem_of(outcome, code, is_ours=not EVERY[name].is_foreign)
         if not problem and name in READERS:
-            problem = worker.run(name, root, "check:yes").text
+            checked = worker.run(name, root, "check:yes")
+            problem = checked.text or ("" if checked.status == "done" else checked.status)
         elif not problem:
             is_new = outcome.status == "done" and "RetentionWarning" not in outcome.warnings
             problem = problem_after(worker, name, root, listings, is_new)

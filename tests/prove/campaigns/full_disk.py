@@ -1,6 +1,7 @@
 """Fills a real disk: each scenario runs on file systems of every size that is too small for it."""
 
 import errno
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,19 @@ def mount(root: Path, nbytes: int, *options: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
+def why_not() -> str:
+    """Return why no disk can be filled here, or nothing."""
+    if os.geteuid() != 0:
+        return "needs root"
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            mount(Path(directory), _PAGE)
+            subprocess.run(["umount", directory], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            return f"a tmpfs cannot be mounted here ({error})"
+    return ""
+
+
 def fill(worker: Worker, name: str, root: Path, step: int = 1) -> Iterator[str]:
     """Yield for each size of the disk, from one page on, what was wrong afterwards, or nothing."""
     _, listings = references(worker, name, root)
@@ -29,13 +43,15 @@ def fill(worker: Worker, name: str, root: Path, step: int = 1) -> Iterator[str]:
         empty(root)
         mount(root, _LARGE)
         try:
-            outcome = worker.run(name, root, "before")
+            made = worker.run(name, root, "before")
+            assert made.status == "done", made.text
             used = int(subprocess.run(["du", "-s", "-B1", root], check=True, capture_output=True).stdout.split()[0])
             mount(root, used + size, "remount")
             outcome = worker.run(name, root, "act")
             mount(root, _LARGE, "remount")
             problem = problem_of(outcome, errno.ENOSPC, is_ours=not SCENARIOS[name].is_foreign)
-            problem = problem or problem_after(worker, name, root, listings, False)
+            is_new = outcome.status == "done" and "RetentionWarning" not in outcome.warnings
+            problem = problem or problem_after(worker, name, root, listings, is_new)
         finally:
             subprocess.run(["umount", "--lazy", root], check=True)
         yield f"{name}, {size} bytes free: {problem}" if problem else ""

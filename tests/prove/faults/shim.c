@@ -22,7 +22,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum kind { LOOK = 1, OPEN = 2, READ = 4, NAME = 8, WRITE = 16, SYNC = 32, CLOSE = 64, LOCK = 128 };
+enum kind { LOOK = 1, OPEN = 2, READ = 4, NAME = 8, WRITE = 16, SYNC = 32, CLOSE = 64, LOCK = 128, MOVE = 256 };
 enum action { COUNT, KILL, CUT_POWER, FAIL, SHORTEN };
 
 static char root[PATH_MAX];
@@ -94,8 +94,8 @@ static int fails(const char *name, int kind, int directory, const char *path) {
     snprintf(failed, sizeof failed, "%s %s", name, where);
     if (action == KILL || action == CUT_POWER) {
         int without_flushing = 2; /* FS_IOC_SHUTDOWN with FS_SHUTDOWN_FLAGS_NOLOGFLUSH */
-        if (action == CUT_POWER)
-            syscall(SYS_ioctl, disk, 0x8004587dul, &without_flushing);
+        if (action == CUT_POWER && syscall(SYS_ioctl, disk, 0x8004587dul, &without_flushing))
+            _exit(99); /* the power is still on */
         syscall(SYS_kill, syscall(SYS_getpid), SIGKILL);
         for (;;)
             pause();
@@ -218,7 +218,7 @@ OPENS_AT(openat64)
 /* Reads and writes of one buffer, and of several. A shortened one moves half of its bytes. */
 #define MOVES(name, kind, buffer, offset_parameter, offset)                                                            \
     ssize_t name(int fd, buffer data, size_t count offset_parameter) {                                                 \
-        if (fails(#name, kind, fd, NULL)) {                                                                            \
+        if (fails(#name, kind | MOVE, fd, NULL)) {                                                                     \
             if (action == FAIL) {                                                                                      \
                 errno = code;                                                                                          \
                 return -1;                                                                                             \
@@ -238,7 +238,7 @@ MOVES(pwrite64, WRITE, const void *, COMMA off64_t o, COMMA o)
 #define MOVES_VECTOR(name, kind, more_parameters, more)                                                                \
     ssize_t name(int fd, const struct iovec *vector, int count more_parameters) {                                      \
         struct iovec half;                                                                                             \
-        if (fails(#name, kind, fd, NULL)) {                                                                            \
+        if (fails(#name, kind | MOVE, fd, NULL)) {                                                                     \
             if (action == FAIL) {                                                                                      \
                 errno = code;                                                                                          \
                 return -1;                                                                                             \

@@ -22,12 +22,14 @@ class Kinds(enum.IntFlag):
     SYNC = 32
     CLOSE = 64
     LOCK = 128
+    MOVE = 256
+    """Reads and writes, of which `Action.SHORTEN` makes shorter ones. They are of a kind above too."""
 
 
 CHANGES = Kinds.NAME | Kinds.WRITE | Kinds.SYNC
 """The calls between which the state of the disk can differ."""
 
-EVERYTHING = Kinds(255)
+EVERYTHING = Kinds(511)
 
 
 class Action(enum.IntEnum):

@@ -136,11 +136,14 @@ def in_child(
     with os.fdopen(reading, "rb") as pipe:
         answer = pipe.read()
     left = signal.alarm(0)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
     if answer:
         return pickle.loads(answer)
     was_meant = fault is not None and fault.action in (Action.KILL, Action.CUT_POWER)
-    return Outcome("killed", call="?") if was_meant and left else Outcome("hung" if not left else "crashed", call="?")
+    is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    if was_meant and is_killed and left:
+        return Outcome("killed", call="?")
+    return Outcome("crashed" if left else "hung", text=f"ended with the status {status}", call="?")
 
 
 def outcome_of(entry: Any, root: str, steps: tuple[str, ...], fault: Fault | None, disk: Path | None) -> Outcome:

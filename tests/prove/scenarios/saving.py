@@ -79,9 +79,6 @@ def function(params, x):
     return x @ params["w"] + params["b"]
 
 
-PARAMETERS = {"w": jnp.ones, "b": jnp.zeros}
-
-
 def export(overwrite=False):
     params = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, np.float32)}
     abstract = jax.ShapeDtypeStruct((4, 2), jnp.float32)
@@ -128,5 +125,5 @@ SAVING = {
     "TensorFlow, overwrite": over("model", of=plain_tree, format="tensorflow"),
     "Orbax": first("model", of=plain_tree, format="orbax", is_foreign=True),
     "Orbax, overwrite": over("model", of=plain_tree, format="orbax", is_foreign=True),
-    "export_model": Scenario(act=export, found=found_model, again=partial(export, overwrite=True), is_foreign=True),
+    "export_model": Scenario(act=export, found=found_model, again=partial(export, overwrite=True)),
 }
