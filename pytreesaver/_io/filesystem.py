@@ -76,6 +76,7 @@ def reserve(descriptor: int, nbytes: int) -> None:
     """
     if nbytes and hasattr(os, "posix_fallocate"):
         try:
+            linux.refuse_more_than_is_free(descriptor, nbytes)
             os.posix_fallocate(descriptor, 0, nbytes)
         except OSError as error:
             if error.errno not in (*_NOT_SUPPORTED, errno.ESPIPE):

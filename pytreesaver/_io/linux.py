@@ -24,6 +24,21 @@ def is_cached(descriptor: int, offset: int) -> bool:
     return True
 
 
+def refuse_more_than_is_free(descriptor: int, nbytes: int) -> None:
+    """Raise an OSError if a file system has less free space than many bytes.
+
+    It would allocate what it has first, and leave none to others in the meantime.
+    """
+    if nbytes < _MANY_NBYTES:
+        return
+    status = os.fstatvfs(descriptor)
+    if status.f_blocks > 0 and nbytes > status.f_bfree * status.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+_MANY_NBYTES = 1 << 30
+
+
 def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
     """Start writing a part of a file to the disk without waiting, so that a later sync has less to do.
 

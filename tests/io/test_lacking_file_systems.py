@@ -209,3 +209,12 @@ def test_a_write_that_fails_when_the_file_is_closed_is_an_error(monkeypatch):
         with pytest.raises(pts.CheckpointIOError, match="Disk quota exceeded"):
             pts.save(TREE, "model", durable=False)
     assert os.listdir() == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system has no such call")
+def test_a_file_that_is_larger_than_the_free_space_takes_none_of_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "posix_fallocate", lambda *arguments: pytest.fail("the disk would be full for a moment"))
+    descriptor = filesystem.open_new(tmp_path / "file")
+    with pytest.raises(OSError, match="No space left on device"):
+        filesystem.reserve(descriptor, 1 << 60)
+    os.close(descriptor)

@@ -67,7 +67,7 @@ CAMPAIGNS: dict[str, Callable[[int], Iterator[str]]] = {
     "power cuts on xfs": partial(_power, kind="xfs"),
     "power cuts on btrfs": partial(_power, kind="btrfs"),
     "simulated power cuts": lambda step: _each(
-        partial(simulated_disk.run, step=step), [*simulated_disk.NAMES, simulated_disk.RANDOM_RUNS]
+        partial(simulated_disk.run, step=step), [*simulated_disk.NAMES, *simulated_disk.RANDOM_RUNS]
     ),
     "failing calls": lambda step: _each(
         partial(failing_calls.run, step=step), [name for name in EVERY if name not in _RETENTION]

@@ -146,9 +146,6 @@ ARCHIVES = {
     "without-its-end": Attack({".npz": archive({"w.npy": W})[:-30]}, DIRECTORY, "a damaged one", source=ZIP),
     "entry-beyond-the-file": Attack(_edited(CENTRAL, 42, b"\xff\xff\0\0"), DIRECTORY, "", source=ZIP),
     "size-of-4-gib": Attack(_edited(CENTRAL, 24, b"\xfe\xff\xff\xff"), SIZE, error="", works=("all",), source=ZIP),
-    "compressed-size-of-4-gib": Attack(
-        _edited(CENTRAL, 20, b"\xfe\xff\xff\xff"), SIZE, error="", works=("all",), source=ZIP
-    ),
     "unknown-compression": Attack(_edited(CENTRAL, 10, b"\x63\0"), "compression method", "", source=ZIP),
     "encrypted": Attack(
         _edited(CENTRAL, 8, b"\1\0"), "Bit 0: If set, indicates that the file is encrypted.", "", source=ZIP
