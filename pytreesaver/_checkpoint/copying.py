@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pytreesaver._checkpoint.restoring.without_template import refusing_malformed, select_variables
+from pytreesaver._checkpoint.restoring.without_template import checked_structure, select_variables
 from pytreesaver._checkpoint.saving.writing import write_contents
 from pytreesaver._errors import CheckpointExistsError, CorruptCheckpointError, StructureWarning
 from pytreesaver._io.parallel import unmetered
@@ -20,7 +20,6 @@ from pytreesaver._tree.kinds import Cells, NotPlainError, is_stored_as_bytes
 from pytreesaver._tree.names.rename import ByName, as_renaming
 from pytreesaver._tree.names.select import Selection, Selector, as_selection
 from pytreesaver._tree.plain import decode_value
-from pytreesaver._tree.rebuild import rebuild_tree
 from pytreesaver.formats.damage import refuse_unreadable, unreadable_variables, value_of_bytes
 from pytreesaver.formats.protocol import CheckpointReader, TreeContents
 from pytreesaver.formats.registry import is_checkpoint, open_reader
@@ -100,8 +99,7 @@ def open_to_copy(
     try:
         with wrap_os_errors("read", reader.path):
             names, positions, structure = select_variables(reader, only, rename)
-            with refusing_malformed(reader):
-                rebuild_tree(structure, names, lambda reference: None)
+            checked_structure(reader)
             _check_metadata(reader)
             contents = _contents(reader, names, positions, structure)
             if keeps_record:

@@ -1,6 +1,6 @@
 """Other names under which a checkpoint may have stored the leaves of a template. Does no I/O."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ def _is_array_or_number(leaf: Any) -> bool:
 
 
 def names_for_template(
-    flat: FlatTree, stored_names: Mapping[str, str], names: Sequence[str], structure: Any
+    flat: FlatTree, stored_names: Mapping[str, str], names: Sequence[str], structure: Callable[[], Any]
 ) -> Sequence[str]:
     """Return the names of the stored variables, with those that the template asks for in place of others.
 
@@ -51,11 +51,12 @@ def names_for_template(
         flat: the template.
         stored_names: what the leaves to restore should be called in the checkpoint, by their names in the template.
         names: the names of the stored variables.
-        structure: their structure.
+        structure: returns their structure, which is seldom needed.
 
     Example:
         >>> flat = FlatTree(["w"], [0.0], {"w": 0}, {})
-        >>> names_for_template(flat, {"w": "w"}, ["w/value"], {"w": {"$node": ["m:Param", {"value": 0}, None]}})
+        >>> boxed = {"w": {"$node": ["m:Param", {"value": 0}, None]}}
+        >>> names_for_template(flat, {"w": "w"}, ["w/value"], lambda: boxed)
         ['w']
     """
     stored = dict(zip(names, range(len(names)), strict=True))
@@ -63,7 +64,7 @@ def names_for_template(
     lacking = {name: asked for name, asked in stored_names.items() if asked not in stored}
     if not lacking:
         return names
-    boxed = boxed_leaves(structure)
+    boxed = boxed_leaves(structure())
     boxed_in_template = {flat.names[leaf] for leaf in boxed_leaves(flat.structure)}
     result = list(names)
     for name, asked in lacking.items():

@@ -18,7 +18,7 @@ from pytreesaver._checkpoint.restoring.targets import (
     template_of,
     x64_enabled,
 )
-from pytreesaver._checkpoint.restoring.without_template import refusing_malformed
+from pytreesaver._checkpoint.restoring.without_template import checked_structure
 from pytreesaver._errors import MismatchError, UnsupportedLeafError
 from pytreesaver._text import quoted
 from pytreesaver._tree.keyless import children_in_nodes, other_names
@@ -83,8 +83,7 @@ def plan_restore(reader: CheckpointReader, like: T, options: RestoreOptions) -> 
     if getattr(reader, "is_positional", False):
         _refuse_gaps(reader, flat, templates, options)
     for_arrays = {stored_names[name] for name, each in templates.items() if each.type.kind not in PYTHON_KINDS}
-    with refusing_malformed(reader):
-        names = names_for_template(flat, stored_names, given_names, reader.structure)
+    names = names_for_template(flat, stored_names, given_names, lambda: checked_structure(reader))
     # Whether a Python number fits an array depends on its value, so these numbers are read first.
     numbers = [
         i

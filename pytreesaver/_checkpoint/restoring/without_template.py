@@ -2,8 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ from pytreesaver._checkpoint.restoring.options import RestoreOptions
 from pytreesaver._checkpoint.restoring.reading import read_leaves
 from pytreesaver._checkpoint.restoring.targets import Template, placement_of, x64_enabled
 from pytreesaver._errors import (
-    CheckpointError,
     CorruptCheckpointError,
     DuplicateNameError,
     StructureWarning,
@@ -131,28 +129,28 @@ def select_variables(
         for i, (name, position) in enumerate(zip(names, positions, strict=True)):
             moved.setdefault(position, []).append((name, i))
         try:
-            with refusing_malformed(reader):
-                structure = move_structure(structure, reader.names, moved, keep_empty=only is None)
+            structure = move_structure(checked_structure(reader), reader.names, moved, keep_empty=only is None)
         except NameConflictError as error:
             raise DuplicateNameError(
                 f"{rename.label}: {quoted(str(error))} would be a leaf of {reader.path}, and there are leaves "
                 "under that name; rename those too, or leave them out with only="
             ) from None
     elif only is not None:
-        with refusing_malformed(reader):
-            structure = prune_structure(structure, {position: i for i, position in enumerate(positions)})
+        structure = prune_structure(checked_structure(reader), {position: i for i, position in enumerate(positions)})
     return names, positions, structure
 
 
-@contextmanager
-def refusing_malformed(reader: CheckpointReader) -> Iterator[None]:
-    """Raise a CorruptCheckpointError for what goes wrong in a ``with`` block with a structure that is malformed."""
+def checked_structure(reader: CheckpointReader) -> Any:
+    """Return the stored structure of a checkpoint.
+
+    Raises:
+        CorruptCheckpointError: if it is malformed.
+    """
     try:
-        yield
-    except CheckpointError:
-        raise
-    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{reader.path}: expected the structure of a tree, found {error}") from error
+        rebuild_tree(reader.structure, reader.names, lambda reference: None)
+    except MalformedStructureError as error:
+        raise CorruptCheckpointError(f"{reader.path}: {error}") from error
+    return reader.structure
 
 
 def _renamed_variables(

@@ -19,7 +19,6 @@ RECORD = {
 PARTS = (*LISTED, "template", "only", "slice", "verify")
 # A template needs no stored structure.
 WITH_TEMPLATE = (*LISTED, "template", "variables", "slice", "verify", "diff")
-ONLY = (*WITH_TEMPLATE, "only")
 # What does not look at the metadata.
 METADATA = (*LISTED, "restore", "template", "only", "mmap", "diff")
 
@@ -49,11 +48,11 @@ STRUCTURES = {
     "unknown-kind-of-node": tree(DICTS, {"$exec": "rm -rf /"}, "node"),
     "tuple-of-a-number": tree(DICTS, {"$tuple": 5}, "node"),
     "namedtuple-without-fields": tree(DICTS, {"$namedtuple": ["collections:OrderedDict"]}, "node"),
-    "namedtuple-of-a-number": tree(DICTS, {"$namedtuple": [7, WHOLE]}, "node", ONLY),
-    "dataclass-without-static-fields": tree(DICTS, {"$dataclass": ["a:B", WHOLE]}, "node", ONLY),
-    "keys-that-cannot-be-keys": tree(DICTS, {"$dict": [[[], 0], [1, 1], [2, 2], [3, 3]]}, "expected a dict key", ONLY),
+    "namedtuple-of-a-number": tree(DICTS, {"$namedtuple": [7, WHOLE]}, "node"),
+    "dataclass-without-static-fields": tree(DICTS, {"$dataclass": ["a:B", WHOLE]}, "node"),
+    "keys-that-cannot-be-keys": tree(DICTS, {"$dict": [[[], 0], [1, 1], [2, 2], [3, 3]]}, "expected a dict key"),
     "dict-of-numbers": tree(DICTS, {"$dict": [0, 1, 2, 3]}, "node"),
-    "one-key-twice": tree(DICTS, {"$dict": [["w", 0], ["w", 1], ["b", 2], ["c", 3]]}, "duplicate key", ONLY),
+    "one-key-twice": tree(DICTS, {"$dict": [["w", 0], ["w", 1], ["b", 2], ["c", 3]]}, "duplicate key"),
     "defaultdict-of-a-module": tree(DICTS, {"$defaultdict": ["os", [["w", 0], ["b", 1]]]}, "node"),
     "tree-of-900-levels": edited(DEPTH, put("structure", nested(900, WHOLE)), "", works=WITH_TEMPLATE),
 }
