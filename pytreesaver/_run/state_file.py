@@ -69,11 +69,10 @@ def read_state_file(directory: Path, name: str) -> tuple[CheckpointState | None,
         raise CorruptCheckpointError(f"{file}: {error}") from None
     if not state.model_checkpoint_path:
         raise CorruptCheckpointError(f"{file}: expected a model_checkpoint_path, found none")
-    paths = (state.model_checkpoint_path, *state.all_model_checkpoint_paths)
-    url = next((path for path in paths if _is_url(path) and _bucket(path) != _bucket(str(directory))), None)
-    if url is not None:  # reading a directory must not send requests to whom a file names
+    urls = _urls_elsewhere((state.model_checkpoint_path, *state.all_model_checkpoint_paths), directory)
+    if urls:  # reading a directory must not send requests to hosts that a file names
         raise CorruptCheckpointError(
-            f"{file}: expected paths, found the URL {quoted(url)}; to read that, pass it itself"
+            f"{file}: expected paths, found the URL {quoted(urls[0])}; to read that, pass it itself"
         )
     problem = None
     if known and _checksum_text(content) not in known and not _is_of_another_program(directory, state):
@@ -97,6 +96,11 @@ def _joined(directory: Path, path: str) -> Path:
 
 def _is_url(path: str) -> bool:
     return is_in_store(as_path(path))
+
+
+def _urls_elsewhere(paths: Sequence[str], directory: Path) -> list[str]:
+    """Return the URLs among paths that are not of the bucket of the directory."""
+    return [path for path in paths if _is_url(path) and _bucket(path) != _bucket(str(directory))]
 
 
 def _bucket(location: str) -> str | None:
@@ -244,11 +248,9 @@ def update_checkpoint_state(
             f"(got paths {paths} and timestamps {times})"
         )
     relative = [path_in_state(path, directory) for path in paths]
-    elsewhere = [path for path in relative if _is_url(path) and _bucket(path) != _bucket(str(directory))]
-    if elsewhere:
-        raise ValueError(
-            f"save_dir: expected a directory in the store of the checkpoint {elsewhere[0]}, found {directory}"
-        )
+    urls = _urls_elsewhere(relative, directory)
+    if urls:
+        raise ValueError(f"save_dir: expected a directory in the store of the checkpoint {urls[0]}, found {directory}")
     remove_leftovers(directory)
     write_state(
         directory,

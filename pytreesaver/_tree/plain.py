@@ -117,7 +117,7 @@ def _encode_of_class(value: Any, where: str, level: int) -> Any:
     raise NotPlainError(f"{where or 'value'}: a {kind.__module__}.{kind.__qualname__} cannot be stored as plain data")
 
 
-def decode_value(encoded: Any, find_class: FindClass | None = None, level: int = 0) -> Any:
+def decode_value(encoded: Any, find_class: FindClass | None = None) -> Any:
     """Convert the JSON data of `encode_value` back to a value. `find_class` maps a class reference to a class or None.
 
     Decoding imports no user code and does not run the constructors of classes: instances are filled field by field.
@@ -130,11 +130,15 @@ def decode_value(encoded: Any, find_class: FindClass | None = None, level: int =
         >>> decode_value({"$tuple": [1, {"$float": "-inf"}]})
         (1, -inf)
     """
+    return _decode(encoded, find_class, 0)
+
+
+def _decode(encoded: Any, find_class: FindClass | None, level: int) -> Any:
     if level > MAX_DEPTH:
         raise NotPlainError(f"expected at most {MAX_DEPTH} levels, found more")
     level += 1
     if isinstance(encoded, list):
-        return [decode_value(item, find_class, level) for item in encoded]
+        return [_decode(item, find_class, level) for item in encoded]
     if not isinstance(encoded, dict):
         return encoded
     if len(encoded) == 1:
@@ -146,7 +150,7 @@ def decode_value(encoded: Any, find_class: FindClass | None = None, level: int =
                 raise
             except (TypeError, ValueError, KeyError, AttributeError, OverflowError, struct.error) as error:
                 raise NotPlainError(f"malformed {tag} value: {error}") from error
-    return {key: decode_value(item, find_class, level) for key, item in encoded.items()}
+    return {key: _decode(item, find_class, level) for key, item in encoded.items()}
 
 
 def decode_as(encoded: Any, type: Any) -> Any:
@@ -163,10 +167,10 @@ def decode_as(encoded: Any, type: Any) -> Any:
 
 def _decode_tagged(tag: str, body: Any, find_class: FindClass, level: int) -> Any:
     def items() -> list[Any]:
-        return [decode_value(item, find_class, level) for item in body]
+        return [_decode(item, find_class, level) for item in body]
 
     def hashable_items() -> list[Any]:
-        return [decode_value(item, None, level) for item in body]
+        return [_decode(item, None, level) for item in body]
 
     match tag:
         case "$opaque":
@@ -189,7 +193,7 @@ def _decode_tagged(tag: str, body: Any, find_class: FindClass, level: int) -> An
         case "$frozenset":
             return frozenset(hashable_items())
         case "$dict":
-            return {decode_value(key, None, level): decode_value(item, find_class, level) for key, item in body}
+            return {_decode(key, None, level): _decode(item, find_class, level) for key, item in body}
         case "$ellipsis":
             return ...
         case "$dtype":
@@ -225,7 +229,7 @@ def _decode_instance(tag: str, cls: type, fields: Any, find_class: FindClass, le
         if not issubclass(cls, enum.Enum) or fields not in cls.__members__:
             raise changed
         return cls.__members__[fields]
-    values = {name: decode_value(item, find_class, level) for name, item in fields.items()}
+    values = {name: _decode(item, find_class, level) for name, item in fields.items()}
     if tag == "$namedtuple":
         if not issubclass(cls, tuple) or getattr(cls, "_fields", None) != tuple(values):
             raise changed

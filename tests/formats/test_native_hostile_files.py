@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from attacks.makers.native import put
 from helpers import rewrite
 
 import pytreesaver as pts
@@ -24,17 +25,6 @@ def test_the_helper_makes_valid_indexes(path):
     assert pts.restore(path)["step"] == 3
     with pts.load_checkpoint(path) as checkpoint:
         assert checkpoint.metadata == {"edited": True}
-
-
-def put(*keys_and_value):
-    *keys, last, value = keys_and_value
-
-    def edit(index):
-        for key in keys:
-            index = index[key]
-        index[last] = value
-
-    return edit
 
 
 def test_static_fields_build_no_instances_of_unregistered_classes(path):

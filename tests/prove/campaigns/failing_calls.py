@@ -52,7 +52,7 @@ def fail_every_call(
 ) -> Iterator[tuple[str, str]]:
     """Yield for each point the call that failed, and what was wrong afterwards, or nothing."""
     action, kinds, code = FAULTS[fault]
-    listings = {} if name in READERS else references(worker, name, root)[1]
+    listings = {} if name in READERS else references(worker, name, root)
     number = first
     while True:
         outcome = worker.run(name, empty(root), "before", "act", fault=Fault(action, kinds, number, code))

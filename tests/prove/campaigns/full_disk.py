@@ -37,7 +37,7 @@ def why_not() -> str:
 
 def fill(worker: Worker, name: str, root: Path, step: int = 1) -> Iterator[str]:
     """Yield for each size of the disk, from one page on, what was wrong afterwards, or nothing."""
-    _, listings = references(worker, name, root)
+    listings = references(worker, name, root)
     size = _PAGE
     while size < _LARGE:
         empty(root)

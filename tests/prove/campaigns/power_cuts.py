@@ -16,7 +16,7 @@ NEVER = (Action.KILL, CHANGES, 1 << 40)
 def cut_at_every_call(worker: Worker, name: str, disk: Disk, step: int = 1, first: int = 1) -> Iterator[str]:
     """Yield for each point what was wrong when the power was back, or nothing."""
     disk.format()
-    _, listings = references(worker, name, disk.root / "reference")
+    listings = references(worker, name, disk.root / "reference")
     number = first
     while True:
         root = empty(disk.root / f"point-{number}")  # another one each time: what was deleted could come back
@@ -37,7 +37,7 @@ def cut_at_every_call(worker: Worker, name: str, disk: Disk, step: int = 1, firs
 def cut_after_returning(worker: Worker, name: str, disk: Disk, times: int) -> Iterator[str]:
     """Yield for each time what was lost of a use that had returned, or nothing."""
     disk.format()
-    _, listings = references(worker, name, disk.root / "reference")
+    listings = references(worker, name, disk.root / "reference")
     for number in range(times):
         root = empty(disk.root / f"time-{number}")
         steps = ("sync", "before", "act", "die" if disk.is_copied else f"cut_power:{disk.root}")

@@ -35,7 +35,6 @@ EVERYTHING = Kinds(511)
 class Action(enum.IntEnum):
     """What happens at the call. The numbers are those of shim.c."""
 
-    COUNT = 0
     KILL = 1
     CUT_POWER = 2
     FAIL = 3
@@ -74,16 +73,15 @@ class Shim:
     def __init__(self) -> None:
         self._library = ctypes.CDLL(None)
         self._library.faults_failed.restype = ctypes.c_char_p
-        self._library.faults_disarm.restype = ctypes.c_long
 
     def arm(self, root: Path, fault: Fault, disk: int = -1) -> None:
         """Begin to count the calls on what is below `root`. `disk` is a descriptor of the disk whose power is cut."""
         number = ctypes.c_long(fault.number)
         self._library.faults_arm(os.fsencode(root), int(fault.kinds), number, int(fault.action), fault.code, disk)
 
-    def disarm(self) -> int:
-        """Return the number of calls."""
-        return int(self._library.faults_disarm())
+    def disarm(self) -> None:
+        """Count no more calls."""
+        self._library.faults_disarm()
 
     @property
     def failed(self) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from jax._src import xla_bridge
 
 import pytreesaver as pts
+from tests.injection import open_files_below
 from tests.prove.faults.shim import Action, Fault, Shim, library
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +35,6 @@ class Outcome(NamedTuple):
         text: the error as text, with its traceback.
         codes: the errno of the error and of what caused it.
         call: the call that failed, and its file; empty if there were fewer calls.
-        calls: the number of calls that were counted.
         leaks: files below the root that are still open, and threads that still run.
         value: what the last step returned.
         warnings: the names of the classes of the warnings.
@@ -44,7 +44,6 @@ class Outcome(NamedTuple):
     text: str = ""
     codes: tuple[int, ...] = ()
     call: str = ""
-    calls: int = 0
     leaks: tuple[str, ...] = ()
     value: Any = None
     warnings: tuple[str, ...] = ()
@@ -148,7 +147,7 @@ def in_child(
 
 def outcome_of(entry: Any, root: str, steps: tuple[str, ...], fault: Fault | None, disk: Path | None) -> Outcome:
     """Run the steps in this process."""
-    shim, failed, calls, leaks = Shim(), "", 0, ()
+    shim, failed, leaks = Shim(), "", ()
     os.chdir(root)
     descriptor = -1 if disk is None else os.open(disk, os.O_RDONLY)
     value, error, text = None, None, ""
@@ -166,7 +165,8 @@ def outcome_of(entry: Any, root: str, steps: tuple[str, ...], fault: Fault | Non
                 error, text = caught, traceback.format_exc()
             finally:
                 if is_armed:
-                    calls, failed = shim.disarm(), shim.failed
+                    shim.disarm()
+                    failed = shim.failed
             if error is not None:
                 break
     codes = tuple(each.errno for each in causes(error) if isinstance(each, OSError) and each.errno)
@@ -176,7 +176,7 @@ def outcome_of(entry: Any, root: str, steps: tuple[str, ...], fault: Fault | Non
         os.close(descriptor)
     status = "done" if error is None else "error" if isinstance(error, pts.CheckpointError) else "raised"
     names = tuple(each.category.__name__ for each in issued)
-    return Outcome(status, text, codes, failed, calls, leaks, value, names)
+    return Outcome(status, text, codes, failed, leaks, value, names)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -188,20 +188,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def what_leaks(root: str) -> tuple[str, ...]:
     """Return the files below a directory that are open, and the threads that run although nothing is pending."""
-    if open_files(root):
+    if open_files_below(root):
         gc.collect()
     running = [thread.name for thread in threading.enumerate() if thread.name.startswith("pytreesaver")]
-    return (*open_files(root), *running)
-
-
-def open_files(root: str) -> list[str]:
-    """Return the open files below a directory."""
-    found = []
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{number}")
-        except OSError:
-            continue
-        if target.startswith(os.path.realpath(root)):
-            found.append(target)
-    return found
+    return (*(file for _, file in open_files_below(root)), *running)
