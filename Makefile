@@ -17,7 +17,7 @@ test: $(VENV)/.installed-dev
 NAMES ?=
 STEP ?= 1
 prove: $(VENV)/.installed-dev
-	PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -n auto tests/savers/test_state_machine.py tests/savers/test_incremental_state_machine.py tests/savers/test_injected_errors.py
+	$(if $(NAMES),,PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -n auto tests/savers/test_state_machine.py tests/savers/test_incremental_state_machine.py tests/savers/test_injected_errors.py)
 	$(BIN)/python -m tests.prove --step $(STEP) $(NAMES)
 
 # The same faults for other libraries.
