@@ -84,7 +84,7 @@ BUGS = {
         (_SAMPLE, "-k", "flipped_bit"),
     ),
     "retention deletes the newest": Bug(
-        "_run/policies/retention.py", "[-self.count :]", "[: self.count]", (_SAMPLE, "-k", "kill and manager")
+        "_run/policies/retention.py", "[-self.count :]", "[: self.count]", ("tests/run/policies/test_retention.py",)
     ),
     "an index is trusted with the data of another checkpoint": Bug(
         "formats/indexed/files.py",

@@ -73,7 +73,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def table_of_peers(record: Mapping[str, Any]) -> str:
     """Return the table of other libraries."""
     lines = ["| library | kills held | power cuts held | flipped bits silently wrong |", "|---|---|---|---|"]
-    for name, found in record["libraries"].items():
+    for name, found in sorted(record["libraries"].items(), key=lambda item: not item[0].startswith("pytreesaver")):
         bits = found["bits"]
         held = [" of ".join(map(str, found[key])) if key in found else "not tried" for key in ("kills", "power cuts")]
         wrong = f"{bits.get('silently wrong', 0):,} of {sum(bits.values()):,}"
