@@ -6,16 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pytreesaver._checkpoint.restoring.without_template import checked_structure, select_variables
+from pytreesaver._checkpoint.saving.staged.stored_array import StoredArray
 from pytreesaver._checkpoint.saving.writing import write_contents
 from pytreesaver._errors import CheckpointExistsError, CorruptCheckpointError, StructureWarning
-from pytreesaver._io.parallel import unmetered
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver._progress import Progress, check_progress
 from pytreesaver._run.record import Record, decode_record, encode_record
-from pytreesaver._tree.boxes import whole_box
 from pytreesaver._tree.kinds import Cells, NotPlainError, is_stored_as_bytes
 from pytreesaver._tree.names.rename import ByName, as_renaming
 from pytreesaver._tree.names.select import Selection, Selector, as_selection
@@ -171,30 +168,7 @@ def _contents(reader: CheckpointReader, names: list[str], positions: list[int], 
 
 
 def _cell(reader: CheckpointReader, position: int) -> Any:
-    stored = _StoredArray(reader, position)
+    stored = StoredArray(reader, position)
     if is_stored_as_bytes(reader.types[position]) and reader.names[position] not in unreadable_variables(reader):
         return value_of_bytes(reader, position, stored.read())
     return stored
-
-
-_MAPPED_NBYTES = 256 << 20
-
-
-class _StoredArray:
-    """A stored array that is read only when it is written, so that few are in memory at a time."""
-
-    def __init__(self, reader: CheckpointReader, position: int) -> None:
-        self._reader = reader
-        self._position = position
-
-    def read(self) -> np.ndarray:
-        """Return the array, verified. A huge one is mapped from the file if possible, and then takes no memory."""
-        with unmetered():  # the progress counts the writes
-            mapped = None
-            if self._reader.nbytes[self._position] > _MAPPED_NBYTES:
-                whole = whole_box(self._reader.shapes[self._position])
-                (mapped,) = self._reader.map([(self._position, whole)], verify=True)
-            return self._reader.read([self._position], verify=True)[0] if mapped is None else mapped
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self.read()

@@ -161,7 +161,7 @@ def remove_leftovers(directory: Path) -> None:
     with suppress(OSError):  # a directory may be writable but not readable
         entries = filesystem.list_directory(directory)
     for entry in entries:
-        if _TEMPORARY.fullmatch(entry):
+        if entry[0] == "." and _TEMPORARY.fullmatch(entry):  # the first test is the fast one
             with suppress(OSError):
                 descriptor = filesystem.open_to_lock(directory / entry)
                 try:

@@ -30,13 +30,13 @@ _FAILED = (errno.EIO, errno.ESTALE)  # errors of the file system itself
 @or_in_store
 def open_new(path: Path) -> int:
     """Create a file that does not exist yet. Return a file descriptor for reading and writing."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    return linux.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
 @or_in_store
 def open_existing(path: Path) -> int:
     """Open a regular file for reading. Raise an OSError for anything else, without blocking on a pipe."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = linux.open_file(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", str(path))
@@ -50,9 +50,9 @@ def open_existing(path: Path) -> int:
 def open_to_lock(path: Path) -> int:
     """Open a file or a directory in order to lock it."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        return linux.open_file(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except IsADirectoryError:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return linux.open_file(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 @or_in_store
@@ -134,7 +134,7 @@ def sync_directory(path: Path) -> None:
 
     Do nothing if the file system cannot: those that refuse, as some of networks and of FUSE do, need no such call.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = linux.open_file(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -167,7 +167,7 @@ def lock(descriptor: int, *, shared: bool = False) -> None:
 @or_in_store
 def open_or_create(path: Path) -> int:
     """Open a file for reading and writing, creating it if it does not exist."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    return linux.open_file(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 @or_in_store

@@ -1,4 +1,4 @@
-"""What only Linux has: direct I/O, early writeback, atomic exchanges, and what it says of caches and directories."""
+"""What not every system has: direct I/O, early writeback, atomic exchanges, limits, what it says of caches."""
 
 import ctypes
 import errno
@@ -6,6 +6,32 @@ import fcntl
 import os
 import sys
 from pathlib import Path
+
+
+def open_file(path: Path, flags: int, mode: int = 0o777) -> int:
+    """Open a file as `os.open` does. If this process may have more open files than it has asked for, ask for them.
+
+    A checkpoint of thousands of processes has as many files, and the limit is often 1,024.
+    """
+    try:
+        return os.open(path, flags, mode)
+    except OSError as error:
+        if error.errno != errno.EMFILE or not _raise_limit_of_open_files():
+            raise
+    return os.open(path, flags, mode)
+
+
+def _raise_limit_of_open_files() -> bool:
+    try:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == hard:
+            return False
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ImportError, OSError, ValueError):  # macOS has another limit too
+        return False
+    return True
 
 
 def is_cached(descriptor: int, offset: int) -> bool:

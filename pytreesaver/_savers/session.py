@@ -120,7 +120,7 @@ class WriterSession:
         """
         asked_by = "incremental" if options.incremental else None
         # Now, rather than in the background.
-        check_format(location, options.format, options.shard_nbytes, meeting, incremental_argument=asked_by)
+        check_format(location, options.format, options.shard_nbytes, incremental_argument=asked_by)
         lock, block, base = self.lock, options.block, None
         if options.incremental:
             contents, base = self._unchanged(contents, location, options)

@@ -268,8 +268,9 @@ class Format(Protocol):
     """A checkpoint format.
 
     A format may have an attribute `writes_to_stores`, which is True if `write` takes the paths of object stores. For
-    another format, the files are written to a temporary directory and sent from there, unless it has an attribute
-    `supports_stores` that is False. `write` may have the arguments
+    another format, the files are written to a temporary directory and sent from there, the heading file last, or as
+    its function `prepare_upload` says, if it has one: that takes the path of the checkpoint in the temporary directory,
+    and returns the names of all files in the order in which they are sent. `write` may have the arguments
     `shard_nbytes`, `sharded` and `meeting`; see `pytreesaver.formats.native.writing.write`. A format whose checkpoints
     can share data files has a function `unchanged_since`; see `pytreesaver.formats.native.unchanged_since`.
     """

@@ -83,7 +83,7 @@ def assert_same_tensors(tensors, path, only=None):
             tensor = tensors["__metadata__'" if name == "__metadata__" else name]
             assert tensor.nbytes == variable.nbytes, name
             if variable.dtype != object and variable.read().dtype == tensor.dtype:
-                np.testing.assert_array_equal(tensor, variable.read())
+                assert tensor.tobytes() == variable.read().tobytes()  # NaNs of bfloat16 are not equal for NumPy
 
 
 def test_flax_numpy_and_hugging_face_read_the_file():

@@ -1,5 +1,6 @@
 """Several processes save one tree together, and restore it."""
 
+import contextlib
 import json
 import re
 import time
@@ -238,12 +239,6 @@ def test_saves_in_the_background_run_beside_collectives(pair, tmp_path):
         assert (first == np.arange(1 << 20, dtype=np.float32).reshape(1024, 1024) + i).all()
 
 
-def test_other_formats_are_refused_with_the_way_out(pair, tmp_path):
-    for failed in pair.run(programs.save, {"x": (1, (4, 4), "float32", 0)}, tmp_path / "m.npz"):
-        assert failed.kinds[0] == "ValueError" or "ValueError" in failed.message
-    assert list(tmp_path.iterdir()) == []
-
-
 def shared_by(path):
     """Return for each data file whether it was taken from an earlier checkpoint."""
     files = json.loads((path / "index.json").read_text())["files"]
@@ -262,3 +257,55 @@ def test_what_is_unchanged_is_not_written_by_any_process(pair, tmp_path):
         np.testing.assert_array_equal(tree["x"], programs.values(1, (64, 4096), "float32"))
         np.testing.assert_array_equal(tree["z"], programs.values(3, (64, 1024), "float32") + 1)
     assert tree["step"] == 3
+
+
+FORMATS = ["orbax", "safetensors", "npz", "msgpack", "tensorflow"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_other_formats_are_written_from_the_parts_of_all_processes(pair, tmp_path, format):
+    description = {"a": (1, (8, 4), "float32", 3), "b/c": (2, (4, 4), "int32", 0), "n": (3, (5,), "int32", None)}
+    path = tmp_path / "new" / "directories" / "7"
+    assert pair.run(programs.save, description, path, {"format": format}) == [path, path]
+    assert pair.run(programs.restored, description, path) == [True, True]
+    assert [pts.load_checkpoint(path).format] == [format]
+    assert [each.name for each in path.parent.glob(".*")] == []
+    for failed in pair.run(programs.save, description, path, {"format": format}):
+        assert failed.kinds[0] == "CheckpointExistsError"
+    other = description | {"a": (4, (8, 4), "float32", 3)}
+    options = {"format": format, "overwrite": True}
+    assert pair.run(programs.save_in_background, other, path, options) == [path, path]
+    assert pair.run(programs.restored, other, path) == [True, True]
+
+
+def test_what_another_format_cannot_hold_is_refused_in_all_processes(pair, tmp_path):
+    description = {"a": (1, (8, 4), "float32", 3), "empty": (1, (0, 4), "float32", 3)}
+    for failed in pair.run(programs.save, description, tmp_path / "model", {"format": "orbax"}):
+        assert "UnsupportedLeafError" in failed.kinds
+        assert "empty: Orbax holds no empty arrays" in failed.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def save_steps_for_orbax(directory):
+    tree = programs.tree_of({"a": (1, (8, 4), "float32", 3)})
+    with pts.CheckpointManager(directory, max_to_keep=2, format="orbax") as manager:
+        for step in (1, 2, 3):
+            manager.save(step, tree)
+    alone = directory / f"alone-{jax.process_index()}"
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() > 0:
+            stack.enter_context(pytest.raises(pts.CheckpointError, match=r"expected process 0 .* found process 1"))
+        pts.save({"rank": np.full(2, jax.process_index())}, alone, format="orbax", processes="this")
+    with pts.CheckpointManager(directory, read_only=True) as manager:
+        return manager.all_steps()
+
+
+def test_a_manager_of_two_processes_writes_for_orbax(pair, tmp_path):
+    import orbax.checkpoint as ocp
+
+    assert pair.run(save_steps_for_orbax, tmp_path) == [[2, 3], [2, 3]]
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(tmp_path / "ckpt-3")["a"]
+    np.testing.assert_array_equal(found, programs.values(1, (8, 4), "float32"))
+    assert pts.restore(tmp_path / "alone-0")["rank"].tolist() == [0, 0]
+    assert not (tmp_path / "alone-1").exists()

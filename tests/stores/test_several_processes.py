@@ -53,12 +53,17 @@ def test_two_processes_save_and_restore(store, environment):
         assert team.run(restored, store.url, LARGE, path) == [True, True]
         objects = [key for key in store.keys("together") if "data-" in key]
         assert len(objects) == 2
+        assert team.run(save, store.url, LARGE, "s3://together/for-orbax", {"format": "orbax"}) == [
+            "s3://together/for-orbax"
+        ] * 2
+        assert team.run(restored, store.url, LARGE, "s3://together/for-orbax") == [True, True]
+        assert not any(".pytreesaver" in key for key in store.keys("together"))
         sizes = [len(store.objects["together", key].content) for key in objects]
         assert max(sizes) < 1.01 * min(sizes)
         for failed in team.run(save, store.url, LARGE, path):
             assert failed.kinds[0] == "CheckpointExistsError"
         assert team.run(save, store.url, LARGE, path, {"overwrite": True}) == [path, path]
-        assert len(store.keys("together")) == 3
+        assert len([key for key in store.keys("together") if key.startswith("run/model")]) == 3
         assert team.run(train, store.url, "s3://together/training", 4) == [([3, 4], 4)] * 2
         assert team.run(train, store.url, "s3://together/training", 6) == [([5, 6], 6)] * 2
     finally:

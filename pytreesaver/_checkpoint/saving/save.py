@@ -279,7 +279,7 @@ def _contents_to_write(
 ) -> tuple[TreeContents, Any]:
     """Check these arguments of `save`. Return what to write, and the `base` of `write_contents`."""
     asked_by = None if base is None else "base"
-    check_format(target, format, shard_nbytes, meeting, incremental_argument=asked_by)
+    check_format(target, format, shard_nbytes, incremental_argument=asked_by)
     earlier = earlier_checkpoint(base)
     selection, checked = None if only is None else as_selection(only), checked_cast(cast)
     contents = contents_of(tree, metadata, only=selection, meeting=meeting, cast=checked)

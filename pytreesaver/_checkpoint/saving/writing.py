@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pytreesaver._checkpoint.saving.casting import cast_error
-from pytreesaver._checkpoint.saving.uploading import write_and_upload
+from pytreesaver._checkpoint.saving.staged.by_one_process import write_by_one_process
+from pytreesaver._checkpoint.saving.staged.uploading import write_and_upload
 from pytreesaver._errors import CheckpointExistsError, CheckpointNotFoundError
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
@@ -58,23 +59,39 @@ def write_contents(
     """
     nbytes = 0 if progress is False else contents.nbytes
     with wrap_os_errors("save to", target), reporting(progress, what or f"saving {target}", nbytes):
-        writer: Any = check_format(target, format, shard_nbytes, meeting)
+        writer: Any = check_format(target, format, shard_nbytes)
         _refuse_prefix(target, writer)
         refuse_unsupported(contents, writer.unsupported(contents), writer.name)
         options: dict[str, Any] = {} if shard_nbytes is None else {"shard_nbytes": int(shard_nbytes)}
         if sharded and "sharded" in inspect.signature(writer.write).parameters:
             options["sharded"] = True
-        if meeting is not None:
-            options["meeting"] = meeting
         options["in_background"] = in_background
         if is_incremental:
             options |= {"base": base, "remembers": True}
-        try:
+
+        def write(whole: TreeContents) -> None:
             if is_in_store(target) and not getattr(writer, "writes_to_stores", False):
-                write = partial(writer.write, contents=contents, overwrite=False, durable=False, **options)
-                write_and_upload(target, writer, write, overwrite=overwrite)
+                to_disk = partial(writer.write, contents=whole, overwrite=False, durable=False, **options)
+                write_and_upload(target, writer, to_disk, overwrite=overwrite)
             else:
-                writer.write(target, contents, overwrite=overwrite, durable=durable, **options)
+                writer.write(target, whole, overwrite=overwrite, durable=durable, **options)
+
+        try:
+            if meeting is None:
+                write(contents)
+            elif "meeting" in inspect.signature(writer.write).parameters:
+                options["meeting"] = meeting
+                write(contents)
+            else:
+                write_by_one_process(
+                    target,
+                    contents,
+                    write,
+                    overwrite=overwrite,
+                    durable=durable,
+                    in_background=in_background,
+                    meeting=meeting,
+                )
         except LossyCastError:
             raise cast_error(contents, str(origin or f"the tree to save to {target}")) from None
     return target
@@ -150,7 +167,6 @@ def check_format(
     target: Path,
     format: str | None,
     shard_nbytes: int | None,
-    meeting: Meeting | None = None,
     *,
     incremental_argument: str | None = None,
 ) -> Format:
@@ -160,12 +176,11 @@ def check_format(
         target: the path.
         format: as in `save`.
         shard_nbytes: as in `save`.
-        meeting: as in `write_contents`.
         incremental_argument: the name of the argument that asks for an incremental save; None for another save.
 
     Raises:
-        TypeError, ValueError: if there is no such format, or it takes no `shard_nbytes`, or cannot be written by
-            several processes, or into an object store, or incrementally.
+        TypeError, ValueError: if there is no such format, or it takes no `shard_nbytes`, or cannot be written
+            incrementally.
     """
     writer = format_to_write(target, format)
     if incremental_argument is not None and not hasattr(writer, "unchanged_since"):
@@ -173,13 +188,6 @@ def check_format(
             f'{incremental_argument}: expected format="native", whose data files checkpoints can share, found '
             f'"{writer.name}"'
         )
-    if meeting is not None and "meeting" not in inspect.signature(writer.write).parameters:
-        raise ValueError(
-            f'format: expected "native", which several processes can write, found "{writer.name}"; save with that, and '
-            "convert the checkpoint in one process"
-        )
-    if is_in_store(target) and not getattr(writer, "supports_stores", True):
-        raise ValueError(f'format: expected another one than "{writer.name}" for an object store; save to a disk')
     if shard_nbytes is not None:
         check_count("shard_nbytes", shard_nbytes, least=1)
         if "shard_nbytes" not in inspect.signature(writer.write).parameters:

@@ -51,6 +51,15 @@ def set_store_options(url: str, **options: Any) -> None:
         _stores.pop(path.root_url, None)
 
 
+def options_of(path: StorePath) -> Mapping[str, Any]:
+    """Return the options that were set for the store of a path, and the endpoint that the environment names."""
+    options = dict(_options.get(path.root_url, {}))
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if path.scheme in ("s3", "s3a") and endpoint:
+        options.setdefault("endpoint", endpoint)
+    return options
+
+
 def obstore() -> Any:
     """Return the package.
 
@@ -102,7 +111,7 @@ def _new_store(path: StorePath) -> Any:
     obstore()
     from obstore import store
 
-    given = dict(_options.get(path.root_url, {}))
+    given = dict(options_of(path))
     common: dict[str, Any] = {
         "client_options": {**_CLIENT, **given.pop("client_options", {})},
         "retry_config": {**_RETRIES, **given.pop("retry_config", {})},
@@ -121,9 +130,7 @@ def _new_store(path: StorePath) -> Any:
             common["client_options"].setdefault("allow_http", True)
         return store.GCSStore.from_url(f"gs://{path.root_url.partition('://')[2]}", **given, **common)
     if path.scheme in ("s3", "s3a"):
-        endpoint = given.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if endpoint:
-            given["endpoint"] = endpoint
+        if endpoint := given.get("endpoint"):
             common["client_options"].setdefault("allow_http", endpoint.startswith("http://"))
         return store.S3Store.from_url(f"s3://{path.root_url.partition('://')[2]}", **given, **common)
     return store.AzureStore.from_url(path.root_url, **given, **common)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver.formats import native
+from pytreesaver.formats.orbax.in_stores import in_order, open_anywhere, prepare_upload
 from pytreesaver.formats.orbax.layout import (
     AGGREGATE,
     MANIFEST,
@@ -28,17 +30,16 @@ __all__ = [
     "heading_file",
     "name",
     "open",
+    "prepare_upload",
     "read_heading",
     "recognizes",
     "remove",
     "remove_unlisted_files",
-    "supports_stores",
     "unsupported",
     "write",
 ]
 
 name = NAME
-supports_stores = False
 
 
 def remove_unlisted_files(path: Path) -> None:
@@ -50,6 +51,10 @@ def remove(path: Path) -> None:
     if filesystem.is_link(path):
         return filesystem.remove_file(path)
     refuse_other_files(path, files_of_others(path))
+    if is_in_store(path):
+        for each in reversed(in_order(filesystem.file_sizes(path))):
+            filesystem.remove_file(path / each)
+        return None
     return remove_directory_atomically(path)
 
 
@@ -61,6 +66,10 @@ def heading_file(path: Path) -> Path:
 
 def open(path: Path) -> CheckpointReader:
     """Open a checkpoint. See `pytreesaver.formats.Format.open`."""
+    return open_anywhere(path, _open)
+
+
+def _open(path: Path) -> CheckpointReader:
     layout = layout_of(path)
     if layout is not None and list(layout.natives) == [""]:
         reader = native.open(layout.natives[""])

@@ -15,7 +15,9 @@ from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import ChecksumOfParts
 from pytreesaver._io.parallel import advance
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._tree.boxes import Box, box_index, box_shape, whole_box
+from pytreesaver.formats.orbax.in_stores import key_value_store
 from pytreesaver.formats.orbax.layout import MANIFEST
 from pytreesaver.formats.orbax.tree import array_directory
 
@@ -39,8 +41,10 @@ class ArrayStore:
         import tensorstore as ts
 
         self._directory = directory
-        base = {"driver": "file", "path": f"{path_for_store(directory)}/"}
-        _refuse_special_files(directory)
+        base: Any = key_value_store(directory) if is_in_store(directory) else None
+        if base is None:
+            base = {"driver": "file", "path": f"{path_for_store(directory)}/"}
+            _refuse_special_files(directory)
         self.is_ocdbt = filesystem.exists(directory / MANIFEST)
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
         spec = {"driver": "ocdbt", "base": base} if self.is_ocdbt else base
@@ -163,12 +167,15 @@ def as_os_error(error: Exception, path: Path) -> OSError | None:
     if text.startswith("PERMISSION_DENIED") or "PERMISSION_DENIED:" in text:
         return PermissionError(errno.EACCES, "Permission denied", str(path))
     found = _OS_ERROR.search(text)
+    if text.startswith(_UNREACHABLE):
+        return OSError(errno.EIO, text.partition("\n")[0][:300], str(path))
     error_of_system = None if found is None else OSError(int(found[1]), os.strerror(int(found[1])), str(path))
     if error_of_system is None or filesystem.is_absence(error_of_system):
         return None  # what is missing is damage
     return error_of_system
 
 
+_UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "ABORTED")  # what stores answer
 _OS_ERROR = re.compile(r"os_error_code='([0-9]{1,4})'")
 
 

@@ -21,7 +21,7 @@ AGGREGATE = "checkpoint"  # of versions before 0.5: the structure, and small val
 STRINGS = "_strings.json"
 ARRAY_METADATA = "array_metadatas"
 _MARKER = "orbax.checkpoint"  # of the v1 API
-_SUCCESS = "commit_success.txt"
+SUCCESS = "commit_success.txt"
 _NATIVE_INDEX = "index.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _JSON_ITEMS = ("metadata", "metrics")
@@ -126,7 +126,7 @@ def other_files(path: Path, listed: Collection[str] | None = None) -> list[str]:
 
 _OWN_FILES = re.compile(
     rf"{TREE_FILE}|{ROOT_FILE}|{re.escape(MANIFEST)}(\.__lock)?|{AGGREGATE}|{STRINGS}|{re.escape(_MARKER)}"
-    rf"|{re.escape(_SUCCESS)}|_[a-z_]+|_[A-Z_]+|pytreesaver\.json|\.zarray|\.zattrs|zarr\.json|[0-9]+([./][0-9]+)*"
+    rf"|{re.escape(SUCCESS)}|_[a-z_]+|_[A-Z_]+|pytreesaver\.json|\.zarray|\.zattrs|zarr\.json|[0-9]+([./][0-9]+)*"
     rf"|metadata|metrics|{re.escape(_NATIVE_INDEX)}|data-[0-9]{{5}}-of-[0-9]{{5}}(-[0-9a-f]{{16}})?\.safetensors"
 )
 _IN_OWN_DIRECTORIES = re.compile(
@@ -140,11 +140,11 @@ def _is_own_file(path: Path, parts: Sequence[str]) -> bool:
         return True
     if not _OWN_FILES.fullmatch(parts[-1]):
         return False
-    if parts[-1] == _SUCCESS:
+    if parts[-1] == SUCCESS:
         return True
     directory = path.joinpath(*parts[:-1])
     if parts[-1] in _JSON_ITEMS:
-        beside = set(filesystem.list_directory(directory)) - {parts[-1], _SUCCESS}
+        beside = set(filesystem.list_directory(directory)) - {parts[-1], SUCCESS}
         is_item = len(parts) > 1 and all(map(SYSTEM_FILES.fullmatch, beside))
         return is_item and not _is_tree(path, set(filesystem.list_directory(path)))
     if parts[-1][0].isdigit():  # a chunk of an array, whose directory may have further levels
@@ -174,7 +174,7 @@ def _is_tree(path: Path, names: set[str]) -> bool:
         return True
     if AGGREGATE in names and _is_msgpack_map(path / AGGREGATE):
         return True
-    has_metadata = bool(names & {"_sharding", ARRAY_METADATA, ROOT_FILE, _SUCCESS}) or path.name == "default"
+    has_metadata = bool(names & {"_sharding", ARRAY_METADATA, ROOT_FILE, SUCCESS}) or path.name == "default"
     return has_metadata and any(_is_zarr(path / name) for name in sorted(names)[:8])
 
 
@@ -203,7 +203,7 @@ def _is_root(path: Path, names: set[str]) -> bool:
     The steps of old versions say nothing. They contain a tree called ``default``, and at most JSON items beside it
     unless their name is a step.
     """
-    if names & {ROOT_FILE, _MARKER, _SUCCESS}:
+    if names & {ROOT_FILE, _MARKER, SUCCESS}:
         return True
     if "default" not in names or not filesystem.is_directory(path / "default"):
         return False

@@ -7,6 +7,7 @@ written afterwards, so that Orbax restores them as JAX arrays.
 
 import asyncio
 import base64
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -96,20 +97,22 @@ def save_tree(directory: Path, tree: Any, arrays: Mapping[str, Any], metadata: A
     Returns:
         The directory of the tree.
     """
+    alone = _this_process_alone()
     handler = ocp.PyTreeCheckpointHandler(
+        multiprocessing_options=alone,
         type_handler_registry=type_handlers.create_type_handler_registry(
             (LazyJAXArray, _Handler("jax.Array")),
             (LazyNumPyArray, _Handler("np.ndarray")),
             (int, type_handlers.get_type_handler(int)),
             (float, type_handlers.get_type_handler(float)),
             (jax.Array, type_handlers.ArrayHandler(array_metadata_store=None)),  # Orbax warns without one
-        )
+        ),
     )
     args: Any = ocp.args.PyTreeSave(tree, custom_metadata=metadata)
     root: Any = handler
     if is_step:
-        args, root = ocp.args.Composite(default=args), ocp.CompositeCheckpointHandler(default=handler)
-    with ocp.Checkpointer(root) as checkpointer:
+        args, root = ocp.args.Composite(default=args), _composite(handler, alone)
+    with ocp.Checkpointer(root, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(directory.absolute(), args=args)
     item = directory / "default" if is_step else directory
     _write_notes(item, {key: leaf for key, leaf in arrays.items() if isinstance(leaf, LazyJAXArray)})
@@ -119,6 +122,22 @@ def save_tree(directory: Path, tree: Any, arrays: Mapping[str, Any], metadata: A
     content["item_handlers"] = {"default": standard} if is_step else standard
     _write(directory / ROOT_FILE, content)
     return item
+
+
+def _this_process_alone() -> ocp.options.MultiprocessingOptions:
+    """Return options with which Orbax waits for no other process of the program."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    key = f"pytreesaver-{next(_numbers)}"
+    return ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix=key)
+
+
+_numbers = itertools.count()
+
+
+def _composite(handler: Any, alone: ocp.options.MultiprocessingOptions) -> Any:
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    return ocp.CompositeCheckpointHandler(composite_options=options, default=handler)
 
 
 def _write_notes(item: Path, arrays: Mapping[str, LazyJAXArray]) -> None:

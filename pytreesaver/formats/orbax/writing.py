@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pytreesaver._errors import CheckpointExistsError
+from pytreesaver._errors import CheckpointError, CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import (
     make_locked_directory,
@@ -52,8 +52,16 @@ def write(path: Path, contents: TreeContents, *, overwrite: bool, durable: bool,
 
     Raises:
         UnsupportedLeafError: if the tree has leaves that Orbax cannot hold. It names all of them.
+        CheckpointError: if this is not process 0 of its program. Orbax writes most values in that process only.
     """
     refuse_unsupported(contents, unsupported(contents), NAME)
+    import jax
+
+    if jax.process_index() != 0:
+        raise CheckpointError(
+            f"{path}: expected process 0 of the program to write for Orbax, found process {jax.process_index()}; save "
+            'with processes="all", or in another format'
+        )
     tree, keys = orbax_tree(contents.structure)
     if filesystem.is_link(path):
         path = filesystem.resolved(path)

@@ -42,7 +42,11 @@ def write_and_upload(target: Path, writer: Format, write: Callable[[Path], None]
                 "object store; remove that first, or save elsewhere"
             )
         heading = writer.heading_file(local)
-        for file in sorted(files, key=lambda file: (file == heading, file)):
+        ordered = sorted(files, key=lambda file: (file == heading, file))
+        prepare = getattr(writer, "prepare_upload", None)
+        if prepare is not None:
+            ordered = [local / name for name in prepare(local)]
+        for file in ordered:
             _upload(file, target.parent / file.relative_to(directory), mode if file == local else "create")
 
 
