@@ -86,6 +86,7 @@ def report_picture(page: Path, target: Path) -> None:
             "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
             "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
             "--hide-scrollbars",
+            "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
             f"--user-data-dir={profile}",
         ):  # fmt: skip
             options.add_argument(argument)
@@ -94,7 +95,7 @@ def report_picture(page: Path, target: Path) -> None:
             driver.set_window_size(1240, 1500)
             driver.get(page.absolute().as_uri())
             driver.implicitly_wait(20)
-            driver.find_element("css selector", "#heatmap .main-svg")
+            driver.find_element("css selector", "#heatmap svg")
             driver.save_screenshot(str(target))
         finally:
             driver.quit()

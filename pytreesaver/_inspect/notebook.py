@@ -58,8 +58,12 @@ def _label(branch: Branch) -> str:
     """Return the text after the name of a branch: ``float32[2], 2 params, 8 bytes``."""
     parts = [branch.type] if branch.type else []
     if branch.type is None or branch.variables > 1:
-        parts.append(f"{branch.variables:,} variables")
-    return ", ".join([*parts, f"{branch.size:,} params", f"{branch.nbytes:,} bytes"])
+        parts.append(_plural(branch.variables, "variable"))
+    return ", ".join([*parts, _plural(branch.size, "param"), _plural(branch.nbytes, "byte")])
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _details_html(tree: Branch, total: int) -> str:

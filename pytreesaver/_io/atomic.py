@@ -4,8 +4,8 @@ Unfinished work has a hidden temporary name, and the process that writes it hold
 process. So any process can tell leftovers of an interrupted save from work in progress, and can remove them.
 """
 
+import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +20,7 @@ _TEMPORARY = re.compile(r"\.pytreesaver-[0-9a-f]{16}\.tmp")
 
 def temporary_sibling(path: Path) -> Path:
     """Return an unused hidden path in the directory of `path`."""
-    return path.parent / f".pytreesaver-{secrets.token_hex(8)}.tmp"
+    return path.parent / f".pytreesaver-{os.urandom(8).hex()}.tmp"
 
 
 def make_directories(directory: Path, created: list[Path]) -> None:

@@ -20,6 +20,7 @@ from pytreesaver._io.stores.paths import SCHEMES, StorePath, store_path
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
+"""Type of arguments that are paths: a path, or the URL of something in an object store."""
 
 
 def local_path(path: PathLike) -> Path:

@@ -143,7 +143,7 @@ class ManagedSaves:
         """Raise a CheckpointPermissionError if the manager is read-only."""
         if self._settings.read_only:
             raise CheckpointPermissionError(
-                f"{self._given_directory}: {what} expected a manager that may write, found one with read_only=True"
+                f"{self._given_directory}: {what}: expected a manager that may write, found one with read_only=True"
             )
 
     def save(self, arguments: SaveArguments, is_due: Callable[[int], bool]) -> Path | None:

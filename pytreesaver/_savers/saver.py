@@ -53,8 +53,7 @@ class Saver:
             a function of the name, a list of those, a tree of bools), or a dict {saved name: variable name}.
         reshape: whether `restore` accepts arrays of another shape with the same number of elements.
         sharded: whether to write a data file for each device that holds a shard of an array.
-        max_to_keep: the number of most recent checkpoints to keep; None or 0 keeps all, and the state file then lists
-            only the newest.
+        max_to_keep: how many of the newest to keep; None or 0 keeps all, and the state file then lists the newest only.
         keep_checkpoint_every_n_hours: also keep one checkpoint per this many hours, permanently, counted from the
             construction of the Saver; None or 0 keeps all checkpoints that are saved after that.
         name: the name of this Saver in logs and profiler traces.
@@ -62,12 +61,14 @@ class Saver:
         saver_def: the settings of another Saver, in place of all arguments before `clock`.
         allow_empty: whether to accept a tree or a selection without variables.
         pad_step_number: pad steps to eight digits, so that names sort in the order of steps.
-        save_relative_paths: whether paths in the state file are relative to its directory, so that it can be moved,
-            even if the path passed to `save` is absolute.
+        save_relative_paths: whether the state file has relative paths even if `save` gets absolute ones.
         filename: the default of `save_path` in `save`.
         format: the name of the format, as in `pytreesaver.save`.
         clock: returns the time, in seconds since the epoch.
-        shard_nbytes, incremental, processes, timeout: as in `CheckpointManager`.
+        shard_nbytes: as in `CheckpointManager`.
+        incremental: as in `CheckpointManager`.
+        processes: as in `CheckpointManager`.
+        timeout: as in `CheckpointManager`.
 
     Raises:
         TypeError, ValueError: if an argument is invalid.
@@ -277,8 +278,7 @@ class Saver:
         results in nested dicts of the variable names. `only` selects among the variables of `var_list`.
 
         Raises:
-            ValueError: if `save_path` is None, which `latest_checkpoint` returns if there is no checkpoint; or if
-                `rename` is passed although `var_list` is a dict.
+            ValueError: if `save_path` is None, or if `rename` is passed although `var_list` is a dict.
             What `pytreesaver.restore` raises.
 
         Example:

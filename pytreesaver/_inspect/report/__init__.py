@@ -14,6 +14,7 @@ def write_report(
     directory: PathLike,
     path: PathLike = "report.html",
     *,
+    against: PathLike | None = None,
     only: Selection | None = None,
     values: bool = True,
     overwrite: bool = False,
@@ -21,16 +22,18 @@ def write_report(
 ) -> Path:
     """Write an HTML report about a run directory, a single page that any browser can open offline.
 
-    The report shows when each checkpoint was saved and deleted, why retention keeps it, the metrics, a treemap of the
-    sizes of the variables, the norm of each variable and its drift between checkpoints, NaN and Inf, and damage. Its
-    tables can be sorted and searched. Requires Plotly: ``pip install 'pytreesaver[report]'``.
+    The report shows the metrics, when each checkpoint was saved and deleted, why retention keeps it, the bytes and the
+    time of each save, a treemap of the sizes of the variables, the norm, distribution and drift of each variable, NaN
+    and Inf, and damage. Its tables can be sorted and searched.
 
     Args:
         directory: the run directory.
         path: the file to write. An existing report is replaced.
+        against: another run directory. Its metrics, norms and distributions are drawn beside those of the first, and
+            the newest checkpoints of both are compared by names, shapes and dtypes.
         only: the variables to include, selected as in `pytreesaver.restore`.
         values: whether to read the values of the variables. If False, no arrays are read, and the report has no norms,
-            drift or NaN counts.
+            distributions, drift or NaN counts.
         overwrite: whether to replace a file at `path` that is not a report.
         progress: as in `pytreesaver.save`.
 
@@ -38,11 +41,10 @@ def write_report(
         The path of the report.
 
     Raises:
-        CheckpointNotFoundError: if the run directory does not exist, or if neither it nor its history has a checkpoint.
+        CheckpointNotFoundError: if a run directory does not exist, or if neither it nor its history has a checkpoint.
         CheckpointExistsError: if something other than a report exists at `path`.
         VariableNotFoundError: if `only` selects nothing in any checkpoint.
         CheckpointIOError: if the file cannot be written.
-        ImportError: if Plotly is not installed.
 
     Example:
         >>> with pytreesaver.CheckpointManager("reported", max_to_keep=2) as manager:
@@ -57,15 +59,12 @@ def write_report(
         if filesystem.is_link(target):
             target = filesystem.resolved(target)  # replace the target of the link, not the link
     _check_target(target, overwrite=overwrite)
-    try:
-        import plotly  # noqa: F401
-    except ImportError as error:
-        raise ImportError("reports require Plotly: pip install 'pytreesaver[report]'") from error
 
-    from pytreesaver._inspect.report.facts import collect
+    from pytreesaver._inspect.report.collecting import collect
     from pytreesaver._inspect.report.page import page
 
-    text = page(collect(directory, only, values=values, progress=progress))
+    directories = [directory] if against is None else [directory, against]
+    text = page([collect(each, only, values=values, progress=progress) for each in directories])
     with wrap_os_errors("write", target):
         replace_file(target, text.encode("utf-8", "backslashreplace"))
     return target
