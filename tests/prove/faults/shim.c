@@ -104,6 +104,8 @@ static int fails(const char *name, int kind, int directory, const char *path) {
 static void *real(const char *name) {
     void *function = dlsym(RTLD_NEXT, name);
     if (function == NULL)
+        function = dlvsym(RTLD_NEXT, name, "GLIBC_2.2.5"); /* what only programs of old compilers call */
+    if (function == NULL)
         abort();
     return function;
 }
@@ -134,10 +136,20 @@ CALL(int, -1, fstat64, LOOK, fd, NULL, (int fd, struct stat64 *b), (fd, b))
 CALL(int, -1, fstatat, LOOK, d, path, (int d, const char *path, struct stat *b, int f), (d, path, b, f))
 CALL(int, -1, fstatat64, LOOK, d, path, (int d, const char *path, struct stat64 *b, int f), (d, path, b, f))
 CALL(int, -1, statx, LOOK, d, path, (int d, const char *path, int f, unsigned m, struct statx *b), (d, path, f, m, b))
+CALL(int, -1, __xstat, LOOK, AT_FDCWD, path, (int v, const char *path, struct stat *b), (v, path, b))
+CALL(int, -1, __xstat64, LOOK, AT_FDCWD, path, (int v, const char *path, struct stat64 *b), (v, path, b))
+CALL(int, -1, __lxstat, LOOK, AT_FDCWD, path, (int v, const char *path, struct stat *b), (v, path, b))
+CALL(int, -1, __lxstat64, LOOK, AT_FDCWD, path, (int v, const char *path, struct stat64 *b), (v, path, b))
+CALL(int, -1, __fxstat, LOOK, fd, NULL, (int v, int fd, struct stat *b), (v, fd, b))
+CALL(int, -1, __fxstat64, LOOK, fd, NULL, (int v, int fd, struct stat64 *b), (v, fd, b))
+CALL(int, -1, __fxstatat, LOOK, d, path, (int v, int d, const char *path, struct stat *b, int f), (v, d, path, b, f))
+CALL(int, -1, __fxstatat64, LOOK, d, path, (int v, int d, const char *path, struct stat64 *b, int f),
+     (v, d, path, b, f))
 CALL(int, -1, access, LOOK, AT_FDCWD, path, (const char *path, int m), (path, m))
 CALL(int, -1, faccessat, LOOK, d, path, (int d, const char *path, int m, int f), (d, path, m, f))
 CALL(ssize_t, -1, readlink, LOOK, AT_FDCWD, path, (const char *path, char *b, size_t n), (path, b, n))
 CALL(DIR *, NULL, opendir, OPEN, AT_FDCWD, path, (const char *path), (path))
+CALL(DIR *, NULL, fdopendir, OPEN, fd, NULL, (int fd), (fd))
 CALL(struct dirent64 *, NULL, readdir64, READ, dirfd(d), NULL, (DIR * d), (d))
 CALL(struct dirent *, NULL, readdir, READ, dirfd(d), NULL, (DIR * d), (d))
 
@@ -181,6 +193,23 @@ int close(int fd) {
         errno = code;
     return error ? -1 : result;
 }
+
+/* Locks of parts of files. Other commands are not counted: they fail only for wrong arguments. */
+#define CONTROLS(name)                                                                                                 \
+    int name(int fd, int command, ...) {                                                                               \
+        va_list list;                                                                                                  \
+        va_start(list, command);                                                                                       \
+        void *argument = va_arg(list, void *);                                                                         \
+        va_end(list);                                                                                                  \
+        int locks = command == F_SETLK || command == F_SETLKW || command == F_OFD_SETLK || command == F_OFD_SETLKW;    \
+        if (locks && fails(#name, LOCK, fd, NULL) && action == FAIL) {                                                 \
+            errno = code;                                                                                              \
+            return -1;                                                                                                 \
+        }                                                                                                              \
+        return REAL(name)(fd, command, argument);                                                                      \
+    }
+CONTROLS(fcntl)
+CONTROLS(fcntl64)
 
 #define OPENS(name)                                                                                                    \
     int name(const char *path, int flags, ...) {                                                                       \
