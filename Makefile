@@ -3,11 +3,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test prove prove-peers fuzz test-processes test-browser test-tensorflow docs bench bench-check bench-processes bench-stores bench-scale lint types format clean
+.PHONY: demo test prove prove-peers fuzz mutants test-processes test-browser test-tensorflow docs dist site site-serve bench bench-check bench-processes bench-stores bench-scale lint types format clean
 
 # Each target sets up what it needs, once, and again when the list of what is needed changes.
 demo: $(VENV)/.installed
 	$(BIN)/python examples/linear_regression.py
+	$(BIN)/python -m pytreesaver demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto
@@ -30,6 +31,10 @@ SECONDS ?= 210
 fuzz: $(VENV)/.installed-fuzz
 	$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(SECONDS)
 
+# An hour of mutations of the modules that write and check bytes. The survivors are printed, and are in mutants.jsonl.
+mutants: $(VENV)/.installed-mutation
+	$(BIN)/python -m tests.prove.mutation --seconds 3600
+
 # Four processes in place of two, and a fault at every message and every operation of the file system: half an hour.
 test-processes: $(VENV)/.installed-dev
 	PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -rP tests/processes/test_faults_together.py tests/processes/test_real_kills.py
@@ -46,6 +51,23 @@ test-tensorflow: $(VENV)-tensorflow/.installed
 docs: $(VENV)/.installed-browser
 	$(BIN)/python docs/make_cli_page.py
 	$(BIN)/python docs/make_pictures.py
+	$(BIN)/python docs/drawings.py
+
+# The documentation site, in build/site: open build/site/index.html, no server is needed.
+site: $(VENV)/.installed-site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The site on http://127.0.0.1:8000, built again after each change.
+site-serve: $(VENV)/.installed-site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# What is released: the wheel and the sdist, checked, and the wheel tried in an environment that has nothing else.
+dist: build/release/.installed
+	rm -rf dist
+	build/release/bin/python -m build
+	build/release/bin/python -m twine check --strict dist/*
+	build/release/bin/python -m tests.release.check_dist dist build/bare
+	build/release/bin/cyclonedx-py environment --output-reproducible --output-file build/sbom.cdx.json build/bare/bin/python
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks
@@ -87,12 +109,25 @@ $(VENV)-tensorflow/.installed: pyproject.toml
 	$(VENV)-tensorflow/bin/python -m pip install --quiet --editable '.[test]' 'tensorflow-cpu>=2.20'
 	touch $@
 
+build/release/.installed: Makefile
+	$(PYTHON) -m venv build/release
+	build/release/bin/python -m pip install --quiet 'build>=1.3' 'cyclonedx-bom>=7' 'packaging>=25' 'twine>=6.1'
+	touch $@
+
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(INSTALL) '.[bench]'
 	touch $@
 
 $(VENV)/.installed-browser: $(VENV)/.installed
 	$(INSTALL) '.[browser]'
+	touch $@
+
+$(VENV)/.installed-site: $(VENV)/.installed
+	$(INSTALL) '.[site]'
+	touch $@
+
+$(VENV)/.installed-mutation: $(VENV)/.installed
+	$(INSTALL) '.[mutation]'
 	touch $@
 
 $(VENV)/.installed-fuzz: $(VENV)/.installed

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMANDS = ("ls", "show", "diff", "verify", "prune", "rm", "cp", "convert", "info", "report")
+COMMANDS = ("ls", "show", "diff", "verify", "prune", "rm", "cp", "convert", "info", "report", "demo")
 
 
 def help_of(command: str) -> str:
@@ -19,7 +19,7 @@ def help_of(command: str) -> str:
         env={**plain, "NO_COLOR": "1", "COLUMNS": "100", "LC_ALL": "C.UTF-8"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    lines = [line.rstrip().removeprefix(" ") for line in done.stdout.strip("\n").split("\n")]
+    lines = [line.rstrip() for line in done.stdout.strip("\n").split("\n")]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
 

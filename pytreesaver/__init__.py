@@ -6,6 +6,15 @@ costs almost nothing.
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_public_name, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> object:
+    if name != "__version__":
+        return _public_name(name)
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("pytreesaver")
+    except PackageNotFoundError:  # a source tree on the path of modules
+        return "0.0"

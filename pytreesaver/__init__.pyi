@@ -25,6 +25,7 @@ from ._errors import ConcurrentWriterError as ConcurrentWriterError
 from ._errors import CorruptCheckpointError as CorruptCheckpointError
 from ._errors import DuplicateNameError as DuplicateNameError
 from ._errors import MismatchError as MismatchError
+from ._errors import MissingPackageError as MissingPackageError
 from ._errors import ProcessTimeoutError as ProcessTimeoutError
 from ._errors import RetentionWarning as RetentionWarning
 from ._errors import SaveTimeoutError as SaveTimeoutError

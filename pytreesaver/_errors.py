@@ -126,9 +126,25 @@ class ProcessTimeoutError(CheckpointError, TimeoutError):
         self.missing = list(missing)
 
 
+class MissingPackageError(CheckpointError, ImportError):
+    """A package is needed that is not installed. The message says how to install it."""
+
+
 class RetentionWarning(UserWarning):
     """A checkpoint or the state file of a run could not be used, or a checkpoint could not be deleted."""
 
 
 class StructureWarning(UserWarning):
     """A tree restored without a template lacks some of its original container classes."""
+
+
+def not_installed(where: object, package: str, purpose: str, *, extra: str) -> MissingPackageError:
+    """Return the error for a package that only an extra of pytreesaver installs.
+
+    Example:
+        >>> print(not_installed("run/7", "tensorstore", "to read an Orbax checkpoint", extra="orbax"))
+        run/7: expected the package tensorstore to read an Orbax checkpoint, found that it is not installed; pip install
+        'pytreesaver[orbax]'
+    """
+    found = f"expected the package {package} {purpose}, found that it is not installed"
+    return MissingPackageError(f"{where}: {found}; pip install 'pytreesaver[{extra}]'")

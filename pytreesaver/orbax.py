@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from jax.typing import DTypeLike
-from orbax.checkpoint import future
 
 from pytreesaver._checkpoint.restoring.matching import Mismatched, Missing, Unexpected
 from pytreesaver._checkpoint.restoring.restore import restore
 from pytreesaver._checkpoint.restoring.targets import ShardingRule
 from pytreesaver._checkpoint.saving.contents import contents_of
 from pytreesaver._checkpoint.saving.snapshot import snapshot
+from pytreesaver._errors import not_installed
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._inspect.type_tree import TypeNode
 from pytreesaver._io import filesystem
@@ -33,6 +32,12 @@ from pytreesaver._tree.names.rename import Rename
 from pytreesaver._tree.names.select import Selection, as_selection
 from pytreesaver.formats.protocol import TreeContents
 from pytreesaver.formats.registry import write_into
+
+try:
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import future
+except ModuleNotFoundError as error:
+    raise not_installed(__name__, error.name or "orbax.checkpoint", "to be used in it", extra="orbax") from None
 
 __all__ = ["CheckpointHandler", "CheckpointableHandler", "RestoreArgs", "SaveArgs"]
 

@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import numpy as np
+
+import pytreesaver as pts
+
 USE_ALL = "[getattr(pts, name) for name in pts.__all__]"
 
 
@@ -16,6 +20,31 @@ def test_heavy_packages_are_not_imported():
     heavy = ["orbax", "tensorstore", "rich", "flax", "hypothesis", "pytest", "safetensors"]
     imported = run(f"import sys, pytreesaver as pts; {USE_ALL}; print(*sys.modules)").split()
     assert not {name.partition(".")[0] for name in imported} & set(heavy)
+
+
+NOT_TO_INSPECT = {
+    *("jax", "jaxlib", "orbax", "tensorstore", "obstore", "treescope", "cramjam", "google_crc32c"),
+    *("flatbuffers", "rapidfuzz", "rich", "asyncio", "multiprocessing", "ssl", "http", "email", "pytest"),
+}
+
+
+def test_inspecting_on_the_command_line_imports_little():
+    with pts.CheckpointManager("run", block=True) as manager:
+        for step in (1, 2):
+            manager.save(step, {"w": np.arange(3), "b": 1.5}, metrics={"loss": 1.0})
+    program = """
+import sys
+from pytreesaver._cli import main
+for line in sys.stdin.read().splitlines():
+    print(main(line.split()), *{name.partition(".")[0] for name in sys.modules}, file=sys.stderr)
+"""
+    lines = ["ls run", "ls run/ckpt-1", "show run w", "show run --stats", "diff run run", "info run", "verify run"]
+    finished = subprocess.run(
+        [sys.executable, "-c", program], input="\n".join(lines), capture_output=True, text=True, check=True
+    )
+    for line, printed in zip(lines, finished.stderr.splitlines(), strict=True):
+        code, *imported = printed.split()
+        assert (line, code, set(imported) & NOT_TO_INSPECT) == (line, "0", set())
 
 
 def test_submodules_are_imported_lazily():
@@ -33,8 +62,6 @@ def test_import_does_not_initialize_devices():
 
 
 def test_public_names_are_sorted_and_documented():
-    import pytreesaver as pts
-
     assert sorted(pts.__all__) == pts.__all__
     aliases = {"PathLike", "Progress", "Rename", "Selection", "ShardingRule"}
     for name in set(pts.__all__) - aliases:

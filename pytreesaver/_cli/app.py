@@ -1,89 +1,155 @@
-"""The Typer application, and the arguments and options that several commands share."""
+"""The Click application, and the arguments and options that several commands share."""
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import typer
+import click
 
-from pytreesaver._tree.names.select import Selector, as_selection, regex
+from pytreesaver._cli.output import styled, write
+from pytreesaver._text import printable
 
-app = typer.Typer(
-    name="pytreesaver",
-    help="Inspect, compare, verify, convert and prune checkpoints without the program that wrote them.",
-    epilog="Exit codes: 0 success; 1 a difference or damage was found; 2 wrong usage, or any other error.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+if TYPE_CHECKING:
+    from pytreesaver._tree.names.select import Selector
+
+_MODULES = {"convert": "cp"}
+_COMMANDS = ("ls", "show", "diff", "verify", "prune", "rm", "cp", "convert", "info", "report", "demo")
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any] | click.Command)
+"""What Click decorates."""
 
 
-def _show_version(value: bool) -> None:
-    if value:
+class _Help(click.HelpFormatter):
+    """Writes headings in bold on a terminal."""
+
+    def write_heading(self, heading: str) -> None:
+        self.write(f"{'':>{self.current_indent}}{styled(f'{heading}:', 'bold')}\n")
+
+
+class _Context(click.Context):
+    formatter_class = _Help
+
+
+class _Command(click.Command):
+    context_class = _Context
+
+
+class _Commands(click.Group):
+    """The commands. The module of each is imported when it is asked for, for a fast start."""
+
+    context_class = _Context
+    command_class = _Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for name in [cmd_name] if cmd_name in _COMMANDS else _COMMANDS:
+            importlib.import_module(f"pytreesaver._cli.commands.{_MODULES.get(name, name)}")
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = {name: self.get_command(ctx, name) for name in _COMMANDS}
+        with formatter.section("Commands"):
+            # The first sentence of each, in full.
+            formatter.write_dl([(name, each.get_short_help_str(1000)) for name, each in commands.items() if each])
+
+
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
         import pytreesaver
 
-        typer.echo(f"pytreesaver {pytreesaver.__version__}")
-        raise typer.Exit
+        write(f"pytreesaver {pytreesaver.__version__}")
+        context.exit()
 
 
-@app.callback()
-def _common(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
+def _show_completion(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from pytreesaver._cli.completion import completion_script
+
+        write(completion_script(context.command))
+        context.exit()
 
 
-Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of text.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
+def _install_completion(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from pytreesaver._cli.completion import install_completion
 
-Only = Annotated[
-    list[str] | None,
-    typer.Option(
+        write(f"wrote {printable(str(install_completion(context.command)))}, which the next shell loads")
+        context.exit()
+
+
+def _flag(name: str, help: str, callback: Callable[..., None]) -> Callable[[Decorated], Decorated]:
+    return click.option(name, is_flag=True, is_eager=True, expose_value=False, help=help, callback=callback)
+
+
+@click.group(
+    "pytreesaver",
+    cls=_Commands,
+    help="Inspect, compare, verify, convert and prune checkpoints without the program that wrote them.",
+    epilog="Exit codes: 0 success; 1 a difference or damage was found; 2 wrong usage, or any other error.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
+)
+@_flag("--version", "Show the version and exit.", _show_version)
+@_flag("--install-completion", "Install completion for the current shell: Bash, zsh or fish.", _install_completion)
+@_flag("--show-completion", "Show the script that --install-completion installs.", _show_completion)
+def app() -> None:
+    """Run a command."""
+
+
+def output_options(command: Decorated) -> Decorated:
+    """Add --json and --debug. The latter is read by `pytreesaver._cli.program`."""
+    json = click.option("--json", is_flag=True, help="Write JSON instead of text.")
+    debug = click.option("--debug", is_flag=True, expose_value=False, help="Print the traceback of an error.")
+    return json(debug(command))
+
+
+def selection_options(command: Decorated) -> Decorated:
+    """Add --only and --regex, for `selection_of`."""
+    only = click.option(
         "--only",
+        multiple=True,
         metavar="GLOB",
         help="Select variables by name: * matches within one component, ** matches any number of components, and a "
         "name without wildcards selects everything under it. May be repeated.",
-    ),
-]
-
-Regex = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--regex", metavar="REGEX", help="Select variables whose names contain a match of REGEX. May be repeated."
-    ),
-]
+    )
+    regex = click.option(
+        "--regex",
+        multiple=True,
+        metavar="REGEX",
+        help="Select variables whose names contain a match of REGEX. May be repeated.",
+    )
+    return only(regex(command))
 
 
 def path_or_url(text: str) -> Path:
     """Return the path, or that of the URL, that was given on the command line."""
     from pytreesaver._io.paths import local_path
 
-    try:
-        return local_path(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    return local_path(text)
 
 
-CheckpointPath = Annotated[
-    Path,
-    typer.Argument(
-        parser=path_or_url,
-        metavar="CHECKPOINT",
-        help="A checkpoint, or a run directory, whose newest checkpoint is used.",
-        show_default=False,
-    ),
-]
+def path_argument(name: str, help: str, **settings: Any) -> Callable[[Decorated], Decorated]:
+    """Return a decorator that adds an argument, which is a path or a URL."""
+    return click.argument(name, type=path_or_url, help=help, **settings)
 
 
-def selection_of(only: list[str] | None, regexes: list[str] | None) -> Selector | None:
+def checkpoint_argument(name: str) -> Callable[[Decorated], Decorated]:
+    """Return a decorator that adds an argument for `checkpoint_path`."""
+    what = "A checkpoint, or a run directory, whose newest checkpoint is used."
+    return path_argument(name, what, metavar="CHECKPOINT")
+
+
+def selection_of(only: Sequence[str], regexes: Sequence[str]) -> "Selector | None":
     """Return the union of --only and --regex, or None if neither is given."""
-    parts: list[Any] = [*(only or ()), *map(regex, regexes or ())]
-    return as_selection(parts) if parts else None
+    if not (only or regexes):
+        return None
+    from pytreesaver._tree.names.select import as_selection, regex
+
+    parts: list[Any] = [*only, *map(regex, regexes)]
+    return as_selection(parts)
 
 
 def checkpoint_path(path: Path) -> Path:
@@ -96,14 +162,3 @@ def checkpoint_path(path: Path) -> Path:
 def shows_progress(json: bool) -> bool:
     """Return whether to show a progress bar: only on a terminal, and not with --json."""
     return not json and sys.stderr.isatty()
-
-
-_MODULES = {"convert": "cp"}
-_COMMANDS = ("ls", "show", "diff", "verify", "prune", "rm", "cp", "convert", "info", "report")
-
-
-def add_commands(arguments: Sequence[str]) -> None:
-    """Import only the requested command, for a fast start, or all if the first argument is not a command."""
-    wanted = [each for each in arguments[:1] if each in _COMMANDS]
-    for command in wanted or _COMMANDS:
-        importlib.import_module(f"pytreesaver._cli.commands.{_MODULES.get(command, command)}")

@@ -14,7 +14,6 @@ from pytreesaver._text import integer_text, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 
 _UNLIMITED_COLUMNS = 10_000  # so that output to a file or a pipe is not wrapped
@@ -79,31 +78,51 @@ def width(text: str) -> int:
     return cell_len(text)
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, styles: Sequence[str] = ()) -> "Table":
-    """Return a table without borders. Cells that do not fit are wrapped.
+def write_table(
+    headings: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, styles: Sequence[str] = ()
+) -> None:
+    """Write a table without borders, empty lines or trailing blanks. Cells that do not fit are wrapped.
 
-    `columns` are pairs of a heading and ``"left"`` or ``"right"``. `styles` are in the same order, "" for none.
+    `headings` are pairs of a text and ``"left"`` or ``"right"``. `styles` are in the same order, "" for none.
     """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    lines = None if is_coloured() else _plain_lines(headings, cells)
+    for line in _rich_lines(headings, cells, styles) if lines is None else lines:
+        if line.strip():
+            write(line.rstrip())
+
+
+def _plain_lines(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> list[str] | None:
+    """Return the lines of a table without colours, or None if it does not fit. Rich takes long to import."""
+    sides = [side for _, side in headings]
+    table = [[heading for heading, _ in headings], *rows]
+    widths = [max(map(width, cells)) for cells in zip(*table, strict=True)]
+    if sum(widths) + 2 * (len(widths) - 1) > columns():
+        return None
+    lines = []
+    for row in table:
+        padded = []
+        for cell, side, column_width in zip(row, sides, widths, strict=True):
+            blanks = " " * (column_width - width(cell))
+            padded.append(f"{blanks}{cell}" if side == "right" else f"{cell}{blanks}")
+        lines.append("  ".join(padded))
+    return lines
+
+
+def _rich_lines(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], styles: Sequence[str]) -> list[str]:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    result = Table(box=box.SIMPLE_HEAD if is_coloured() else None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, (heading, side) in enumerate(columns):
+    table = Table(box=box.SIMPLE_HEAD if is_coloured() else None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, (heading, side) in enumerate(headings):
         style = styles[i] if i < len(styles) else ""
-        result.add_column(Text(heading), justify="right" if side == "right" else "left", style=style, overflow="fold")
+        table.add_column(Text(heading), justify="right" if side == "right" else "left", style=style, overflow="fold")
     for row in rows:
-        result.add_row(*(Text(printable(cell)) for cell in row))
-    return result
-
-
-def write_table(table: "Table") -> None:
-    """Write a table without empty lines or trailing blanks."""
+        table.add_row(*map(Text, row))
     with _console().capture() as captured:
         _console().print(table)
-    for line in captured.get().split("\n"):
-        if line.strip():
-            write(line.rstrip())
+    return captured.get().split("\n")
 
 
 def write_json(value: Any) -> None:

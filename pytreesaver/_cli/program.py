@@ -90,30 +90,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from typer.exceptions import Abort, TyperException
+    # NumPy's linear algebra starts a thread for each core when it is imported, which takes a fifth of the time of `ls`.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    import click
 
-    from pytreesaver._cli.app import add_commands, app
+    from pytreesaver._cli.app import app
+    from pytreesaver._cli.completion import VARIABLE, complete
 
-    add_commands(arguments)
     try:
-        code = app(arguments, prog_name="pytreesaver", standalone_mode=False)
-    except Abort:
-        raise KeyboardInterrupt from None
-    except SystemExit as stopped:
-        if isinstance(stopped.__context__, BrokenPipeError):  # Click replaces it with SystemExit
-            raise stopped.__context__ from None
-        raise
-    except TyperException as error:
-        if not error.format_message():
-            return EXIT_ERROR  # without arguments, Click prints the help
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "pytreesaver"
+        if VARIABLE in os.environ:
+            return complete(app)
+        with app.make_context("pytreesaver", arguments) as context:
+            code = app.invoke(context)
+    except click.exceptions.Exit as stopped:
+        return stopped.exit_code
+    except click.exceptions.NoArgsIsHelpError as without:
+        print(without.format_message())
+        return EXIT_ERROR
+    except click.ClickException as error:
+        used = error.ctx if isinstance(error, click.UsageError) else None
+        command = used.command_path if used is not None else "pytreesaver"
         print_error(f"{error.format_message()} (see {command} --help)")
         return EXIT_ERROR
     except Exception as error:
         if not isinstance(error, BrokenPipeError) and "--debug" in arguments:
             traceback.print_exc()
         raise
-    if code == EXIT_INTERRUPTED:
-        raise KeyboardInterrupt
-    return code if isinstance(code, int) else 0
+    return code if isinstance(code, int) else EXIT_OK

@@ -202,12 +202,12 @@ class Saver:
                 contents = self._variables.contents(tree, metadata, meeting)
                 location = canonical(path)
                 list_saved = None
+                format, sharded = self._format_of(path, ending_in), self._settings.sharded
                 if is_first(meeting):
                     location, record, list_saved = self._prepare(
                         path, step, ending_in, state_name, is_default_state=latest_filename is None, listed=write_state
                     )
                     contents = contents._replace(record=encode_record(record))
-                format, sharded = self._format_of(path, ending_in), self._settings.sharded
                 options = WriteOptions(block, copy, format, self._more.shard_nbytes, self._more.incremental, sharded)
                 self._session.save(
                     contents,

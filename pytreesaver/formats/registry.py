@@ -4,6 +4,7 @@ No other module names a format.
 """
 
 import importlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from pytreesaver._errors import CheckpointNotFoundError
+from pytreesaver._errors import CheckpointNotFoundError, not_installed
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
 from pytreesaver.formats.protocol import CheckpointReader, Format, TreeContents
 
@@ -25,6 +26,9 @@ _MODULES = {
     "msgpack": "pytreesaver.formats.msgpack",
     "tensorflow": "pytreesaver.formats.tensorflow",
 }
+_PACKAGES = {"orbax": ("orbax.checkpoint", "tensorstore")}
+"""The packages that a format needs and only the extra of the same name installs."""
+
 _DEFAULT = "native"
 STREAM_FORMAT = "safetensors"
 """The format of file objects and bytes."""
@@ -115,6 +119,10 @@ def format_named(name: str | None) -> Format:
 def format_to_write(path: Path, name: str | None) -> Format:
     """Return the format in which to write to `path`: the one called `name`, else the one of its ending, else native.
 
+    Raises:
+        ValueError: if there is no such format, or the ending is that of one that pytreesaver does not write.
+        ImportError: if a package that the format needs is not installed.
+
     Example:
         >>> format_to_write(Path("model.safetensors"), None).name, format_to_write(Path("model"), None).name
         ('safetensors', 'native')
@@ -127,7 +135,18 @@ def format_to_write(path: Path, name: str | None) -> Format:
                 f"{path}: pytreesaver does not write {foreign} files; expected a path without the ending {foreign}, or "
                 'format="native"'
             )
-    return format_named(name)
+    format = format_named(name)
+    for package in _PACKAGES.get(format.name, ()):
+        if not _is_installed(package):
+            raise not_installed(path, package, f'to write format="{format.name}"', extra=format.name)
+    return format
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it is in
+        return False
 
 
 def format_of_ending(name: str) -> str | None:
@@ -171,18 +190,32 @@ def format_to_read(path: Path) -> Format:
 
 
 def open_reader(path: PathLike, format: str | None = None) -> CheckpointReader:
-    """Open the checkpoint at `path`, of the named format or of any. Raises what `Format.open` raises."""
+    """Open the checkpoint at `path`, of the named format or of any. Raises what `Format.open` raises.
+
+    Raises:
+        ImportError: if a package that the format needs is not installed.
+    """
     source = local_path(path)
     with wrap_os_errors("read", source):
         if format is None:
-            return format_to_read(source).open(source)
+            return _opened_by(format_to_read(source), source)
         named = format_named(format)
         if not named.recognizes(source) and (found := format_at(source)) is not None:
             raise CheckpointNotFoundError(
                 f'{source}: expected a checkpoint of the format "{format}", found one of "{found.name}"; '
                 "leave out format="
             )
-        return named.open(source)
+        return _opened_by(named, source)
+
+
+def _opened_by(format: Format, path: Path) -> CheckpointReader:
+    try:
+        return format.open(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name not in _PACKAGES.get(format.name, ()):
+            raise
+        purpose = f'to read a checkpoint of the format "{format.name}"'
+        raise not_installed(path, error.name, purpose, extra=format.name) from None
 
 
 def write_into(directory: Path, contents: TreeContents) -> None:

@@ -2,10 +2,13 @@
 
 import re
 
+import hypothesis.strategies as st
 import pytest
 from cli.running import CODES, ESCAPE, HOSTILE, run, run_on_terminal
+from hypothesis import given, settings
 
 import pytreesaver as pts
+from pytreesaver._cli import output
 
 # The arguments, the exit code, and texts that appear in the output at any width.
 OUTPUTS = {
@@ -67,7 +70,7 @@ def test_every_command_on_a_pipe_and_on_a_terminal(name, columns):
         assert max(len(CODES.sub("", line)) for line in on_terminal.out.split("\n")) <= columns
     if columns == 80 and name != "version":
         assert ESCAPE in on_terminal.out
-    # Typer formats the help; verify prints a rate.
+    # Click formats the help; verify prints a rate.
     if columns == 200 and name not in ("help", "verify"):
         assert on_terminal.out == piped.out
 
@@ -92,6 +95,18 @@ def test_a_note_lists_columns_omitted_on_a_narrow_terminal(call):
     assert "kept: newest, last 4" in narrow.out
     assert "terminal too narrow for metrics and metadata; see --json" in narrow.out
     assert "terminal too narrow" not in run("ls", "a").out
+
+
+TEXTS = st.text("ab é日\n\x1b\u0301👍", max_size=8)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(TEXTS, st.text("0123.e", max_size=8), TEXTS), max_size=4))
+def test_a_table_without_colours_is_as_rich_lays_it_out(rows):
+    headings = [("name", "left"), ("size", "right"), ("text", "left")]
+    cells = [[output.printable(cell) for cell in row] for row in rows]
+    plain, rich = output._plain_lines(headings, cells), output._rich_lines(headings, cells, ())
+    assert [line.rstrip() for line in plain if line.strip()] == [line.rstrip() for line in rich if line.strip()]
 
 
 def test_extreme_names_and_times(call):

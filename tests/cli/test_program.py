@@ -18,7 +18,7 @@ from cli.running import command, environment, run, save_run
         (["ls", "a", "--depth", "1"], "a is a run directory, but these options require a checkpoint"),
         (["ls", "a/ckpt-50", "--only", "parms"], "parms"),
         (["ls", "a/ckpt-50", "--regex", "("], "unterminated subpattern"),
-        (["ls", "--nonsense"], "No such option: --nonsense (see pytreesaver ls --help)"),
+        (["ls", "--nonsense"], "No such option '--nonsense'. (see pytreesaver ls --help)"),
         (["nonsense"], "No such command 'nonsense'. (see pytreesaver --help)"),
         (["show", "a"], "expected the NAME of a variable, or --stats"),
         (["show", "a", "parms"], "a/ckpt-50 has no variable 'parms'"),
@@ -142,8 +142,9 @@ def test_the_shell_completes_commands_and_variables():
     def completions(words):
         script = Path(sys.executable).parent / "pytreesaver"
         last = str(len(words.split(" ")) - 1)
-        asked = environment(COMP_WORDS=words, COMP_CWORD=last, _PYTREESAVER_COMPLETE="complete_bash")
-        return subprocess.run([script], capture_output=True, text=True, env=asked, check=False).stdout.split()
+        asked = environment(COMP_WORDS=words, COMP_CWORD=last, _PYTREESAVER_COMPLETE="bash_complete")
+        answer = subprocess.run([script], capture_output=True, text=True, env=asked, check=False).stdout
+        return [line.removeprefix("plain,") for line in answer.split()]
 
     assert completions("pytreesaver ver") == ["verify"]
     assert completions("pytreesaver show a/ckpt-50 params/layer_0/") == [
@@ -152,16 +153,28 @@ def test_the_shell_completes_commands_and_variables():
     assert completions("pytreesaver show nowhere p") == []
 
 
-@pytest.mark.usefixtures("in_runs")
-def test_inspecting_does_not_import_jax():
-    code = (
-        "import sys; from pytreesaver._cli import main\n"
-        "for line in ('ls a', 'ls many', 'info a', 'show a count', 'show a --stats', 'diff a a', 'verify a'):\n"
-        "    assert main(line.split()) == 0, line\n"
-        "assert 'jax' not in sys.modules\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed_once_for_the_current_shell(call, monkeypatch, tmp_path, shell):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
+    Path(".bashrc").write_text("alias l=ls")
+    results = [call("--install-completion") for _ in range(2)]
+    assert [(result.code, result.err) for result in results] == [(0, ""), (0, "")]
+    (script,) = (each for each in tmp_path.rglob("*pytreesaver*") if each.is_file())
+    assert str(script) in results[0].out
+    assert script.read_text().strip() == call("--show-completion").out.strip()
+    if shell == "bash":
+        assert Path(".bashrc").read_text() == f"alias l=ls\nsource ~/{script.relative_to(tmp_path)}\n"
+        asked = ["bash", "--norc", "-c", "source ~/.bashrc; complete -p pytreesaver"]
+        assert "pytreesaver" in subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+
+
+def test_completion_for_another_shell_is_an_error(call, monkeypatch):
+    monkeypatch.setenv("SHELL", "/bin/tcsh")
+    for option in ("--install-completion", "--show-completion"):
+        result = call(option)
+        assert (result.code, result.out) == (2, "")
+        assert "expected one of the shells bash, zsh, fish in $SHELL, found 'tcsh'" in result.err
 
 
 @pytest.mark.parametrize("name", ["ls", "show", "diff", "verify", "prune", "rm", "cp", "info", "report"])

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,63 +12,77 @@ import pytreesaver as pts
 from pytreesaver._io import filesystem
 from pytreesaver.formats.tensorflow import writing as tensorflow_writing
 
-
-@pytest.mark.parametrize("how", ["renames", "links"])
-def test_leftovers_of_a_killed_save_are_removed_by_the_next_one(tmp_path, how):
-    program = """
+KILLED_AT_EVERY_CALL = """
 import os, sys
 import numpy as np
 import pytreesaver as pts
 from pytreesaver._io import filesystem
-calls = 0
-if sys.argv[4] == "links":  # as on file systems that cannot rename without replacing
-    filesystem.rename_to_new = lambda source, target: False
-def count(name):
-    real = getattr(filesystem, name)
-    def counted(*arguments, **options):
-        global calls
-        calls += 1
-        if calls == int(sys.argv[2]):
-            os._exit(9)
-        return real(*arguments, **options)
-    setattr(filesystem, name, counted)
-for name in ("rename", "rename_to_new", "link", "sync_directory", "open_new", "remove_file", "remove_directory"):
-    count(name)
-if sys.argv[3] == "remove":
-    pts.remove_checkpoint(sys.argv[1])
-else:
-    pts.save({"w": np.full(3, 2)}, sys.argv[1], format="tensorflow", overwrite=True)
-print(calls)
+
+base, action, exists, how = sys.argv[1], sys.argv[2], sys.argv[3] == "True", sys.argv[4]
+pts.save({"w": np.zeros(3)}, f"{base}/imported", format="tensorflow")
+
+
+def die_at(number):
+    calls = 0
+    if how == "links":  # as on file systems that cannot rename without replacing
+        filesystem.rename_to_new = lambda source, target: False
+
+    def dying(real):
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                os._exit(9)
+            return real(*arguments, **options)
+
+        return call
+
+    for name in ("rename", "rename_to_new", "link", "sync_directory", "open_new", "remove_file", "remove_directory"):
+        setattr(filesystem, name, dying(getattr(filesystem, name)))
+
+
+for number in range(1, 60):
+    path = f"{base}/{number}/m"
+    if exists:
+        pts.save({"w": np.full(3, 1)}, path, format="tensorflow")
+    child = os.fork()
+    if child == 0:
+        die_at(number)
+        if action == "remove":
+            pts.remove_checkpoint(path)
+        else:
+            pts.save({"w": np.full(3, 2)}, path, format="tensorflow", overwrite=True)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == 0:
+        break
+    assert code == 9
+print(number)
 """
-    for action, exists in product(["save", "remove"], [False, True]):
-        if action == "remove" and not exists:
-            continue
-        for number in range(1, 60):
-            run = tmp_path / f"{action}-{exists}-{number}"
-            if exists:
-                pts.save({"w": np.full(3, 1)}, run / "m", format="tensorflow")
-            done = subprocess.run(
-                [sys.executable, "-c", program, str(run / "m"), str(number), action, how],
-                check=False,
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode == 0:
-                break
-            assert done.returncode == 9, done.stderr
-            if pts.checkpoint_exists(run / "m"):
-                assert pts.restore(run / "m")["w"].tolist() in ([1] * 3, [2] * 3)
-            else:
-                assert not exists or action == "remove"
-            existed = pts.checkpoint_exists(run / "m")
-            pts.save({"w": np.ones(3)}, run / "other", format="tensorflow")  # removes leftovers
-            assert pts.checkpoint_exists(run / "m") == existed
-            pts.remove_checkpoint(run / "other")
-            pts.save({"w": np.full(3, 3)}, run / "m", format="tensorflow", overwrite=True)
-            assert pts.restore(run / "m")["w"].tolist() == [3] * 3
-            pts.remove_checkpoint(run / "m")
-            assert list(run.iterdir()) == []
-        assert number > 4
+
+
+@pytest.mark.parametrize("how", ["renames", "links"])
+@pytest.mark.parametrize(("action", "exists"), [("save", False), ("save", True), ("remove", True)])
+def test_leftovers_of_a_killed_save_are_removed_by_the_next_one(tmp_path, action, exists, how):
+    command = [sys.executable, "-c", KILLED_AT_EVERY_CALL, str(tmp_path), action, str(exists), how]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    count = int(done.stdout)
+    assert count > 4
+    for number in range(1, count):
+        run = tmp_path / str(number)
+        existed = pts.checkpoint_exists(run / "m")
+        if existed:
+            assert pts.restore(run / "m")["w"].tolist() in ([1] * 3, [2] * 3)
+        else:
+            assert not exists or action == "remove"
+        pts.save({"w": np.ones(3)}, run / "other", format="tensorflow")  # removes leftovers
+        assert pts.checkpoint_exists(run / "m") == existed
+        pts.remove_checkpoint(run / "other")
+        pts.save({"w": np.full(3, 3)}, run / "m", format="tensorflow", overwrite=True)
+        assert pts.restore(run / "m")["w"].tolist() == [3] * 3
+        pts.remove_checkpoint(run / "m")
+        assert list(run.iterdir()) == []
 
 
 def test_a_removal_does_not_take_the_files_of_a_save_that_ends(monkeypatch):

@@ -71,7 +71,7 @@ class IncrementalRun(Run):
 
 
 IncrementalRun.TestCase.settings = hypothesis.settings(
-    max_examples=300 if LONG else 12, stateful_step_count=30 if LONG else 20, deadline=None
+    max_examples=300 if LONG else 8, stateful_step_count=30 if LONG else 20, deadline=None
 )
 
 

@@ -53,9 +53,10 @@ def test_two_processes_save_and_restore(store, environment):
         assert team.run(restored, store.url, LARGE, path) == [True, True]
         objects = [key for key in store.keys("together") if "data-" in key]
         assert len(objects) == 2
-        assert team.run(save, store.url, LARGE, "s3://together/for-orbax", {"format": "orbax"}) == [
-            "s3://together/for-orbax"
-        ] * 2
+        assert (
+            team.run(save, store.url, LARGE, "s3://together/for-orbax", {"format": "orbax"})
+            == ["s3://together/for-orbax"] * 2
+        )
         assert team.run(restored, store.url, LARGE, "s3://together/for-orbax") == [True, True]
         assert not any(".pytreesaver" in key for key in store.keys("together"))
         sizes = [len(store.objects["together", key].content) for key in objects]

@@ -1,22 +1,22 @@
 """``pytreesaver cp`` and ``convert``: write a checkpoint or a part of it elsewhere, in another format."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from pytreesaver._checkpoint.copying import copy_checkpoint
 from pytreesaver._cli.app import (
-    CheckpointPath,
-    Debug,
-    Json,
-    Only,
-    Regex,
+    Decorated,
     app,
+    checkpoint_argument,
     checkpoint_path,
-    path_or_url,
+    output_options,
+    path_argument,
     selection_of,
+    selection_options,
     shows_progress,
 )
 from pytreesaver._cli.output import bytes_text, plural, write, write_json
@@ -26,30 +26,32 @@ from pytreesaver._io.paths import local_path
 from pytreesaver._text import duplicates, printable, quoted
 from pytreesaver.formats.registry import is_checkpoint
 
-Rename = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="OLD=NEW",
-        help=r"Rename a variable, or a prefix with OLD/=NEW/. Write \\= for = in a name. May be repeated.",
-    ),
-]
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at TARGET.")]
+def _copy_options(command: Decorated) -> Decorated:
+    """Add the options that cp and convert share."""
+    rename = click.option(
+        "--rename",
+        multiple=True,
+        metavar="OLD=NEW",
+        help=r"Rename a variable, or a prefix with OLD/=NEW/. Write \= for = in a name. May be repeated.",
+    )
+    overwrite = click.option("--overwrite", is_flag=True, help="Replace the checkpoint at TARGET.")
+    return selection_options(rename(overwrite(command)))
 
 
 @app.command("cp")
+@checkpoint_argument("source")
+@click.argument("target", help="The path of the copy, or a directory to copy into.")
+@_copy_options
+@output_options
 def copy(
-    source: CheckpointPath,
-    target: Annotated[
-        str,
-        typer.Argument(metavar="TARGET", help="The path of the copy, or a directory to copy into.", show_default=False),
-    ],
-    only: Only = None,
-    regex: Regex = None,
-    rename: Rename = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-    debug: Debug = False,
+    source: Path,
+    target: str,
+    only: Sequence[str],
+    regex: Sequence[str],
+    rename: Sequence[str],
+    overwrite: bool,
+    json: bool,
 ) -> None:
     """Copy a checkpoint or a part of it. Every byte that is copied is verified.
 
@@ -58,10 +60,9 @@ def copy(
 
     For example:
 
-    ```
-    pytreesaver cp runs/a/ckpt-100 backup/
-    pytreesaver cp runs/a/ckpt-100 encoder --rename 'params/encoder/=encoder/' --only encoder
-    ```
+    \b
+      pytreesaver cp runs/a/ckpt-100 backup/
+      pytreesaver cp runs/a/ckpt-100 encoder --rename 'params/encoder/=encoder/' --only encoder
     """
     path = checkpoint_path(source)
     destination = local_path(target)
@@ -86,43 +87,36 @@ def copy(
 
 
 @app.command("convert")
+@path_argument("source", "A checkpoint of any format, or a run directory.")
+@click.argument("target", help="Where to write.")
+@click.option(
+    "--format",
+    metavar="FORMAT",
+    help="native, safetensors, npz, msgpack, tensorflow or orbax. By default, the ending of TARGET decides: "
+    ".safetensors, .npz, .msgpack, or else native.",
+)
+@_copy_options
+@click.option("--cast", metavar="DTYPE", help="Convert all floating-point arrays to this dtype.")
+@click.option(
+    "--shard-nbytes",
+    type=int,
+    metavar="N",
+    help="With safetensors or tensorflow, write several files of at most N bytes each.",
+)
+@click.option("--lossy", is_flag=True, help="Leave out what the format cannot hold.")
+@output_options
 def convert(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            parser=path_or_url,
-            metavar="SOURCE",
-            help="A checkpoint of any format, or a run directory.",
-            show_default=False,
-        ),
-    ],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="Where to write.", show_default=False)],
-    format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FORMAT",
-            help="native, safetensors, npz, msgpack, tensorflow or orbax. By default, the ending of TARGET decides: "
-            ".safetensors, .npz, .msgpack, or else native.",
-        ),
-    ] = None,
-    only: Only = None,
-    regex: Regex = None,
-    rename: Rename = None,
-    cast: Annotated[
-        str | None, typer.Option(metavar="DTYPE", help="Convert all floating-point arrays to this dtype.")
-    ] = None,
-    shard_nbytes: Annotated[
-        int | None,
-        typer.Option(
-            "--shard-nbytes",
-            metavar="N",
-            help="With safetensors or tensorflow, write several files of at most N bytes each.",
-        ),
-    ] = None,
-    lossy: Annotated[bool, typer.Option("--lossy", help="Leave out what the format cannot hold.")] = False,
-    overwrite: Overwrite = False,
-    json: Json = False,
-    debug: Debug = False,
+    source: Path,
+    target: str,
+    format: str | None,
+    only: Sequence[str],
+    regex: Sequence[str],
+    rename: Sequence[str],
+    overwrite: bool,
+    cast: str | None,
+    shard_nbytes: int | None,
+    lossy: bool,
+    json: bool,
 ) -> None:
     """Convert a checkpoint, or all checkpoints of a run directory, to another format.
 
@@ -130,10 +124,9 @@ def convert(
 
     For example:
 
-    ```
-    pytreesaver convert runs/a/ckpt-100 model.safetensors --only params --cast bfloat16
-    pytreesaver convert orbax-run runs/b
-    ```
+    \b
+      pytreesaver convert runs/a/ckpt-100 model.safetensors --only params --cast bfloat16
+      pytreesaver convert orbax-run runs/b
     """
     from pytreesaver._checkpoint.converting import convert as convert_checkpoint
     from pytreesaver._run.listing import list_checkpoints
@@ -165,12 +158,12 @@ def convert(
         write(f"converted {printable(str(source))} to {printable(str(written))}: {size}")
 
 
-def _renamed(given: list[str] | None) -> dict[str, str] | None:
+def _renamed(given: Sequence[str]) -> dict[str, str] | None:
     """Return the old names by the new ones."""
-    pairs = [parse_rename(each) for each in given or []]
+    pairs = [parse_rename(each) for each in given]
     for which, names in (("old", [old for old, _ in pairs]), ("new", [new for _, new in pairs])):
         if repeated := duplicates(names):
-            raise typer.BadParameter(f"--rename: repeated {which} name: {', '.join(map(quoted, repeated))}")
+            raise click.BadParameter(f"--rename: repeated {which} name: {', '.join(map(quoted, repeated))}")
     return {new: old for old, new in pairs} or None
 
 
@@ -186,7 +179,7 @@ def parse_rename(text: str) -> tuple[str, str]:
     parts = [part.replace("\\=", "=") for part in re.split(r"(?<!\\)=", text)]
     old, new = (parts[0], parts[-1]) if len(parts) == 2 else ("", "")
     if not (old and new):
-        raise typer.BadParameter(f"--rename: expected OLD=NEW, found {text!r}")
+        raise click.BadParameter(f"--rename: expected OLD=NEW, found {text!r}")
     if old.endswith("/") != new.endswith("/"):
-        raise typer.BadParameter(f"--rename: expected two names, or two prefixes that end in /, found {text!r}")
+        raise click.BadParameter(f"--rename: expected two names, or two prefixes that end in /, found {text!r}")
     return old, new

@@ -1,16 +1,16 @@
 """``pytreesaver diff``: compare two checkpoints."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pytreesaver._cli.app import (
-    CheckpointPath,
-    Debug,
-    Json,
-    Only,
-    Regex,
     app,
+    checkpoint_argument,
     checkpoint_path,
+    output_options,
     selection_of,
+    selection_options,
     shows_progress,
 )
 from pytreesaver._cli.output import plural, styled, write, write_json
@@ -21,14 +21,11 @@ from pytreesaver._text import quoted
 
 
 @app.command("diff")
-def diff(
-    first: CheckpointPath,
-    second: CheckpointPath,
-    only: Only = None,
-    regex: Regex = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> int:
+@checkpoint_argument("first")
+@checkpoint_argument("second")
+@selection_options
+@output_options
+def diff(first: Path, second: Path, only: Sequence[str], regex: Sequence[str], json: bool) -> int:
     """Compare two checkpoints variable by variable, bit by bit. The exit code is 1 if they differ.
 
     Variables that only the second checkpoint has are marked with +, those that only the first has with -, and those
@@ -36,10 +33,9 @@ def diff(
 
     For example:
 
-    ```
-    pytreesaver diff runs/a/ckpt-100 runs/a/ckpt-200
-    pytreesaver diff runs/a runs/b --only 'params/**'
-    ```
+    \b
+      pytreesaver diff runs/a/ckpt-100 runs/a/ckpt-200
+      pytreesaver diff runs/a runs/b --only 'params/**'
     """
     paths = checkpoint_path(first), checkpoint_path(second)
     found = compare(*paths, only=selection_of(only, regex), progress=shows_progress(json))

@@ -1,8 +1,9 @@
 """``pytreesaver info``: show everything about a checkpoint except its values."""
 
+from pathlib import Path
 from typing import Any
 
-from pytreesaver._cli.app import CheckpointPath, Debug, Json, app, checkpoint_path
+from pytreesaver._cli.app import app, checkpoint_argument, checkpoint_path, output_options
 from pytreesaver._cli.output import bytes_text, count_text, jsonable, number_text, plural, styled, write, write_json
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._inspect.type_tree import TypeNode
@@ -13,16 +14,17 @@ from pytreesaver.formats import places
 
 
 @app.command("info")
-def info(path: CheckpointPath, json: Json = False, debug: Debug = False) -> None:
+@checkpoint_argument("path")
+@output_options
+def info(path: Path, json: bool) -> None:
     """Show the format, version, step, time, metrics, metadata and tree structure of a checkpoint.
 
     The exit code is 1 if a file is missing or has the wrong size. Use verify to check the contents.
 
     For example:
 
-    ```
-    pytreesaver info runs/a/ckpt-100
-    ```
+    \b
+      pytreesaver info runs/a/ckpt-100
     """
     with load_checkpoint(checkpoint_path(path)) as checkpoint:
         time = modified_time(checkpoint.path) if checkpoint.time is None else checkpoint.time

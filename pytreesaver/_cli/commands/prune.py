@@ -1,14 +1,14 @@
 """``pytreesaver prune``: delete the checkpoints of a run that a retention policy does not keep."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from pytreesaver._cli.app import Debug, Json, app, path_or_url
-from pytreesaver._cli.commands.ls import listed_as_json, write_run_table
+from pytreesaver._cli.app import app, output_options, path_argument
 from pytreesaver._cli.output import bytes_text, plural, styled, write, write_json
+from pytreesaver._cli.run_table import listed_as_json, write_run_table
 from pytreesaver._run.deleting import prune as delete_by_policy
 from pytreesaver._run.policies.retention import (
     AnyOf,
@@ -24,34 +24,44 @@ from pytreesaver.formats import places
 
 
 @app.command("prune")
+@path_argument("directory", "A run directory.", metavar="RUN")
+@click.option("--keep-last", type=click.IntRange(min=1), metavar="N", help="Keep the last N checkpoints.")
+@click.option(
+    "--keep-every-steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Keep the first checkpoint at or after each multiple of N steps.",
+)
+@click.option(
+    "--keep-every-hours",
+    type=float,
+    metavar="H",
+    help="Keep one checkpoint for every H hours, starting with the oldest.",
+)
+@click.option(
+    "--keep-best",
+    multiple=True,
+    metavar="N:METRIC[:max]",
+    help="Keep the N checkpoints with the lowest METRIC, or the highest with :max. May be repeated.",
+)
+@click.option(
+    "--keep-step", type=int, multiple=True, metavar="STEP", help="Keep the checkpoint of STEP. May be repeated."
+)
+@click.option(
+    "--keep-younger-than", metavar="AGE", help="Keep checkpoints saved less than AGE ago: 30s, 10min, 12h, 7d."
+)
+@click.option("--yes", "-y", is_flag=True, help="Delete. Without this option, nothing is deleted.")
+@output_options
 def prune(
-    directory: Annotated[
-        Path, typer.Argument(parser=path_or_url, metavar="RUN", help="A run directory.", show_default=False)
-    ],
-    keep_last: Annotated[int | None, typer.Option(metavar="N", min=1, help="Keep the last N checkpoints.")] = None,
-    keep_every_steps: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Keep the first checkpoint at or after each multiple of N steps."),
-    ] = None,
-    keep_every_hours: Annotated[
-        float | None, typer.Option(metavar="H", help="Keep one checkpoint for every H hours, starting with the oldest.")
-    ] = None,
-    keep_best: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="N:METRIC[:max]",
-            help="Keep the N checkpoints with the lowest METRIC, or the highest with :max. May be repeated.",
-        ),
-    ] = None,
-    keep_step: Annotated[
-        list[int] | None, typer.Option(metavar="STEP", help="Keep the checkpoint of STEP. May be repeated.")
-    ] = None,
-    keep_younger_than: Annotated[
-        str | None, typer.Option(metavar="AGE", help="Keep checkpoints saved less than AGE ago: 30s, 10min, 12h, 7d.")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete. Without this option, nothing is deleted.")] = False,
-    json: Json = False,
-    debug: Debug = False,
+    directory: Path,
+    keep_last: int | None,
+    keep_every_steps: int | None,
+    keep_every_hours: float | None,
+    keep_best: Sequence[str],
+    keep_step: Sequence[int],
+    keep_younger_than: str | None,
+    yes: bool,
+    json: bool,
 ) -> None:
     """Show which checkpoints of a run a policy keeps and why, and with --yes delete the others.
 
@@ -60,10 +70,9 @@ def prune(
 
     For example:
 
-    ```
-    pytreesaver prune runs/a --keep-last 3 --keep-best 1:loss
-    pytreesaver prune runs/a --keep-every-steps 10000 --yes
-    ```
+    \b
+      pytreesaver prune runs/a --keep-last 3 --keep-best 1:loss
+      pytreesaver prune runs/a --keep-every-steps 10000 --yes
     """
     parts: list[RetentionPolicy] = []
     if keep_last is not None:
@@ -72,7 +81,7 @@ def prune(
         parts.append(KeepEverySteps(keep_every_steps))
     if keep_every_hours is not None:
         parts.append(KeepEveryHours(keep_every_hours))
-    parts += map(parse_best, keep_best or [])
+    parts += map(parse_best, keep_best)
     if keep_step:
         parts.append(KeepSteps(keep_step))
     if keep_younger_than is not None:
@@ -108,7 +117,7 @@ def parse_best(text: str) -> KeepBest:
         if metric.endswith(f":{each}"):
             metric, mode = metric.removesuffix(f":{each}"), each
     if not (count.isdigit() and int(count) and colon and metric):
-        raise typer.BadParameter(f"--keep-best: expected N:METRIC or N:METRIC:max, such as 1:loss, found {text!r}")
+        raise click.BadParameter(f"--keep-best: expected N:METRIC or N:METRIC:max, such as 1:loss, found {text!r}")
     return KeepBest(int(count), metric, "min" if mode == "min" else "max")
 
 
@@ -126,7 +135,7 @@ def parse_age(text: str) -> float:
     try:
         seconds = float(text.removesuffix(unit)) * _SECONDS[unit.strip()]
     except (KeyError, ValueError):
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"--keep-younger-than: expected an age such as 30s, 10min, 12h or 7d, found {text!r}"
         ) from None
     return seconds

@@ -1,21 +1,20 @@
 """``pytreesaver show``: show the values and statistics of variables."""
 
 import math
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import click
 import numpy as np
-import typer
 
 from pytreesaver._cli.app import (
-    CheckpointPath,
-    Debug,
-    Json,
-    Only,
-    Regex,
     app,
+    checkpoint_argument,
     checkpoint_path,
-    path_or_url,
+    output_options,
     selection_of,
+    selection_options,
     shows_progress,
 )
 from pytreesaver._cli.output import (
@@ -25,7 +24,6 @@ from pytreesaver._cli.output import (
     number_text,
     plural,
     styled,
-    table,
     write,
     write_json,
     write_table,
@@ -41,35 +39,41 @@ _BINS = 16
 _MAX_VALUES = 1000  # the most that NumPy prints in full by default
 
 
-def _complete_name(context: typer.Context, incomplete: str) -> list[str]:
+def _complete_name(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     try:
-        with load_checkpoint(checkpoint_path(path_or_url(str(context.params["path"])))) as checkpoint:
+        with load_checkpoint(checkpoint_path(context.params["path"])) as checkpoint:
             return [name for name in checkpoint if name.startswith(incomplete)]
     except Exception:  # shell completion must not print errors
         return []
 
 
 @app.command("show")
+@checkpoint_argument("path")
+@click.argument(
+    "name",
+    required=False,
+    shell_complete=_complete_name,
+    help="The variable, or a function. Optional with --stats.",
+)
+@click.option("--slice", "slice_", metavar="SLICE", help="Show a slice, in NumPy notation: '0:3, :'.")
+@click.option("--stats", is_flag=True, help="Show only statistics, of NAME or of all variables.")
+@selection_options
+@click.option(
+    "--printoptions",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A NumPy print option, such as precision=3. May be repeated.",
+)
+@output_options
 def show(
-    path: CheckpointPath,
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="NAME", help="The variable, or a function. Optional with --stats.", autocompletion=_complete_name
-        ),
-    ] = None,
-    slice_: Annotated[
-        str | None, typer.Option("--slice", metavar="SLICE", help="Show a slice, in NumPy notation: '0:3, :'.")
-    ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Show only statistics, of NAME or of all variables.")] = False,
-    only: Only = None,
-    regex: Regex = None,
-    printoptions: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A NumPy print option, such as precision=3. May be repeated."),
-    ] = None,
-    json: Json = False,
-    debug: Debug = False,
+    path: Path,
+    name: str | None,
+    slice_: str | None,
+    stats: bool,
+    only: Sequence[str],
+    regex: Sequence[str],
+    printoptions: Sequence[str],
+    json: bool,
 ) -> None:
     """Show the values, statistics and histogram of a variable, the statistics of all variables, or the functions.
 
@@ -79,24 +83,23 @@ def show(
 
     For example:
 
-    ```
-    pytreesaver show runs/a/ckpt-100 params/dense/kernel
-    pytreesaver show runs/a/ckpt-100 params/dense/kernel --slice '0:3, :'
-    pytreesaver show runs/a --stats
-    ```
+    \b
+      pytreesaver show runs/a/ckpt-100 params/dense/kernel
+      pytreesaver show runs/a/ckpt-100 params/dense/kernel --slice '0:3, :'
+      pytreesaver show runs/a --stats
     """
-    options = {"linewidth": min(columns(), 100_000), **parse_print_options(printoptions or [])}
+    options = {"linewidth": min(columns(), 100_000), **parse_print_options(printoptions)}
     if name is not None and (only or regex):
-        raise typer.BadParameter("--only and --regex require --stats without a NAME")
+        raise click.BadParameter("--only and --regex require --stats without a NAME")
     with load_checkpoint(checkpoint_path(path)) as checkpoint:
         models = checkpoint.models
         if name is None and not stats and not models:
-            raise typer.BadParameter("expected the NAME of a variable, or --stats for statistics of all variables")
+            raise click.BadParameter("expected the NAME of a variable, or --stats for statistics of all variables")
         if (name is None and not stats) or (name in models and name not in checkpoint):
             _show_functions(checkpoint, models if name is None else {name: models[name]}, json=json)
         elif name is None:
             if slice_ is not None:
-                raise typer.BadParameter("--slice requires the NAME of a variable")
+                raise click.BadParameter("--slice requires the NAME of a variable")
             found = checkpoint.statistics(selection_of(only, regex), progress=shows_progress(json))
             _show_statistics(checkpoint, found, json=json)
         else:
@@ -129,7 +132,7 @@ def _show_statistics(checkpoint: Checkpoint, found: dict[str, Statistics], *, js
         numbers = [each.min, each.max, each.mean, each.std, each.nan or None, each.inf or None, each.zeros]
         rows.append([name or "''", checkpoint[name].type, *map(number_text, numbers)])
     not_finite = {name: each for name, each in found.items() if each.nan or each.inf}
-    write_table(table([("variable", "left"), ("type", "left"), *((each, "right") for each in headings)], rows))
+    write_table([("variable", "left"), ("type", "left"), *((each, "right") for each in headings)], rows)
     nan, inf = sum(each.nan or 0 for each in not_finite.values()), sum(each.inf or 0 for each in not_finite.values())
     if not_finite:
         names = ", ".join(map(printable, list(not_finite)[:5])) + (", …" if len(not_finite) > 5 else "")
@@ -246,7 +249,7 @@ def parse_slice(text: str) -> tuple[Any, ...]:
     """Parse a slice in NumPy notation.
 
     Raises:
-        typer.BadParameter: if `text` is not a slice.
+        click.BadParameter: if `text` is not a slice.
 
     Example:
         >>> parse_slice("0:3, :, -1")
@@ -265,7 +268,7 @@ def parse_slice(text: str) -> tuple[Any, ...]:
             else:
                 parts.append(int(part))
         except ValueError:
-            raise typer.BadParameter(
+            raise click.BadParameter(
                 f"--slice: expected integers and slices such as '0:3, :', found {text!r}"
             ) from None
     return tuple(parts)

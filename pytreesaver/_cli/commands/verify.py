@@ -1,13 +1,11 @@
 """``pytreesaver verify``: verify the checksums of checkpoints."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from pytreesaver._cli.app import Debug, Json, app, path_or_url, shows_progress
+from pytreesaver._cli.app import app, output_options, path_argument, shows_progress
 from pytreesaver._cli.output import bytes_text, plural, styled, write, write_json
 from pytreesaver._cli.program import EXIT_FOUND, EXIT_OK, one_line
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
@@ -20,26 +18,22 @@ from pytreesaver.formats.registry import is_checkpoint
 
 
 @app.command("verify")
-def verify(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            parser=path_or_url,
-            metavar="PATH...",
-            help="Checkpoints, or run directories, whose checkpoints are all verified.",
-        ),
-    ],
-    json: Json = False,
-    debug: Debug = False,
-) -> int:
+@path_argument(
+    "paths",
+    "Checkpoints, or run directories, whose checkpoints are all verified.",
+    metavar="PATH...",
+    nargs=-1,
+    required=True,
+)
+@output_options
+def verify(paths: Sequence[Path], json: bool) -> int:
     """Read every byte of checkpoints and verify all checksums. The exit code is 1 if any is damaged or unreadable.
 
     For example:
 
-    ```
-    pytreesaver verify runs/a/ckpt-100
-    pytreesaver verify runs/a runs/b
-    ```
+    \b
+      pytreesaver verify runs/a/ckpt-100
+      pytreesaver verify runs/a runs/b
     """
     results = []
     missing = []

@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from pytreesaver._errors import CheckpointError
+from pytreesaver._errors import CheckpointError, not_installed
 from pytreesaver._io.stores.paths import READ_ONLY_SCHEMES, StorePath, store_path
 
 T = TypeVar("T")
@@ -64,15 +64,12 @@ def obstore() -> Any:
     """Return the package.
 
     Raises:
-        CheckpointError: if it is not installed.
+        MissingPackageError: if it is not installed.
     """
     try:
         import obstore
     except ImportError:
-        raise CheckpointError(
-            "a path is the URL of an object store, for which the package obstore is needed: "
-            "pip install 'pytreesaver[remote]'"
-        ) from None
+        raise not_installed("a path that is a URL", "obstore", "to reach object stores", extra="remote") from None
     return obstore
 
 

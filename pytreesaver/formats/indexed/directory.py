@@ -1,8 +1,8 @@
 """Write or overwrite a checkpoint that is a directory of data files and an index, atomically."""
 
 import errno
+import os
 import re
-import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -221,7 +221,7 @@ def _replace(
     # checkpoints.
     remove_leftovers(path.parent)
     replaced = _listed_files(path, layout)
-    token = secrets.token_hex(8)
+    token = os.urandom(8).hex()
     index_name = f".index-{token}.tmp"
     with ExitStack() as locks:
         writer = DataWriter(path, token, options, locks, [], [], meeting)

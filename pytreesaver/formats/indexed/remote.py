@@ -5,7 +5,7 @@ created, or replaces the version that was there at the beginning. So a checkpoin
 one wins.
 """
 
-import secrets
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -89,7 +89,7 @@ def write_to_store(
         objects.refuse_read_only(path)
         condition = objects.version_to_replace(index_object)
         _refuse(path, condition, format.layout, overwrite)
-        token = secrets.token_hex(8)
+        token = os.urandom(8).hex()
         if meeting is not None:
             meeting.publish("begin", msgspec.msgpack.encode(Begin("", token, True)))
         table = ChunkTable.of(contents)

@@ -63,7 +63,7 @@ def key_value_store(path: Path) -> dict[str, Any]:
     options = options_of(store)
     if not set(options) <= _UNDERSTOOD:
         return {}
-    spec = {"bucket": store.root_url.partition("://")[2], "path": f"{store.key}/"}
+    spec: dict[str, Any] = {"bucket": store.root_url.partition("://")[2], "path": f"{store.key}/"}
     if store.scheme in ("gs", "gcs") and not options and "STORAGE_EMULATOR_HOST" not in os.environ:
         return {"driver": "gcs", **spec}
     if store.scheme in ("s3", "s3a"):
