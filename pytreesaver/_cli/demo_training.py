@@ -1,7 +1,7 @@
 """The training program of ``pytreesaver demo``: a small network that learns a curve, in plain JAX.
 
-``python -m pytreesaver._cli.demo_training RUN STEPS`` trains until a step, and saves every 100 steps into RUN. It goes on
-from the newest checkpoint there.
+``python -m pytreesaver._cli.demo_training RUN STEPS`` trains until a step, and saves every 100 steps into RUN. It goes
+on from the newest checkpoint there.
 """
 
 import sys

@@ -16,7 +16,7 @@ from pytreesaver._text import printable
 EXIT_OK, EXIT_FOUND, EXIT_ERROR = 0, 1, 2
 """Exit codes: success; a difference or damage was found; wrong usage, or any other error."""
 
-EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 128 + signal.SIGINT, 128 + getattr(signal, "SIGPIPE", 13)
 _MAX_LINES = 10
 
 

@@ -119,7 +119,7 @@ def sync_file(descriptor: int) -> None:
     """Flush the contents and the size of a file to the disk, so that they survive a power failure."""
     try:
         if sys.platform == "darwin":
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            linux.full_sync(descriptor)
         else:
             os.fdatasync(descriptor)
     except OSError as error:

@@ -119,14 +119,12 @@ def rename_to_new(source: Path, target: Path) -> bool:
     Raises:
         FileExistsError: if `target` exists.
     """
-    if _renameat2 is None:
-        return False
-    if not _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+    number = _rename(source, target, _RENAME_NOREPLACE)
+    if number == 0:
         return True
-    number = ctypes.get_errno()
     if number == errno.EEXIST:
         raise FileExistsError(number, os.strerror(number), str(target))
-    if number in (*NOT_SUPPORTED, errno.EPERM):
+    if number is None or number in (*NOT_SUPPORTED, errno.EPERM):
         return False
     raise OSError(number, os.strerror(number), str(target))
 
@@ -137,17 +135,42 @@ def exchange(source: Path, target: Path) -> None:
     Raises:
         OSError: if the system or the file system cannot.
     """
-    if _renameat2 is None:
+    number = _rename(source, target, _RENAME_EXCHANGE)
+    if number is None:
         raise OSError(errno.ENOSYS, "The system cannot exchange two directories atomically", str(target))
-    if _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE):
-        number = ctypes.get_errno()
+    if number != 0:
         raise OSError(number, f"{os.strerror(number)}; remove the old checkpoint first, or save elsewhere", str(target))
+
+
+def _rename(source: Path, target: Path, flag: int) -> int | None:
+    """Rename with a flag of Linux. Return the number of the error, or 0; None if the system has no such call."""
+    names = os.fsencode(source), os.fsencode(target)
+    if _renameat2 is not None:
+        failed = _renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], flag)
+    elif _renamex_np is not None:
+        failed = _renamex_np(*names, _OF_DARWIN[flag])
+    else:
+        return None
+    return ctypes.get_errno() if failed else 0
 
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
-_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+_OF_DARWIN = {_RENAME_NOREPLACE: 4, _RENAME_EXCHANGE: 2}
+_libc = ctypes.CDLL(None, use_errno=True)
+_renameat2 = getattr(_libc, "renameat2", None) if sys.platform == "linux" else None
+_renamex_np = getattr(_libc, "renamex_np", None) if sys.platform == "darwin" else None
+
+
+def full_sync(descriptor: int) -> None:
+    """Flush a file and the cache of the disk on macOS, or as far as its file system can: network volumes cannot."""
+    try:
+        fcntl.fcntl(descriptor, getattr(fcntl, "F_FULLFSYNC"))  # noqa: B009 - only macOS has it
+    except OSError as error:
+        if error.errno not in (*NOT_SUPPORTED, errno.ENOTTY):
+            raise
+        os.fsync(descriptor)
 
 
 NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
