@@ -130,8 +130,8 @@ def retention_drawing() -> str:
     ]
     for i, (color, what) in enumerate(legend):
         parts += [
-            box(24 + 170 * i, y - 10, 20, 13, color, stroke=PALE),
-            text(50 + 170 * i, y + 1, what, font_size="12"),
+            box(24 + 185 * i, y - 10, 20, 13, color, stroke=PALE),
+            text(50 + 185 * i, y + 1, what, font_size="12"),
         ]
     return svg(left + cell * len(STEPS) + 24, y + 24, parts, "How retention thins a run")
 

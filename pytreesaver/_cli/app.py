@@ -93,7 +93,7 @@ def _flag(name: str, help: str, callback: Callable[..., None]) -> Callable[[Deco
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
 )
 @_flag("--version", "Show the version and exit.", _show_version)
-@_flag("--install-completion", "Install completion for the current shell: Bash, zsh or fish.", _install_completion)
+@_flag("--install-completion", "Install completion for the shell in $SHELL: Bash, zsh or fish.", _install_completion)
 @_flag("--show-completion", "Show the script that --install-completion installs.", _show_completion)
 def app() -> None:
     """Run a command."""

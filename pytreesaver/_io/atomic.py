@@ -173,6 +173,18 @@ def remove_leftovers(directory: Path) -> None:
                     filesystem.release(descriptor)
 
 
+_ABANDONED_SECS = 24 * 3600.0
+
+
+def remove_abandoned(directory: Path, now: float) -> None:
+    """Delete leftovers of interrupted saves in a prefix of an object store that are a day old: it has no locks."""
+    for entry in filesystem.list_directory(directory) if filesystem.exists(directory) else []:
+        if _TEMPORARY.fullmatch(entry):
+            times = [modified / 1e9 for *_, modified in filesystem.fingerprint(directory / entry)]
+            if now - max(times) > _ABANDONED_SECS:
+                remove_tree(directory / entry)
+
+
 def remove_tree(path: Path) -> None:
     """Delete a file, or a directory with all that is in it. Ignore errors."""
     with suppress(OSError):

@@ -5,33 +5,35 @@ import errno
 import fcntl
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
 def open_file(path: Path, flags: int, mode: int = 0o777) -> int:
-    """Open a file as `os.open` does. If this process may have more open files than it has asked for, ask for them.
+    """Open a file as `os.open` does. If this process has too many open files, raise its limit, and try once more.
 
-    A checkpoint of thousands of processes has as many files, and the limit is often 1,024.
+    A checkpoint of thousands of processes has as many files, and the limit is often 1,024, where more may be had.
     """
     try:
         return os.open(path, flags, mode)
     except OSError as error:
-        if error.errno != errno.EMFILE or not _raise_limit_of_open_files():
+        if error.errno != errno.EMFILE:
             raise
-    return os.open(path, flags, mode)
+    _raise_limit_of_open_files()
+    return os.open(path, flags, mode)  # also if another thread has raised the limit meanwhile
 
 
-def _raise_limit_of_open_files() -> bool:
-    try:
+_MOST_OPEN_FILES = 65_536
+
+
+def _raise_limit_of_open_files() -> None:
+    with suppress(ImportError, OSError, ValueError):  # macOS has another limit too
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft == hard:
-            return False
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ImportError, OSError, ValueError):  # macOS has another limit too
-        return False
-    return True
+        most = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
+        if soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def is_cached(descriptor: int, offset: int) -> bool:

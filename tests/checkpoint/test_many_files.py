@@ -19,7 +19,7 @@ for format in ("native", "safetensors"):
     assert len(list(Path(format).iterdir())) > 200
     found = pts.restore(format)
     assert all((found[name] == tree[name]).all() for name in tree)
-assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+assert soft < resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= 65536
 """
 
 

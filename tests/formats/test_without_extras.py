@@ -39,6 +39,10 @@ for name, code in json.load(sys.stdin).items():
         messages[name] = str(error)
 assert pts.restore("native")["w"].tolist() == [0, 1, 2]
 assert [each.step for each in pts.list_checkpoints("run")] == [30]
+from contextlib import redirect_stdout
+from pytreesaver._cli import main
+with redirect_stdout(sys.stderr):
+    assert main(["verify", "run"]) == main(["report", "run"]) == 2  # and not 1, for damage
 print(json.dumps(messages))
 """
 

@@ -1,6 +1,6 @@
 """Check the wheel and the sdist in a directory, and try the wheel in an environment that has nothing else.
 
-``python -m tests.release.check_dist dist build/release/bare`` makes the environment in ``build/release/bare``.
+``python -m tests.release.check_dist dist build/bare`` makes the environment in ``build/bare``.
 """
 
 import os

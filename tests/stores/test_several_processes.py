@@ -1,5 +1,8 @@
 """Several processes save into an object store: the protocol is the same as on files."""
 
+from functools import partial
+from time import time as real_time
+
 import jax
 import numpy as np
 import pytest
@@ -88,3 +91,19 @@ def test_a_process_that_fails_leaves_no_objects(store, monkeypatch):
     ranks.close()
     assert [str(result) for result in results] == ["s3://together/model"] * 2
     assert_trees_equal(pts.restore("s3://together/model"), tree)
+
+
+def test_what_killed_saves_have_left_is_deleted_a_day_later(store, monkeypatch):
+    from pytreesaver._checkpoint.saving.staged import by_one_process
+
+    hidden = "run/.pytreesaver-0123456789abcdef.tmp/together/data-00000-of-00002.safetensors"
+    tree = {"w": np.arange(4.0)}
+    for day in (0.0, 2 * 86400.0):
+        store.put(("together", hidden), b"left")
+        monkeypatch.setattr(by_one_process.time, "time", lambda day=day: real_time() + day)
+        ranks = Ranks(2, monkeypatch)
+        path = f"s3://together/run/m-{day:.0f}"
+        results = ranks.run([partial(pts.save, tree, path, format="npz")] * 2)
+        ranks.close()
+        assert [str(each) for each in results] == [path, path]
+        assert any(".pytreesaver" in key for key in store.keys("together")) == (day == 0)

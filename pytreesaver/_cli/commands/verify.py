@@ -8,7 +8,7 @@ from typing import Any
 from pytreesaver._cli.app import app, output_options, path_argument, shows_progress
 from pytreesaver._cli.output import bytes_text, plural, styled, write, write_json
 from pytreesaver._cli.program import EXIT_FOUND, EXIT_OK, one_line
-from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
+from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, MissingPackageError
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._io import filesystem
 from pytreesaver._run.listing import list_checkpoints
@@ -80,6 +80,8 @@ def _verify_one(path: Path, *, progress: bool) -> dict[str, Any]:
         with load_checkpoint(path) as checkpoint:
             result |= {"variables": len(checkpoint), "nbytes": checkpoint.nbytes}
             checkpoint.verify(progress=progress)
+    except MissingPackageError:
+        raise
     except CheckpointError as error:  # continue with the other checkpoints
         damaged = list(error.damaged) if isinstance(error, CorruptCheckpointError) else []
         result |= {"intact": False, "damaged": damaged, "problem": str(error)}

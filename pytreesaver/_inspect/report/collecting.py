@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, VariableNotFoundError
+from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, MissingPackageError, VariableNotFoundError
 from pytreesaver._inspect.measuring import CheckpointMeasurements, measure_with_drift
 from pytreesaver._inspect.report.facts import CURVES, RunFacts, VariableFacts, lifetimes_of
 from pytreesaver._io.paths import PathLike, local_path, wrap_os_errors
@@ -84,6 +84,8 @@ def collect(
             known = memory.reads.get(lifetime.name)
             try:
                 reads.append(_read(run / lifetime.name, selection, values, reads[-1] if reads else None, known))
+            except MissingPackageError:
+                raise
             except CheckpointError as error:  # damaged, or deleted since the directory was listed
                 facts.unreadable[lifetime.name] = str(error)
             else:

@@ -2,7 +2,9 @@
 
 import errno
 import hashlib
+import hmac
 import json
+import os
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +12,7 @@ from pathlib import Path
 from socketserver import TCPServer
 from types import TracebackType
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from pytreesaver._errors import CheckpointError, CheckpointNotFoundError
 from pytreesaver._inspect.report.collecting import Memory, collect
@@ -22,6 +25,7 @@ from pytreesaver._text import printable
 from pytreesaver._tree.names.select import Selection
 
 ADDRESS = "127.0.0.1"
+_HTTP_PORT = 80
 
 
 class ReportServer:
@@ -60,6 +64,7 @@ class ReportServer:
         self._only = only
         self._values = values
         self._lock = threading.Lock()
+        self._secret = os.urandom(16).hex()
         self._version = ""
         self._page = b""
         try:
@@ -81,8 +86,8 @@ class ReportServer:
 
     @property
     def url(self) -> str:
-        """The address of the page."""
-        return f"http://{ADDRESS}:{self.port}/"
+        """The address of the page. It has a random part, so that no other user of the machine can guess it."""
+        return f"http://{ADDRESS}:{self.port}/{self._secret}/"
 
     def version(self) -> str:
         """Return what changes when the run does: from its history, its state file, and the names in its directory.
@@ -120,7 +125,7 @@ class ReportServer:
         self._server.serve_forever(poll_interval=0.1)
 
     def close(self) -> None:
-        """Stop to answer requests, and free the port."""
+        """Stop answering requests, and free the port."""
         if self._thread is not None:
             self._server.shutdown()
             self._thread.join()
@@ -151,6 +156,9 @@ class _Server(ThreadingHTTPServer):
         """Bind the socket, without the search for a host name that `http.server` makes."""
         TCPServer.server_bind(self)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Write nothing: a browser may end a request at any time."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     """Answers requests for the page and its version."""
@@ -161,19 +169,27 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer a request, unless it names another host."""
         report = cast(_Server, self.server).report
-        if self.headers.get("Host") not in (f"{ADDRESS}:{report.port}", f"localhost:{report.port}"):
-            self._answer(HTTPStatus.FORBIDDEN, f"expected a request to {report.url}".encode())
+        hosts = [f"{name}:{report.port}" for name in (ADDRESS, "localhost")]
+        if report.port == _HTTP_PORT:  # which browsers leave out
+            hosts += [ADDRESS, "localhost"]
+        if self.headers.get("Host") not in hosts:
+            self._answer(HTTPStatus.FORBIDDEN, f"expected a request to {ADDRESS}:{report.port}".encode())
             return
+        root = urlsplit(report.url).path
         try:
-            match self.path:
-                case "/":
-                    self._answer(HTTPStatus.OK, report.current_page(), "text/html")
-                case "/version.json":
-                    self._answer(HTTPStatus.OK, json.dumps({"version": report.version()}).encode(), "application/json")
-                case _:
-                    self._answer(HTTPStatus.NOT_FOUND, b"no such page")
+            if hmac.compare_digest(self.path.encode(), root.encode()):
+                self._answer(HTTPStatus.OK, report.current_page(), "text/html")
+            elif hmac.compare_digest(self.path.encode(), f"{root}version.json".encode()):
+                self._answer(HTTPStatus.OK, json.dumps({"version": report.version()}).encode(), "application/json")
+            else:
+                self._answer(HTTPStatus.NOT_FOUND, b"no such page: open the address that pytreesaver report printed")
+        except ConnectionError:
+            raise
         except CheckpointError as error:
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, printable(str(error)).encode())
+        except Exception as error:
+            text = printable(f"{type(error).__name__}: {error}")
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, text.encode())
 
     def _answer(self, status: HTTPStatus, content: bytes, kind: str = "text/plain") -> None:
         self.send_response(status)

@@ -48,6 +48,11 @@ def before_commit() -> None:
         check()
 
 
+def is_locked() -> bool:
+    """Return whether this is in a block of `checking_before_commit`: no other process saves into the directory."""
+    return _check.get() is not None
+
+
 def is_in_store(where: Any) -> bool:
     """Return whether a path is that of an object store, or a descriptor is a handle of one."""
     return type(where) is StorePath or (type(where) is int and where >= FIRST_HANDLE)

@@ -69,7 +69,7 @@ def obstore() -> Any:
     try:
         import obstore
     except ImportError:
-        raise not_installed("a path that is a URL", "obstore", "to reach object stores", extra="remote") from None
+        raise not_installed("a path is a URL", "obstore", "for object stores", extra="remote") from None
     return obstore
 
 

@@ -10,24 +10,26 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
 from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver.formats import native
-from pytreesaver.formats.orbax.in_stores import in_order, open_anywhere, prepare_upload
+from pytreesaver.formats.orbax.in_stores import in_order, is_left_over, open_anywhere, prepare_upload
 from pytreesaver.formats.orbax.layout import (
     AGGREGATE,
     MANIFEST,
     ROOT_FILE,
+    SIDECAR,
     TREE_FILE,
     layout_of,
     recognizes,
 )
 from pytreesaver.formats.orbax.opening import metadata_of, record_of
 from pytreesaver.formats.orbax.reader import NAME, VERSION, OrbaxReader, read_heading, warn_of_others
-from pytreesaver.formats.orbax.sidecar import SIDECAR, files_of_others
+from pytreesaver.formats.orbax.sidecar import files_of_others
 from pytreesaver.formats.orbax.writing import unsupported, write
 from pytreesaver.formats.protocol import CheckpointReader, refuse_other_files
 from pytreesaver.formats.readers.joined import joined_items
 
 __all__ = [
     "heading_file",
+    "is_left_over",
     "name",
     "open",
     "prepare_upload",
@@ -69,19 +71,21 @@ def open(path: Path) -> CheckpointReader:
     return open_anywhere(path, _open)
 
 
-def _open(path: Path) -> CheckpointReader:
-    layout = layout_of(path)
+def _open(directory: Path, path: Path) -> CheckpointReader:
+    layout = layout_of(directory)
     if layout is not None and list(layout.natives) == [""]:
         reader = native.open(layout.natives[""])
         if reader.record is None:
             reader.record = record_of(path, layout)
         return reader
     if layout is None or not layout.natives:
-        return OrbaxReader(path)
+        return OrbaxReader(directory, path)
     readers: dict[str, CheckpointReader] = {}
     try:
-        for prefix, directory in sorted({**layout.trees, **layout.natives}.items()):
-            readers[prefix.removesuffix("/")] = (native.open if prefix in layout.natives else OrbaxReader)(directory)
+        for prefix, item in sorted({**layout.trees, **layout.natives}.items()):
+            readers[prefix.removesuffix("/")] = (
+                native.open(item) if prefix in layout.natives else OrbaxReader(item, path / item.relative_to(directory))
+            )
         metadata, record = metadata_of(path, layout), record_of(path, layout)
     except BaseException:
         for each in readers.values():

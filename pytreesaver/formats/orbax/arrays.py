@@ -28,6 +28,10 @@ _SLAB_NBYTES = 64 << 20
 """The maximum size of a part of a single array that is read at a time."""
 
 
+_RETRIES = {f"{store}_request_retries": {"max_retries": 6} for store in ("gcs", "s3")}
+"""With pauses of 1, 2, 4, … seconds, a store that cannot be reached is an error after a minute or two."""
+
+
 class ArrayStore:
     """The arrays in the directory of one tree.
 
@@ -46,7 +50,7 @@ class ArrayStore:
             base = {"driver": "file", "path": f"{path_for_store(directory)}/"}
             _refuse_special_files(directory)
         self.is_ocdbt = filesystem.exists(directory / MANIFEST)
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": 0}, **_RETRIES})
         spec = {"driver": "ocdbt", "base": base} if self.is_ocdbt else base
         try:
             self._store = ts.KvStore.open(spec, context=self._context).result()

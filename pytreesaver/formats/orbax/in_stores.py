@@ -19,12 +19,11 @@ from pytreesaver._io.parallel import RANGE_NBYTES, advance, run_all
 from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._io.stores.engine import options_of
 from pytreesaver._io.stores.paths import StorePath
-from pytreesaver.formats.orbax.layout import MANIFEST, ROOT_FILE, SUCCESS, TREE_FILE
-from pytreesaver.formats.orbax.sidecar import SIDECAR
+from pytreesaver.formats.orbax.layout import MANIFEST, ROOT_FILE, SIDECAR, SUCCESS, TREE_FILE, other_files
 from pytreesaver.formats.protocol import CheckpointReader
 
 _COMPLETING = (SIDECAR, TREE_FILE, MANIFEST, ROOT_FILE, SUCCESS)
-"""The files without which nothing is an Orbax checkpoint, in the order in which they are sent, after all others."""
+"""The files that are sent after all others, in this order. With the last one, the checkpoint is complete."""
 
 
 def prepare_upload(path: Path) -> Sequence[str]:
@@ -45,7 +44,15 @@ def in_order(names: Sequence[str] | Mapping[str, int]) -> list[str]:
     return sorted(names, key=lambda name: (ranks.get(name.rpartition("/")[2], -1), name))
 
 
-_UNDERSTOOD = {"endpoint", "region", "skip_signature", "client_options", "retry_config"}
+def is_left_over(path: Path) -> bool:
+    """Return whether there are only files of an interrupted save in a directory of a store."""
+    names = set(filesystem.file_sizes(path))
+    last = {name.rpartition("/")[2] for name in names}
+    is_ours = SIDECAR in names or not last & {TREE_FILE, MANIFEST, ROOT_FILE}
+    return bool(names) and SUCCESS not in names and is_ours and not other_files(path)
+
+
+_UNDERSTOOD = {"endpoint", "region", "skip_signature"}
 
 
 def key_value_store(path: Path) -> dict[str, Any]:
@@ -56,14 +63,17 @@ def key_value_store(path: Path) -> dict[str, Any]:
     Example:
         >>> key_value_store(StorePath("gs://bucket/run/7"))
         {'driver': 'gcs', 'bucket': 'bucket', 'path': 'run/7/'}
+        >>> key_value_store(StorePath("gs://bucket"))
+        {'driver': 'gcs', 'bucket': 'bucket', 'path': ''}
         >>> key_value_store(StorePath("memory://tests/7"))
         {}
     """
     store = cast(StorePath, path)
     options = options_of(store)
+    is_public = options.get("skip_signature") or os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
     if not set(options) <= _UNDERSTOOD:
         return {}
-    spec: dict[str, Any] = {"bucket": store.root_url.partition("://")[2], "path": f"{store.key}/"}
+    spec: dict[str, Any] = {"bucket": store.root_url.partition("://")[2], "path": f"{store.key}/" if store.key else ""}
     if store.scheme in ("gs", "gcs") and not options and "STORAGE_EMULATOR_HOST" not in os.environ:
         return {"driver": "gcs", **spec}
     if store.scheme in ("s3", "s3a"):
@@ -71,32 +81,40 @@ def key_value_store(path: Path) -> dict[str, Any]:
             spec["aws_region"] = region
         if endpoint := options.get("endpoint"):
             spec["endpoint"] = endpoint
-        if options.get("skip_signature"):
+        if is_public:
             spec["aws_credentials"] = {"type": "anonymous"}
         return {"driver": "s3", **spec}
     return {}
 
 
-def open_anywhere(path: Path, open: Callable[[Path], CheckpointReader]) -> CheckpointReader:
+def open_anywhere(path: Path, open: Callable[[Path, Path], CheckpointReader]) -> CheckpointReader:
     """Open a checkpoint, on a disk or in a store. What TensorStore cannot read is fetched into a temporary directory.
 
-    The directory is deleted with the reader.
+    The directory is deleted when the reader is closed, or collected.
+
+    Args:
+        path: the checkpoint.
+        open: opens a checkpoint; called with the directory that is read, and the path for messages.
     """
     if not is_in_store(path) or key_value_store(path):
-        return open(path)
+        return open(path, path)
     directory = Path(tempfile.mkdtemp(prefix="pytreesaver-"))
     local = directory / path.name
     try:
         fetch(path, local)
-        reader = open(local)
-    except CorruptCheckpointError as error:
+        reader = open(local, path)
+    except BaseException as error:
         shutil.rmtree(directory, ignore_errors=True)
-        message = str(error).replace(str(local), str(path))
-        raise CorruptCheckpointError(message, damaged=error.damaged) from error.__cause__
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
+        if isinstance(error, CorruptCheckpointError):
+            message = str(error).replace(str(local), str(path))
+            raise CorruptCheckpointError(message, damaged=error.damaged) from error.__cause__
+        if isinstance(error, OSError) and error.filename is not None:
+            raise type(error)(
+                error.errno, error.strerror, str(error.filename).replace(str(local), str(path))
+            ) from error
         raise
-    weakref.finalize(reader, shutil.rmtree, directory, ignore_errors=True)
+    remove = weakref.finalize(reader, shutil.rmtree, directory, ignore_errors=True)
+    reader.on_close = remove  # type: ignore[attr-defined]
     return reader
 
 

@@ -11,12 +11,15 @@ import numpy as np
 from pytreesaver._errors import CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_file, read_fully
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._text import NotJSONError, decode_json
 from pytreesaver.formats.protocol import PINNED_NAME, SYSTEM_FILES
 
 TREE_FILE = "_METADATA"
 ROOT_FILE = "_CHECKPOINT_METADATA"
 MANIFEST = "manifest.ocdbt"
+SIDECAR = "pytreesaver.json"
+"""What pytreesaver notes beside the files of Orbax, which ignores it."""
 AGGREGATE = "checkpoint"  # of versions before 0.5: the structure, and small values
 STRINGS = "_strings.json"
 ARRAY_METADATA = "array_metadatas"
@@ -61,10 +64,10 @@ def recognizes(path: Path) -> bool:
     Raises:
         OSError: if the system could not look.
     """
-    if _is_unfinished(path):
-        return False
     try:
         names = set(filesystem.list_directory(path))
+        if _is_unfinished(path, names):
+            return False
         return _is_tree(path, names) or (_is_root(path, names) and _items(path, names).exist)
     except OSError as error:
         if filesystem.is_absence(error):  # also if it is deleted meanwhile
@@ -85,7 +88,7 @@ def layout_of(path: Path) -> Layout | None:
         if filesystem.is_absence(error):
             return None
         raise
-    if _is_unfinished(path):
+    if _is_unfinished(path, names):
         return None
     if _is_tree(path, names):
         return Layout({"": path}, {}, {}, [], _root(path, names))
@@ -153,8 +156,10 @@ def _is_own_file(path: Path, parts: Sequence[str]) -> bool:
     return directory == path or _is_zarr(directory) or _is_tree(directory, set(filesystem.list_directory(directory)))
 
 
-def _is_unfinished(path: Path) -> bool:
-    """Return whether a path belongs to a save of Orbax that has not ended, or is a part of a checkpoint."""
+def _is_unfinished(path: Path, names: Collection[str]) -> bool:
+    """Return whether a path belongs to a save that has not ended, or is a part of a checkpoint."""
+    if is_in_store(path) and SIDECAR in names and SUCCESS not in names:
+        return True  # what completes a save in a store comes last
     return any(_TEMPORARY in part for part in path.parts) or path.name.startswith("ocdbt.process_")
 
 

@@ -20,6 +20,7 @@ from pytreesaver.formats.orbax.layout import (
     AGGREGATE,
     ARRAY_METADATA,
     ROOT_FILE,
+    SIDECAR,
     STRINGS,
     TREE_FILE,
     Layout,
@@ -27,7 +28,7 @@ from pytreesaver.formats.orbax.layout import (
     read_json,
     step_of,
 )
-from pytreesaver.formats.orbax.sidecar import MARKER, SIDECAR
+from pytreesaver.formats.orbax.sidecar import MARKER
 from pytreesaver.formats.orbax.tree import (
     UNKNOWN,
     OrbaxLeaf,
@@ -62,7 +63,7 @@ def damage_of(path: Path, failed: Mapping[str, Exception], count: int) -> Except
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].partition(" [tensorstore_spec=")[0][:300]
+    return str(error).partition("\n")[0].partition(" [tensorstore_spec=")[0][:600]
 
 
 def read_tree(directory: Path) -> tuple[list[OrbaxLeaf], list[Any], list[OrbaxVariable]]:

@@ -29,9 +29,9 @@ from pytreesaver.formats.orbax.arrays import (
     read_box,
     read_boxes_with_checksum,
 )
-from pytreesaver.formats.orbax.layout import TREE_FILE, Layout, layout_of
+from pytreesaver.formats.orbax.layout import SIDECAR, TREE_FILE, Layout, layout_of
 from pytreesaver.formats.orbax.opening import OrbaxVariable, damage_of, metadata_of, read_tree, record_of
-from pytreesaver.formats.orbax.sidecar import SIDECAR, checksums_of_files, read_sidecar
+from pytreesaver.formats.orbax.sidecar import checksums_of_files, read_sidecar
 from pytreesaver.formats.orbax.tree import joined_structure, structure_of
 from pytreesaver.formats.protocol import Heading
 
@@ -50,23 +50,28 @@ class OrbaxReader:
     format_version = VERSION
     window_nbytes = WINDOW_NBYTES
 
-    def __init__(self, path: Path) -> None:
-        layout = layout_of(path)
+    def __init__(self, directory: Path, path: Path | None = None) -> None:
+        """Open the checkpoint in a directory, which is a copy of the one at `path` if that is given."""
+        layout = layout_of(directory)
         if layout is None:
-            raise not_found(path)
-        self.path = path
-        self._version = _version_of(path)
+            raise not_found(directory)
+        self.path = directory if path is None else path
+        self.on_close: Callable[[], object] | None = None
+        self._directory = directory
+        self._version = _version_of(directory)
         self._ahead = ReadAhead({})
         self._checksums: Sequence[str] = ()
         self.models: Any = None
         self._files: Mapping[str, tuple[int, str]] = {}
         self.same_as: Mapping[int, int] = {}
-        if _has_sidecar(path):
+        if _has_sidecar(directory):
             if list(layout.trees) != [""]:
-                raise CorruptCheckpointError(f"{path}: expected the arrays of {SIDECAR}, found {list(layout.trees)}")
-            self._open_ours(read_sidecar(path), layout.trees[""])
+                raise CorruptCheckpointError(
+                    f"{self.path}: expected the arrays of {SIDECAR}, found {list(layout.trees)}"
+                )
+            self._open_ours(read_sidecar(directory), layout.trees[""])
         else:
-            warn_of_others(path, layout)
+            warn_of_others(self.path, layout)
             self._open_foreign(layout)
         self.types: Sequence[LeafType] = [each.type for each in self._variables]
         self.shapes: Sequence[tuple[int, ...]] = [each.shape for each in self._variables]
@@ -124,10 +129,12 @@ class OrbaxReader:
         """Close the checkpoint."""
         self._variables = [each._replace(array=None) for each in self._variables]
         self._ahead = ReadAhead({})
+        if self.on_close is not None:
+            self.on_close()
 
     def check(self) -> None:
         """See `pytreesaver.formats.CheckpointReader.check`. Opening the checkpoint has found all arrays."""
-        found = filesystem.file_sizes(self.path)
+        found = filesystem.file_sizes(self._directory)
         wrong = [name for name, (size, _) in self._files.items() if found.get(name) != size]
         if wrong:
             lines = [
@@ -242,7 +249,7 @@ class OrbaxReader:
         if failed:
             raise self._corrupt(failed)
         if self._files:
-            checksums = checksums_of_files(self.path, self._files)
+            checksums = checksums_of_files(self._directory, self._files)
             wrong = [name for name, expected in self._files.items() if checksums.get(name) != expected]
             if wrong:
                 raise CorruptCheckpointError(
@@ -259,8 +266,10 @@ class OrbaxReader:
         return self._damage({self.names[i]: error for i, error in failed.items()}, len(self.names))
 
     def _damage(self, failed: Mapping[str, Exception], count: int) -> Exception:
-        if _version_of(self.path) != self._version:
+        if _version_of(self._directory) != self._version:
             return OSError(errno.ESTALE, "it was replaced or deleted while it was open; open it again", str(self.path))
+        local, shown = str(self._directory), str(self.path)
+        failed = {name: StoreError(str(error).replace(local, shown)) for name, error in failed.items()}
         return damage_of(self.path, failed, count)
 
 

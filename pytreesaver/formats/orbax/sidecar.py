@@ -15,9 +15,8 @@ from pytreesaver._io import filesystem
 from pytreesaver._io.checksums.xxh3 import checksum
 from pytreesaver._io.files import map_or_read
 from pytreesaver.formats.description import Description, decode_description
-from pytreesaver.formats.orbax.layout import other_files, read_bytes
+from pytreesaver.formats.orbax.layout import SIDECAR, SUCCESS, other_files, read_bytes
 
-SIDECAR = "pytreesaver.json"
 MARKER: dict[str, Any] = {"pytreesaver": f"structure, types and checksums are in {SIDECAR}"}
 """The metadata in Orbax's own file, so that a missing description is noticed."""
 
@@ -32,7 +31,7 @@ def files_of_others(directory: Path) -> list[str]:
     listed: set[str] | None = None
     if filesystem.exists(directory / SIDECAR):
         with suppress(CheckpointError):  # if it is damaged, the names tell
-            listed = {SIDECAR, *read_sidecar(directory).files}
+            listed = {SIDECAR, SUCCESS, *read_sidecar(directory).files}
     return other_files(directory, listed)
 
 

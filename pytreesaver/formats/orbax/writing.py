@@ -28,10 +28,9 @@ from pytreesaver._text import SINGLE_LEAF_NAME, quoted
 from pytreesaver._tree.kinds import Cells, LeafType, describe_dtype, joined_bytes, storage_dtype, stored_array
 from pytreesaver.formats.description import described, encode_description
 from pytreesaver.formats.orbax.arrays import ArrayStore, as_os_error, path_for_store
-from pytreesaver.formats.orbax.layout import recognizes
+from pytreesaver.formats.orbax.layout import SIDECAR, recognizes
 from pytreesaver.formats.orbax.sidecar import (
     MARKER,
-    SIDECAR,
     checksums_of_files,
     files_of_others,
 )

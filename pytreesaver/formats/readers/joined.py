@@ -88,6 +88,7 @@ class JoinedReader:
         format_version: int,
     ) -> None:
         self.path = path
+        self.on_close: Callable[[], object] | None = None
         self.metadata = contents.metadata
         self.record = contents.record
         self.models: Any = None
@@ -109,6 +110,8 @@ class JoinedReader:
     def close(self) -> None:
         """Close all checkpoints."""
         with ExitStack() as stack:
+            if self.on_close is not None:
+                stack.callback(self.on_close)
             for reader in self._readers.values():
                 stack.callback(reader.close)
 

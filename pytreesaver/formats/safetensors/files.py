@@ -8,6 +8,7 @@ import numpy as np
 
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import EndOfFileError, read_fully
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver.formats.protocol import PINNED_NAME, SYSTEM_FILES
 from pytreesaver.formats.safetensors.header import looks_like_header
 from pytreesaver.formats.single_file import open_regular_file
@@ -36,7 +37,13 @@ def recognizes(path: Path) -> bool:
         if filesystem.is_absence(error):
             return False
         raise
-    return data_files(path, entries) is not None
+    found = data_files(path, entries)
+    return found is not None and not (is_in_store(path) and _are_unfinished(found))
+
+
+def _are_unfinished(found: list[str] | Path) -> bool:
+    """Return whether files in a store may be those of an interrupted save: it sends the index after the shards."""
+    return not isinstance(found, Path) and any(map(_SHARD.fullmatch, found))
 
 
 def other_files(directory: Path) -> list[str]:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from cli.running import command, environment, save_run
@@ -42,9 +43,9 @@ def test_report_serves_until_it_is_interrupted():
         try:
             words = process.stdout.readline().split()
             assert words[0] == "serving"
-            address = words[1].removeprefix("http://").removesuffix("/")
-            with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
-                connection.request("GET", "/")
+            address = urlsplit(words[1])
+            with contextlib.closing(http.client.HTTPConnection(address.netloc, timeout=60)) as connection:
+                connection.request("GET", address.path)
                 assert "made by pytreesaver report" in connection.getresponse().read().decode()
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0

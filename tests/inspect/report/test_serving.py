@@ -4,7 +4,9 @@ import http.client
 import json
 import shutil
 import socket
+import struct
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -22,10 +24,11 @@ def manager():
         yield manager
 
 
-def ask(server, path="/", host=None):
+def ask(server, path="", host=None, *, root=None):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     try:
-        connection.request("GET", path, headers={} if host is None else {"Host": host})
+        root = urlsplit(server.url).path if root is None else root
+        connection.request("GET", root + path, headers={} if host is None else {"Host": host})
         answer = connection.getresponse()
         return answer, answer.read().decode()
     finally:
@@ -33,7 +36,7 @@ def ask(server, path="/", host=None):
 
 
 def version_of(server):
-    return json.loads(ask(server, "/version.json")[1])["version"]
+    return json.loads(ask(server, "version.json")[1])["version"]
 
 
 def test_the_page_follows_the_run(manager):
@@ -76,9 +79,28 @@ def test_requests_of_other_hosts_are_refused(manager):
         for host in ("evil.example", f"evil.example:{server.port}", "127.0.0.1", ""):
             answer, text = ask(server, host=host)
             assert answer.status == 403
-            assert text == f"expected a request to {server.url}"
-        assert ask(server, "/../run/checkpoint")[0].status == 404
+            assert text == f"expected a request to 127.0.0.1:{server.port}"
+        assert ask(server, "../run/checkpoint")[0].status == 404
         assert server._server.server_address[0] == "127.0.0.1"
+
+
+def test_who_does_not_know_the_address_gets_nothing(manager):
+    with ReportServer("run") as server, ReportServer("run", port=0) as other:
+        for root in ("/", "/version.json", f"/{'0' * 32}/", urlsplit(other.url).path):
+            answer, text = ask(server, root=root)
+            assert answer.status == 404
+            assert "ckpt" not in text
+
+
+def test_a_request_that_ends_early_is_not_shown_and_an_unexpected_error_is_answered(manager, monkeypatch, capfd):
+    with ReportServer("run") as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(f"GET {urlsplit(server.url).path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}".encode())
+        monkeypatch.setattr(server, "current_page", lambda: 1 / 0)
+        answer, text = ask(server)
+        assert (answer.status, text) == (500, "ZeroDivisionError: division by zero")
+    assert capfd.readouterr().err == ""
 
 
 def test_a_run_that_is_gone(manager):

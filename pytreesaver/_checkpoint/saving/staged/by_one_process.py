@@ -4,6 +4,7 @@ Together they write it in the native format, into a hidden directory beside the 
 checkpoint from that.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,13 +12,21 @@ from typing import Any
 
 from pytreesaver._checkpoint.saving.staged.stored_array import StoredArray
 from pytreesaver._errors import CheckpointExistsError
-from pytreesaver._io.atomic import make_locked_directory, new_hidden_path, remove_leftovers, remove_tree, sync_parents
+from pytreesaver._io.atomic import (
+    make_locked_directory,
+    new_hidden_path,
+    remove_abandoned,
+    remove_leftovers,
+    remove_tree,
+    sync_parents,
+)
 from pytreesaver._io.parallel import unmetered
 from pytreesaver._io.processes.meeting import Meeting
+from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._tree.kinds import Cells, is_stored_as_bytes
 from pytreesaver.formats import places
 from pytreesaver.formats.protocol import CheckpointReader, TreeContents
-from pytreesaver.formats.registry import format_named
+from pytreesaver.formats.registry import format_at, format_named
 
 _STAGED = "together"
 
@@ -48,11 +57,14 @@ def write_by_one_process(
         _write_together(target.with_name(hidden), contents, in_background, meeting)
         meeting.hear("written", "write the checkpoint from the parts of all processes")
         return
-    if not overwrite and places.exists(target):
+    exists = format_at(target) is not None if is_in_store(target) else places.exists(target)
+    if exists and not overwrite:
         raise CheckpointExistsError(f"{target} exists already; pass overwrite=True to replace a checkpoint")
     with new_hidden_path(target) as (directory, made), ExitStack() as locks:
         make_locked_directory(directory, locks)
         remove_leftovers(target.parent)
+        if is_in_store(target):
+            remove_abandoned(target.parent, time.time())
         meeting.publish("staged", directory.name.encode())
         _write_together(directory, contents, in_background, meeting)
         reader = format_named("native").open(directory / _STAGED)

@@ -1,7 +1,9 @@
 """Saving to an object store in a format that can only be written to a disk: write it there, and send its files."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +13,9 @@ from pytreesaver._errors import CheckpointExistsError
 from pytreesaver._io import filesystem
 from pytreesaver._io.files import read_file, read_fully
 from pytreesaver._io.parallel import SLICE_NBYTES
+from pytreesaver._io.paths import local_path
 from pytreesaver._io.stores import objects
+from pytreesaver._io.stores.dispatch import is_locked
 from pytreesaver._io.stores.engine import ChangedError
 from pytreesaver._io.stores.objects import version_to_replace
 from pytreesaver.formats import places
@@ -20,6 +24,9 @@ from pytreesaver.formats.protocol import Format
 
 def write_and_upload(target: Path, writer: Format, write: Callable[[Path], None], *, overwrite: bool) -> None:
     """Write a checkpoint into a temporary directory, then send it to an object store, its index last.
+
+    If that fails, what was sent is deleted. What an interrupted save has left is deleted by the next one to the path
+    if no other can be writing it now: this one has the lock of the run, it overwrites, or the objects are an hour old.
 
     Args:
         target: the path in the store.
@@ -35,30 +42,71 @@ def write_and_upload(target: Path, writer: Format, write: Callable[[Path], None]
     with tempfile.TemporaryDirectory(prefix="pytreesaver-") as directory:
         local = Path(directory) / target.name
         write(local)
-        files = _files_of(local)
-        if len(files) > 1 and places.exists(target):
-            raise CheckpointExistsError(
-                f"{target}: a checkpoint of several files in the format {writer.name} cannot replace another one in an "
-                "object store; remove that first, or save elsewhere"
-            )
-        heading = writer.heading_file(local)
-        ordered = sorted(files, key=lambda file: (file == heading, file))
-        prepare = getattr(writer, "prepare_upload", None)
-        if prepare is not None:
-            ordered = [local / name for name in prepare(local)]
-        for file in ordered:
-            _upload(file, target.parent / file.relative_to(directory), mode if file == local else "create")
+        files = _in_order(_files_of(local), local, writer)
+        paths = [target.parent / file.relative_to(directory) for file in files]
+        if len(files) > 1:
+            _remove_leftovers(target, writer, paths, overwrite=overwrite)
+        sent: list[Path] = []
+        try:
+            for file, path in zip(files, paths, strict=True):
+                _upload(file, path, mode if file == local else "create")
+                sent.append(path)
+        except BaseException:
+            for path in reversed(sent):
+                with suppress(OSError):
+                    filesystem.remove_file(path)
+            raise
+
+
+def _in_order(files: Sequence[Path], local: Path, writer: Format) -> list[Path]:
+    """Return the files in the order in which they are sent."""
+    prepare = getattr(writer, "prepare_upload", None)
+    if prepare is not None:
+        return [local / name for name in prepare(local)]
+    heading = writer.heading_file(local)
+    return sorted(files, key=lambda file: (file == heading, file))
 
 
 def _refuse(target: Path, writer: Format, overwrite: bool) -> None:
-    exists = places.exists(target)
-    if exists and not overwrite:
+    if not writer.recognizes(target):
+        return
+    if not overwrite:
         raise CheckpointExistsError(f"{target} exists already; pass overwrite=True to replace a checkpoint")
-    if exists and not writer.recognizes(target):
+    if len(places.file_sizes(target)) > 1:
+        raise CheckpointExistsError(
+            f"{target}: a checkpoint of several files in the format {writer.name} cannot replace another one in an "
+            "object store; remove that first, or save elsewhere"
+        )
+
+
+_LEFT_OVER_SECS = 3600.0
+
+
+def _remove_leftovers(target: Any, writer: Format, paths: Sequence[Path], *, overwrite: bool) -> None:
+    """Delete the objects of an interrupted save.
+
+    Raises:
+        CheckpointExistsError: if there is anything else, or another process may be writing it.
+    """
+    found = {str(target / name): meta for name, meta in objects.objects_under(target)}
+    if not places.exists(target) and not found:
+        found = {str(path): objects.head(cast(Any, path)) for path in paths if filesystem.exists(path)}
+    if not found and not places.exists(target):
+        return
+    is_leftover = getattr(writer, "is_left_over", None)
+    if not (set(found) <= set(map(str, paths)) if is_leftover is None else is_leftover(target)) or not found:
         raise CheckpointExistsError(
             f"{target}: expected a checkpoint of the format {writer.name} to overwrite, found something else; save "
             "elsewhere, or remove it if it is not needed"
         )
+    newest = max(meta["last_modified"].timestamp() for meta in found.values())
+    if not (overwrite or is_locked() or time.time() - newest > _LEFT_OVER_SECS):
+        raise CheckpointExistsError(
+            f"{target}: expected nothing there, found objects of a save that was interrupted, or that is not finished; "
+            "pass overwrite=True to delete them"
+        )
+    for path in found:
+        filesystem.remove_file(local_path(path))
 
 
 def _files_of(path: Path) -> list[Path]:
