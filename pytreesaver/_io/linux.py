@@ -122,12 +122,12 @@ def rename_to_new(source: Path, target: Path) -> bool:
         FileExistsError: if `target` exists.
     """
     number = _rename(source, target, _RENAME_NOREPLACE)
+    if number is None or number in (*NOT_SUPPORTED, errno.EPERM):
+        return False
     if number == 0:
         return True
     if number == errno.EEXIST:
         raise FileExistsError(number, os.strerror(number), str(target))
-    if number is None or number in (*NOT_SUPPORTED, errno.EPERM):
-        return False
     raise OSError(number, os.strerror(number), str(target))
 
 
