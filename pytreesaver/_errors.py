@@ -142,9 +142,10 @@ def not_installed(where: object, package: str, purpose: str, *, extra: str) -> M
     """Return the error for a package that only an extra of pytreesaver installs.
 
     Example:
-        >>> print(not_installed("run/7", "tensorstore", "to read an Orbax checkpoint", extra="orbax"))
-        run/7: expected the package tensorstore to read an Orbax checkpoint, found that it is not installed; pip install
+        >>> print(not_installed("run/7", "tensorstore", "reading an Orbax checkpoint", extra="orbax"))
+        run/7: reading an Orbax checkpoint needs the package tensorstore, which is not installed: pip install
         'pytreesaver[orbax]'
     """
-    found = f"expected the package {package} {purpose}, found that it is not installed"
-    return MissingPackageError(f"{where}: {found}; pip install 'pytreesaver[{extra}]'")
+    return MissingPackageError(
+        f"{where}: {purpose} needs the package {package}, which is not installed: pip install 'pytreesaver[{extra}]'"
+    )

@@ -37,7 +37,7 @@ try:
     import orbax.checkpoint as ocp
     from orbax.checkpoint import future
 except ModuleNotFoundError as error:
-    raise not_installed(__name__, error.name or "orbax.checkpoint", "for its handlers", extra="orbax") from None
+    raise not_installed(__name__, error.name or "orbax.checkpoint", "this module", extra="orbax") from None
 
 __all__ = ["CheckpointHandler", "CheckpointableHandler", "RestoreArgs", "SaveArgs"]
 

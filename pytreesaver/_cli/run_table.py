@@ -125,5 +125,7 @@ def _value_text(value: Any) -> str:
 def retention_text(listed: ListedCheckpoint, not_kept_text: str) -> str:
     """Return why a checkpoint is kept, what is wrong with it, or `not_kept_text`."""
     if listed.problem is not None:
-        return f"DAMAGED: {listed.problem.splitlines()[0]}"
+        problem = listed.problem.splitlines()[0]
+        label = "UNREADABLE" if problem.startswith("cannot ") else "DAMAGED"  # what the system refuses may be intact
+        return f"{label}: {problem}"
     return f"kept: {', '.join(listed.reasons)}" if listed.keep else not_kept_text

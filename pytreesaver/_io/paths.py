@@ -36,7 +36,7 @@ def local_path(path: PathLike) -> Path:
     given: object = path  # callers may ignore the annotation
     text = os.fspath(given) if isinstance(given, str | os.PathLike) else _url_of(given)
     if not isinstance(text, str):
-        raise TypeError(f"path: expected a str or a pathlib.Path, found {path!r}")
+        raise TypeError(f"path: expected a str or a pathlib.Path, found {_described(given)}")
     if not text or "\0" in text or not _is_encodable(text):
         raise ValueError(f"path: expected a valid path, found {text!r}")
     if text.startswith("file://"):
@@ -51,6 +51,13 @@ def local_path(path: PathLike) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ValueError(f"path: expected the home directory of an existing user, found {text!r}") from error
+
+
+def _described(value: object) -> str:
+    if value is None or isinstance(value, bool | int | float | bytes):
+        return repr(value)[:60]
+    order = "the order is save(tree, path) and restore(path, like=tree)"
+    return f"an object of the type {type(value).__name__}; {order}"
 
 
 def as_path(text: str) -> Path:

@@ -3,7 +3,8 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import jax
 import msgspec
 
 from pytreesaver._checkpoint.saving.contents import contents_of
-from pytreesaver._errors import CheckpointError, CheckpointPermissionError
+from pytreesaver._errors import CheckpointError, CheckpointPermissionError, RetentionWarning
 from pytreesaver._io.processes.meeting import Meeting, new_meeting, next_of, telling
 from pytreesaver._run.directory import Deletions
 from pytreesaver._run.history import CheckpointEvent, SaveTimings
@@ -28,6 +29,7 @@ from pytreesaver._savers.fallback import refuse_foreign_steps
 from pytreesaver._savers.preemption import Preemption
 from pytreesaver._savers.session import WriterSession
 from pytreesaver._savers.settings import SaveArguments, SaveSettings
+from pytreesaver._text import quoted
 from pytreesaver.formats import places
 from pytreesaver.formats.protocol import TreeContents
 
@@ -80,6 +82,8 @@ class ManagedSaves:
         self._name = name
         self._rule = rule
         self._settings = settings
+        self._continues_run = False
+        self._has_warned_of_metric = False
         self.schedule = SaveSchedule(settings.policy, self._last_on_disk, self._is_last)
         self.session = WriterSession("CheckpointManager")
         self.preemption = Preemption(self._finish, signals)
@@ -233,6 +237,7 @@ class ManagedSaves:
         self._is_deciding = True
         try:
             if not (arguments.force or goes_back or is_due(step)):
+                self._warn_of_another_run(step)
                 return None
         finally:
             self._is_deciding = False
@@ -242,6 +247,7 @@ class ManagedSaves:
         waited_secs = time.monotonic() - started
         now = float(self._settings.clock())
         metrics = checked_metrics(arguments.metrics)
+        self._warn_of_metric(step, metrics)
         path = self._run.path_of(step)
         if meeting is not None:
             self._tell_decision(meeting, _Decision(True, path.name, self.preemption.arrived))
@@ -258,7 +264,31 @@ class ManagedSaves:
             saved = CheckpointEvent("saved", path.name, now, step, metrics)
             self.schedule.pending = LastSave(step, now, record.serial, path.name)
             list_saved = partial(self._list_saved, lock, path, saved)
+            self._continues_run = True
             return self._start(contents, path.name, arguments, started, waited_secs, meeting, list_saved)
+
+    def _warn_of_another_run(self, step: int) -> None:
+        """Warn of a step that was not saved because there is one of a run that this manager does not continue."""
+        if not self._continues_run and step == self.schedule.last.step:
+            self._continues_run = True
+            warnings.warn(
+                f"{self._given_directory}: step {step} exists already, and was not saved again: call restore first to "
+                "continue that run, or save into another directory",
+                RetentionWarning,
+                stacklevel=5,
+            )
+
+    def _warn_of_metric(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Warn once of a metric that retention asks for, and that is not among others."""
+        metric = None if self._rule.best is None else self._rule.best.metric
+        if metric is not None and metrics and metric not in metrics and not self._has_warned_of_metric:
+            self._has_warned_of_metric = True
+            warnings.warn(
+                f"{self._given_directory}: the best checkpoints are those by the metric {quoted(metric)}, but step "
+                f"{step} has only {', '.join(map(quoted, metrics))}",
+                RetentionWarning,
+                stacklevel=5,
+            )
 
     def _is_after_last(self, step: int) -> bool:
         last = self.schedule.last.step
@@ -341,6 +371,7 @@ class ManagedSaves:
 
     def go_on_from(self, saved: SavedCheckpoint, state: RunState) -> None:
         """Let the loop go on from a checkpoint that was restored, which need not be the newest one."""
+        self._continues_run = True
         self.schedule.saved = LastSave(saved.step, saved.time, state.serial, saved.path)
 
     # The end.

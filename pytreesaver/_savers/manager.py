@@ -213,7 +213,7 @@ class CheckpointManager:
             metadata: as in `pytreesaver.save`.
             force: save although no save is due. A checkpoint of the same step is overwritten.
             restart: save even a step that is not after the last one, and go on from it. Retention then deletes the
-                later checkpoints as the older ones. Without this, restore the checkpoint of a step to go back to it.
+                later checkpoints first, as old ones. Without this, restore the checkpoint of a step to go back to it.
             progress: as in `pytreesaver.save`.
 
         Returns:

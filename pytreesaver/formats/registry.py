@@ -3,6 +3,7 @@
 No other module names a format.
 """
 
+import difflib
 import importlib
 import importlib.util
 import re
@@ -135,11 +136,25 @@ def format_to_write(path: Path, name: str | None) -> Format:
                 f"{path}: pytreesaver does not write {foreign} files; expected a path without the ending {foreign}, or "
                 'format="native"'
             )
+        if name is None:
+            _refuse_misspelled_ending(path)
     format = format_named(name)
     for package in _PACKAGES.get(format.name, ()):
         if not _is_installed(package):
-            raise not_installed(path, package, f'to write format="{format.name}"', extra=format.name)
+            raise not_installed(path, package, f'writing format="{format.name}"', extra=format.name)
     return format
+
+
+def _refuse_misspelled_ending(path: Path) -> None:
+    meant = difflib.get_close_matches(path.suffix.lower(), _ENDINGS | _registered_endings, 1, _LIKE_AN_ENDING)
+    if meant:
+        raise ValueError(
+            f'{path}: expected the ending {meant[0]}, or none, found {path.suffix}; pass format="native" for a directory '
+            "of this name"
+        )
+
+
+_LIKE_AN_ENDING = 0.85
 
 
 def _is_installed(package: str) -> bool:
@@ -214,7 +229,7 @@ def _opened_by(format: Format, path: Path) -> CheckpointReader:
     except ModuleNotFoundError as error:
         if error.name is None or error.name not in _PACKAGES.get(format.name, ()):
             raise
-        purpose = f'to read a checkpoint of the format "{format.name}"'
+        purpose = f'reading a checkpoint of the format "{format.name}"'
         raise not_installed(path, error.name, purpose, extra=format.name) from None
 
 

@@ -217,7 +217,7 @@ def test_errors_about_missing_checkpoints_say_what_was_found(tmp_path):
         pts.restore("nothing")
     assert isinstance(caught.value, FileNotFoundError)
     pathlib.Path("file").write_text("x")
-    with pytest.raises(pts.CheckpointNotFoundError, match=r"file: expected a checkpoint, .* found a file"):
+    with pytest.raises(pts.CheckpointNotFoundError, match="file: expected a checkpoint, found a file of another kind"):
         pts.restore("file")
     pts.save({}, "run/model-1")
     pts.save({}, "run/model-2")
@@ -278,3 +278,26 @@ def test_every_error_is_a_checkpoint_error_and_a_builtin_error():
     for name, builtin in builtins.items():
         assert issubclass(getattr(pts, name), pts.CheckpointError)
         assert issubclass(getattr(pts, name), builtin)
+
+
+def test_swapped_arguments_are_told_in_a_line():
+    tree = {f"layer_{i}": np.zeros((100, 100)) for i in range(100)}
+    for swapped in (lambda: pts.save("model", tree), lambda: pts.restore(tree, "model")):
+        with pytest.raises(TypeError) as caught:
+            swapped()
+        assert str(caught.value) == (
+            "path: expected a str or a pathlib.Path, found an object of the type dict; the order is save(tree, path) "
+            "and restore(path, like=tree)"
+        )
+
+
+def test_a_misspelled_ending_is_no_directory():
+    for name, meant in (
+        ("out.safetensor", ".safetensors"),
+        ("out.SafeTensors2", ".safetensors"),
+        ("a.msgpak", ".msgpack"),
+    ):
+        with pytest.raises(ValueError, match=rf"expected the ending {meant}, or none, found"):
+            pts.save({"w": 1}, name)
+        pts.save({"w": 1}, name, format="native")
+    pts.save({"w": 1}, "model.v2")

@@ -62,8 +62,8 @@ def test_without_the_extra_orbax_errors_say_what_to_install():
     messages = json.loads(finished.stdout)
     assert messages.keys() == ATTEMPTS.keys()
     for name, message in messages.items():
-        assert message.endswith("found that it is not installed; pip install 'pytreesaver[orbax]'"), name
-    assert messages["save"].startswith('saved: expected the package orbax.checkpoint to write format="orbax", ')
-    reading = 'expected the package tensorstore to read a checkpoint of the format "orbax", '
+        assert message.endswith("which is not installed: pip install 'pytreesaver[orbax]'"), name
+    assert messages["save"].startswith('saved: writing format="orbax" needs the package orbax.checkpoint, ')
+    reading = 'reading a checkpoint of the format "orbax" needs the package tensorstore, '
     assert messages["restore"].startswith(f"run/checkpoint_30: {reading}")
     assert sorted(path for path in Path().rglob("*") if not path.name.startswith(".pytreesaver")) == before

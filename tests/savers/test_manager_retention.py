@@ -282,3 +282,34 @@ def test_a_pinned_checkpoint_with_a_damaged_index_is_kept():
     for step in (2, 3):
         manager.save(step, tree(step))
     assert on_disk() == ["ckpt-0", "ckpt-2", "ckpt-3"]
+
+
+def test_a_step_of_a_run_that_is_not_continued_is_not_skipped_without_a_word():
+    with pts.CheckpointManager("run", block=True) as manager:
+        manager.save(0, {"w": 1})
+    with pts.CheckpointManager("run", block=True) as manager:
+        with pytest.warns(
+            pts.RetentionWarning, match="run: step 0 exists already, and was not saved again: call restore"
+        ):
+            assert manager.save(0, {"w": 2}) is None
+        assert manager.save(0, {"w": 2}) is None  # said once
+    with pts.CheckpointManager("run", block=True) as manager:
+        assert manager.restore_or_init({"w": 0}) == {"w": 1}
+        assert manager.save(0, {"w": 1}) is None
+
+
+def test_the_best_by_a_metric_of_which_more_is_better():
+    with pytest.warns(
+        pts.RetentionWarning, match=r'keeps the checkpoints with the lowest val/accuracy; pass \(1, "val'
+    ):
+        pts.CheckpointManager("run", keep_best=(1, "val/accuracy"))
+    for chosen in ((1, "accuracy", "max"), (1, "accuracy", "min"), (1, "loss"), (1, "recalled")):
+        pts.CheckpointManager("run", keep_best=chosen)
+
+
+def test_a_metric_that_is_not_among_those_of_a_save_is_named_once():
+    with pts.CheckpointManager("run", keep_best=(1, "val_loss"), block=True) as manager:
+        manager.save(0, {"w": 1})
+        with pytest.warns(pts.RetentionWarning, match="by the metric val_loss, but step 1 has only loss"):
+            manager.save(1, {"w": 1}, metrics={"loss": 1.0})
+        manager.save(2, {"w": 1}, metrics={"loss": 1.0})

@@ -160,12 +160,16 @@ def _renamed_variables(
     unused = renaming.unused([name for name, _ in pairs])
     if unused:
         lines = lines_with_suggestions([renaming.stored_name(entry) for entry in unused], reader.names)
-        raise VariableNotFoundError(f"{reader.path} lacks variables that {renaming.label} names:\n" + "\n".join(lines))
+        raise VariableNotFoundError(
+            f"{renaming.label}: {reader.path} has no such variables; {renaming.label} maps names in the result to "
+            "names in the checkpoint, and a prefix ends in '/':\n" + "\n".join(lines)
+        )
     kept = {position for _, position in pairs}
     lost = [name for i, name in enumerate(reader.names) if i not in kept]
     if lost and only is None:
         raise DuplicateNameError(
-            f"{renaming.label} gives names to some variables of {reader.path} and leaves none for others; rename those "
-            "too, or select the ones that are wanted with only=:\n" + "\n".join(f"  {quoted(name)}" for name in lost)
+            f"{renaming.label}: these variables of {reader.path} would have no name left, since others take their "
+            "names; rename them too, or select what is wanted with only=:\n"
+            + "\n".join(f"  {quoted(name)}" for name in lost)
         )
     return [name for name, _ in pairs], [position for _, position in pairs]

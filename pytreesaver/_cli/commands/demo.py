@@ -16,6 +16,7 @@ from pytreesaver._cli.output import styled, write
 from pytreesaver._cli.program import EXIT_FOUND, EXIT_INTERRUPTED, EXIT_OK, main
 from pytreesaver._errors import CheckpointError, CheckpointExistsError
 from pytreesaver._io import filesystem
+from pytreesaver._io.paths import wrap_os_errors
 from pytreesaver._text import printable
 
 _STEPS = 1500
@@ -44,6 +45,9 @@ def demo(directory: Path | None) -> None:
         directory = Path(tempfile.mkdtemp(prefix="pytreesaver-demo-"))
     elif filesystem.exists(directory):
         raise CheckpointExistsError(f"{directory}: expected a new directory, found something there")
+    else:
+        with wrap_os_errors("write to", directory):
+            filesystem.make_directory(directory)
     run, whole = directory / "run", directory / "uninterrupted"
     _say("A small network learns a curve. A checkpoint is saved every 100 steps, in the background.")
     with _training(run) as (process, lines):
@@ -69,8 +73,9 @@ def demo(directory: Path | None) -> None:
     _run("report", run, "-o", directory / "report.html")
     write()
     write(f"Everything is in {printable(str(directory))}. Look around:")
-    for command in ("ls", "show", "info", "verify"):
-        write(styled(f"  {shlex.join(['pytreesaver', command, str(run)])}", "bold"))
+    write(f"  open {printable(str(directory / 'report.html'))} in a browser")
+    for command, *options in (("ls",), ("show", "--stats"), ("info",), ("verify",)):
+        write(styled(f"  {shlex.join(['pytreesaver', command, str(run), *options])}", "bold"))
 
 
 def _say(text: str) -> None:

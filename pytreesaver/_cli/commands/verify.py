@@ -8,7 +8,13 @@ from typing import Any
 from pytreesaver._cli.app import app, output_options, path_argument, shows_progress
 from pytreesaver._cli.output import bytes_text, plural, styled, write, write_json
 from pytreesaver._cli.program import EXIT_FOUND, EXIT_OK, one_line
-from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, MissingPackageError
+from pytreesaver._errors import (
+    CheckpointError,
+    CheckpointIOError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    MissingPackageError,
+)
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._io import filesystem
 from pytreesaver._run.listing import list_checkpoints
@@ -72,6 +78,7 @@ def _verify_one(path: Path, *, progress: bool) -> dict[str, Any]:
         "path": str(path),
         "intact": True,
         "damaged": [],
+        "unreadable": False,
         "problem": None,
         "variables": None,
         "nbytes": None,
@@ -84,7 +91,8 @@ def _verify_one(path: Path, *, progress: bool) -> dict[str, Any]:
         raise
     except CheckpointError as error:  # continue with the other checkpoints
         damaged = list(error.damaged) if isinstance(error, CorruptCheckpointError) else []
-        result |= {"intact": False, "damaged": damaged, "problem": str(error)}
+        unreadable = isinstance(error, CheckpointIOError)  # by the system: it may be intact
+        result |= {"intact": False, "damaged": damaged, "unreadable": unreadable, "problem": str(error)}
     return {**result, "seconds": round(time.monotonic() - started, 3)}
 
 
@@ -94,6 +102,7 @@ def _write_result(result: dict[str, Any]) -> None:
         facts = f"{plural(result['variables'], 'variable')}, {bytes_text(result['nbytes'])}, {rate}/s"
         write(f"{styled('intact', 'bold green')}   {printable(result['path'])}: {facts}")
         return
-    write(f"{styled('DAMAGED', 'bold red')}  {one_line(result['problem'].splitlines()[0])}")
+    label = "UNREADABLE" if result["unreadable"] else "DAMAGED"
+    write(f"{styled(label, 'bold red')}  {one_line(result['problem'].splitlines()[0])}")
     for name in result["damaged"]:
         write(f"         {printable(quoted(name))}")

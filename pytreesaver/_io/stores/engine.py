@@ -69,7 +69,7 @@ def obstore() -> Any:
     try:
         import obstore
     except ImportError:
-        raise not_installed("a path is a URL", "obstore", "for object stores", extra="remote") from None
+        raise not_installed("path", "obstore", "the URL of an object store", extra="remote") from None
     return obstore
 
 

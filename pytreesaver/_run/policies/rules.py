@@ -1,11 +1,14 @@
 """The retention rules of `Saver` and `CheckpointManager`: TensorFlow's, combined with policies. Pure functions."""
 
 import math
+import re
 import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from pytreesaver._errors import RetentionWarning
 from pytreesaver._run.policies.retention import (
     AnyOf,
     Decision,
@@ -168,6 +171,25 @@ def _with_increasing_times(checkpoints: Sequence[SavedCheckpoint]) -> list[Saved
     return result
 
 
+_LARGER_IS_BETTER = re.compile(
+    r"(?:^|[^a-z])"
+    r"(?:acc|accuracy|auc|auroc|bleu|f1|iou|precision|psnr|recall|rewards?|returns?|rouge|ssim|score)"
+    r"(?:$|[^a-z])",
+    re.IGNORECASE,
+)
+
+
+def _warn_of_mode(keep_best: tuple[Any, ...]) -> None:
+    if len(keep_best) == 2 and isinstance(keep_best[1], str) and _LARGER_IS_BETTER.search(keep_best[1]):
+        count, metric = keep_best
+        warnings.warn(
+            f'keep_best: keeps the checkpoints with the lowest {metric}; pass ({count}, "{metric}", "max") for the '
+            f'highest, or ({count}, "{metric}", "min") if that is meant',
+            RetentionWarning,
+            stacklevel=4,
+        )
+
+
 def manager_rule(
     max_to_keep: int | None,
     every_n_hours: float | None,
@@ -183,6 +205,7 @@ def manager_rule(
     check_count("max_to_keep", max_to_keep, least=1)
     check_duration("keep_checkpoint_every_n_hours", every_n_hours, "hours")
     if isinstance(keep_best, tuple):
+        _warn_of_mode(keep_best)
         keep_best = KeepBest(*keep_best)
     if keep_best is not None and not isinstance(keep_best, KeepBest):
         raise TypeError(f'keep_best: expected a KeepBest or (count, metric, "min" or "max"), found {keep_best!r}')

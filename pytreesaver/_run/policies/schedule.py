@@ -62,8 +62,8 @@ class SaveSchedule:
         if last is not None and step < last:
             raise CheckpointExistsError(
                 f"step {step} is before step {last}, the last one in {where}: call restore first to continue that run, "
-                "save into another directory, or pass restart=True to go on from this step; retention then deletes "
-                "the later checkpoints as the older ones"
+                "save into another directory, or pass restart=True to go on from this step (the later checkpoints then "
+                "count as old ones, which retention deletes first)"
             )
 
     def is_due(self, step: int, now: float, *, at_once: bool = False) -> bool:

@@ -99,11 +99,18 @@ def _why_not_found(path: Path) -> str:
     if kind:
         return f"{path}: expected a checkpoint of pytreesaver, found what looks like {kind}"
     if filesystem.status(path) is None:
-        names = _checkpoints_in(path.absolute().parent)
-        hint = f"; {path.parent} contains checkpoints, the newest last: {names}" if names else ""
+        parent = path.absolute().parent
+        if not is_in_store(path) and filesystem.status(parent) is None:
+            return f"{path}: expected a checkpoint, found nothing: {path.parent} does not exist either"
+        names = _checkpoints_in(parent)
+        where = "the current directory" if str(path.parent) == "." else path.parent
+        hint = f"; {where} contains checkpoints, the newest last: {names}" if names else ""
         return f"{path}: expected a checkpoint, found nothing{hint}"
     if not filesystem.is_directory(path):
-        return f"{path}: expected a checkpoint, which is a directory, found a file"
+        inside = f"; it is a file of the checkpoint {path.parent}" if path.name == INDEX_NAME else ""
+        return f"{path}: expected a checkpoint, found a file of another kind{inside}"
+    if not is_in_store(path) and not filesystem.list_directory(path):
+        return f"{path}: expected a checkpoint, found an empty directory"
     names = _checkpoints_in(path)
     hint = f"; it contains checkpoints, the newest last: {names}" if names else ""
     return (

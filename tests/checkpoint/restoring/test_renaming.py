@@ -96,7 +96,7 @@ def test_renaming_without_a_template_keeps_the_containers():
     with pytest.raises(ValueError, match="pass a template as like=, or rename with a dict"):
         pts.restore(path, rename=str.lower)
     message = message_of(pts.VariableNotFoundError, lambda: pts.restore(path, rename={"backbone/": "encodr/"}))
-    assert message.startswith("model lacks variables that rename names:\n  encodr/")
+    assert message.startswith("rename: model has no such variables; rename maps names in the result to names in the")
     message = message_of(pts.DuplicateNameError, lambda: pts.restore(path, rename={"head/4": "encoder/0/w"}))
     assert message.endswith("\n  head/4")
 

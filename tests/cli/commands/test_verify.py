@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import pytreesaver as pts
+from pytreesaver._io import filesystem
 
 
 @pytest.mark.usefixtures("in_runs")
@@ -40,3 +41,20 @@ def test_verify_continues_after_a_path_that_is_no_checkpoint(call):
     assert "mixed/weights.h5: expected a checkpoint or a directory of checkpoints, found an HDF5 file" in result.err
     assert "mixed/nowhere: expected a checkpoint or a directory of checkpoints, found neither" in result.err
     shutil.rmtree("mixed")
+
+
+def test_what_the_system_cannot_read_is_not_called_damaged(call, monkeypatch):
+    pts.save({"w": np.ones(3)}, "model")
+
+    real = filesystem.open_existing
+
+    def refused(path):
+        if path.suffix == ".safetensors":
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(filesystem, "open_existing", refused)
+    result = call("verify", "model")
+    assert result.code == 1
+    assert result.out.startswith("UNREADABLE  cannot read model: Input/output error")
+    assert '"unreadable": true' in call("verify", "model", "--json").out

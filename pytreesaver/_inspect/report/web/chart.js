@@ -93,7 +93,7 @@ const drawSpec = (figure, chart) => {
     style: { background: "none", color: "var(--dim)", overflow: "visible" },
     color: spec.color || { type: "identity" },
     x: { ticks: Math.max(2, Math.min(10, width / 90)), labelArrow: "none", labelAnchor: "center", ...spec.x },
-    y: { ticks: 5, nice: true, tickFormat: shortNumber, labelArrow: "none", ...y, ...(isLog ? { type: "log" } : {}) },
+    y: { ticks: 5, nice: true, tickFormat: shortNumber, labelArrow: "none", ...y, ...(isLog ? { type: "log", zero: false } : {}) },
     marks: [
       spec.grid === false ? null : Plot.gridY({ stroke: "var(--grid)", strokeOpacity: 1 }),
       spec.grid === false ? null : Plot.gridX({ stroke: "var(--grid)", strokeOpacity: 1 }),

@@ -84,7 +84,7 @@ const timeOf = (seconds) => (typeof seconds === "number" && Math.abs(seconds) < 
 const timeAxis = (rows, now) => {
   const [first, last] = d3.extent([...rows.map((row) => row.x), now]);
   const days = (last - first) / 864e5;
-  const format = days < 2 ? "%H:%M" : days < 300 ? "%b %d" : "%Y-%m";
+  const format = days < 0.01 ? "%H:%M:%S" : days < 2 ? "%H:%M" : days < 300 ? "%b %d" : "%Y-%m";
   const date = d3.utcFormat("%Y-%m-%d")(first);
   return { type: "utc", label: days < 2 ? `time (UTC), from ${date}` : "date (UTC)", tickFormat: d3.utcFormat(format) };
 };
