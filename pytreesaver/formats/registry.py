@@ -149,8 +149,8 @@ def _refuse_misspelled_ending(path: Path) -> None:
     meant = difflib.get_close_matches(path.suffix.lower(), _ENDINGS | _registered_endings, 1, _LIKE_AN_ENDING)
     if meant:
         raise ValueError(
-            f'{path}: expected the ending {meant[0]}, or none, found {path.suffix}; pass format="native" for a directory '
-            "of this name"
+            f"{path}: expected the ending {meant[0]}, or none, found {path.suffix}; "
+            'pass format="native" for a directory of this name'
         )
 
 
