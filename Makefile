@@ -11,14 +11,14 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m pytreesaver demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Faults at every point, for hours: docs/reliability.md has the table that this writes. Some parts need gcc, root and
 # loop devices, and say so. `make prove NAMES="kills damage" STEP=10` tries some of it, every tenth point.
 NAMES ?=
 STEP ?= 1
 prove: $(VENV)/.installed-dev
-	$(if $(NAMES),,PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -n auto tests/savers/test_state_machine.py tests/savers/test_incremental_state_machine.py tests/savers/test_injected_errors.py)
+	$(if $(NAMES),,PYTREESAVER_LONG_TESTS=1 $(BIN)/python -m pytest -n auto --dist worksteal tests/savers/test_state_machine.py tests/savers/test_incremental_state_machine.py tests/savers/test_injected_errors.py)
 	$(BIN)/python -m tests.prove --step $(STEP) $(NAMES)
 
 # The same faults for other libraries.

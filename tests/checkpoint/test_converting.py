@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from cli.running import run
+from cli.running import run_here as run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,6 +1,8 @@
 """Run commands in new processes, and checkpoints for them."""
 
+import contextlib
 import fcntl
+import io
 import os
 import pty
 import re
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pytreesaver as pts
+from pytreesaver._cli import main
 
 ESCAPE = "\x1b"
 
@@ -50,6 +53,13 @@ def run(*arguments, columns=None, module="pytreesaver", **extra):
         command(*arguments, module=module), capture_output=True, env=environment(**extra), check=False, timeout=120
     )
     return Result(result.returncode, result.stdout.decode(), result.stderr.decode())
+
+
+def run_here(*arguments):
+    """Run a command in this process, which takes a fraction of the time."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main([str(each) for each in arguments])
+    return Result(code, out.getvalue(), err.getvalue())
 
 
 def run_on_terminal(*arguments, columns, **extra):

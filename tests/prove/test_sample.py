@@ -43,7 +43,7 @@ def test_a_kill_leaves_the_old_or_the_new_state(worker, name, tmp_path):
 @pytest.mark.parametrize("fault", ["EIO", "fewer bytes"])
 def test_a_failing_call_is_a_named_error(worker, name, fault, tmp_path):
     is_long = name in ("manager, max_to_keep", "Orbax")
-    step = (5 if is_long else 1) if fault == "fewer bytes" else (51 if is_long else 7)
+    step = (7 if is_long else 2) if fault == "fewer bytes" else (71 if is_long else 11)
     found = failing_calls.fail_every_call(worker, name, tmp_path / "root", fault, step)
     assert_all_held([problem and f"{call}: {problem}" for call, problem in found])
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli.running import run
+from cli.running import run_here as run
 
 import pytreesaver as pts
 from pytreesaver.formats.places import names_in

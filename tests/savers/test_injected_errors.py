@@ -149,5 +149,5 @@ def test_after_a_failing_system_call_of_a_write_the_next_save_works(name, code, 
         assert len(kept - {"ckpt-3"}) <= 2, (failed, kept)
         assert list(RUN.glob("*.tmp")) == [], failed
 
-    # The long version fails every call, the short one every second, with a random beginning.
-    fail_every_call(WRITES[name], code, site, check, stride=1 if os.environ.get("PYTREESAVER_LONG_TESTS") else 2)
+    # The long version fails every call, the short one every fourth, with a random beginning.
+    fail_every_call(WRITES[name], code, site, check, stride=1 if os.environ.get("PYTREESAVER_LONG_TESTS") else 4)

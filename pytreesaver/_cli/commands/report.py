@@ -1,6 +1,8 @@
 """``pytreesaver report``: write or serve an HTML report about a run."""
 
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,14 +112,16 @@ def report(
 
 def _serve(server: "ReportServer", json: bool) -> None:
     """Serve a report until Ctrl-C."""
-    if json:
-        write_json({"url": server.url})
-    else:
-        write(f"serving {server.url} until Ctrl-C")
-    sys.stdout.flush()
+    interrupted = threading.Event()
+    # A KeyboardInterrupt could be raised in a callback of Python, which would swallow it.
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        pass
+        with server:
+            if json:
+                write_json({"url": server.url})
+            else:
+                write(f"serving {server.url} until Ctrl-C")
+            sys.stdout.flush()
+            interrupted.wait()
     finally:
-        server.close()
+        signal.signal(signal.SIGINT, before)
