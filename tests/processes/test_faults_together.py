@@ -197,6 +197,6 @@ def test_a_process_that_is_killed_or_hangs_at_any_step(monkeypatch, tmp_path, ca
         if not outcome(monkeypatch, case, rank, at, hang=hang):
             break
         points += 1
-        at += 1 if LONG else 4 if rank else 7 if case in ("new", "overwrite") else 17 if case == "incremental" else 41
+        at += 1 if LONG else 6 if rank else 10 if case in ("new", "overwrite") else 17 if case == "incremental" else 41
     assert points > 0
     print(f"{case}: process {rank} {'hung' if hang else 'was killed'} at {points} points")

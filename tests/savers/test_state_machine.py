@@ -257,7 +257,7 @@ LONG = "PYTREESAVER_LONG_TESTS" in os.environ
 KILLS = 200 if LONG else 60
 
 Run.TestCase.settings = hypothesis.settings(
-    max_examples=500 if LONG else 8, stateful_step_count=30 if LONG else 20, deadline=None
+    max_examples=500 if LONG else 6, stateful_step_count=30 if LONG else 20, deadline=None
 )
 TestRun = Run.TestCase
 

@@ -11,6 +11,7 @@ from stores.conftest import FAST
 import pytreesaver as pts
 from pytreesaver.testing import assert_trees_equal, pytrees
 
+WITHOUT_MOTO = pytest.mark.parametrize("root", ["memory", "s3", "gs"], indirect=True)  # moto is slow
 TREE = {"w": np.arange(6.0).reshape(2, 3), "b": jax.numpy.ones(3), "name": "digits", "step": 7}
 
 
@@ -59,6 +60,7 @@ def test_large_arrays_travel_in_parts(root, peak_memory):
     assert_trees_equal(pts.restore(path), tree)
 
 
+@WITHOUT_MOTO
 def test_a_run_is_managed_and_resumed(root):
     with pts.CheckpointManager(f"{root}/run", max_to_keep=2, keep_best=(1, "loss")) as manager:
         state = manager.restore_or_init({"step": 0, "w": np.zeros(2, int)})
@@ -84,6 +86,7 @@ def test_a_run_is_managed_and_resumed(root):
     assert pts.restore(f"{root}/run")["step"] == 4
 
 
+@WITHOUT_MOTO
 def test_a_saver_keeps_the_last(root):
     with pts.Saver(max_to_keep=1) as saver:
         for step in range(3):
@@ -173,6 +176,7 @@ def test_the_index_lists_the_objects(root):
     assert [file["name"] for file in index["files"]] == [name for name in names if name != "index.json"]
 
 
+@WITHOUT_MOTO
 def test_what_is_unchanged_is_copied_within_the_store(root):
     tree = {"w": jax.numpy.arange(80_000.0), "v": jax.numpy.ones(20_000), "step": 1}
     pts.save(tree, f"{root}/first")
