@@ -15,6 +15,7 @@ import pytest
 
 import pytreesaver
 from pytreesaver._io import filesystem
+from pytreesaver.formats import registry
 
 # A deadline would only measure the speed of the disk.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=100)
@@ -30,6 +31,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def empty_directory(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def registered_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the formats that a test registers."""
+    for name in ("_registered", "_registered_endings"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
 
 
 @pytest.fixture(autouse=True)
