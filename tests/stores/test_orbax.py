@@ -182,3 +182,21 @@ def test_a_fetched_copy_is_deleted_when_the_checkpoint_is_closed(monkeypatch, tm
         assert len(list(tmp_path.iterdir())) == 1
         assert checkpoint["step"].read() == 7
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", ["npz", "msgpack", "safetensors", "tensorflow", "orbax"])
+def test_what_is_no_checkpoint_is_never_replaced(format):
+    notes, folder = f"memory://kept/{format}/notes", f"memory://kept/{format}/folder"
+    objects.put(StorePath(notes), b"mine")
+    objects.put(StorePath(f"{folder}/mine"), b"mine")
+    objects.put(StorePath(f"{folder}-of-json/index.json"), b"{}")
+    for path in (notes, folder, f"{folder}-of-json"):
+        for overwrite in (False, True):
+            with pytest.raises(pts.CheckpointExistsError):
+                pts.save(TREE, path, format=format, overwrite=overwrite)
+    assert objects.content(StorePath(notes)) == objects.content(StorePath(f"{folder}/mine")) == b"mine"
+    saved = pts.save({"w": 1}, f"memory://kept/{format}/other")
+    for overwrite in (False, True):
+        with pytest.raises(pts.CheckpointExistsError):
+            pts.save(TREE, saved, format=format, overwrite=overwrite)
+    assert pts.restore(saved) == {"w": 1}

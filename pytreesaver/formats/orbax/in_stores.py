@@ -1,6 +1,7 @@
 """Orbax checkpoints in object stores: TensorStore reads some stores itself, and what others hold is fetched."""
 
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -19,7 +20,7 @@ from pytreesaver._io.parallel import RANGE_NBYTES, advance, run_all
 from pytreesaver._io.stores.dispatch import is_in_store
 from pytreesaver._io.stores.engine import options_of
 from pytreesaver._io.stores.paths import StorePath
-from pytreesaver.formats.orbax.layout import MANIFEST, ROOT_FILE, SIDECAR, SUCCESS, TREE_FILE, other_files
+from pytreesaver.formats.orbax.layout import MANIFEST, ROOT_FILE, SIDECAR, SUCCESS, TREE_FILE
 from pytreesaver.formats.protocol import CheckpointReader
 
 _COMPLETING = (SIDECAR, TREE_FILE, MANIFEST, ROOT_FILE, SUCCESS)
@@ -49,7 +50,14 @@ def is_left_over(path: Path) -> bool:
     names = set(filesystem.file_sizes(path))
     last = {name.rpartition("/")[2] for name in names}
     is_ours = SIDECAR in names or not last & {TREE_FILE, MANIFEST, ROOT_FILE}
-    return bool(names) and SUCCESS not in names and is_ours and not other_files(path)
+    return bool(names) and SUCCESS not in names and is_ours and all(map(_SENT.fullmatch, names))
+
+
+_SENT = re.compile(
+    r"(default/)?(ocdbt\.process_[0-9]+/)?"
+    r"(d/[0-9a-f]{32}|_[A-Za-z_]+|array_metadatas/process_[0-9]+|manifest\.ocdbt|pytreesaver\.json|commit_success\.txt)"
+)
+"""The files that a save sends. What has other names is not deleted."""
 
 
 _UNDERSTOOD = {"endpoint", "region", "skip_signature"}

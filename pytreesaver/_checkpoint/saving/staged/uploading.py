@@ -20,6 +20,7 @@ from pytreesaver._io.stores.engine import ChangedError
 from pytreesaver._io.stores.objects import version_to_replace
 from pytreesaver.formats import places
 from pytreesaver.formats.protocol import Format
+from pytreesaver.formats.registry import format_at
 
 
 def write_and_upload(target: Path, writer: Format, write: Callable[[Path], None], *, overwrite: bool) -> None:
@@ -38,13 +39,15 @@ def write_and_upload(target: Path, writer: Format, write: Callable[[Path], None]
         CheckpointExistsError: if `target` exists and may not be replaced.
     """
     mode: Any = version_to_replace(cast(Any, target)) if overwrite else "create"
-    _refuse(target, writer, overwrite)
+    is_replaced = _refuse(target, writer, overwrite)
     with tempfile.TemporaryDirectory(prefix="pytreesaver-") as directory:
         local = Path(directory) / target.name
         write(local)
         files = _in_order(_files_of(local), local, writer)
         paths = [target.parent / file.relative_to(directory) for file in files]
-        if len(files) > 1:
+        if is_replaced and len(files) > 1:
+            raise _several_files(target, writer)
+        if not is_replaced:
             _remove_leftovers(target, writer, paths, overwrite=overwrite)
         sent: list[Path] = []
         try:
@@ -67,16 +70,34 @@ def _in_order(files: Sequence[Path], local: Path, writer: Format) -> list[Path]:
     return sorted(files, key=lambda file: (file == heading, file))
 
 
-def _refuse(target: Path, writer: Format, overwrite: bool) -> None:
-    if not writer.recognizes(target):
-        return
-    if not overwrite:
+def _refuse(target: Path, writer: Format, overwrite: bool) -> bool:
+    """Return whether there is a checkpoint, which will be replaced.
+
+    Raises:
+        CheckpointExistsError: if it may not be, or something else is there.
+    """
+    is_checkpoint = writer.recognizes(target)
+    if not overwrite and (is_checkpoint or filesystem.is_regular_file(target)):
         raise CheckpointExistsError(f"{target} exists already; pass overwrite=True to replace a checkpoint")
-    if len(places.file_sizes(target)) > 1:
-        raise CheckpointExistsError(
-            f"{target}: a checkpoint of several files in the format {writer.name} cannot replace another one in an "
-            "object store; remove that first, or save elsewhere"
-        )
+    if is_checkpoint and len(places.file_sizes(target)) > 1:
+        raise _several_files(target, writer)
+    if not is_checkpoint and filesystem.is_regular_file(target):
+        raise _something_else(target, writer)
+    return is_checkpoint
+
+
+def _several_files(target: Path, writer: Format) -> CheckpointExistsError:
+    return CheckpointExistsError(
+        f"{target}: a checkpoint of several files in the format {writer.name} cannot replace another one in an object "
+        "store; remove that first, or save elsewhere"
+    )
+
+
+def _something_else(target: Path, writer: Format) -> CheckpointExistsError:
+    return CheckpointExistsError(
+        f"{target}: expected a checkpoint of the format {writer.name} to overwrite, found something else; save "
+        "elsewhere, or remove it if it is not needed"
+    )
 
 
 _LEFT_OVER_SECS = 3600.0
@@ -93,12 +114,10 @@ def _remove_leftovers(target: Any, writer: Format, paths: Sequence[Path], *, ove
         found = {str(path): objects.head(cast(Any, path)) for path in paths if filesystem.exists(path)}
     if not found and not places.exists(target):
         return
-    is_leftover = getattr(writer, "is_left_over", None)
-    if not (set(found) <= set(map(str, paths)) if is_leftover is None else is_leftover(target)) or not found:
-        raise CheckpointExistsError(
-            f"{target}: expected a checkpoint of the format {writer.name} to overwrite, found something else; save "
-            "elsewhere, or remove it if it is not needed"
-        )
+    is_left_over = getattr(writer, "is_left_over", None)
+    are_ours = set(found) <= set(map(str, paths)) if is_left_over is None else is_left_over(target)
+    if not (found and are_ours) or format_at(target) is not None:
+        raise _something_else(target, writer)
     newest = max(meta["last_modified"].timestamp() for meta in found.values())
     if not (overwrite or is_locked() or time.time() - newest > _LEFT_OVER_SECS):
         raise CheckpointExistsError(
