@@ -154,7 +154,7 @@ def _refuse_misspelled_ending(path: Path) -> None:
         )
 
 
-_LIKE_AN_ENDING = 0.85
+_LIKE_AN_ENDING = 0.9
 
 
 def _is_installed(package: str) -> bool:
