@@ -167,3 +167,8 @@ def duplicates(names: Iterable[str]) -> list[str]:
             repeated[name] = None
         seen.add(name)
     return list(repeated)
+
+
+def plural(count: int, noun: str) -> str:
+    """Format a count with its noun: ``1 variable``, ``2 variables``."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

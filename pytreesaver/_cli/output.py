@@ -199,8 +199,3 @@ def number_text(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float | complex) else str(value)
-
-
-def plural(count: int, noun: str) -> str:
-    """Format a count with its noun: ``1 variable``, ``2 variables``."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"

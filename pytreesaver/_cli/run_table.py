@@ -11,7 +11,6 @@ from pytreesaver._cli.output import (
     bytes_text,
     columns,
     number_text,
-    plural,
     styled,
     width,
     write,
@@ -21,7 +20,7 @@ from pytreesaver._cli.output import (
 from pytreesaver._io import filesystem
 from pytreesaver._run.listing import ListedCheckpoint
 from pytreesaver._run.recorded import visible_entries
-from pytreesaver._text import printable
+from pytreesaver._text import plural, printable
 from pytreesaver._tree.plain import encode_value
 from pytreesaver.formats import places
 from pytreesaver.formats.registry import is_checkpoint

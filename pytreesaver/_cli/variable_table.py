@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pytreesaver._cli.output import bytes_text, columns, count_text, plural, styled, width, write, write_json
+from pytreesaver._cli.output import (
+    bytes_text,
+    columns,
+    count_text,
+    styled,
+    width,
+    write,
+    write_json,
+)
 from pytreesaver._inspect.checkpoint import Checkpoint, load_checkpoint
 from pytreesaver._inspect.name_tree import (
     Row,
@@ -16,7 +24,7 @@ from pytreesaver._inspect.name_tree import (
     variable_tree,
 )
 from pytreesaver._run.recorded import modified_time
-from pytreesaver._text import printable
+from pytreesaver._text import plural, printable
 from pytreesaver._tree.names.select import Selector, selected_names
 
 

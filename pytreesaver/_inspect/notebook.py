@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from pytreesaver._inspect.name_tree import Branch, Summarized, sorted_tree, variable_tree
-from pytreesaver._text import printable
+from pytreesaver._text import plural, printable
 
 _MAX_ROWS = 5000
 """The maximum number of rows. More would slow the notebook down."""
@@ -58,12 +58,8 @@ def _label(branch: Branch) -> str:
     """Return the text after the name of a branch: ``float32[2], 2 params, 8 bytes``."""
     parts = [branch.type] if branch.type else []
     if branch.type is None or branch.variables > 1:
-        parts.append(_plural(branch.variables, "variable"))
-    return ", ".join([*parts, _plural(branch.size, "param"), _plural(branch.nbytes, "byte")])
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+        parts.append(plural(branch.variables, "variable"))
+    return ", ".join([*parts, plural(branch.size, "param"), plural(branch.nbytes, "byte")])
 
 
 def _details_html(tree: Branch, total: int) -> str:

@@ -173,15 +173,16 @@ def remove_leftovers(directory: Path) -> None:
                     filesystem.release(descriptor)
 
 
-_ABANDONED_SECS = 24 * 3600.0
+ABANDONED_SECS = 24 * 3600.0
+"""The age at which objects of interrupted saves are deleted from a store, which has no locks."""
 
 
 def remove_abandoned(directory: Path, now: float) -> None:
-    """Delete leftovers of interrupted saves in a prefix of an object store that are a day old: it has no locks."""
+    """Delete leftovers of interrupted saves in a prefix of an object store that are a day old."""
     for entry in filesystem.list_directory(directory) if filesystem.exists(directory) else []:
         if _TEMPORARY.fullmatch(entry):
             times = [modified / 1e9 for *_, modified in filesystem.fingerprint(directory / entry)]
-            if now - max(times) > _ABANDONED_SECS:
+            if now - max(times) > ABANDONED_SECS:
                 remove_tree(directory / entry)
 
 

@@ -3,7 +3,6 @@
 No other module names a format.
 """
 
-import difflib
 import importlib
 import importlib.util
 import re
@@ -136,7 +135,7 @@ def format_to_write(path: Path, name: str | None) -> Format:
                 f"{path}: pytreesaver does not write {foreign} files; expected a path without the ending {foreign}, or "
                 'format="native"'
             )
-        if name is None:
+        if name is None and path.suffix:
             _refuse_misspelled_ending(path)
     format = format_named(name)
     for package in _PACKAGES.get(format.name, ()):
@@ -146,6 +145,8 @@ def format_to_write(path: Path, name: str | None) -> Format:
 
 
 def _refuse_misspelled_ending(path: Path) -> None:
+    import difflib
+
     meant = difflib.get_close_matches(path.suffix.lower(), _ENDINGS | _registered_endings, 1, _LIKE_AN_ENDING)
     if meant:
         raise ValueError(

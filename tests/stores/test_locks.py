@@ -115,7 +115,7 @@ def test_what_an_interrupted_first_save_has_left_is_removed_after_a_day(store, m
     with pts.CheckpointManager("s3://faulty/run") as manager:
         manager.save(1, OLD)
     assert [key for key in store.keys("faulty") if "ckpt-5" in key]
-    monkeypatch.setattr(remote, "_ABANDONED_SECS", -10.0)
+    monkeypatch.setattr(remote, "ABANDONED_SECS", -10.0)
     with pts.CheckpointManager("s3://faulty/run") as manager:
         manager.save(2, OLD)
     assert not [key for key in store.keys("faulty") if "ckpt-5" in key]

@@ -19,11 +19,15 @@ from pytreesaver._cli.app import (
     selection_options,
     shows_progress,
 )
-from pytreesaver._cli.output import bytes_text, plural, write, write_json
+from pytreesaver._cli.output import (
+    bytes_text,
+    write,
+    write_json,
+)
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._io import filesystem
 from pytreesaver._io.paths import local_path
-from pytreesaver._text import duplicates, printable, quoted
+from pytreesaver._text import duplicates, plural, printable, quoted
 from pytreesaver.formats.registry import is_checkpoint
 
 

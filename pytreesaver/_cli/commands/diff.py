@@ -13,11 +13,15 @@ from pytreesaver._cli.app import (
     selection_options,
     shows_progress,
 )
-from pytreesaver._cli.output import plural, styled, write, write_json
+from pytreesaver._cli.output import (
+    styled,
+    write,
+    write_json,
+)
 from pytreesaver._cli.program import EXIT_FOUND, EXIT_OK
 from pytreesaver._inspect.diff import VariableChange
 from pytreesaver._inspect.diff import diff as compare
-from pytreesaver._text import quoted
+from pytreesaver._text import plural, quoted
 
 
 @app.command("diff")

@@ -4,11 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from pytreesaver._cli.app import app, checkpoint_argument, checkpoint_path, output_options
-from pytreesaver._cli.output import bytes_text, count_text, jsonable, number_text, plural, styled, write, write_json
+from pytreesaver._cli.output import (
+    bytes_text,
+    count_text,
+    jsonable,
+    number_text,
+    styled,
+    write,
+    write_json,
+)
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._inspect.type_tree import TypeNode
 from pytreesaver._run.recorded import modified_time
-from pytreesaver._text import printable, time_text
+from pytreesaver._text import plural, printable, time_text
 from pytreesaver._tree.plain import encode_value
 from pytreesaver.formats import places
 

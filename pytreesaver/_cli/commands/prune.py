@@ -7,7 +7,12 @@ from pathlib import Path
 import click
 
 from pytreesaver._cli.app import app, output_options, path_argument
-from pytreesaver._cli.output import bytes_text, plural, styled, write, write_json
+from pytreesaver._cli.output import (
+    bytes_text,
+    styled,
+    write,
+    write_json,
+)
 from pytreesaver._cli.run_table import listed_as_json, write_run_table
 from pytreesaver._run.deleting import prune as delete_by_policy
 from pytreesaver._run.policies.retention import (
@@ -20,6 +25,7 @@ from pytreesaver._run.policies.retention import (
     KeepYoungerThan,
     RetentionPolicy,
 )
+from pytreesaver._text import plural
 from pytreesaver.formats import places
 
 

@@ -22,7 +22,6 @@ from pytreesaver._cli.output import (
     columns,
     count_text,
     number_text,
-    plural,
     styled,
     write,
     write_json,
@@ -33,7 +32,7 @@ from pytreesaver._inspect.printing import parse_print_options, values_text
 from pytreesaver._inspect.statistics import Statistics, accumulate, finite_extremes, histogram_edges, histogram_of
 from pytreesaver._inspect.variable import Variable
 from pytreesaver._progress import reporting
-from pytreesaver._text import printable
+from pytreesaver._text import plural, printable
 
 _BINS = 16
 _MAX_VALUES = 1000  # the most that NumPy prints in full by default

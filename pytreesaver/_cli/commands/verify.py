@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pytreesaver._cli.app import app, output_options, path_argument, shows_progress
-from pytreesaver._cli.output import bytes_text, plural, styled, write, write_json
+from pytreesaver._cli.output import (
+    bytes_text,
+    styled,
+    write,
+    write_json,
+)
 from pytreesaver._cli.program import EXIT_FOUND, EXIT_OK, one_line
 from pytreesaver._errors import (
     CheckpointError,
@@ -18,7 +23,7 @@ from pytreesaver._errors import (
 from pytreesaver._inspect.checkpoint import load_checkpoint
 from pytreesaver._io import filesystem
 from pytreesaver._run.listing import list_checkpoints
-from pytreesaver._text import printable, quoted
+from pytreesaver._text import plural, printable, quoted
 from pytreesaver.formats.foreign import foreign_kind
 from pytreesaver.formats.registry import is_checkpoint
 

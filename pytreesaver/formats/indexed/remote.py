@@ -15,6 +15,7 @@ import numpy as np
 
 from pytreesaver._errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
 from pytreesaver._io import filesystem
+from pytreesaver._io.atomic import ABANDONED_SECS
 from pytreesaver._io.processes.meeting import Meeting
 from pytreesaver._io.stores.dispatch import before_commit, is_in_store
 from pytreesaver.formats.indexed.data import ChunkTable, stored_chunks
@@ -220,9 +221,6 @@ def remove_from_store(path: Any, layout: DirectoryLayout) -> None:
     objects.remove_objects(path, [name for name, _ in objects.objects_under(path)])
 
 
-_ABANDONED_SECS = 24 * 3600.0
-
-
 def remove_abandoned(path: Any, layout: DirectoryLayout, now: float) -> None:
     """Delete data objects that no index lists and that are a day old: those of interrupted saves."""
     from pytreesaver._io.stores import objects
@@ -233,6 +231,6 @@ def remove_abandoned(path: Any, layout: DirectoryLayout, now: float) -> None:
         for name, meta in objects.objects_under(path)
         if layout.replaceable.fullmatch(name)
         and name not in listed
-        and now - meta["last_modified"].timestamp() > _ABANDONED_SECS
+        and now - meta["last_modified"].timestamp() > ABANDONED_SECS
     ]
     objects.remove_objects(path, old)
