@@ -110,13 +110,13 @@ def _remove_leftovers(target: Any, writer: Format, paths: Sequence[Path], *, ove
         CheckpointExistsError: if there is anything else, or another process may be writing it.
     """
     found = {str(target / name): meta for name, meta in objects.objects_under(target)}
-    if not places.exists(target) and not found:
-        found = {str(path): objects.head(cast(Any, path)) for path in paths if filesystem.exists(path)}
-    if not found and not places.exists(target):
+    beside = [cast(Any, path) for path in paths if path.parent == target.parent]
+    found |= {str(path): objects.head(path) for path in beside if filesystem.is_regular_file(path)}
+    if not found:
         return
     is_left_over = getattr(writer, "is_left_over", None)
     are_ours = set(found) <= set(map(str, paths)) if is_left_over is None else is_left_over(target)
-    if not (found and are_ours) or format_at(target) is not None:
+    if not are_ours or format_at(target) is not None:
         raise _something_else(target, writer)
     newest = max(meta["last_modified"].timestamp() for meta in found.values())
     if not (overwrite or is_locked() or time.time() - newest > _LEFT_OVER_SECS):
