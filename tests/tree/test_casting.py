@@ -103,7 +103,8 @@ def nearest_number(value, dtype):
 @functools.cache
 def all_numbers(dtype):
     count = 2 ** min(8 * dtype.itemsize, 4 if dtype.name == "float4_e2m1fn" else 64)
-    numbers = np.arange(count, dtype=f"u{dtype.itemsize}").view(dtype).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of signalling NaNs
+        numbers = np.arange(count, dtype=f"u{dtype.itemsize}").view(dtype).astype(np.float64)
     return sorted({float(number) for number in numbers if np.isfinite(number)})
 
 
