@@ -52,14 +52,20 @@ def fail_every_call(
 ) -> Iterator[tuple[str, str]]:
     """Yield for each point the call that failed, and what was wrong afterwards, or nothing."""
     action, kinds, code = FAULTS[fault]
-    listings = {} if name in READERS else references(worker, name, root)
+    only_reads = name in READERS
+    listings = {} if only_reads else references(worker, name, root)
+    steps = ("act",) if only_reads else ("before", "act")
     number = first
+    if only_reads:  # once: what they read stays as it is
+        worker.run(name, empty(root), "before")
     while True:
-        outcome = worker.run(name, empty(root), "before", "act", fault=Fault(action, kinds, number, code))
+        if not only_reads:
+            empty(root)
+        outcome = worker.run(name, root, *steps, fault=Fault(action, kinds, number, code))
         if not outcome.call:
             return
         problem = problem_of(outcome, code, is_ours=not EVERY[name].is_foreign)
-        if not problem and name in READERS:
+        if not problem and only_reads:
             checked = worker.run(name, root, "check:yes")
             problem = checked.text or ("" if checked.status == "done" else checked.status)
         elif not problem:
