@@ -122,7 +122,7 @@ def _jax_type(leaf: jax.Array, is_shared: bool) -> tuple[LeafType, tuple[int, ..
     leaf_type = jax_array_type(leaf)
     if leaf_type is None:
         leaf_type = key_type(jax.random.key_impl(leaf))
-        return leaf_type, (*leaf.shape, *_key_data_shape(leaf_type.key_impl))
+        return leaf_type, (*leaf.shape, *key_data_shape(leaf_type.key_impl))
     return leaf_type, leaf.shape
 
 
@@ -169,7 +169,8 @@ def key_type(impl: Any) -> LeafType:
 
 
 @functools.lru_cache
-def _key_data_shape(key_impl: str) -> tuple[int, ...]:
+def key_data_shape(key_impl: str) -> tuple[int, ...]:
+    """Return the shape of the data of one PRNG key of an implementation."""
     make_data = lambda: jax.random.key_data(jax.random.key(0, impl=key_impl))  # noqa: E731
     return tuple(jax.eval_shape(make_data).shape)
 

@@ -243,11 +243,12 @@ def test_single_arrays_are_items_too_and_what_is_not_read_is_named():
             "state": args.StandardSave({"w": jnp.ones(2)}),
             "table": args.ArraySave(jnp.arange(4)),
             "rate": args.ArraySave(0.5),
-            "key": args.JaxRandomKeySave(jax.random.key(1)),
         }
         manager.save(1, args=args.Composite(**items))
+    Path("run/1/dataset").mkdir()
+    Path("run/1/dataset/position").touch()
     with pytest.warns(
-        pts.StructureWarning, match="items of Orbax that are not trees, arrays or JSON are not read: key"
+        pts.StructureWarning, match="items of Orbax that are not trees, arrays or JSON are not read: dataset"
     ):
         restored = pts.restore("run")
     assert_trees_equal(restored, {"rate": 0.5, "state": {"w": jnp.ones(2)}, "table": jnp.arange(4)})
@@ -304,11 +305,55 @@ def test_damage_in_several_items_keeps_its_reasons():
     assert str(caught.value).count("bytes, found") == 2
 
 
-def test_steps_with_keys_are_removed():
+def random_keys():
+    typed = jax.random.split(jax.random.key(1), 3)
+    return {"typed": typed, "words": jax.random.PRNGKey(2), "tuple": np.random.get_state(), "dict": np_state()}
+
+
+def np_state():
+    return np.random.get_state(legacy=False)
+
+
+def save_random_keys(state=args.StandardSave):
+    keys = random_keys()
+    items = {name: args.JaxRandomKeySave(keys[name]) for name in ("typed", "words")}
+    items |= {name: args.NumpyRandomKeySave(keys[name]) for name in ("tuple", "dict")}
     with ocp.CheckpointManager(Path("run").absolute()) as manager:
-        items = {"w": args.StandardSave({"w": jnp.ones(2)}), "key": args.JaxRandomKeySave(jax.random.key(1))}
-        manager.save(1, args=args.Composite(**items, numpy=args.NumpyRandomKeySave(np.random.get_state())))
+        manager.save(1, args=args.Composite(**items, state=state({"w": jnp.ones(2)})))
+    return {**keys, "state": {"w": jnp.ones(2)}}
+
+
+@pytest.mark.parametrize("state", [args.StandardSave, pts.orbax.SaveArgs])
+def test_random_keys_are_items_too(state):
+    saved = save_random_keys(state)
+    assert_trees_equal(pts.restore("run"), saved)
+    assert_trees_equal(pts.restore("run", saved), saved)
+    assert_trees_equal(pts.restore("run", only="typed"), {"typed": saved["typed"]})
+    pts.convert("run/1", "converted")
+    assert_trees_equal(pts.restore("converted"), saved)
     assert pts.remove_checkpoint("run/1")
+
+
+def test_a_random_key_alone_is_the_tree_itself():
+    with ocp.CheckpointManager(Path("run").absolute()) as manager:
+        manager.save(1, args=args.JaxRandomKeySave(jax.random.key(1)))
+    assert_trees_equal(pts.restore("run"), jax.random.key(1))
+
+
+def test_a_random_key_of_another_implementation_is_read_as_words():
+    save_random_keys()
+    with jax.default_prng_impl("rbg"), pytest.warns(pts.StructureWarning, match="typed: the random key is read as an"):
+        words = pts.restore("run", only="typed")["typed"]
+    assert_trees_equal(words, jax.random.key_data(random_keys()["typed"]))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"typed": 1}', "[", '{"typed": true, "legacy": true}'])
+def test_what_is_not_known_of_a_random_key_is_damage(content):
+    save_random_keys()
+    (file,) = Path("run/1/typed").glob("*_metadata/metadata")
+    file.write_text(content)
+    with pytest.raises(pts.CorruptCheckpointError, match="run/1/typed/jax_random_key_metadata/metadata: expected"):
+        pts.restore("run/1")
 
 
 @pytest.mark.parametrize("writer", ["orbax", "pytreesaver"])

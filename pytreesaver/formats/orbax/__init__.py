@@ -84,7 +84,9 @@ def _open(directory: Path, path: Path) -> CheckpointReader:
     try:
         for prefix, item in sorted({**layout.trees, **layout.natives}.items()):
             readers[prefix.removesuffix("/")] = (
-                native.open(item) if prefix in layout.natives else OrbaxReader(item, path / item.relative_to(directory))
+                native.open(item)
+                if prefix in layout.natives
+                else OrbaxReader(item, path / item.relative_to(directory), layout.tree_alone(prefix))
             )
         metadata, record = metadata_of(path, layout), record_of(path, layout)
     except BaseException:

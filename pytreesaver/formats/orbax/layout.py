@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ SUCCESS = "commit_success.txt"
 _NATIVE_INDEX = "index.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _JSON_ITEMS = ("metadata", "metrics")
+_RANDOM_KEYS = ("jax_random_key", "np_random_key")
 _OWN_DIRECTORIES = {"d", ARRAY_METADATA}
 _MAX_JSON_NBYTES = 1 << 30
 _STEP = re.compile(r"(?:.*[-_])?([0-9]{1,18})")
@@ -43,6 +45,7 @@ class Layout(NamedTuple):
         json_files: the files of JSON items, by name.
         others: the names of items of other kinds.
         root: the decoded root metadata; empty if there is none.
+        random_keys: the files that say of which kind those trees are that are items of random keys, by their prefixes.
     """
 
     trees: Mapping[str, Path]
@@ -50,6 +53,12 @@ class Layout(NamedTuple):
     json_files: Mapping[str, Path]
     others: Sequence[str]
     root: Mapping[str, Any]
+    random_keys: Mapping[str, Path] = MappingProxyType({})
+
+    def tree_alone(self, prefix: str) -> "Layout":
+        """Return the layout of a checkpoint that is one of the trees."""
+        random_keys = {"": self.random_keys[prefix]} if prefix in self.random_keys else {}
+        return Layout({"": self.trees[prefix]}, {}, {}, [], {}, random_keys)
 
     @property
     def time(self) -> float | None:
@@ -102,11 +111,14 @@ def layout_of(path: Path) -> Layout | None:
     handlers = root.get("item_handlers")
     is_v1 = _MARKER in names or (isinstance(handlers, dict) and ".v1." in str(handlers.get("".join(trees[:1]))))
     is_single = trees == ["default"] or (trees in (["state"], ["pytree"]) and is_v1)
-    by_prefix, natives_by_prefix = (
-        {"" if is_single else f"{item}/": path / item for item in found} for found in (items.trees, items.natives)
-    )
+    prefixes = {item: "" if is_single else f"{item}/" for item in trees}
+    by_prefix = {prefixes[item]: path / item / key for item, key in items.trees.items()}
+    natives_by_prefix = {prefixes[item]: path / item for item in items.natives}
     json_files = {item: path / item / file for item, file in items.json_files.items()}
-    return Layout(by_prefix, natives_by_prefix, json_files, items.others, root)
+    random_keys = {
+        prefixes[item]: path / item / f"{key}_metadata" / "metadata" for item, key in items.trees.items() if key
+    }
+    return Layout(by_prefix, natives_by_prefix, json_files, items.others, root, random_keys)
 
 
 def other_files(path: Path, listed: Collection[str] | None = None) -> list[str]:
@@ -219,9 +231,12 @@ def _is_root(path: Path, names: set[str]) -> bool:
 
 
 class _Items(NamedTuple):
-    """The items in a directory: trees, native checkpoints, JSON items with their files, and others."""
+    """The items in a directory: trees, native checkpoints, JSON items with their files, and others.
 
-    trees: list[str]
+    Random keys are trees in a directory of their own, whose name is given. For other trees, it is empty.
+    """
+
+    trees: dict[str, str]
     natives: list[str]
     json_files: dict[str, str]
     others: list[str]
@@ -232,7 +247,7 @@ class _Items(NamedTuple):
 
 
 def _items(path: Path, names: set[str]) -> _Items:
-    items = _Items([], [], {}, [])
+    items = _Items({}, [], {}, [])
     for name in sorted(names):
         if name in _OWN_DIRECTORIES or name.startswith((".", "ocdbt.process_")) or _TEMPORARY in name:
             continue
@@ -243,12 +258,22 @@ def _items(path: Path, names: set[str]) -> _Items:
         if _NATIVE_INDEX in inside:
             items.natives.append(name)
         elif _is_tree(path / name, inside):
-            items.trees.append(name)
+            items.trees[name] = ""
+        elif key := _random_key(path / name, inside):
+            items.trees[name] = key
         elif file is not None and filesystem.is_regular_file(path / name / file):
             items.json_files[name] = file
         else:
             items.others.append(name)
     return items
+
+
+def _random_key(path: Path, names: set[str]) -> str:
+    """Return the name of the tree in the item of a random key, or nothing if the item is of another kind."""
+    for name in _RANDOM_KEYS:
+        if {name, f"{name}_metadata"} <= names and filesystem.is_directory(path / name):
+            return name if _is_tree(path / name, set(filesystem.list_directory(path / name))) else ""
+    return ""
 
 
 def _root(path: Path, names: set[str]) -> Mapping[str, Any]:

@@ -1,17 +1,20 @@
 """Opening of the trees in Orbax checkpoints: their variables, with open arrays or values, and their metadata."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import msgspec
 import numpy as np
 
-from pytreesaver._errors import CorruptCheckpointError
+from pytreesaver._errors import CorruptCheckpointError, StructureWarning
 from pytreesaver._io import filesystem
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError, cell_bytes, dtype_name, stored_array
+from pytreesaver._tree.leaves import key_data_shape
 from pytreesaver._tree.plain import MAX_DEPTH, encode_value
 from pytreesaver.formats.foreign import foreign_record
 from pytreesaver.formats.orbax.aggregate import decode_aggregate
@@ -178,6 +181,41 @@ def _variable(leaf: OrbaxLeaf, array: Any, key_impl: str | None) -> OrbaxVariabl
     is_numpy = leaf.value_type in ("np.ndarray", "scalar") or dtype.kind in "USmM"
     is_numpy = is_numpy or (leaf.value_type == UNKNOWN and dtype.itemsize == 8)  # JAX may have no such arrays
     return OrbaxVariable(LeafType("numpy" if is_numpy else "jax", name), shape, None, array)
+
+
+def as_random_key(structure: Any, variables: list[OrbaxVariable], file: Path) -> tuple[Any, list[OrbaxVariable]]:
+    """Return the structure and the variables of an item of Orbax that is a random key of JAX or NumPy.
+
+    Orbax takes only typed keys of the default implementation of `jax.random`, and does not note which that is. Where
+    the default of this process has keys of another shape, the words of the key are an array, with a warning.
+
+    Args:
+        structure: the structure of its tree, whose sequences are lists.
+        variables: the variables of its tree.
+        file: what Orbax noted of it.
+
+    Raises:
+        CorruptCheckpointError: if that is damaged.
+    """
+    settings = read_json(file)
+    match settings:
+        case {"legacy": bool(is_tuple), **others} if not others:
+            return {"$tuple": structure} if is_tuple and type(structure) is list else structure, variables
+        case {"typed": False, **others} if not others:
+            return structure, variables
+        case {"typed": True, **others} if not others and [each.type.dtype for each in variables] == ["uint32"]:
+            impl = str(jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
+            shape = key_data_shape(impl)
+            if variables[0].shape[-len(shape) :] == shape:
+                return structure, [variables[0]._replace(type=LeafType("key", "uint32", key_impl=impl))]
+            message = (
+                f"{file.parents[1]}: the random key is read as an array of shape {list(variables[0].shape)}: Orbax "
+                f"does not store its implementation, and the default, {impl}, has keys of another shape; "
+                "jax.random.wrap_key_data(array, impl=...) makes it a key"
+            )
+            warnings.warn(message, StructureWarning, stacklevel=5)
+            return structure, variables
+    raise CorruptCheckpointError(f"{file}: expected the kind of a random key, found {str(settings)[:60]}")
 
 
 def _inline(value: Any) -> OrbaxVariable:

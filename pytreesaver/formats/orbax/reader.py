@@ -30,7 +30,7 @@ from pytreesaver.formats.orbax.arrays import (
     read_boxes_with_checksum,
 )
 from pytreesaver.formats.orbax.layout import SIDECAR, TREE_FILE, Layout, layout_of
-from pytreesaver.formats.orbax.opening import OrbaxVariable, damage_of, metadata_of, read_tree, record_of
+from pytreesaver.formats.orbax.opening import OrbaxVariable, as_random_key, damage_of, metadata_of, read_tree, record_of
 from pytreesaver.formats.orbax.sidecar import checksums_of_files, read_sidecar
 from pytreesaver.formats.orbax.tree import joined_structure, structure_of
 from pytreesaver.formats.protocol import Heading
@@ -50,9 +50,9 @@ class OrbaxReader:
     format_version = VERSION
     window_nbytes = WINDOW_NBYTES
 
-    def __init__(self, directory: Path, path: Path | None = None) -> None:
+    def __init__(self, directory: Path, path: Path | None = None, layout: Layout | None = None) -> None:
         """Open the checkpoint in a directory, which is a copy of the one at `path` if that is given."""
-        layout = layout_of(directory)
+        layout = layout_of(directory) if layout is None else layout
         if layout is None:
             raise not_found(directory)
         self.path = directory if path is None else path
@@ -117,6 +117,8 @@ class OrbaxReader:
                 structures[prefix] = structure_of(leaves, empty, len(names))
             except ValueError as error:
                 raise CorruptCheckpointError(f"{directory / TREE_FILE}: expected a tree, found {error}") from None
+            if prefix in layout.random_keys:
+                structures[prefix], variables = as_random_key(structures[prefix], variables, layout.random_keys[prefix])
             names += [_joined_name(prefix, leaf.name if leaf.path else None) for leaf in leaves]
             self._variables += variables
         again = duplicates(names)
