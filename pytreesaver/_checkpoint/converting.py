@@ -109,7 +109,10 @@ def convert(
     check_progress(progress)
     renaming = None if rename is None else as_renaming(rename)
     if not (renaming is None or isinstance(renaming, ByName)):
-        raise ValueError("rename: expected a dict of names in the result to names in the source")
+        raise ValueError(
+            "rename: expected a dict of names in the result to names in the source; a function of names becomes one: "
+            "{new_name(name): name for name, _ in pytreesaver.list_variables(source)}"
+        )
     conversion = _Conversion(
         format,
         None if only is None else as_selection(only),
