@@ -86,17 +86,15 @@ class _Reading:
         ranges, block = self._ranges, self._block_nbytes
         most = RANGE_NBYTES if is_in_store(self._descriptor) else SLICE_NBYTES
         slice_nbytes = max(block, most // block * block)
-        nbytes = np.array(ranges.nbytes, np.int64)
         tasks: list[Callable[[], None]] = []
-        for i in np.flatnonzero(nbytes >= _LARGE_NBYTES).tolist():
+        for i in [i for i, count in enumerate(ranges.nbytes) if count >= _LARGE_NBYTES]:
             shift = ranges.offsets[i] % filesystem.DIRECT_ALIGNMENT
             shift = shift if shift % ALIGNMENT == 0 else 0
             self.results[i] = filesystem.new_memory(shift + ranges.nbytes[i])[shift:]
             tasks += [
                 partial(self._read_slice, i, start, slice_nbytes) for start in range(0, ranges.nbytes[i], slice_nbytes)
             ]
-        groups = _groups(np.array(ranges.offsets, np.int64), nbytes)
-        return tasks + [partial(self._read_group, group) for group in groups]
+        return tasks + [partial(self._read_group, group) for group in _groups(ranges.offsets, ranges.nbytes)]
 
     def _read_group(self, group: Sequence[int]) -> None:
         offsets, nbytes, numbers, checks, begins = self._ranges
@@ -136,11 +134,15 @@ class _Reading:
         advance(data.nbytes)
 
 
-def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[list[int]]:
+def _groups(offsets: Sequence[int], nbytes: Sequence[int]) -> list[list[int]]:
     """Return the small, nonempty ranges in groups that are close enough for a single read."""
-    small = np.flatnonzero((nbytes < _LARGE_NBYTES) & (nbytes > 0))
-    small = small[np.argsort(offsets[small], kind="stable")]
-    starts, ends = offsets[small], offsets[small] + nbytes[small]
-    far = starts[1:] - np.maximum.accumulate(ends)[:-1] > _GAP_NBYTES
-    far |= starts[1:] // _LARGE_NBYTES != starts[:-1] // _LARGE_NBYTES
-    return [group.tolist() for group in np.split(small, np.flatnonzero(far) + 1) if group.size]
+    groups: list[list[int]] = []
+    end, megabyte = 0, -1
+    small = [i for i, count in enumerate(nbytes) if 0 < count < _LARGE_NBYTES]
+    for i in sorted(small, key=offsets.__getitem__):
+        start = offsets[i]
+        if start - end > _GAP_NBYTES or start // _LARGE_NBYTES != megabyte:
+            groups.append([])
+        groups[-1].append(i)
+        end, megabyte = max(end, start + nbytes[i]), start // _LARGE_NBYTES
+    return groups

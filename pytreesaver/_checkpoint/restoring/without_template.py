@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax.numpy as jnp
@@ -86,6 +87,7 @@ def _read_once(
     return [leaf_of[source] for source in sources]
 
 
+@lru_cache(maxsize=1024)
 def _as_jax_type(stored: LeafType) -> LeafType:
     """Return the type of a NumPy array as a JAX array, if JAX has its dtype."""
     if stored.kind != "numpy":

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pytreesaver._errors import CheckpointError, CheckpointNotFoundError
+from pytreesaver._errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from pytreesaver._io import filesystem
 from pytreesaver._io.atomic import remove_directory_atomically
 from pytreesaver.formats import single_file
@@ -70,17 +70,23 @@ def heading_file(path: Path) -> Path:
 
 def read_heading(path: Path) -> Heading:
     """Return the heading of a checkpoint. See `pytreesaver.formats.Format.read_heading`."""
-    return opening.read_heading(path, is_file=_is_file(path))
+    _refuse_others(path)
+    return opening.read_heading(path, is_file=not filesystem.is_directory(path))
 
 
 def open(path: Path) -> IndexedReader:
     """Open a file or a directory. See `pytreesaver.formats.Format.open`."""
-    return opening.open_file(path) if _is_file(path) else opening.open_directory(path)
+    if not filesystem.is_regular_file(path):
+        _refuse_others(path)
+        return opening.open_directory(path)
+    try:
+        return opening.open_file(path)
+    except CorruptCheckpointError:
+        _refuse_others(path)
+        raise
 
 
-def _is_file(path: Path) -> bool:
-    """Return whether a checkpoint is a single file. Raises a CheckpointNotFoundError if it is none."""
+def _refuse_others(path: Path) -> None:
+    """Raise a CheckpointNotFoundError if a path is no checkpoint of this format, not even a damaged one."""
     if not recognizes(path):
-        found = kind_or_absence(path)
-        raise CheckpointNotFoundError(f"{path}: expected safetensors, found {found}")
-    return not filesystem.is_directory(path)
+        raise CheckpointNotFoundError(f"{path}: expected safetensors, found {kind_or_absence(path)}")

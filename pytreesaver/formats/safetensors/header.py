@@ -98,8 +98,10 @@ def read_header_text(file: Path) -> tuple[bytes, int, Version]:
 
 def header_text_of(descriptor: int, file: Path) -> tuple[bytes, int, Version]:
     """Return what `read_header_text` does, of an open file, which messages call `file`."""
+    version = filesystem.version(descriptor)
     size = filesystem.file_size(descriptor)
-    start = _read(descriptor, file, 0, min(LENGTH_NBYTES, size))
+    head = _read(descriptor, file, 0, min(_HEAD_NBYTES, size))
+    start = head[:LENGTH_NBYTES]
     length = int.from_bytes(start, "little")
     if start == b"version ":
         raise CorruptCheckpointError(
@@ -110,8 +112,14 @@ def header_text_of(descriptor: int, file: Path) -> tuple[bytes, int, Version]:
             f"{file}: expected a header of {length} bytes, found a file of {size} bytes: the file is damaged, or "
             "truncated, for example by an interrupted download"
         )
-    text = _read(descriptor, file, LENGTH_NBYTES, length)
-    return text, size - LENGTH_NBYTES - length, filesystem.version(descriptor)
+    text = head[LENGTH_NBYTES : LENGTH_NBYTES + length]
+    if len(text) < length:
+        text += _read(descriptor, file, len(head), length - len(text))
+    return text, size - LENGTH_NBYTES - length, version
+
+
+_HEAD_NBYTES = 16 << 10
+"""What is read of a file at first: most headers are shorter, and need no other request."""
 
 
 def _read(descriptor: int, file: Path, offset: int, nbytes: int) -> bytes:

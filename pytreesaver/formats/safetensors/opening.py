@@ -40,12 +40,7 @@ _NO_NAME = re.compile("")
 def open_file(path: Path, file: Path | None = None) -> IndexedReader:
     """Open a single safetensors file: the checkpoint itself, or the `file` in the directory `path`."""
     source = path if file is None else file
-    while True:
-        header, version = _decoded(source)
-        reader = _reader(path, _index_of_file(source, header), [source])
-        if _is_unchanged(reader, [version]):
-            return reader
-        reader.close()  # another program has replaced it since its header was read
+    return _opened(filesystem.open_existing(source), path, source)
 
 
 def open_stream(descriptor: int, name: Path) -> IndexedReader:
@@ -58,13 +53,21 @@ def open_stream(descriptor: int, name: Path) -> IndexedReader:
                 f"{name}: expected the bytes of a safetensors file, found others, or none of them: the first are "
                 f"{head.tobytes()!r}"
             )
-        text, data_nbytes, _ = header_text_of(descriptor, name)
-        index = _index_of_file(name, decode_header(text, data_nbytes, name))
-        names: dict[str, Any] = {"format_name": NAME, "format_version": VERSION}
-        return IndexedReader(name, index, [name], descriptors=[descriptor], **names)
     except BaseException:
         filesystem.release(descriptor)
         raise
+    return _opened(descriptor, name, name)
+
+
+def _opened(descriptor: int, path: Path, file: Path) -> IndexedReader:
+    """Return the reader of an open file, which is closed with it."""
+    try:
+        text, data_nbytes, _ = header_text_of(descriptor, file)
+        index = _index_of_file(file, decode_header(text, data_nbytes, file))
+    except BaseException:
+        filesystem.release(descriptor)
+        raise
+    return _reader(path, index, [file], [descriptor])
 
 
 def _index_of_file(file: Path, header: Header) -> Index:
@@ -83,15 +86,6 @@ def _index_of_file(file: Path, header: Header) -> Index:
 def _decoded(file: Path) -> tuple[Header, Version]:
     text, data_nbytes, version = read_header_text(file)
     return decode_header(text, data_nbytes, file), version
-
-
-def _is_unchanged(reader: IndexedReader, versions: Sequence[Version]) -> bool:
-    """Return whether the open files are those whose headers were read."""
-    try:
-        return reader.file_versions == list(versions)
-    except BaseException:
-        reader.close()
-        raise
 
 
 def open_directory(path: Path) -> IndexedReader:
@@ -172,8 +166,8 @@ def read_heading(path: Path, *, is_file: bool) -> Heading:
     return Heading(reader.record, reader.metadata, reader.file_sizes)
 
 
-def _reader(path: Path, index: Index, files: Sequence[Path]) -> IndexedReader:
-    return IndexedReader(path, index, files, format_name=NAME, format_version=VERSION)
+def _reader(path: Path, index: Index, files: Sequence[Path], descriptors: Sequence[int] | None = None) -> IndexedReader:
+    return IndexedReader(path, index, files, format_name=NAME, format_version=VERSION, descriptors=descriptors)
 
 
 def _read_header(file: Path, weight_map: Mapping[str, str]) -> tuple[Header, Version]:
