@@ -48,35 +48,39 @@ def write_ranges(
     Returns:
         The checksums of the blocks of all ranges, in the order of `ranges`, as a uint64[n].
     """
-    offsets, nbytes = np.array(ranges.offsets, np.int64), np.array(ranges.nbytes, np.int64)
-    blocks = -(-nbytes // BLOCK_NBYTES)
-    first_blocks = np.cumsum(blocks) - blocks
-    checksums = np.zeros(int(blocks.sum()), np.uint64)
-    buffered = BufferedWriter(descriptor, durable and int(nbytes.sum()) >= _MIN_WRITEBACK_NBYTES)
+    nbytes = ranges.nbytes
+    first_blocks = list(accumulate((block_count(size, BLOCK_NBYTES) for size in nbytes), initial=0))
+    checksums = np.zeros(first_blocks[-1], np.uint64)
+    buffered = BufferedWriter(descriptor, durable and sum(nbytes) >= _MIN_WRITEBACK_NBYTES)
     with DirectWriter(descriptor, buffered) if in_background else buffered as writer:
         tasks: dict[int, Callable[[], None]] = {}
-        for group in _groups(offsets, nbytes):
-            first = first_blocks[group].tolist()
-            tasks[int(offsets[group[0]])] = partial(_write_group, writer, ranges, group.tolist(), checksums, first)
-        for i in np.flatnonzero(nbytes > SLICE_NBYTES).tolist():
-            size, offset = ranges.nbytes[i], ranges.offsets[i]
+        for group in _groups(ranges.offsets, nbytes):
+            first = [first_blocks[i] for i in group]
+            tasks[ranges.offsets[group[0]]] = partial(_write_group, writer, ranges, group, checksums, first)
+        for i in [i for i, size in enumerate(nbytes) if size > SLICE_NBYTES]:
+            size, offset = nbytes[i], ranges.offsets[i]
             shared = _SharedBytes(partial(ranges.load, i), block_count(size, SLICE_NBYTES))
             for start in range(0, size, SLICE_NBYTES):  # a multiple of BLOCK_NBYTES
-                block = int(first_blocks[i]) + start // BLOCK_NBYTES
+                block = first_blocks[i] + start // BLOCK_NBYTES
                 tasks[offset + start] = partial(_write_slice, writer, shared, start, offset, checksums, block)
         in_file_order = [tasks[offset] for offset in sorted(tasks)]
-        run_all(in_file_order, int(nbytes.sum()), in_background=in_background)
+        run_all(in_file_order, sum(nbytes), in_background=in_background)
     return checksums
 
 
-def _groups(offsets: np.ndarray, nbytes: np.ndarray) -> list[np.ndarray]:
+def _groups(offsets: Sequence[int], nbytes: Sequence[int]) -> list[list[int]]:
     """Return the nonempty ranges of up to `SLICE_NBYTES` in contiguous groups that one call can write."""
-    small = np.flatnonzero((nbytes <= SLICE_NBYTES) & (nbytes > 0))
-    small = small[np.argsort(offsets[small], kind="stable")]
-    ends = offsets[small] + nbytes[small]
-    parts = np.stack([ends // SLICE_NBYTES, np.arange(small.size) // _MAX_RANGES_PER_WRITE])
-    is_first = (offsets[small][1:] != ends[:-1]) | (np.diff(parts) > 0).any(axis=0)
-    return [group for group in np.split(small, np.flatnonzero(is_first) + 1) if group.size]
+    groups: list[list[int]] = []
+    end = -1
+    small = [i for i, size in enumerate(nbytes) if 0 < size <= SLICE_NBYTES]
+    for i in sorted(small, key=offsets.__getitem__):
+        new_end = offsets[i] + nbytes[i]
+        is_next = offsets[i] == end and new_end // SLICE_NBYTES == end // SLICE_NBYTES
+        if not is_next or len(groups[-1]) == _MAX_RANGES_PER_WRITE:
+            groups.append([])
+        groups[-1].append(i)
+        end = new_end
+    return groups
 
 
 def _write_group(

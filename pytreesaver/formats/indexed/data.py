@@ -10,7 +10,7 @@ import numpy as np
 
 from pytreesaver._errors import UnsupportedLeafError
 from pytreesaver._io import filesystem
-from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, encode_checksums
+from pytreesaver._io.checksums.xxh3 import BLOCK_NBYTES, block_count, encode_checksums
 from pytreesaver._io.files import write_fully
 from pytreesaver._io.memory import collection_paused
 from pytreesaver._io.writing import WriteRanges, write_ranges
@@ -149,8 +149,8 @@ def write_data(
     sizes = _at(table.sizes, stored)
     offsets, order, entries = _last_layout.of(_at(table.tensors, stored), sizes, with_float8)
 
-    blocks = -(-np.array(sizes, np.int64) // BLOCK_NBYTES)
-    index.checksums = _NO_CHECKSUM * int((blocks[where] if share else blocks).sum())
+    blocks = [block_count(size, BLOCK_NBYTES) for size in sizes]
+    index.checksums = _NO_CHECKSUM * sum(blocks[i] for i in where)
     index.files = [DataFile(name, sum(sizes), 0, "")]
     index.chunk_files = [0] * len(where)
     index.chunk_offsets = [offsets[i] for i in where] if share else list(offsets)
@@ -175,7 +175,7 @@ def write_data(
         sampled(stored[i], data)
         return data
 
-    places = (np.array(offsets, np.int64) + len(header)).tolist()
+    places = [offset + len(header) for offset in offsets]
     joined = partial(_joined_bytes, take, leaf_types, _buffer_types(leaf_types))
     ranges = WriteRanges(places, sizes, load if sampled is None else load_and_sample, joined)
     checksums = write_ranges(descriptor, ranges, **options._asdict())
