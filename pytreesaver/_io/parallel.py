@@ -97,12 +97,13 @@ def run_all(
     At most four threads are used. With `in_background`, at most one thread for every eight CPU cores is used, and with
     fewer than 16 cores only the current thread. With `in_store`, the tasks are requests to an object store.
     """
-    cores = os.cpu_count() or 1
-    workers = min(len(tasks), 4, cores // 8 if in_background else cores + 1)
     if in_store:
         workers = min(len(tasks), _REQUESTS)
     elif nbytes < _MIN_PARALLEL_NBYTES:
         workers = 1
+    else:
+        cores = os.cpu_count() or 1
+        workers = min(len(tasks), 4, cores // 8 if in_background else cores + 1)
     if workers < 2:
         for task in tasks:
             task()
