@@ -1,7 +1,6 @@
 """safetensors files and directories that pytreesaver writes: exact, and readable by every reader of safetensors."""
 
 import json
-import re
 import struct
 from pathlib import Path
 
@@ -143,62 +142,14 @@ def test_dtypes_that_other_loaders_refuse_are_read(tag, dtype):
     assert found.tobytes() == values.tobytes()
 
 
-def write_safetensors(path, tensors, header=None, data=None):
+def write_safetensors(path, tensors):
     entries, offset = {}, 0
     for name, (tag, shape, content) in tensors.items():
         entries[name] = {"dtype": tag, "shape": shape, "data_offsets": [offset, offset + len(content)]}
         offset += len(content)
-    text = json.dumps(entries).encode() if header is None else header
-    content = b"".join(content for _, _, content in tensors.values()) if data is None else data
+    text = json.dumps(entries).encode()
+    content = b"".join(content for _, _, content in tensors.values())
     Path(path).write_bytes(struct.pack("<Q", len(text)) + text + content)
-
-
-def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
-    return b'{"dtype":"%s","shape":%s,"data_offsets":%s}' % (
-        dtype.encode(),
-        json.dumps(shape).encode(),
-        json.dumps(offsets).encode(),
-    )
-
-
-HOSTILE = {
-    "header that is not JSON": (b"{not json", b"", "found a damaged one"),
-    "list as header": (b"[1,2]", b"", "a damaged"),
-    "no dtype": (b'{"w":{"shape":[2],"data_offsets":[0,8]}}', bytes(8), "dtype"),
-    "unknown dtype": (b'{"w":' + entry("F31") + b"}", bytes(8), "F31"),
-    "packed dtype": (b'{"w":' + entry("F4", [2], [0, 1]) + b"}", bytes(1), "F4"),
-    "negative length": (b'{"w":' + entry(shape=[-2]) + b"}", bytes(8), "negative length"),
-    "huge shape": (b'{"w":' + entry(shape=[2**40, 2**40]) + b"}", bytes(8), "fewer than 2**63 bytes"),
-    "huge and empty": (b'{"w":' + entry(shape=[0, 2**62, 2**62], offsets=[0, 0]) + b"}", b"", "fewer than 2**63 bytes"),
-    "length of 400 digits": (
-        b'{"w":' + entry(shape=[10**400, 0], offsets=[0, 0]) + b"}",
-        b"",
-        "fewer than 2**63 bytes",
-    ),
-    "deep name": (b'{"' + b"/".join([b"a"] * 8000) + b'":' + entry() + b"}", bytes(8), "100 parts"),
-    "repeated, and a huge number": (
-        b'{"w":' + entry()[:-1] + b',"data_offsets":[0,8],"n":' + b"1" * 5000 + b'},"w":' + entry() + b"}",
-        bytes(8),
-        "damaged",
-    ),
-    "65 axes": (b'{"w":' + entry(shape=[1] * 65, offsets=[0, 4]) + b"}", bytes(4), "64 axes"),
-    "wrong size": (b'{"w":' + entry(shape=[3]) + b"}", bytes(8), "found 8"),
-    "overlap": (b'{"a":' + entry() + b',"b":' + entry(offsets=[4, 12]) + b"}", bytes(12), "overlap"),
-    "hole": (b'{"a":' + entry() + b',"b":' + entry(offsets=[9, 17]) + b"}", bytes(17), "belong to no tensor"),
-    "offset beyond the end": (b'{"w":' + entry(offsets=[0, 8]) + b"}", bytes(4), "truncated"),
-    "bytes after the end": (b'{"w":' + entry() + b"}", bytes(9), "expected 8 bytes of data, found 9"),
-    "one name twice": (b'{"w":' + entry() + b',"w":' + entry(offsets=[8, 16]) + b"}", bytes(16), "w again"),
-    "metadata of another type": (b'{"__metadata__":{"a":1},"w":' + entry() + b"}", bytes(8), "damaged"),
-    "nested endlessly": (b'{"w":' + b"[" * 100_000, b"", "damaged"),
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_files_are_refused_by_name(case):
-    header, data, message = HOSTILE[case]
-    write_safetensors("evil.safetensors", {}, header, data)
-    with pytest.raises(pts.CheckpointError, match=r"evil\.safetensors.*" + re.escape(message)):
-        pts.restore("evil.safetensors")
 
 
 def test_a_truncated_download_names_what_is_missing():
