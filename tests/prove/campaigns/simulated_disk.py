@@ -103,6 +103,7 @@ def random_run(seed: int) -> Scenario:
     )
     options = options | {"incremental": chance.random() < 0.5}
     done: list[int] = []
+    pinned: set[int] = set()
 
     def save(step: int) -> None:
         with pts.CheckpointManager(RUN, block=True, **options) as manager:
@@ -110,6 +111,7 @@ def random_run(seed: int) -> Scenario:
             done.append(step)
             if chance.random() < 0.3:
                 manager.pin(step)
+                pinned.add(step)
 
     def act() -> None:
         for step in range(1, 5):
@@ -122,6 +124,7 @@ def random_run(seed: int) -> Scenario:
             assert each.problem is None, each
             assert pts.restore(each.path)["nested"]["step"] == each.step
         assert max((each.step for each in listed), default=0) >= max(done, default=0), (listed, done)
+        assert pinned <= {each.step for each in listed if (each.path / "pinned").exists()}, (listed, pinned)
 
     return Scenario(act=act, found=found)
 
