@@ -122,7 +122,7 @@ def test_what_an_interrupted_first_save_has_left_is_removed_after_a_day(store, m
     assert manager.all_steps() == [1, 2]
 
 
-def test_a_writer_that_has_lost_its_lease_completes_nothing(store, short_leases, monkeypatch):
+def test_a_writer_that_has_lost_its_lease_completes_nothing(store, monkeypatch):
     with pts.CheckpointManager("s3://faulty/run", block=True) as manager:
         manager.save(1, OLD)
         number = next(each for each, handle in handles._handles.items() if isinstance(handle, lease.LeaseHandle))
