@@ -13,8 +13,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-# Faults at every point, for hours: docs/reliability.md has the table that this writes. Some parts need gcc, root and
-# loop devices, and say so. `make prove NAMES="kills damage" STEP=10` tries some of it, every tenth point.
+# Faults at every point, for hours: docs/reliability.md has the table that this writes, and says what it needs.
+# `make prove NAMES="kills power-cuts-on-ext4" STEP=10` tries a part of it, every tenth point.
 NAMES ?=
 STEP ?= 1
 prove: $(VENV)/.installed-dev
@@ -32,8 +32,9 @@ fuzz: $(VENV)/.installed-fuzz
 	$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(SECONDS)
 
 # An hour of mutations of the modules that write and check bytes. The survivors are printed, and are in mutants.jsonl.
+MUTATING_SECONDS ?= 3600
 mutants: $(VENV)/.installed-mutation
-	$(BIN)/python -m tests.prove.mutation --seconds 3600
+	$(BIN)/python -m tests.prove.mutation --seconds $(MUTATING_SECONDS)
 
 # Four processes in place of two, and a fault at every message and every operation of the file system: half an hour.
 test-processes: $(VENV)/.installed-dev

@@ -47,8 +47,8 @@ def main():
     results = [_fuzzed(name, arguments.seconds, arguments.executions) for name in names]
     if arguments.target == "all":
         tried, errors = (sum(result[key] for result in results) for key in ("executions", "errors"))
-        date = datetime.now(UTC).date().isoformat()
-        report.write("fuzzing", {"tried": tried, "held": tried - errors, "date": date, "seconds": arguments.seconds})
+        found = {"tried": tried, "held": tried - errors, "seconds": arguments.seconds}
+        print(report.write("fuzzing", report.heading() | found))
     sys.exit(1 if any(result["errors"] for result in results) else 0)
 
 

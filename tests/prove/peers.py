@@ -197,3 +197,9 @@ def run(name: str, times: int = 20, bits: int = 2000) -> dict[str, Any]:
         shutil.rmtree(Path(directory) / "root")
         result["bits"] = dict(flipped(PEERS[name], Path(directory), bits))
     return result
+
+
+def has_held(found: dict[str, Any]) -> bool:
+    """Return whether nothing was lost, and nothing wrong was read, in the results of one library."""
+    is_whole = all(found[key][0] == found[key][1] for key in ("kills", "power cuts") if key in found)
+    return is_whole and not found["bits"].get("silently wrong")

@@ -3,7 +3,9 @@
 import fcntl
 import json
 import os
+import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,31 @@ WHAT = {
 """What each campaign tries, in the order of the table."""
 
 
-def write(name: str, record: Mapping[str, Any]) -> None:
-    """Add what a campaign has found to the results, and write the table."""
+def why_not() -> str:
+    """Return why nothing can be recorded, or nothing."""
+    files = [file for file in (_PAGE, _RESULTS) if file.exists() and not os.access(file, os.W_OK)]
+    return f"{files[0]} cannot be written; it is to have the results" if files else ""
+
+
+def heading() -> dict[str, Any]:
+    """Return the date, the system and the commit of a run that begins now."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    found = subprocess.run(command, cwd=_DOCS, capture_output=True, text=True, check=False)
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "system": f"Linux {os.uname().release.split('-')[0]}",
+        "commit": found.stdout.strip(),
+    }
+
+
+def write(name: str, record: Mapping[str, Any]) -> str:
+    """Add what a campaign has found to the results, and write the table, unless a fuller run is there. Say which."""
     with _PAGE.open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # several campaigns may run at once
         results = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
-        results[name] = {**record, "system": f"Linux {os.uname().release.split('-')[0]}"}
+        if name in results and is_fuller(results[name], record):
+            return f"docs/reliability.md keeps the fuller result of {results[name]['date']}; this one is not recorded"
+        results[name] = dict(record)
         _RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
         page = _replaced(file.read(), "results", table(results))
         if "peers" in results:
@@ -40,6 +61,19 @@ def write(name: str, record: Mapping[str, Any]) -> None:
         file.seek(0)
         file.write(page)
         file.truncate()
+    return "recorded in docs/reliability.md"
+
+
+def is_fuller(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Return whether an old result is of more points than a new one: of the fuzzers, of more inputs.
+
+    Example:
+        >>> is_fuller({"step": 4, "tried": 90}, {"step": 10, "tried": 30})
+        True
+    """
+    if "step" not in new:
+        return bool(old["tried"] > new["tried"])
+    return bool(old.get("step", 1) < new["step"])
 
 
 def _replaced(page: str, mark: str, text: str) -> str:
@@ -53,20 +87,21 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the table of our own campaigns.
 
     Example:
-        >>> print(table({"kills": {"tried": 1200, "held": 1200, "date": "2026-01-31", "system": "Linux 6.1"}}))
-        | what was tried | tried | held | date | on |
-        |---|---|---|---|---|
-        | The process killed at every call that changes the disk | 1,200 | 1,200 | 2026-01-31 | Linux 6.1 |
+        >>> run = {"date": "2026-01-31", "system": "Linux 6.1", "commit": "1a2b3c4"}
+        >>> print(table({"kills": {"tried": 1200, "held": 1200, **run}}))
+        | what was tried | tried | held | date | commit | on |
+        |---|---|---|---|---|---|
+        | The process killed at every call that changes the disk | 1,200 | 1,200 | 2026-01-31 | 1a2b3c4 | Linux 6.1 |
         <BLANKLINE>
     """
-    lines = ["| what was tried | tried | held | date | on |", "|---|---|---|---|---|"]
+    lines = ["| what was tried | tried | held | date | commit | on |", "|---|---|---|---|---|---|"]
     for name, what in WHAT.items():
         if name in results:
             found = results[name]
             if found.get("step", 1) > 1:
                 what = f"{what} (one point in {found['step']})"
             numbers = f"{found['tried']:,} | {found['held']:,}"
-            lines.append(f"| {what} | {numbers} | {found['date']} | {found['system']} |")
+            lines.append(f"| {what} | {numbers} | {found['date']} | {found.get('commit', '')} | {found['system']} |")
     return "\n".join(lines) + "\n"
 
 

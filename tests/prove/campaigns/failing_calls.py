@@ -4,9 +4,11 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from tests.prove.campaigns.kills import empty, problem_after, references
+from tests.prove.campaigns.points import every_nth
 from tests.prove.faults.shim import EVERYTHING, Action, Fault, Kinds
 from tests.prove.faults.worker import Outcome, Worker
 from tests.prove.scenarios import EVERY, READERS
@@ -83,7 +85,7 @@ def run(names: Iterable[str] = tuple(EVERY), faults: Iterable[str] = tuple(FAULT
             name: [
                 f"{name}, {fault} at {call}: {problem}" if problem else ""
                 for fault in faults
-                for call, problem in fail_every_call(worker, name, root, fault, step)
+                for call, problem in every_nth(partial(fail_every_call, worker, name, root, fault, step), step)
             ]
             for name in names
         }

@@ -4,8 +4,10 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
+from tests.prove.campaigns.points import every_nth
 from tests.prove.faults.shim import CHANGES, Action, Fault
 from tests.prove.faults.worker import Worker
 from tests.prove.scenarios import SCENARIOS
@@ -68,4 +70,5 @@ def kill_at_every_call(worker: Worker, name: str, root: Path, step: int = 1, fir
 def run(names: Iterable[str] = tuple(SCENARIOS), step: int = 1) -> dict[str, list[str]]:
     """Return the problems, one or "" for each point, of each scenario."""
     with tempfile.TemporaryDirectory() as directory, Worker(TABLE) as worker:
-        return {name: list(kill_at_every_call(worker, name, Path(directory) / "root", step)) for name in names}
+        root = Path(directory) / "root"
+        return {name: list(every_nth(partial(kill_at_every_call, worker, name, root, step), step)) for name in names}

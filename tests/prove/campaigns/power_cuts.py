@@ -2,8 +2,10 @@
 
 import shutil
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from tests.prove.campaigns.kills import TABLE, empty, problem_after, references
+from tests.prove.campaigns.points import every_nth
 from tests.prove.faults.disk import Disk
 from tests.prove.faults.shim import CHANGES, Action, Fault
 from tests.prove.faults.worker import Worker
@@ -55,7 +57,7 @@ def run(kind: str, names: Iterable[str] = tuple(SCENARIOS), step: int = 1, times
     with Disk(kind) as disk, Worker(TABLE) as worker:
         return {
             name: [
-                *cut_at_every_call(worker, name, disk, step),
+                *every_nth(partial(cut_at_every_call, worker, name, disk, step), step),
                 *cut_after_returning(worker, name, disk, times),
             ]
             for name in names

@@ -147,6 +147,6 @@ def run(names: Iterable[str] = (*NAMES, *RANDOM_RUNS), step: int = 1) -> dict[st
             found[name] = [
                 problem
                 for scenario, what, seed in runs
-                for problem in try_states(scenario, what, Path(directory), 150, seed)
+                for problem in try_states(scenario, what, Path(directory), max(1, 150 // step), seed)
             ]
     return found

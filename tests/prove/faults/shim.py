@@ -3,10 +3,10 @@
 import ctypes
 import enum
 import functools
+import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,11 +52,16 @@ class Fault(NamedTuple):
 
 @functools.cache
 def library() -> Path:
-    """Compile the library, once for each process."""
+    """Compile the library, unless that has been done."""
     source = Path(__file__).with_name("shim.c")
-    target = Path(tempfile.mkdtemp(prefix="pytreesaver-shim-")) / "shim.so"
-    command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", target, source, "-ldl"]
-    subprocess.run(command, check=True)
+    version = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    target = Path(__file__).parents[3] / "build" / "faults" / f"shim-{version}.so"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        compiled = target.with_suffix(f".{os.getpid()}")
+        flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
+        subprocess.run(["gcc", *flags, "-o", compiled, source, "-ldl"], check=True)
+        compiled.replace(target)
     return target
 
 

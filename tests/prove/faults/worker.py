@@ -125,8 +125,13 @@ def in_child(
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # other libraries write their errors there
         try:
+            try:
+                outcome = outcome_of(entries[name], root, steps, fault, disk)
+                answer = pickle.dumps(outcome)
+            except BaseException:
+                answer = pickle.dumps(Outcome("crashed", traceback.format_exc(), call="?"))
             with os.fdopen(writing, "wb") as pipe:
-                pickle.dump(outcome_of(entries[name], root, steps, fault, disk), pipe)
+                pipe.write(answer)
         finally:
             os._exit(0)
     os.close(writing)
