@@ -347,12 +347,47 @@ def test_a_random_key_of_another_implementation_is_read_as_words():
     assert_trees_equal(words, jax.random.key_data(random_keys()["typed"]))
 
 
-@pytest.mark.parametrize("content", ["{}", '{"typed": 1}', "[", '{"typed": true, "legacy": true}'])
-def test_what_is_not_known_of_a_random_key_is_damage(content):
+def test_a_key_saved_by_a_checkpointer_is_the_tree_itself():
+    handler = ocp.JaxRandomKeyCheckpointHandler()
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(Path("key").absolute(), args=args.JaxRandomKeySave(jax.random.key(1)))
+    assert_trees_equal(pts.restore("key"), jax.random.key(1))
+
+
+def test_beside_a_random_key_the_default_item_has_a_name():
+    with ocp.CheckpointManager(Path("run").absolute()) as manager:
+        items = {"default": args.StandardSave({"w": jnp.ones(2)}), "key": args.JaxRandomKeySave(jax.random.key(1))}
+        manager.save(1, args=args.Composite(**items))
+    assert [name for name, _ in pts.list_variables("run")] == ["default/w", "key"]
+
+
+@pytest.mark.parametrize("content", ["{}", '{"typed": 1}', '{"legacy": true}', '{"typed": true, "impl": "rbg"}', None])
+def test_a_random_key_of_an_unknown_kind_is_not_read(content):
+    saved = save_random_keys()
+    (file,) = Path("run/1/typed").glob("*_metadata/metadata")
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    with pytest.warns(
+        pts.StructureWarning, match="items of Orbax that are not trees, arrays or JSON are not read: typed"
+    ):
+        restored = pts.restore("run/1")
+    del saved["typed"]
+    assert_trees_equal(restored, saved)
+
+
+def test_damage_of_a_random_key_is_told():
     save_random_keys()
     (file,) = Path("run/1/typed").glob("*_metadata/metadata")
-    file.write_text(content)
-    with pytest.raises(pts.CorruptCheckpointError, match="run/1/typed/jax_random_key_metadata/metadata: expected"):
+    file.write_text("[")
+    with pytest.raises(pts.CorruptCheckpointError, match="run/1/typed/jax_random_key_metadata/metadata: expected JSON"):
+        pts.restore("run/1")
+    file.write_text('{"typed": true}')
+    by_orbax("other", jnp.ones(3))
+    shutil.rmtree("run/1/typed/jax_random_key")
+    shutil.copytree("other", "run/1/typed/jax_random_key")
+    with pytest.raises(pts.CorruptCheckpointError, match=r"run/1/typed: expected the words .*, found float32\[3\]"):
         pts.restore("run/1")
 
 

@@ -283,3 +283,21 @@ def test_wrong_arguments_are_refused_before_anything_is_written():
         manager.save(1, {"w": 1})
         assert Path("run/m.safetensors-1").is_file()
         assert manager.restore() == {"w": 1}
+
+
+@pytest.mark.parametrize("nbytes", [(16 << 10) - 8, 16 << 10, (16 << 10) + 8, 100_000])
+def test_headers_of_all_lengths_are_read(nbytes):
+    empty = json.dumps({"__metadata__": {"x": ""}, "w": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}})
+    text = empty.replace('""', f'"{"m" * (nbytes - 8 - len(empty))}"').encode()
+    Path("x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"abc")
+    assert Path("x.safetensors").stat().st_size == nbytes + 3
+    assert pts.restore("x.safetensors")["w"].tobytes() == b"abc"
+
+
+@pytest.mark.parametrize("read", [pts.restore, pts.load_checkpoint, pts.verify])
+def test_a_named_format_has_the_same_rules(read):
+    content = b' {"w":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
+    Path("x.safetensors").write_bytes(struct.pack("<Q", len(content)) + content)
+    options = {} if read is pts.verify else {"format": "safetensors"}
+    with pytest.raises(pts.CheckpointNotFoundError, match=r"x\.safetensors"):
+        read("x.safetensors", **options)

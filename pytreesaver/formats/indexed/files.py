@@ -56,14 +56,14 @@ class IndexedFiles:
         new_checks: Callable[[], RangeChecks] | None = None,
         descriptors: Sequence[int] | None = None,
     ) -> None:
+        self.descriptors: dict[int, int] = dict(enumerate(descriptors or ()))
+        self._finalizer = weakref.finalize(self, _close_all, self.descriptors)
         self.path = path
         self.index = index
         self.paths = paths
-        self.descriptors: dict[int, int] = dict(enumerate(descriptors or ()))
         self._checked: set[int] = set()
         self._failures: dict[int, tuple[str, list[str]]] = {}  # finding the damaged variables takes time
         self._maps: dict[int, np.ndarray] = {}
-        self._finalizer = weakref.finalize(self, _close_all, self.descriptors)
         self._chunk_nbytes = chunk_nbytes(index)
         self._first_chunk = first_positions(chunk_counts(index))
         self._first_block = first_positions([block_count(n, index.checksum_block_nbytes) for n in self._chunk_nbytes])

@@ -250,7 +250,7 @@ def _check_chunks(index: Index) -> None:
     blocks = sum(block_count(n, index.checksum_block_nbytes) for n in nbytes)
     _require(len(index.checksums) == 16 * blocks, f"{blocks} checksums of 16 digits")
     _require(re.fullmatch("[0-9a-f]*", index.checksums) is not None, "checksums in lower-case hexadecimal digits")
-    if not index.same_as and _are_in_order(index, nbytes):
+    if not index.same_as and _are_apart(index, nbytes):
         return
     size = np.array(nbytes, np.int64)
     if index.same_as:
@@ -267,13 +267,12 @@ def _all_within(numbers: Sequence[int], bound: int) -> bool:
     return not numbers or (min(numbers) >= 0 and max(numbers) < bound)
 
 
-def _are_in_order(index: Index, nbytes: Sequence[int]) -> bool:
-    """Return whether the chunks are in the only file, one after the other: a fast check of the common case."""
+def _are_apart(index: Index, nbytes: Sequence[int]) -> bool:
+    """Return whether all chunks are in the only file, and none overlaps another: a fast check of the common case."""
     if len(index.files) != 1:
         return False
     (file,) = index.files
-    places = sorted(zip(index.chunk_offsets, nbytes, strict=True))
-    starts, ends = [offset for offset, _ in places], map(sum, places)
+    starts, ends = sorted(index.chunk_offsets), sorted(map(operator.add, index.chunk_offsets, nbytes))
     return all(map(operator.le, [file.header_nbytes, *ends], [*starts, file.nbytes]))
 
 

@@ -29,7 +29,8 @@ SUCCESS = "commit_success.txt"
 _NATIVE_INDEX = "index.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _JSON_ITEMS = ("metadata", "metrics")
-_RANDOM_KEYS = ("jax_random_key", "np_random_key")
+_RANDOM_KEYS = {"jax_random_key": "typed", "np_random_key": "legacy"}
+"""The directories of the trees of random keys, and what Orbax notes of each in the directory beside it."""
 _OWN_DIRECTORIES = {"d", ARRAY_METADATA}
 _MAX_JSON_NBYTES = 1 << 30
 _STEP = re.compile(r"(?:.*[-_])?([0-9]{1,18})")
@@ -45,7 +46,7 @@ class Layout(NamedTuple):
         json_files: the files of JSON items, by name.
         others: the names of items of other kinds.
         root: the decoded root metadata; empty if there is none.
-        random_keys: the files that say of which kind those trees are that are items of random keys, by their prefixes.
+        random_keys: what Orbax noted of those trees that are random keys, by their prefixes.
     """
 
     trees: Mapping[str, Path]
@@ -53,7 +54,7 @@ class Layout(NamedTuple):
     json_files: Mapping[str, Path]
     others: Sequence[str]
     root: Mapping[str, Any]
-    random_keys: Mapping[str, Path] = MappingProxyType({})
+    random_keys: Mapping[str, Mapping[str, bool]] = MappingProxyType({})
 
     def tree_alone(self, prefix: str) -> "Layout":
         """Return the layout of a checkpoint that is one of the trees."""
@@ -103,7 +104,14 @@ def layout_of(path: Path) -> Layout | None:
         return Layout({"": path}, {}, {}, [], _root(path, names))
     if not _is_root(path, names):
         return None
+    key = _random_key(path, names)
+    if key and (noted := _noted_of_key(path, key)):
+        return Layout({"": path / key}, {}, {}, [], _root(path, names), {"": noted})
     items = _items(path, names)
+    noted_of = {item: _noted_of_key(path / item, key) for item, key in items.trees.items() if key}
+    for item in [item for item, noted in noted_of.items() if not noted]:
+        del items.trees[item]
+        items.others.append(item)
     if not items.exist:
         return None
     root = _root(path, names)
@@ -115,9 +123,7 @@ def layout_of(path: Path) -> Layout | None:
     by_prefix = {prefixes[item]: path / item / key for item, key in items.trees.items()}
     natives_by_prefix = {prefixes[item]: path / item for item in items.natives}
     json_files = {item: path / item / file for item, file in items.json_files.items()}
-    random_keys = {
-        prefixes[item]: path / item / f"{key}_metadata" / "metadata" for item, key in items.trees.items() if key
-    }
+    random_keys = {prefixes[item]: noted for item, noted in noted_of.items() if noted}
     return Layout(by_prefix, natives_by_prefix, json_files, items.others, root, random_keys)
 
 
@@ -231,9 +237,9 @@ def _is_root(path: Path, names: set[str]) -> bool:
 
 
 class _Items(NamedTuple):
-    """The items in a directory: trees, native checkpoints, JSON items with their files, and others.
+    """The items in a directory: trees, native checkpoints, JSON items, and others.
 
-    Random keys are trees in a directory of their own, whose name is given. For other trees, it is empty.
+    `trees` has the directory of each tree in its item: "" for the item itself, which it is but for random keys.
     """
 
     trees: dict[str, str]
@@ -271,9 +277,25 @@ def _items(path: Path, names: set[str]) -> _Items:
 def _random_key(path: Path, names: set[str]) -> str:
     """Return the name of the tree in the item of a random key, or nothing if the item is of another kind."""
     for name in _RANDOM_KEYS:
-        if {name, f"{name}_metadata"} <= names and filesystem.is_directory(path / name):
-            return name if _is_tree(path / name, set(filesystem.list_directory(path / name))) else ""
+        if {name, f"{name}_metadata"} <= names and filesystem.is_regular_file(_file_of_key(path, name)):
+            is_directory = filesystem.is_directory(path / name)
+            return name if is_directory and _is_tree(path / name, set(filesystem.list_directory(path / name))) else ""
     return ""
+
+
+def _file_of_key(path: Path, key: str) -> Path:
+    return path / f"{key}_metadata" / "metadata"
+
+
+def _noted_of_key(path: Path, key: str) -> Mapping[str, bool]:
+    """Return what Orbax noted of a random key, or nothing if this version of pytreesaver does not know what that means.
+
+    Raises:
+        CorruptCheckpointError: if it is damaged.
+    """
+    noted = read_json(_file_of_key(path, key))
+    is_known = isinstance(noted, dict) and [*noted] == [_RANDOM_KEYS[key]]
+    return noted if is_known and isinstance(noted[_RANDOM_KEYS[key]], bool) else {}
 
 
 def _root(path: Path, names: set[str]) -> Mapping[str, Any]:

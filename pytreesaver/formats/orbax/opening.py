@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import msgspec
 import numpy as np
 
@@ -14,7 +13,6 @@ from pytreesaver._errors import CorruptCheckpointError, StructureWarning
 from pytreesaver._io import filesystem
 from pytreesaver._text import quoted
 from pytreesaver._tree.kinds import LeafType, NotPlainError, cell_bytes, dtype_name, stored_array
-from pytreesaver._tree.leaves import key_data_shape
 from pytreesaver._tree.plain import MAX_DEPTH, encode_value
 from pytreesaver.formats.foreign import foreign_record
 from pytreesaver.formats.orbax.aggregate import decode_aggregate
@@ -183,7 +181,9 @@ def _variable(leaf: OrbaxLeaf, array: Any, key_impl: str | None) -> OrbaxVariabl
     return OrbaxVariable(LeafType("numpy" if is_numpy else "jax", name), shape, None, array)
 
 
-def as_random_key(structure: Any, variables: list[OrbaxVariable], file: Path) -> tuple[Any, list[OrbaxVariable]]:
+def as_random_key(
+    structure: Any, variables: list[OrbaxVariable], noted: Mapping[str, bool], where: Path
+) -> tuple[Any, list[OrbaxVariable]]:
     """Return the structure and the variables of an item of Orbax that is a random key of JAX or NumPy.
 
     Orbax takes only typed keys of the default implementation of `jax.random`, and does not note which that is. Where
@@ -192,30 +192,34 @@ def as_random_key(structure: Any, variables: list[OrbaxVariable], file: Path) ->
     Args:
         structure: the structure of its tree, whose sequences are lists.
         variables: the variables of its tree.
-        file: what Orbax noted of it.
+        noted: what Orbax noted of it.
+        where: the item, for messages.
 
     Raises:
-        CorruptCheckpointError: if that is damaged.
+        CorruptCheckpointError: if it is no key.
     """
-    settings = read_json(file)
-    match settings:
-        case {"legacy": bool(is_tuple), **others} if not others:
-            return {"$tuple": structure} if is_tuple and type(structure) is list else structure, variables
-        case {"typed": False, **others} if not others:
-            return structure, variables
-        case {"typed": True, **others} if not others and [each.type.dtype for each in variables] == ["uint32"]:
-            impl = str(jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
-            shape = key_data_shape(impl)
-            if variables[0].shape[-len(shape) :] == shape:
-                return structure, [variables[0]._replace(type=LeafType("key", "uint32", key_impl=impl))]
-            message = (
-                f"{file.parents[1]}: the random key is read as an array of shape {list(variables[0].shape)}: Orbax "
-                f"does not store its implementation, and the default, {impl}, has keys of another shape; "
-                "jax.random.wrap_key_data(array, impl=...) makes it a key"
-            )
-            warnings.warn(message, StructureWarning, stacklevel=5)
-            return structure, variables
-    raise CorruptCheckpointError(f"{file}: expected the kind of a random key, found {str(settings)[:60]}")
+    if noted.get("legacy") and type(structure) is list:
+        return {"$tuple": structure}, variables
+    if not noted.get("typed"):
+        return structure, variables
+    found = [f"{each.type.dtype}{list(each.shape)}" for each in variables]
+    if len(variables) != 1 or variables[0].type.dtype != "uint32" or not variables[0].shape:
+        raise CorruptCheckpointError(f"{where}: expected the words of a random key in uint32, found {', '.join(found)}")
+    import jax
+
+    from pytreesaver._tree.leaves import key_data_shape
+
+    impl = str(jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
+    shape = key_data_shape(impl)
+    if variables[0].shape[-len(shape) :] == shape:
+        return structure, [variables[0]._replace(type=LeafType("key", "uint32", key_impl=impl))]
+    message = (
+        f"{where}: the random key is read as an array of shape {list(variables[0].shape)}: Orbax does not store its "
+        f"implementation, and the default, {impl}, has keys of another shape; jax.random.wrap_key_data(array, "
+        "impl=...) makes it a key"
+    )
+    warnings.warn(message, StructureWarning, stacklevel=5)
+    return structure, variables
 
 
 def _inline(value: Any) -> OrbaxVariable:

@@ -118,7 +118,9 @@ class OrbaxReader:
             except ValueError as error:
                 raise CorruptCheckpointError(f"{directory / TREE_FILE}: expected a tree, found {error}") from None
             if prefix in layout.random_keys:
-                structures[prefix], variables = as_random_key(structures[prefix], variables, layout.random_keys[prefix])
+                structures[prefix], variables = as_random_key(
+                    structures[prefix], variables, layout.random_keys[prefix], path / prefix
+                )
             names += [_joined_name(prefix, leaf.name if leaf.path else None) for leaf in leaves]
             self._variables += variables
         again = duplicates(names)

@@ -112,6 +112,10 @@ def header_text_of(descriptor: int, file: Path) -> tuple[bytes, int, Version]:
             f"{file}: expected a header of {length} bytes, found a file of {size} bytes: the file is damaged, or "
             "truncated, for example by an interrupted download"
         )
+    if not looks_like_header(head):
+        raise CorruptCheckpointError(
+            f"{file}: expected a header that begins with a brace, found {head[LENGTH_NBYTES : LENGTH_NBYTES + 1]!r}"
+        )
     text = head[LENGTH_NBYTES : LENGTH_NBYTES + length]
     if len(text) < length:
         text += _read(descriptor, file, len(head), length - len(text))

@@ -66,7 +66,9 @@ HEADERS = {
     "empty-of-124-bits": of_w(
         FIELDS, {"shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}, "fewer than 2**63 bytes", b""
     ),
-    "length-of-400-digits": of_w(FIELDS, {"shape": [10**400, 0], "data_offsets": [0, 0]}, "", b""),
+    "length-of-400-digits": of_w(
+        FIELDS, {"shape": [10**400, 0], "data_offsets": [0, 0]}, "fewer than 2**63 bytes", b""
+    ),
     "shape-of-65-axes": of_w(FIELDS, {"shape": [1] * 64 + [6]}, "64 axes"),
     "name-of-8000-parts": of_header(FIELDS, {"/".join(["a"] * 8000): W}, "100 parts"),
     "three-offsets": of_w(OFFSETS, {"data_offsets": [0, 24, 24]}, "damaged"),
