@@ -205,6 +205,16 @@ def test_a_coordinator_that_is_gone_is_said_so():
     meeting.forget()
 
 
+def test_a_message_that_has_arrived_already_is_no_error():
+    class RepeatingClient:
+        def key_value_set_bytes(self, key, value, *, allow_overwrite):
+            raise RuntimeError("ALREADY_EXISTS: key")  # the answer to a request that was sent twice
+
+    coordinator.JaxCoordinator(RepeatingClient()).put("key", b"value")
+    with pytest.raises(coordinator.CoordinatorLostError):
+        coordinator.JaxCoordinator(LostClient()).put("key", b"value")
+
+
 def test_a_store_in_memory_waits(monkeypatch):
     ranks = Ranks(2, monkeypatch)
     threading.Timer(0.1, ranks.coordinators[1].put, ["key", b"value"]).start()

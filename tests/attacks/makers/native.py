@@ -187,7 +187,7 @@ CHUNKS = {
     "position-of-5000-digits": edited(POSITION, put("grids", {"1" * 5000: [[0, 2]]}), "position of a variable"),
     "position-in-arabic-digits": edited(POSITION, put("grids", {"٣": [[0, 2], [0, 3]]}), "position of a variable"),
     "position-with-a-sign": edited(POSITION, put("grids", {"+3": [[0, 2], [0, 3]]}), "position of a variable"),
-    "grid-of-no-variable": edited(POSITION, put("grids", {"99": [[0, 2], [0, 3]]}), "position of a variable"),
+    "grid-of-no-variable": edited(POSITION, put("grids", {"4": [[0, 2], [0, 3]]}), "position of a variable"),
     "grid-of-no-chunks-over-an-empty-array": edited(GRID, _no_chunks_over_an_empty_array, "a grid for shape"),
     "grid-of-no-chunks": edited(GRID, put("grids", {"3": [[0, 2], [5], [0, 3]]}), "a grid for shape"),
     "grid-of-another-shape": edited(GRID, put("grids", {"3": [[0, 2], [0, 4]]}), "a grid for shape"),
