@@ -31,12 +31,16 @@ def end_on_signals() -> None:
 
 
 def _end(number: int, frame: object) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _go_on)
+    signal.signal(signal.SIGTERM, _go_on)
     sys.exit(128 + number)
 
 
+def _go_on(number: int, frame: object) -> None:
+    """Do nothing: this process ends already. (Where a signal is ignored while it arrives, Python raises an OSError.)"""
+
+
 def _run_one(run: Callable[..., dict], name: str) -> list[str]:
-    is_ending = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    is_ending = signal.getsignal(signal.SIGTERM) is _go_on
     found: list[str] = [] if is_ending else run([name])[name]
     return found

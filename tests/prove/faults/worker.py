@@ -59,7 +59,8 @@ class Worker:
         environment = {**os.environ, "LD_PRELOAD": str(library()), "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-c", f"from {__name__} import serve; serve({table!r})"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+        # In a session of its own, so that Ctrl-C does not end it in the middle of a use: it ends with the pipe.
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
     def __enter__(self) -> "Worker":
         return self
