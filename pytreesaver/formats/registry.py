@@ -168,7 +168,8 @@ def _is_installed(package: str) -> bool:
 def format_of_ending(name: str) -> str | None:
     """Return the name of the format that the ending of a name chooses, or None."""
     endings = _ENDINGS | _registered_endings
-    return next((endings[ending] for ending in endings if name.lower().endswith(ending)), None)
+    lower = name.lower()
+    return next((endings[ending] for ending in endings if lower.endswith(ending)), None)
 
 
 _ENDINGS_OF_OTHERS = (
@@ -188,8 +189,10 @@ def format_at(path: Path) -> Format | None:
         >>> format_at(path).name, format_at(path / "index.json")
         ('native', None)
     """
+    likely = format_of_ending(path.name)
+    names = format_names() if likely is None else [likely, *format_names()]  # at most one recognizes it
     with wrap_os_errors("read", path):
-        return next((each for each in map(format_named, format_names()) if each.recognizes(path)), None)
+        return next((each for each in map(format_named, names) if each.recognizes(path)), None)
 
 
 def is_checkpoint(path: Path) -> bool:
