@@ -15,7 +15,7 @@ _PAGE = _DOCS / "reliability.md"
 
 WHAT = {
     "kills": "The process killed at every call that changes the disk",
-    "power cuts on ext4": "The power of a real ext4 disk cut at every such call, and right after each use returned",
+    "power cuts on ext4": "The power cut at every such call on ext4, and right after each use returned",
     "power cuts on xfs": "The same on xfs",
     "power cuts on btrfs": "The same on btrfs, on a copy of the image of the disk",
     "simulated power cuts": "States of a simulated disk: subsets and prefixes of what was not synced",
