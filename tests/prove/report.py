@@ -37,13 +37,19 @@ def why_not() -> str:
 
 def heading() -> dict[str, Any]:
     """Return the date, the system and the commit of a run that begins now."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    found = subprocess.run(command, cwd=_DOCS, capture_output=True, text=True, check=False)
+    commit = _git("rev-parse", "--short", "HEAD")
+    is_changed = bool(_git("status", "--porcelain", "--", "pytreesaver", "tests"))
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "system": f"Linux {os.uname().release.split('-')[0]}",
-        "commit": found.stdout.strip(),
+        "commit": f"{commit}, changed" if is_changed else commit,
     }
+
+
+def _git(*arguments: str) -> str:
+    """Return what git says, or nothing if this is no checkout."""
+    command = ["git", "-C", str(_DOCS.parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def write(name: str, record: Mapping[str, Any]) -> str:
