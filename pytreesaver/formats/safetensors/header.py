@@ -122,8 +122,8 @@ def header_text_of(descriptor: int, file: Path) -> tuple[bytes, int, Version]:
     return text, size - LENGTH_NBYTES - length, version
 
 
-_HEAD_NBYTES = 16 << 10
-"""What is read of a file at first: most headers are shorter, and need no other request."""
+_HEAD_NBYTES = 4 << 10
+"""What is read of a file at first: headers of small trees are shorter, and need no second read."""
 
 
 def _read(descriptor: int, file: Path, offset: int, nbytes: int) -> bytes:

@@ -33,10 +33,10 @@ def is_whole(found) -> bool:
 
 
 def use_repeatedly(role: str, path: str, seconds: float) -> None:
-    """Do what a role does until the time is over. Print the number of times, or the first problem."""
+    """Do what a role does until the time is over, and at least once. Print how often, or the first problem."""
     end, count, chance = time.monotonic() + seconds, 0, random.Random(os.getpid())
     warnings.simplefilter("ignore")
-    while time.monotonic() < end:
+    while (left := end - time.monotonic()) > 0 or (count == 0 and left > -60):
         try:
             count += ROLES[role](path, chance.randrange(1_000_000)) is not None
         except pts.CheckpointNotFoundError:
