@@ -91,14 +91,14 @@ def read_header_text(file: Path) -> tuple[bytes, int, Version]:
     """
     descriptor = filesystem.open_existing(file)
     try:
-        return header_text_of(descriptor, file)
+        version = filesystem.version(descriptor)
+        return *header_text_of(descriptor, file), version
     finally:
         filesystem.release(descriptor)
 
 
-def header_text_of(descriptor: int, file: Path) -> tuple[bytes, int, Version]:
-    """Return what `read_header_text` does, of an open file, which messages call `file`."""
-    version = filesystem.version(descriptor)
+def header_text_of(descriptor: int, file: Path) -> tuple[bytes, int]:
+    """Return the JSON text of the header of an open file, and the size of the data after it. Messages name `file`."""
     size = filesystem.file_size(descriptor)
     head = _read(descriptor, file, 0, min(_HEAD_NBYTES, size))
     start = head[:LENGTH_NBYTES]
@@ -119,7 +119,7 @@ def header_text_of(descriptor: int, file: Path) -> tuple[bytes, int, Version]:
     text = head[LENGTH_NBYTES : LENGTH_NBYTES + length]
     if len(text) < length:
         text += _read(descriptor, file, len(head), length - len(text))
-    return text, size - LENGTH_NBYTES - length, version
+    return text, size - LENGTH_NBYTES - length
 
 
 _HEAD_NBYTES = 4 << 10

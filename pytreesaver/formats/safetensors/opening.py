@@ -62,7 +62,7 @@ def open_stream(descriptor: int, name: Path) -> IndexedReader:
 def _opened(descriptor: int, path: Path, file: Path) -> IndexedReader:
     """Return the reader of an open file, which is closed with it."""
     try:
-        text, data_nbytes, _ = header_text_of(descriptor, file)
+        text, data_nbytes = header_text_of(descriptor, file)
         index = _index_of_file(file, decode_header(text, data_nbytes, file))
     except BaseException:
         filesystem.release(descriptor)
